@@ -1,0 +1,1 @@
+"""The shell around the pure core: sockets, and asyncio once a connection is up."""

@@ -1,0 +1,108 @@
+"""One connection over one socket in an asyncio event loop.
+
+The loop's readers and writers are used directly: asyncio's streams copy every byte and
+cost more than the encryption does. A wake-up takes one receive and at most one send.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+from ..ssh.connection import Connection
+from ..ssh.order import Phase
+
+
+class Driver:
+    """Owns the socket; calls ``finished`` once the connection and the socket are closed."""
+
+    def __init__(
+        self, sock: socket.socket, connection: Connection, finished: Callable[[], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._connection = connection
+        self._finished = finished
+        self._writing = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+
+    def start(self) -> None:
+        """Begin to send and to receive."""
+        self._loop.add_reader(self._fd, self._on_readable)
+        self.flush()
+
+    def _on_readable(self) -> None:
+        connection = self._connection
+        try:
+            count = self._sock.recv_into(connection.receive_buffer())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count = 0
+        if count:
+            connection.received(count, self._loop.time())
+        else:
+            connection.receive_eof()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits; whoever sends outside of a handler calls this afterwards."""
+        connection = self._connection
+        if connection.unsent and not self._writing:
+            self._send()
+        if connection.phase is Phase.CLOSED:
+            if not self._writing:
+                self._close()
+        elif self._timer is None or self._timer.when() > connection.deadline:
+            self._set_timer()
+
+    def _send(self) -> None:
+        connection = self._connection
+        try:
+            connection.sent(self._sock.send(connection.data_to_send()))
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self._writing = False
+            connection.sent(connection.unsent)
+            connection.receive_eof()
+            self._close()
+            return
+        if connection.unsent and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._on_writable)
+        elif not connection.unsent and self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    def _on_writable(self) -> None:
+        self._send()
+        self._connection.wake()
+        self.flush()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = min(self._connection.deadline, self._loop.time() + 86400.0)
+        self._timer = self._loop.call_at(deadline, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self._connection.tick(self._loop.time())
+        self.flush()
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        self._finished()

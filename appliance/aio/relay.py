@@ -1,0 +1,179 @@
+"""Bytes between a channel and file descriptors, with back pressure both ways.
+
+A Source reads a descriptor only while the channel may send; a Sink gives the peer new
+window only for what the descriptor took, so neither ever holds more than one window.
+"""
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections import deque
+from collections.abc import Callable
+
+from ..ssh.channels import Channel
+
+# Our own choice
+READ = 128 << 10  # bytes a wake-up: four packets, one send
+
+
+def wants_nonblocking(fd: int) -> bool:
+    """Whether a write to ``fd`` can stall: a pipe's or socket's can; a terminal's too, but
+    its other users would be surprised by a change of mode."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+class Source:
+    """From a descriptor to a channel; the caller owns the descriptor."""
+
+    def __init__(
+        self,
+        fd: int,
+        channel: Channel,
+        flush: Callable[[], None],
+        ended: Callable[[], None],
+        extended: int | None = None,
+        transform: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._fd = fd
+        self._channel = channel
+        self._flush = flush
+        self._ended = ended
+        self._extended = extended
+        self._transform = transform
+        self._reading = False
+        self._stopped = False
+        self._pollable = True  # regular files are not, and are always ready
+
+    def start(self) -> None:
+        """Begin, or go on after the channel could not take more."""
+        if self._reading or self._stopped or not self._channel.sendable():
+            return
+        self._reading = True
+        if self._pollable:
+            try:
+                self._loop.add_reader(self._fd, self._on_readable)
+                return
+            except PermissionError:
+                self._pollable = False
+        self._loop.call_soon(self._poll)
+
+    def _poll(self) -> None:
+        if self._reading:
+            self._on_readable()
+        if self._reading:
+            self._loop.call_soon(self._poll)
+
+    def _on_readable(self) -> None:
+        room = min(self._channel.sendable(), READ)
+        if self._extended is not None:
+            room = min(room, self._channel.send_packet)
+        if not room:
+            self._pause()
+            return
+        try:
+            data = os.read(self._fd, room)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # EIO: the last process left the terminal
+            data = b""
+        if not data:
+            self.stop()
+            self._ended()
+            self._flush()
+            return
+        if self._transform is not None:
+            data = self._transform(data)
+        if self._extended is None:
+            self._channel.send(data)
+        else:
+            self._channel.send_extended(self._extended, data)
+        self._flush()
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            if self._pollable:
+                self._loop.remove_reader(self._fd)
+
+    def stop(self) -> None:
+        """Read no more; once and for all."""
+        self._pause()
+        self._stopped = True
+
+
+class Sink:
+    """From a channel to a descriptor; owns nothing but what is not written yet."""
+
+    def __init__(
+        self,
+        fd: int,
+        channel: Channel,
+        flush: Callable[[], None],
+        broken: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._fd = fd
+        self._channel = channel
+        self._flush = flush
+        self._broken = broken
+        self._waiting: deque[memoryview] = deque()
+        self._drained: Callable[[], None] | None = None
+        self._stopped = False
+
+    def write(self, view: memoryview) -> None:
+        """Bytes that are valid during the call only."""
+        if self._stopped:
+            self._channel.consume(len(view))
+            return
+        written = 0 if self._waiting else self._write(view)
+        if written < len(view) and not self._stopped:
+            if not self._waiting:
+                self._loop.add_writer(self._fd, self._on_writable)
+            self._waiting.append(memoryview(bytes(view[written:])))
+
+    def _write(self, view: memoryview) -> int:
+        try:
+            written = os.write(self._fd, view)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self.stop()
+            self._channel.consume(len(view))
+            self._broken()
+            return len(view)
+        self._channel.consume(written)
+        return written
+
+    def _on_writable(self) -> None:
+        view = self._waiting[0]
+        written = self._write(view)
+        if self._stopped:
+            self._flush()
+            return
+        if written < len(view):
+            self._waiting[0] = view[written:]
+        else:
+            self._waiting.popleft()
+        if not self._waiting:
+            self._loop.remove_writer(self._fd)
+            if self._drained is not None:
+                self._drained()
+        self._flush()
+
+    def when_drained(self, drained: Callable[[], None]) -> None:
+        """Call ``drained`` once everything is written: now, or later."""
+        if self._waiting:
+            self._drained = drained
+        else:
+            drained()
+
+    def stop(self) -> None:
+        """Forget what is not written."""
+        self._stopped = True
+        if self._waiting:
+            self._waiting.clear()
+            with contextlib.suppress(OSError, ValueError):
+                self._loop.remove_writer(self._fd)

@@ -1,0 +1,1 @@
+"""The applets: parse arguments, call one function, return an exit status."""

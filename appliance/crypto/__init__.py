@@ -1,0 +1,1 @@
+"""Key exchange, ciphers, keys and key files: pure functions of their arguments."""

@@ -1,0 +1,312 @@
+"""authorized_keys: which keys may log in, and what each of them may do (sshd(8)).
+
+A line is ``[options] type base64 [comment]``. The options stand in front, separated by commas,
+and only blanks outside double quotes end them. A line is one line however long it is, and a
+line with anything in it that is not understood lets nobody in: an option may be there to
+restrict, so ignoring it would grant more than its author meant. Every such line is named in
+the log once.
+"""
+
+from __future__ import annotations
+
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ..errors import MalformedMessage
+from .keys import SIGNATURE_ALGORITHMS, PublicKey, load_public_key
+from .patterns import matches
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+LocalTime = Callable[[tuple[int, int, int, int, int, int, int, int, int]], float]
+
+# Of OpenSSH
+TUNNEL_ANY: Final = 0x7FFFFFFF  # misc.h, SSH_TUNID_ANY
+_TUNNEL_MAXIMUM: Final = TUNNEL_ANY - 2
+_KEY_TYPES: Final = frozenset(SIGNATURE_ALGORITHMS.values())
+
+# Our own choices
+LOG_LIMIT: Final = 20  # lines about one file: its owner must not be able to flood the log
+
+
+class Permissions(NamedTuple):
+    """What the holder of a key may do; the defaults are those of a line without options."""
+
+    pty: bool = True
+    command: str | None = None  # runs in place of whatever is asked for
+    environment: tuple[tuple[str, str], ...] = ()
+    port_forwarding: bool = True
+    agent_forwarding: bool = True
+    x11_forwarding: bool = True
+    user_rc: bool = True
+    tunnel_allowed: bool = True  # tun@openssh.com at all
+    tunnel: int | None = None  # the only unit allowed; TUNNEL_ANY: only an open for 'any'
+    from_patterns: str | None = None  # for from_matches
+    expires: int | None = None  # seconds since 1970, from which on the key is not accepted
+    touch_required: bool = True  # of a security key
+    verify_required: bool = False
+
+
+class Entry(NamedTuple):
+    """A line that may let somebody in, if ``from_patterns`` and ``expires`` agree."""
+
+    key: PublicKey
+    options: Permissions
+    comment: str
+    line_number: int
+
+
+class _BadLine(Exception):
+    """Why a line is passed over."""
+
+
+def parse(
+    data: bytes, log: Callable[[str], None], local_time: LocalTime | None = None
+) -> Iterator[Entry]:
+    """The usable entries of a file, in order; ``log`` gets a line for each that is not.
+
+    ``local_time`` is time.mktime: it reads an expiry-time that does not end in Z. Without
+    it such a time counts as UTC. The caller limits the size of the file.
+    """
+    complaints = 0
+    for line_number, raw in enumerate(data.split(b"\n"), 1):
+        # Bytes of no known encoding come out of a command or comment as they went in.
+        line = raw.decode(errors="surrogateescape").strip(" \t\r")
+        if not line or line.startswith("#"):
+            continue
+        try:
+            yield _parse_line(line, line_number, local_time)
+        except _BadLine as error:
+            complaints += 1
+            if complaints <= LOG_LIMIT:
+                log(f"line {line_number}: {error}, so this key is refused")
+    if complaints > LOG_LIMIT:
+        log(f"{complaints - LOG_LIMIT} more lines with mistakes")
+
+
+def _parse_line(line: str, line_number: int, local_time: LocalTime | None) -> Entry:
+    if "\0" in line:
+        raise _BadLine("it holds a NUL byte")
+    options = Permissions()
+    first, _, rest = line.replace("\t", " ").partition(" ")
+    if first not in _KEY_TYPES:
+        if rest.lstrip().startswith("AAAA") and first.startswith(("ssh-", "ecdsa-", "sk-")):
+            raise _BadLine(f"keys of type {_shown(first)} are not supported")
+        end = _end_of_options(line)
+        options = _parse_options(line[:end], local_time)
+        line = line[end:].lstrip(" \t")
+    words = line.split(None, 2)
+    if len(words) < 2:
+        raise _BadLine("it holds no key")
+    try:
+        key = load_public_key(a2b_base64(words[1].encode(), strict_mode=True))
+    except (Base64Error, UnicodeEncodeError) as error:
+        raise _BadLine("its key is not base64") from error
+    except MalformedMessage as error:
+        raise _BadLine(str(error)) from error
+    if key.key_type != words[0]:
+        raise _BadLine(f"it says {_shown(words[0])} before a key of type {key.key_type}")
+    return Entry(key, options, words[2] if len(words) > 2 else "", line_number)
+
+
+def _shown(text: str) -> str:
+    """Text of the file's, short and harmless in a log."""
+    safe = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+    return f"'{safe[:40]}{'...' if len(safe) > 40 else ''}'"
+
+
+def _end_of_options(line: str) -> int:
+    """Where the first blank outside quotes stands."""
+    quoted = False
+    at = 0
+    while at < len(line) and (quoted or line[at] not in " \t"):
+        if line[at : at + 2] == '\\"':
+            at += 1
+        elif line[at] == '"':
+            quoted = not quoted
+        at += 1
+    if quoted:
+        raise _BadLine("a quote is not closed")
+    return at
+
+
+def _split_options(text: str) -> Iterator[tuple[str, str | None]]:
+    """Pairs of lower-case name and unquoted value, None where there is no '='."""
+    at = 0
+    while True:
+        start = at
+        while at < len(text) and text[at] not in ',="':
+            at += 1
+        name = text[start:at].lower()
+        value = None
+        if text[at : at + 1] == "=":
+            if text[at + 1 : at + 2] != '"':
+                raise _BadLine(f"the value of option {_shown(name)} is not in double quotes")
+            at += 2
+            characters = []
+            while text[at] != '"':  # there is one: _end_of_options has seen it
+                if text[at : at + 2] == '\\"':
+                    at += 1
+                characters.append(text[at])
+                at += 1
+                if at == len(text):
+                    raise _BadLine(f"the value of option {_shown(name)} is not closed")
+            at += 1
+            value = "".join(characters)
+        if not name:
+            raise _BadLine("an option has no name")
+        yield name, value
+        if at == len(text):
+            return
+        if text[at] != ",":
+            raise _BadLine(f"option {_shown(name)} is followed by {_shown(text[at:])}")
+        at += 1
+
+
+_FLAGS: Final = {
+    "pty": "pty",
+    "port-forwarding": "port_forwarding",
+    "agent-forwarding": "agent_forwarding",
+    "x11-forwarding": "x11_forwarding",
+    "user-rc": "user_rc",
+}
+
+
+def _parse_options(text: str, local_time: LocalTime | None) -> Permissions:
+    """Options count from left to right: what stands behind ``restrict`` may give back."""
+    fields: dict[str, Any] = {}
+    restricted = False
+    for name, value in _split_options(text):
+        if value is None:
+            flag = _FLAGS.get(name.removeprefix("no-"))
+            if flag:
+                fields[flag] = not name.startswith("no-")
+            elif name == "restrict":
+                restricted = True
+                fields.update(dict.fromkeys(_FLAGS.values(), False))
+            elif name == "no-touch-required":
+                fields["touch_required"] = False
+            elif name == "verify-required":
+                fields["verify_required"] = True
+            else:
+                raise _BadLine(f"option {_shown(name)} is not supported")
+        elif name == "command":
+            if name in fields:
+                raise _BadLine("it has more than one option 'command'")
+            fields["command"] = value
+        elif name == "environment":
+            fields[name] = _add_variable(fields.get(name, ()), value)
+        elif name == "from":
+            if "from_patterns" in fields:
+                raise _BadLine("it has more than one option 'from'")
+            try:
+                list(_sources(value))
+            except ValueError as error:
+                raise _BadLine(f"option 'from' holds {_shown(str(error))}") from error
+            fields["from_patterns"] = value
+        elif name == "expiry-time":
+            expires = _parse_time(value, local_time)
+            fields["expires"] = min(expires, fields.get("expires", expires))
+        elif name == "tunnel":
+            fields["tunnel"] = _parse_unit(value)
+        else:
+            raise _BadLine(f"option {_shown(name)} is not supported")
+    # 'port-forwarding' behind 'restrict' is not enough: a tunnel reaches a whole network.
+    open_to_all = fields.get("port_forwarding", True) and not restricted
+    return Permissions(**fields, tunnel_allowed=open_to_all or "tunnel" in fields)
+
+
+def _add_variable(
+    environment: tuple[tuple[str, str], ...], text: str
+) -> tuple[tuple[str, str], ...]:
+    """The first value of a variable stays, as with OpenSSH."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isascii() or not name.replace("_", "a").isalnum():
+        raise _BadLine(f"option 'environment' is not NAME=value but {_shown(text)}")
+    if any(name == known for known, _ in environment):
+        return environment
+    return (*environment, (name, value))
+
+
+def _parse_unit(text: str) -> int:
+    if text.lower() == "any":
+        return TUNNEL_ANY
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > _TUNNEL_MAXIMUM:
+        raise _BadLine(f"option 'tunnel' is not the number of a device but {_shown(text)}")
+    return int(text)
+
+
+def _parse_time(text: str, local_time: LocalTime | None) -> int:
+    """YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with Z behind it for UTC."""
+    from datetime import UTC, datetime
+
+    digits = text[:-1] if text[-1:] in ("Z", "z") else text
+    mistake = _BadLine(f"option 'expiry-time' is not YYYYMMDD[HHMM[SS]][Z] but {_shown(text)}")
+    if len(digits) not in (8, 12, 14) or not digits.isascii() or not digits.isdigit():
+        raise mistake
+    full = digits.ljust(14, "0")
+    month, day, hour, minute, second = (int(full[at : at + 2]) for at in range(4, 14, 2))
+    try:
+        moment = datetime(int(full[:4]), month, day, hour, minute, second, tzinfo=UTC)
+        if digits != text or local_time is None:
+            expires = int(moment.timestamp())
+        else:
+            expires = int(local_time((*moment.timetuple()[:8], -1)))
+    except (ValueError, OverflowError) as error:
+        raise mistake from error
+    if expires <= 0:
+        raise mistake
+    return expires
+
+
+def _sources(patterns: str) -> Iterator[tuple[bool, str, IPv4Network | IPv6Network | None]]:
+    """Negation, pattern and network (if it is one) of each; ValueError(pattern) for a bad one."""
+    from ipaddress import ip_network
+
+    for pattern in patterns.split(","):
+        negated = pattern.startswith("!")
+        pattern = pattern.removeprefix("!")
+        base, slash, length = pattern.partition("/")
+        if not base or (slash and not (length.isascii() and length.isdigit())):
+            raise ValueError(pattern)
+        try:
+            yield negated, pattern, ip_network(pattern)
+        except ValueError as error:
+            if slash:  # a host in place of a network, or no address at all
+                raise ValueError(pattern) from error
+            yield negated, pattern, None
+
+
+def from_matches(patterns: str, address: str, hostname: str | None) -> bool:
+    """Whether a client may come from there, as a ``from`` option means it.
+
+    ``patterns`` is a comma list of addresses, networks (192.0.2.0/24) and wildcards, each
+    perhaps behind '!', which outweighs the others; ``hostname`` is the client's name if it was
+    looked up and verified. A list with a mistake in it, such as a network with host bits,
+    matches nobody: parse() has refused its line already.
+    """
+    from ipaddress import ip_address
+
+    try:
+        peer = ip_address(address.partition("%")[0])
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        address = str(peer)
+    except ValueError:  # 'UNKNOWN' behind a pipe
+        peer = None
+    names = {address.lower(), (hostname or address).lower()}
+    found = False
+    try:
+        for negated, pattern, network in _sources(patterns):
+            if network is not None and peer is not None and peer in network:
+                matched = True
+            else:
+                matched = any(matches(name, pattern.lower()) for name in names)
+            if matched and negated:
+                return False
+            found = found or matched
+    except ValueError:
+        return False
+    return found

@@ -1,0 +1,1 @@
+"""What a channel can be: a session, a tunnel."""

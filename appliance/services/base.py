@@ -1,0 +1,48 @@
+"""What the services of a server need done with privileges that they do not have."""
+
+from typing import NamedTuple, Protocol
+
+
+class Process(NamedTuple):
+    """A process that was started for the user; the descriptors are the caller's to close.
+
+    On a terminal, ``stdin`` and ``stdout`` are both its master side and ``stderr`` is None.
+    ``status`` yields the wait status as four bytes, most significant first, when the
+    process ends.
+    """
+
+    number: int
+    stdin: int
+    stdout: int
+    stderr: int | None
+    status: int
+
+
+class Refused(Exception):
+    """The privileged side says no; the text says why."""
+
+
+class Privileges(Protocol):
+    """Each call may raise Refused, and blocks until it is done."""
+
+    def open_pty(self) -> int:
+        """The master side of a new terminal; the next ``spawn`` on a terminal uses it."""
+        ...
+
+    def spawn(
+        self,
+        kind: str,
+        command: bytes,
+        environment: tuple[tuple[bytes, bytes], ...],
+        master: int | None,
+    ) -> Process:
+        """Start 'shell', 'exec' or 'subsystem' as the user who is logged in."""
+        ...
+
+    def signal(self, process: int, name: str) -> None:
+        """Send a signal by its name without SIG (RFC 4254 section 6.10)."""
+        ...
+
+    def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
+        """A tun or tap device: its descriptor and name; modes as in OpenSSH PROTOCOL 2.3."""
+        ...

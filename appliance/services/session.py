@@ -1,0 +1,284 @@
+"""A session channel on the server (RFC 4254 section 6): shell, command or subsystem.
+
+    NEW --shell, exec, subsystem--> RUNNING --status and end of output--> ENDED
+"""
+
+import asyncio
+import fnmatch
+import logging
+import os
+import signal
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from ..aio.relay import Sink, Source
+from ..ssh.channels import Channel, ChannelHandler
+from ..wire.codec import Boolean, Name, Record, String, Text, UInt32, write_uint32
+from ..wire.messages import EXTENDED_DATA_STDERR
+from .base import Privileges, Process, Refused
+from .terminal import apply_modes, set_size
+
+_log = logging.getLogger(__name__)
+
+# Our own choices
+ENVIRONMENT_LIMIT: Final = 100  # variables of a peer's
+VARIABLE_LIMIT: Final = 4096  # bytes of one
+TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may lag behind the exit
+
+
+class PtyRequest(Record):
+    term: Text
+    columns: UInt32
+    rows: UInt32
+    width: UInt32
+    height: UInt32
+    modes: String
+
+
+class WindowChange(Record):
+    columns: UInt32
+    rows: UInt32
+    width: UInt32
+    height: UInt32
+
+
+class EnvironmentVariable(Record):
+    variable: String
+    value: String
+
+
+class Command(Record):
+    """Of exec and subsystem."""
+
+    command: String
+
+
+class SignalRequest(Record):
+    signal: Name
+
+
+class ExitSignal(Record):
+    signal: Name
+    core_dumped: Boolean
+    error_message: Text = ""
+    language_tag: Text = ""
+
+
+class Nothing(Record):
+    """The data of requests that carry none."""
+
+
+class _State(Enum):
+    NEW = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Session(ChannelHandler):
+    """One session; owns the descriptors of its process."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        privileges: Privileges,
+        flush: Callable[[], None],
+        accept_environment: tuple[str, ...],
+    ) -> None:
+        self._channel = channel
+        self._privileges = privileges
+        self._flush = flush
+        self._accept_environment = accept_environment
+        self._environment: list[tuple[bytes, bytes]] = []
+        self._master: int | None = None
+        self._process: Process | None = None
+        self._state = _State.NEW
+        self._stdin: Sink | None = None
+        self._stdin_fd: int | None = None
+        self._sources: list[Source] = []
+        self._running_sources = 0
+        self._status: int | None = None
+
+    def request(self, request_type: str, request_data: bytes) -> bool:
+        handle = _REQUESTS.get(request_type)
+        if handle is None:
+            return False
+        try:
+            return handle(self, request_data)
+        except Refused as refusal:
+            _log.info("%s refused: %s", request_type, refusal)
+            return False
+
+    # -- before it runs --------------------------------------------------------------
+
+    def _pty_req(self, data: bytes) -> bool:
+        request = PtyRequest.decode(data)
+        if self._state is not _State.NEW or self._master is not None:
+            return False
+        self._master = self._privileges.open_pty()
+        set_size(self._master, request.columns, request.rows, request.width, request.height)
+        apply_modes(self._master, request.modes)
+        self._environment.append((b"TERM", request.term.encode()))
+        return True
+
+    def _env(self, data: bytes) -> bool:
+        request = EnvironmentVariable.decode(data)
+        name = request.variable.decode("latin-1")
+        if (
+            self._state is not _State.NEW
+            or len(self._environment) >= ENVIRONMENT_LIMIT
+            or len(data) > VARIABLE_LIMIT
+            or b"\0" in request.value
+            or not all(fits.isalnum() or fits == "_" for fits in name)
+            or not any(fnmatch.fnmatchcase(name, p) for p in self._accept_environment)
+        ):
+            return False
+        self._environment.append((request.variable, request.value))
+        return True
+
+    # -- running ---------------------------------------------------------------------
+
+    def _shell(self, data: bytes) -> bool:
+        Nothing.decode(data)
+        return self._run("shell", b"")
+
+    def _exec(self, data: bytes) -> bool:
+        return self._run("exec", Command.decode(data).command)
+
+    def _subsystem(self, data: bytes) -> bool:
+        return self._run("subsystem", Command.decode(data).command)
+
+    def _run(self, kind: str, command: bytes) -> bool:
+        if self._state is not _State.NEW or b"\0" in command:
+            return False
+        process = self._privileges.spawn(
+            kind, command, tuple(self._environment), self._master
+        )
+        self._state = _State.RUNNING
+        self._process = process
+        loop = asyncio.get_running_loop()
+        for fd in {process.stdin, process.stdout, process.stderr, process.status} - {None}:
+            assert fd is not None
+            os.set_blocking(fd, False)
+        channel, flush = self._channel, self._flush
+        self._stdin_fd = process.stdin
+        self._stdin = Sink(process.stdin, channel, flush, self._close_stdin)
+        self._sources.append(Source(process.stdout, channel, flush, self._output_ended))
+        if process.stderr is not None:
+            self._sources.append(
+                Source(process.stderr, channel, flush, self._output_ended, EXTENDED_DATA_STDERR)
+            )
+        self._running_sources = len(self._sources)
+        loop.add_reader(process.status, self._on_status)
+        loop.call_soon(self.resume)  # behind the answer to this request
+        return True
+
+    def data(self, view: memoryview) -> None:
+        if self._stdin is None:
+            self._channel.consume(len(view))  # before the program: nobody wants it
+        else:
+            self._stdin.write(view)
+
+    def eof(self) -> None:
+        if self._stdin is not None and self._master is None:
+            self._stdin.when_drained(self._close_stdin)
+
+    def _close_stdin(self) -> None:
+        if self._stdin_fd is not None and self._master is None:
+            fd, self._stdin_fd = self._stdin_fd, None
+            if self._stdin is not None:
+                self._stdin.stop()
+            os.close(fd)
+
+    def resume(self) -> None:
+        for source in self._sources:
+            source.start()
+
+    def _window_change(self, data: bytes) -> bool:
+        change = WindowChange.decode(data)
+        if self._master is None or self._state is _State.ENDED:
+            return False
+        set_size(self._master, change.columns, change.rows, change.width, change.height)
+        return True
+
+    def _signal(self, data: bytes) -> bool:
+        name = SignalRequest.decode(data).signal
+        if self._process is None or self._state is not _State.RUNNING or not name.isalnum():
+            return False
+        self._privileges.signal(self._process.number, name)
+        return True
+
+    def _break(self, data: bytes) -> bool:
+        if self._master is None or self._state is not _State.RUNNING:
+            return False
+        os.write(self._master, b"\x03")
+        return True
+
+    def _end_of_write(self, data: bytes) -> bool:
+        """eow@openssh.com: the client's reader is gone (OpenSSH PROTOCOL 2.1)."""
+        if self._process is not None and self._master is None and self._sources:
+            self._sources[0].stop()
+            self._output_ended()
+        return True
+
+    # -- the end ---------------------------------------------------------------------
+
+    def _on_status(self) -> None:
+        assert self._process is not None
+        data = os.read(self._process.status, 4)
+        asyncio.get_running_loop().remove_reader(self._process.status)
+        self._status = int.from_bytes(data, "big") if len(data) == 4 else signal.SIGKILL
+        if self._running_sources and self._master is not None:
+            # somebody in the background may hold the terminal open
+            asyncio.get_running_loop().call_later(TERMINAL_GRACE, self._finish)
+        elif not self._running_sources:
+            self._finish()
+
+    def _output_ended(self) -> None:
+        self._running_sources -= 1
+        if not self._running_sources:
+            self._channel.eof()
+            if self._status is not None:
+                self._finish()
+
+    def _finish(self) -> None:
+        if self._state is not _State.RUNNING or self._status is None:
+            return
+        self._state = _State.ENDED
+        if os.WIFSIGNALED(self._status):
+            name = signal.Signals(os.WTERMSIG(self._status)).name.removeprefix("SIG")
+            details = ExitSignal(name, os.WCOREDUMP(self._status)).encode()
+            self._channel.request("exit-signal", details)
+        else:
+            self._channel.request("exit-status", write_uint32(os.WEXITSTATUS(self._status)))
+        self._channel.eof()
+        self._channel.close()
+        self._flush()
+
+    def closed(self) -> None:
+        self._state = _State.ENDED
+        for source in self._sources:
+            source.stop()
+        if self._stdin is not None:
+            self._stdin.stop()
+        descriptors = {self._master}
+        if self._process is not None:
+            asyncio.get_running_loop().remove_reader(self._process.status)
+            descriptors |= {self._process.stdout, self._process.stderr, self._process.status}
+            descriptors.add(self._stdin_fd)
+        for fd in descriptors:
+            if fd is not None:
+                os.close(fd)
+
+
+_REQUESTS: Final[dict[str, Callable[[Session, bytes], bool]]] = {
+    "pty-req": Session._pty_req,
+    "env": Session._env,
+    "shell": Session._shell,
+    "exec": Session._exec,
+    "subsystem": Session._subsystem,
+    "window-change": Session._window_change,
+    "signal": Session._signal,
+    "break": Session._break,
+    "eow@openssh.com": Session._end_of_write,
+}

@@ -1,0 +1,1 @@
+"""Tunnels over tun and tap devices (tun@openssh.com)."""

@@ -1,0 +1,60 @@
+"""A tun or tap device of Linux (Documentation/networking/tuntap).
+
+The device lives as long as its descriptor. Addresses and routes are not set here.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from typing import Final
+
+from ...errors import UsageError
+from ...wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
+
+PATH: Final = "/dev/net/tun"
+
+# linux/if_tun.h
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TUN: Final = 0x0001
+_IFF_TAP: Final = 0x0002
+_IFF_NO_PI: Final = 0x1000
+_IFREQ: Final = struct.Struct("16sH22x")
+
+UNIT_LIMIT: Final = 999_999  # so that the name fits; OpenSSH's own limit is higher, unused
+
+
+def name_of(mode: int, unit: int) -> str:
+    """'tun0' or 'tap0'; 'tun%d', which the kernel fills in, for any unit."""
+    kind = {POINT_TO_POINT: "tun", ETHERNET: "tap"}[mode]
+    return kind + ("%d" if unit == ANY_UNIT else str(unit))
+
+
+def open_device(mode: int, unit: int) -> tuple[int, str]:
+    """A non-blocking descriptor and the device's name.
+
+    ``mode`` is POINT_TO_POINT or ETHERNET, ``unit`` a number or ANY_UNIT. Raises
+    UsageError with what to do about it.
+    """
+    name = name_of(mode, unit)
+    if unit != ANY_UNIT and not 0 <= unit <= UNIT_LIMIT:
+        raise UsageError(f"there is no tunnel device {name}: take 0 to {UNIT_LIMIT}, or any")
+    try:
+        fd = os.open(PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UsageError(f"{PATH} is missing: load the module with 'modprobe tun'") from error
+    except OSError as error:
+        raise UsageError(f"{PATH}: {error.strerror}: a tunnel needs root, or a device made by "
+                         f"'ip tuntap add {name} user NAME'") from error
+    flags = (_IFF_TUN if mode == POINT_TO_POINT else _IFF_TAP) | _IFF_NO_PI
+    try:
+        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+    except OSError as error:
+        os.close(fd)
+        why = {
+            errno.EBUSY: "it is in use by another process",
+            errno.EPERM: "no permission: run as root (CAP_NET_ADMIN)",
+            errno.EINVAL: "it exists and is of another kind",
+        }.get(error.errno or 0, error.strerror)
+        raise UsageError(f"tunnel device {name}: {why}") from error
+    return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()

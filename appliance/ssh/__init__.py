@@ -1,0 +1,1 @@
+"""The protocol as state machines that do no input or output of their own."""

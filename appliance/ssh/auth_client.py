@@ -1,0 +1,191 @@
+"""User authentication as the client sees it (RFC 4252, RFC 4256).
+
+The methods are tried in the order that the user prefers, as far as the server lists
+them. A key that is at hand is used at once; one that costs the user something (a
+passphrase, a touch) is shown first, so that nobody is asked in vain.
+
+    ASKED_NONE -> ASKED_KEY | SHOWED_KEY -> ASKED_KEY | ASKED_PASSWORD | ASKED_DIALOGUE
+
+Each failure moves on to the next method; a success ends it, which the connection sees.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum, auto
+from typing import Final, NamedTuple, Protocol
+
+from ..errors import AuthenticationFailed, ProtocolError
+from ..wire.codec import Buffer, write_boolean, write_name, write_string, write_text
+from ..wire.messages import (
+    UserauthFailure,
+    UserauthInfoRequest,
+    UserauthInfoResponse,
+    UserauthPkOk,
+    UserauthRequest,
+)
+from .auth_server import HOSTBOUND, SERVICE, Offer, signed_data
+
+# Our own choices
+DIALOGUES: Final = 3  # attempts, as many as OpenSSH gives a password
+DIALOGUE_LIMIT: Final = 100  # questions of one server before we believe that it never ends
+
+
+class Identity(NamedTuple):
+    """A key that may be tried."""
+
+    blob: bytes
+    algorithms: tuple[str, ...]  # that it can sign with, most wanted first
+    sign: Callable[[str, bytes], bytes | None]  # (algorithm, data); None: given up
+    costs_the_user: bool  # so ask the server first
+    name: str  # for messages
+
+
+class Credentials(Protocol):
+    """Where secrets come from; a call may ask the user and take its time."""
+
+    def identities(self) -> Iterable[Identity]:
+        """The keys, in the order in which they are to be tried."""
+        ...
+
+    def password(self) -> str | None:
+        """A password, or None when the user gives up."""
+        ...
+
+    def answers(
+        self, name: str, instruction: str, prompts: tuple[tuple[str, bool], ...]
+    ) -> tuple[str, ...] | None:
+        """An answer to each prompt; the boolean says whether it may be echoed."""
+        ...
+
+
+class _State(Enum):
+    ASKED_NONE = auto()
+    ASKED_KEY = auto()
+    SHOWED_KEY = auto()
+    ASKED_PASSWORD = auto()
+    ASKED_DIALOGUE = auto()
+
+
+class AuthClient:
+    """The authentication of one connection."""
+
+    def __init__(
+        self,
+        user: str,
+        credentials: Credentials,
+        methods: tuple[str, ...],
+        algorithms: tuple[str, ...],
+        session_id: bytes,
+        host_key: bytes,
+    ) -> None:
+        self._user = user
+        self._credentials = credentials
+        self._preferred = methods
+        self._algorithms = algorithms
+        self._session_id = session_id
+        self._host_key = host_key  # empty unless the server knows the host-bound form
+        self._identities: Iterator[Identity] | None = None
+        self._identity: Identity
+        self._algorithm = ""
+        self._exhausted: set[str] = set()
+        self._tried: list[str] = []
+        self._questions = self._dialogues = 0
+        self._state = _State.ASKED_NONE
+
+    def begin(self) -> bytes:
+        """The first request: a key when there is one, else what the server requires."""
+        request = self._next_key() if self._preferred[:1] == ("publickey",) else None
+        return request or self._request("none", b"")
+
+    def _request(self, method: str, fields: Buffer) -> bytes:
+        return UserauthRequest(self._user, SERVICE, method, bytes(fields)).encode()
+
+    def failure(self, message: UserauthFailure) -> bytes:
+        """The next request; raises AuthenticationFailed when there is none."""
+        if message.partial_success:
+            self._exhausted.clear()
+            self._identities = None
+        for method in self._preferred:
+            while method in message.methods and method not in self._exhausted:
+                request = self._next(method)
+                if request is not None:
+                    if method not in self._tried:
+                        self._tried.append(method)
+                    return request
+                self._exhausted.add(method)
+        raise AuthenticationFailed(
+            f"permission denied ({','.join(message.methods) or 'no methods left'})"
+            + (f"; tried {', '.join(self._tried)}" if self._tried else "; had nothing to try")
+        )
+
+    def _next(self, method: str) -> bytes | None:
+        if method == "publickey":
+            return self._next_key()
+        if method == "password":
+            password = self._credentials.password()
+            if password is None:
+                return None
+            self._state = _State.ASKED_PASSWORD
+            return self._request("password", write_boolean(False) + write_text(password))
+        self._dialogues += 1
+        if self._dialogues > DIALOGUES:
+            return None
+        self._state = _State.ASKED_DIALOGUE
+        return self._request("keyboard-interactive", write_text("") + write_text(""))
+
+    def _next_key(self) -> bytes | None:
+        if self._identities is None:
+            self._identities = iter(self._credentials.identities())
+        for identity in self._identities:
+            usable = [name for name in identity.algorithms if name in self._algorithms]
+            if not usable:
+                continue
+            self._identity, self._algorithm = identity, usable[0]
+            if identity.costs_the_user:
+                self._state = _State.SHOWED_KEY
+                return self._key_request(None)
+            request = self._signed()
+            if request is not None:
+                return request
+        return None
+
+    def _signed(self) -> bytes | None:
+        offer = Offer(self._user, self._algorithm, self._identity.blob, self._host_key)
+        signature = self._identity.sign(self._algorithm, signed_data(self._session_id, offer))
+        if signature is None:
+            return None
+        self._state = _State.ASKED_KEY
+        return self._key_request(signature)
+
+    def _key_request(self, signature: bytes | None) -> bytes:
+        fields = write_boolean(signature is not None) + write_name(self._algorithm)
+        fields += write_string(self._identity.blob)
+        if self._host_key:
+            fields += write_string(self._host_key)
+        if signature is not None:
+            fields += write_string(signature)
+        return self._request(HOSTBOUND if self._host_key else "publickey", fields)
+
+    def answer60(self, payload: bytes) -> bytes:
+        """The next request after message 60, which only some states expect."""
+        if self._state is _State.SHOWED_KEY:
+            ok = UserauthPkOk.decode(payload)
+            if ok.public_key != self._identity.blob or ok.algorithm != self._algorithm:
+                raise ProtocolError("the server accepts a key that was not shown")
+            request = self._signed() or self._next_key()
+            # no key left: a request that fails, so that the server lists its methods again
+            return request or self._request("none", b"")
+        if self._state is _State.ASKED_DIALOGUE:
+            asked = UserauthInfoRequest.decode(payload)
+            self._questions += 1
+            if self._questions > DIALOGUE_LIMIT:
+                raise ProtocolError("the server never ends asking")
+            answers: tuple[str, ...] | None = ()
+            if asked.prompts or asked.name or asked.instruction:
+                answers = self._credentials.answers(asked.name, asked.instruction, asked.prompts)
+            if answers is None:
+                self._exhausted.add("keyboard-interactive")
+                return self._request("none", b"")
+            return UserauthInfoResponse(tuple(text.encode() for text in answers)).encode()
+        if self._state is _State.ASKED_PASSWORD:
+            raise AuthenticationFailed("the server wants the password to be changed first")
+        raise ProtocolError("message 60, which nothing had asked for")

@@ -1,0 +1,258 @@
+"""Channels (RFC 4254 section 5): two flows, a window each, and whoever handles the data.
+
+A flow goes OPEN -> EOF -> CLOSED, or at once to CLOSED; the channel is gone when both
+flows are closed.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+from ..errors import ProtocolError
+from ..wire.codec import Buffer
+from ..wire.messages import (
+    CHANNEL_EXTENDED_DATA_HEADER,
+    ChannelClose,
+    ChannelEof,
+    ChannelExtendedData,
+    ChannelOpenConfirmation,
+    ChannelOpenFailure,
+    ChannelRequest,
+    ChannelWindowAdjust,
+)
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+# Our own choices
+WINDOW: Final = 2 << 20  # bytes; what OpenSSH gives a session or a tunnel
+PACKET: Final = 32 << 10  # bytes; what OpenSSH gives and every peer can do
+REPLIES_LIMIT: Final = 64  # requests that may wait for an answer on one channel
+
+WINDOW_LIMIT: Final = 0xFFFFFFFF  # RFC 4254 section 5.2
+
+
+class Flow(Enum):
+    """One direction of a channel."""
+
+    OPENING = auto()
+    OPEN = auto()
+    EOF = auto()
+    CLOSED = auto()
+
+
+class ChannelHandler:
+    """What a channel calls, in place; a service overrides what it cares for."""
+
+    def opened(self, type_data: bytes) -> None:
+        """The peer confirmed a channel that we opened."""
+
+    def open_failed(self, reason_code: int, description: str) -> None:
+        """The peer refused a channel that we opened."""
+
+    def data(self, view: memoryview) -> None:
+        """Bytes from the peer, valid during the call; ``channel.consume`` them sometime."""
+
+    def extended_data(self, code: int, view: memoryview) -> None:
+        """The same, for another stream (RFC 4254 section 5.2)."""
+
+    def eof(self) -> None:
+        """The peer will send no more data."""
+
+    def request(self, request_type: str, request_data: bytes) -> bool:
+        """A request of the peer's; the result is whether it succeeded.
+
+        ``request_data`` may be anything: decode it with a Record, which raises what the
+        connection expects.
+        """
+        return False
+
+    def resume(self) -> None:
+        """``channel.sendable`` was 0 and is no longer."""
+
+    def closed(self) -> None:
+        """The channel is gone, or the connection is; called once."""
+
+
+class Channel:
+    """One channel of one connection; made by the connection only."""
+
+    __slots__ = (
+        "_connection", "_credit", "_waiting", "channel_type", "handler", "inbound", "number",
+        "outbound", "overhead", "recipient", "receive_window", "send_packet", "send_window",
+        "window",
+    )
+
+    def __init__(
+        self, connection: "Connection", number: int, channel_type: str, window: int
+    ) -> None:
+        self._connection = connection
+        self.number = number
+        self.channel_type = channel_type
+        self.handler = ChannelHandler()
+        self.recipient = 0
+        self.inbound = self.outbound = Flow.OPENING
+        self.window = window  # what we keep open for the peer
+        self.receive_window = window
+        self.send_window = 0
+        self.send_packet = 0
+        self.overhead = 0  # bytes a message that the peer's window is debited on top
+        self._credit = 0
+        self._waiting: list[Callable[[bool], None]] = []
+
+    # -- opening ---------------------------------------------------------------------
+
+    def accept(self, handler: ChannelHandler) -> None:
+        """Confirm a channel that the peer opened."""
+        assert self.outbound is Flow.OPENING
+        self.handler = handler
+        self.inbound = self.outbound = Flow.OPEN
+        self._connection.send(
+            ChannelOpenConfirmation(self.recipient, self.number, self.window, PACKET)
+        )
+
+    def reject(self, reason_code: int, description: str) -> None:
+        """Refuse a channel that the peer opened."""
+        self.inbound = self.outbound = Flow.CLOSED
+        self._connection.send(ChannelOpenFailure(self.recipient, reason_code, description))
+        self._connection.forget(self)
+
+    def confirmed(self, message: ChannelOpenConfirmation) -> None:
+        """The peer accepted our channel."""
+        if self.outbound is not Flow.OPENING:
+            raise ProtocolError("a channel was confirmed twice")
+        self.peer_limits(message.sender_channel, message.initial_window_size,
+                         message.maximum_packet_size)
+        self.inbound = self.outbound = Flow.OPEN
+        self.handler.opened(message.type_data)
+
+    def peer_limits(self, recipient: int, window: int, packet: int) -> None:
+        """What the peer said when the channel was opened or confirmed."""
+        if packet == 0:
+            raise ProtocolError("a channel with a maximum packet size of 0")
+        self.recipient, self.send_window, self.send_packet = recipient, window, min(packet, PACKET)
+
+    # -- sending ---------------------------------------------------------------------
+
+    def sendable(self) -> int:
+        """How many bytes may be sent now; at 0, ``handler.resume`` is called later."""
+        if self.outbound is not Flow.OPEN:
+            return 0
+        if self.send_window > self.overhead and self._connection.may_send_data():
+            return self.send_window - self.overhead
+        self.ask_resume()
+        return 0
+
+    def ask_resume(self) -> None:
+        """Have ``handler.resume`` called once what has arrived is handled."""
+        self._connection.blocked.add(self)
+
+    def send(self, data: Buffer) -> None:
+        """Bytes, at most ``sendable()`` of them, in as many messages as they need."""
+        size, packet = len(data), self.send_packet
+        self.send_window -= size
+        if size <= packet:
+            self._connection.channel_data(self.recipient, (data,))
+            return
+        view = memoryview(data)
+        pieces = [view[at : at + packet] for at in range(0, size, packet)]
+        self._connection.channel_data(self.recipient, pieces)
+
+    def send_batch(self, pieces: Sequence[Buffer]) -> int:
+        """Each piece as one message of its own; what does not fit the window is dropped.
+
+        Returns how many were sent. For datagrams: a tunnel's packets.
+        """
+        window, overhead, packet = self.send_window, self.overhead, self.send_packet
+        fitting = []
+        for piece in pieces:
+            cost = len(piece) + overhead
+            if cost <= window and len(piece) <= packet:
+                window -= cost
+                fitting.append(piece)
+        self.send_window = window
+        self._connection.channel_data(self.recipient, fitting)
+        return len(fitting)
+
+    def send_extended(self, code: int, data: Buffer) -> None:
+        """As ``send``, for another stream; at most ``send_packet`` bytes at once."""
+        self.send_window -= len(data)
+        head = CHANNEL_EXTENDED_DATA_HEADER.pack(
+            ChannelExtendedData.number, self.recipient, code, len(data)
+        )
+        self._connection.send_payload(head + data)
+
+    def eof(self) -> None:
+        """Promise to send no more data."""
+        if self.outbound is Flow.OPEN:
+            self.outbound = Flow.EOF
+            self._connection.send(ChannelEof(self.recipient))
+
+    def close(self) -> None:
+        """End the channel; once the peer agrees, the handler's ``closed`` is called."""
+        if self.outbound in (Flow.OPEN, Flow.EOF):
+            self.outbound = Flow.CLOSED
+            self._connection.send(ChannelClose(self.recipient))
+            if self.inbound is Flow.CLOSED:
+                self._connection.forget(self)
+
+    def request(
+        self, request_type: str, data: bytes = b"", reply: Callable[[bool], None] | None = None
+    ) -> None:
+        """A channel request; ``reply`` gets its outcome (RFC 4254 section 5.4)."""
+        if self.outbound not in (Flow.OPEN, Flow.EOF):
+            return
+        if reply is not None:
+            self._waiting.append(reply)
+        self._connection.send(
+            ChannelRequest(self.recipient, request_type, reply is not None, data)
+        )
+
+    # -- receiving -------------------------------------------------------------------
+
+    def received(self, size: int) -> None:
+        """Check and debit data of the peer's."""
+        if self.inbound is not Flow.OPEN:
+            raise ProtocolError("data for a channel that is not open")
+        if size > self.receive_window:
+            raise ProtocolError("more data than the channel's window allows")
+        self.receive_window -= size
+
+    def consume(self, size: int) -> None:
+        """The handler is done with ``size`` bytes, so the peer may send as many more."""
+        self._credit += size
+        if self._credit * 4 >= self.window and self.inbound is Flow.OPEN:
+            credit, self._credit = self._credit, 0
+            self.receive_window += credit
+            if self.outbound is not Flow.CLOSED:
+                self._connection.send(ChannelWindowAdjust(self.recipient, credit))
+
+    def adjusted(self, count: int) -> None:
+        """The peer opened its window."""
+        if self.outbound is Flow.OPENING:
+            raise ProtocolError("a window for a channel that is not open")
+        # A peer that credits more than it got must not end a tunnel: OpenSSH does so.
+        self.send_window = min(self.send_window + count, WINDOW_LIMIT)
+
+    def answered(self, success: bool) -> None:
+        """The peer answered our oldest request."""
+        if not self._waiting:
+            raise ProtocolError("an answer to a channel request that was not made")
+        self._waiting.pop(0)(success)
+
+    def received_eof(self) -> None:
+        """The peer's EOF."""
+        if self.inbound is not Flow.OPEN:
+            raise ProtocolError("a second end of file on a channel")
+        self.inbound = Flow.EOF
+        self.handler.eof()
+
+    def received_close(self) -> None:
+        """The peer's CLOSE; answers it."""
+        if self.inbound not in (Flow.OPEN, Flow.EOF):
+            raise ProtocolError("a close for a channel that is not open")
+        self.inbound = Flow.CLOSED
+        if self.outbound is Flow.CLOSED:
+            self._connection.forget(self)
+        else:
+            self.close()
