@@ -15,7 +15,6 @@ A keyword is one of four kinds:
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -193,7 +192,7 @@ def _time(text: str) -> int:
     total = 0
     digits = ""
     for letter in text.lower():
-        if letter.isascii() and letter.isdigit():
+        if letter.isascii() and letter.isdigit() and len(digits) < 12:
             digits += letter
         elif letter in units and digits:
             total += int(digits) * units[letter]
@@ -383,12 +382,10 @@ _ALIASES: Final = {
     "dsaauthentication": "pubkeyauthentication",
     "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
     "identityfile2": "identityfile",
-    "hostname": "hostname",
 }
 
 # Accepted, without effect here: they tune, log, or belong to a feature that is off.
-_TUNING: Final = frozenset(
-    """
+_TUNING_KEYWORDS: Final = """
     addkeystoagent canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
     canonicalizepermittedcnames casignaturealgorithms channeltimeout checkhostip cipher
     clearallforwardings compressionlevel controlpath controlpersist enableescapecommandline
@@ -402,20 +399,18 @@ _TUNING: Final = frozenset(
     streamlocalbindmask streamlocalbindunlink syslogfacility tag updatehostkeys
     useprivilegedport useroaming usersh userknownhostsfile2 verifyhostkeydns visualhostkey
     warnweakcrypto xauthlocation
-    """.split()
-)
+"""
+_TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 
 # OpenSSH has them, Culvert has not: keyword -> the values that switch it off.
 _OFF: Final = ("no", "none", "false", "off")
-_NOT_YET: Final[dict[str, str]] = {
-    name.lower(): name
-    for name in """
+_NOT_YET_KEYWORDS: Final = """
     BindInterface CanonicalizeHostname CertificateFile ControlMaster DynamicForward
     ForwardAgent ForwardX11 KnownHostsCommand LocalForward NoHostAuthenticationForLocalhost
     PermitLocalCommand PKCS11Provider ProxyCommand ProxyJump ProxyUseFdpass RefuseConnection
     RemoteForward RevokedHostKeys
-    """.split()
-}
+"""
+_NOT_YET: Final = {name.lower(): name for name in _NOT_YET_KEYWORDS.split()}
 _REST_OF_LINE: Final = ("proxycommand", "localcommand", "knownhostscommand")
 
 
@@ -439,7 +434,7 @@ def split_words(text: str) -> list[str]:
 
     Raises ValueError if a quote is not closed.
     """
-    words = []
+    words: list[str] = []
     at = 0
     while True:
         while at < len(text) and text[at] in " \t":
@@ -451,7 +446,8 @@ def split_words(text: str) -> list[str]:
         while at < len(text) and (quote or text[at] not in " \t"):
             letter = text[at]
             following = text[at + 1 : at + 2]
-            if letter == "\\" and following and (following in "'\"\\" or following == " " > quote):
+            escapable = "'\"\\" if quote else "'\"\\ "
+            if letter == "\\" and following and following in escapable:
                 word += following
                 at += 1
             elif not quote and letter in "'\"":
@@ -672,6 +668,8 @@ class _Reader:
         return [name, value] if equals and name.removeprefix("!").isalpha() else [word]
 
     def _included(self, patterns: Iterable[str], user: bool) -> Iterator[str]:
+        import glob
+
         base = os.path.join(self.person.home, ".ssh") if user else os.path.dirname(SYSTEM_FILE)
         for pattern in patterns:
             if pattern.startswith("~"):

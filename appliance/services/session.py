@@ -84,19 +84,21 @@ class Session(ChannelHandler):
         privileges: Privileges,
         flush: Callable[[], None],
         accept_environment: tuple[str, ...],
+        ended: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._privileges = privileges
         self._flush = flush
         self._accept_environment = accept_environment
+        self._ended = ended
         self._environment: list[tuple[bytes, bytes]] = []
         self._master: int | None = None
         self._process: Process | None = None
         self._state = _State.NEW
         self._stdin: Sink | None = None
         self._stdin_fd: int | None = None
-        self._sources: list[Source] = []
-        self._running_sources = 0
+        self._output: Source | None = None
+        self._sources: set[Source] = set()  # whose end has not been seen
         self._status: int | None = None
 
     def request(self, request_type: str, request_data: bytes) -> bool:
@@ -163,15 +165,19 @@ class Session(ChannelHandler):
         channel, flush = self._channel, self._flush
         self._stdin_fd = process.stdin
         self._stdin = Sink(process.stdin, channel, flush, self._close_stdin)
-        self._sources.append(Source(process.stdout, channel, flush, self._output_ended))
+        self._output = self._source(process.stdout)
         if process.stderr is not None:
-            self._sources.append(
-                Source(process.stderr, channel, flush, self._output_ended, EXTENDED_DATA_STDERR)
-            )
-        self._running_sources = len(self._sources)
+            self._source(process.stderr, EXTENDED_DATA_STDERR)
         loop.add_reader(process.status, self._on_status)
         loop.call_soon(self.resume)  # behind the answer to this request
         return True
+
+    def _source(self, fd: int, extended: int | None = None) -> Source:
+        source = Source(
+            fd, self._channel, self._flush, lambda: self._output_ended(source), extended
+        )
+        self._sources.add(source)
+        return source
 
     def data(self, view: memoryview) -> None:
         if self._stdin is None:
@@ -216,9 +222,9 @@ class Session(ChannelHandler):
 
     def _end_of_write(self, data: bytes) -> bool:
         """eow@openssh.com: the client's reader is gone (OpenSSH PROTOCOL 2.1)."""
-        if self._process is not None and self._master is None and self._sources:
-            self._sources[0].stop()
-            self._output_ended()
+        if self._output is not None and self._master is None:
+            self._output.stop()
+            self._output_ended(self._output)
         return True
 
     # -- the end ---------------------------------------------------------------------
@@ -228,15 +234,15 @@ class Session(ChannelHandler):
         data = os.read(self._process.status, 4)
         asyncio.get_running_loop().remove_reader(self._process.status)
         self._status = int.from_bytes(data, "big") if len(data) == 4 else signal.SIGKILL
-        if self._running_sources and self._master is not None:
+        if self._sources and self._master is not None:
             # somebody in the background may hold the terminal open
             asyncio.get_running_loop().call_later(TERMINAL_GRACE, self._finish)
-        elif not self._running_sources:
+        elif not self._sources:
             self._finish()
 
-    def _output_ended(self) -> None:
-        self._running_sources -= 1
-        if not self._running_sources:
+    def _output_ended(self, source: Source) -> None:
+        self._sources.discard(source)
+        if not self._sources:
             self._channel.eof()
             if self._status is not None:
                 self._finish()
@@ -269,6 +275,7 @@ class Session(ChannelHandler):
         for fd in descriptors:
             if fd is not None:
                 os.close(fd)
+        self._ended()
 
 
 _REQUESTS: Final[dict[str, Callable[[Session, bytes], bool]]] = {

@@ -1,0 +1,169 @@
+"""culvert sshd, also dropbear: the server's command line."""
+
+import logging
+import os
+import socket
+import sys
+from dataclasses import replace
+from typing import Any, Final
+
+from .. import __version__
+from ..config import ServerConfig, load_server_config
+from ..errors import UsageError
+from .options import HELP, Option, Options, help_text, parse
+from .queries import answer as answer_query
+
+SPEC: Final = (
+    Option("p", "[address:]port", "listen there (default 22 on every address)", True),
+    Option("r", "file", "a host key (default /etc/culvert/ssh_host_ed25519_key)", True),
+    Option("R", None, "make the host keys that are missing"),
+    Option("F", None, "stay in the foreground"),
+    Option("E", None, "log to standard error, not to syslog"),
+    Option("i", None, "serve one connection on standard input, as inetd starts it"),
+    Option("P", "file", "write the process id there (default /run/culvert.pid)"),
+    Option("w", None, "no logins as root"),
+    Option("s", None, "no passwords"),
+    Option("g", None, "no passwords for root"),
+    Option("B", None, "allow accounts with an empty password"),
+    Option("t", None, "require a key and a password, both"),
+    Option("T", "number", "failed attempts before the connection ends (default 6)"),
+    Option("D", "directory", "where authorized_keys stands (default ~/.ssh)"),
+    Option("G", "group", "only members of this group may log in"),
+    Option("c", "command", "run this whatever the client asks for"),
+    Option("b", "file", "show its text before the login"),
+    Option("m", None, "no message of the day"),
+    Option("e", None, "pass the server's environment on to programs"),
+    Option("W", "bytes", "receive window of a channel (default 2097152)"),
+    Option("K", "seconds", "ask a silent client whether it is there (default 0: never)"),
+    Option("I", "seconds", "end a connection that is idle so long (default 0: never)"),
+    Option("j", None, "no local port forwarding (there is none in this version)"),
+    Option("k", None, "no remote port forwarding (there is none in this version)"),
+    Option("a", None, "forwarded ports for every host (there are none in this version)"),
+    Option("permit-tunnel", "mode", "no (default), point-to-point, ethernet or yes"),
+    Option("profile", "name", "default, or hardened: post-quantum key exchange only"),
+    Option("config", "file", "settings in TOML; options on the command line win"),
+    Option("check", None, "only check the settings and the host keys"),
+    Option("Q", "what", "list what is supported: cipher, mac, kex, key, compression"),
+    Option("v", None, "log more; -vv still more", True),
+    Option("V", None, "show the version"),
+    HELP,
+)
+_USAGE: Final = "culvert sshd [options]"
+_ABOUT: Final = "An SSH server. Dropbear's options have Dropbear's meaning."
+
+# option -> field of ServerConfig and its value
+_FLAGS: Final[dict[str, tuple[str, Any]]] = {
+    "R": ("make_host_keys", True),
+    "w": ("permit_root_login", "no"),
+    "s": ("password_authentication", False),
+    "g": ("permit_root_login", "prohibit-password"),
+    "B": ("permit_empty_passwords", True),
+    "t": ("publickey_and_password", True),
+    "m": ("print_motd", False),
+    "e": ("pass_environment", True),
+}
+_TEXTS: Final = {
+    "P": "pid_file",
+    "D": "authorized_keys_directory",
+    "G": "allow_group",
+    "c": "force_command",
+    "b": "banner",
+}
+_NUMBERS: Final = {
+    "T": ("max_auth_tries", 1, 100),
+    "W": ("receive_window", 32 << 10, 64 << 20),
+    "K": ("keepalive", 0, 86400),
+    "I": ("idle_timeout", 0, 864000),
+}
+_CHOICES: Final = {
+    "permit-tunnel": ("permit_tunnel", ("no", "point-to-point", "ethernet", "yes")),
+    "profile": ("profile", ("default", "hardened")),
+}
+
+
+def main(arguments: list[str], name: str) -> int:
+    """Run the server; returns its exit status."""
+    command = f"culvert {name}" if name == "sshd" else name
+    try:
+        options = parse(arguments, SPEC, command)
+        if options.operands:
+            raise UsageError(f"unexpected argument '{options.operands[0]}'")
+        if "help" in options:
+            print(help_text(_USAGE, _ABOUT, SPEC))
+            return 0
+        if "V" in options:
+            print(f"Culvert {__version__}")
+            return 0
+        if (what := options.value("Q")) is not None:
+            return answer_query(what)
+        return _serve(_settings(options), options)
+    except UsageError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _settings(options: Options) -> ServerConfig:
+    """The file's settings, and over them those of the command line."""
+    config = ServerConfig()
+    if (path := options.value("config")) is not None:
+        config = load_server_config(path, config)
+    changes: dict[str, Any] = {}
+    for option, value in options:
+        if option in _FLAGS:
+            field, fixed = _FLAGS[option]
+            if changes.get(field) != "no":  # -w is stricter than -g
+                changes[field] = fixed
+        elif option in _TEXTS:
+            changes[_TEXTS[option]] = value
+        elif option in _NUMBERS:
+            field, low, high = _NUMBERS[option]
+            if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+                raise UsageError(f"-{option} {value}: expected a number from {low} to {high}")
+            changes[field] = int(value)
+        elif option in _CHOICES:
+            field, choices = _CHOICES[option]
+            if value not in choices:
+                raise UsageError(f"--{option} {value}: expected one of {', '.join(choices)}")
+            changes[field] = value
+    if "p" in options:
+        changes["listen"] = tuple(options.values("p"))
+    if "r" in options:
+        changes["host_keys"] = tuple(options.values("r"))
+    elif config.host_keys == ServerConfig().host_keys:
+        changes["make_host_keys"] = True
+    return replace(config, **changes)
+
+
+def _serve(config: ServerConfig, options: Options) -> int:
+    from .. import log
+    from ..process.listener import Listener, bind, daemonize
+
+    to_stderr = "E" in options
+    level = logging.DEBUG if "v" in options else logging.INFO
+    inetd = "i" in options
+    # what goes wrong at the start is told to whoever started it
+    log.set_up("culvert", level, to_stderr)
+    listener = Listener(config, "culvert", level, to_stderr)
+    if "check" in options:
+        return 0
+    if inetd:
+        listener.serve_one(socket.socket(fileno=os.dup(0)))
+        return 0
+    sockets = bind(config.listen)
+    if "F" not in options:
+        daemonize()
+        log.set_up("culvert", level, to_stderr)
+    _write_pid(config.pid_file, "P" in options)
+    listener.run(sockets)
+    return 0
+
+
+def _write_pid(path: str, wanted: bool) -> None:
+    if not path:
+        return
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError as error:
+        if wanted:
+            raise UsageError(f"pid file {path}: {error.strerror}") from error

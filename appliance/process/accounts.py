@@ -1,0 +1,217 @@
+"""Users of this system: who they are, what their password is, which keys let them in.
+
+Used by the monitor. Files of a user are read with that user's identity, so that nothing
+can be read through them that the user could not read.
+"""
+
+import contextlib
+import ctypes
+import grp
+import hmac
+import logging
+import os
+import pwd
+import stat
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from ..config import ServerConfig
+from ..crypto.authorized_keys import Entry, parse
+
+_log = logging.getLogger(__name__)
+
+# Our own choices
+KEYS_LIMIT: Final = 1 << 20  # bytes of an authorized_keys file
+_NOBODYS_HASH: Final = "$y$j9T$aZ0vYcVbUkAeUgFdMZ6lb1$3Kb1pJyvXkJ5eGm9Oc0nGm1eTg3YcS0aXv9iJp7nQ6C"
+
+
+class UntrustedFile(Exception):
+    """A file that somebody else could have changed; the text says which and why."""
+
+
+@contextlib.contextmanager
+def as_user(user: pwd.struct_passwd) -> Iterator[None]:
+    """The file system as ``user`` sees it, when we are root."""
+    if os.geteuid():
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def find(name: str, config: ServerConfig) -> pwd.struct_passwd | None:
+    """The user ``name``, when such a one may log in at all."""
+    try:
+        user = pwd.getpwnam(name)
+    except (KeyError, ValueError, UnicodeError):  # ValueError: a NUL in the name
+        return None
+    if os.geteuid() and user.pw_uid != os.geteuid():
+        _log.info("user %s refused: this server runs as uid %d", name, os.geteuid())
+        return None
+    if user.pw_uid == 0 and config.permit_root_login == "no":
+        _log.info("user %s refused: root may not log in", name)
+        return None
+    if config.allow_group and not _in_group(user, config.allow_group):
+        _log.info("user %s refused: not in group %s", name, config.allow_group)
+        return None
+    if _expired(name):
+        _log.info("user %s refused: the account has expired", name)
+        return None
+    return user
+
+
+def _in_group(user: pwd.struct_passwd, name: str) -> bool:
+    try:
+        group = grp.getgrnam(name)
+    except KeyError:
+        return False
+    return group.gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def _shadow(name: str) -> list[str] | None:
+    """The user's fields in /etc/shadow, shadow(5)."""
+    with contextlib.suppress(OSError), open("/etc/shadow", encoding="latin-1") as file:
+        for line in file:
+            fields = line.rstrip("\n").split(":")
+            if fields[0] == name and len(fields) >= 8:
+                return fields
+    return None
+
+
+def _expired(name: str) -> bool:
+    fields = _shadow(name)
+    return bool(fields and fields[7].isdigit() and time.time() // 86400 >= int(fields[7]))
+
+
+# -- passwords -----------------------------------------------------------------------
+
+
+def password_is_right(user: pwd.struct_passwd | None, password: bytes,
+                      config: ServerConfig) -> bool:
+    """Compare with the stored hash; an unknown user costs as much time as a known one."""
+    if config.password_file:
+        argon2_hash = _argon2_hash(user.pw_name if user else "", config.password_file)
+        return _argon2(argon2_hash, password) and user is not None
+    stored = _system_hash(user)
+    if stored == "" and user is not None:
+        return config.permit_empty_passwords and not password
+    usable = user is not None and not stored.startswith(("!", "*"))
+    right = _crypt(password, stored if usable else _NOBODYS_HASH)
+    return right and usable and (bool(password) or config.permit_empty_passwords)
+
+
+def has_no_password(user: pwd.struct_passwd | None) -> bool:
+    """Whether the system lets this user in without a password."""
+    return user is not None and _system_hash(user) == ""
+
+
+def _system_hash(user: pwd.struct_passwd | None) -> str:
+    if user is None:
+        return "!"
+    fields = _shadow(user.pw_name)
+    return fields[1] if fields else user.pw_passwd if user.pw_passwd != "x" else "!"
+
+
+def _crypt(password: bytes, stored: str) -> bool:
+    """crypt(3), whatever method the hash names."""
+    for name in ("libcrypt.so.1", "libcrypt.so.2"):
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(name)
+            break
+    else:
+        _log.error("no libcrypt: passwords cannot be checked")
+        return False
+    library.crypt.restype = ctypes.c_char_p
+    result: bytes | None = library.crypt(password.split(b"\0")[0], stored.encode("latin-1"))
+    ours = b"*" if result is None else result
+    return hmac.compare_digest(ours, stored.encode("latin-1")) and b"\0" not in password
+
+
+def _argon2_hash(name: str, path: str) -> bytes:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        for line in file:
+            user, _, stored = line.strip().partition(b":")
+            if user == name.encode() and stored:
+                return stored
+    return b""
+
+
+def _argon2(stored: bytes, password: bytes) -> bool:
+    from nacl import exceptions, pwhash
+
+    nobody = not stored
+    if nobody:
+        stored = pwhash.argon2id.str(b"nobody", pwhash.argon2id.OPSLIMIT_INTERACTIVE,
+                                     pwhash.argon2id.MEMLIMIT_INTERACTIVE)
+    try:
+        return pwhash.verify(stored, password) and not nobody
+    except exceptions.CryptoError:
+        return False
+
+
+# -- keys ----------------------------------------------------------------------------
+
+
+def authorized_keys(user: pwd.struct_passwd, config: ServerConfig) -> list[Entry]:
+    """The entries that let ``user`` in; a file that others may change holds none."""
+    folder = config.authorized_keys_directory
+    if folder == "~" or folder.startswith("~/"):
+        folder = user.pw_dir + folder[1:]
+    path = os.path.join(user.pw_dir, folder, "authorized_keys")
+    try:
+        with as_user(user):
+            data = _read_trusted(path, user)
+    except FileNotFoundError:
+        return []
+    except (OSError, UntrustedFile) as error:
+        _log.warning("keys of user %s refused: %s", user.pw_name, error)
+        return []
+    complain = _Complaints(path)
+    return list(parse(data, complain, lambda moment: time.mktime(moment)))
+
+
+class _Complaints:
+    """Logs what is wrong in a file, with its name."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, text: str) -> None:
+        _log.warning("%s: %s", self._path, text)
+
+
+def _read_trusted(path: str, user: pwd.struct_passwd) -> bytes:
+    """The file's bytes, when it and every directory up to the home are the user's alone."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedFile(f"{path} is not a regular file")
+        _insist_on_owner(path, status, user)
+        folder = os.path.dirname(os.path.realpath(path))
+        home = os.path.realpath(user.pw_dir)
+        while True:
+            _insist_on_owner(folder, os.stat(folder), user)
+            if folder in (home, "/"):
+                break
+            folder = os.path.dirname(folder)
+        data = file.read(KEYS_LIMIT + 1)
+    if len(data) > KEYS_LIMIT:
+        raise UntrustedFile(f"{path} is longer than {KEYS_LIMIT} bytes")
+    return data
+
+
+def _insist_on_owner(path: str, status: os.stat_result, user: pwd.struct_passwd) -> None:
+    if status.st_uid not in (0, user.pw_uid):
+        raise UntrustedFile(f"{path} belongs to somebody else (uid {status.st_uid})")
+    if status.st_mode & 0o022:
+        raise UntrustedFile(f"{path} may be written by others (mode {status.st_mode & 0o7777:o})")

@@ -1,0 +1,286 @@
+"""The server's first process: binds, loads, accepts, and forks a monitor a connection.
+
+It reads not one byte from the network. Everything that a connection will need is
+imported and tried once before the first accept, and the heap is frozen, so that a fork
+shares nearly all of its memory.
+
+    listener (root) --fork--> monitor (root) --fork--> worker (nobody, locked in)
+"""
+
+import gc
+import logging
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from .. import log
+from ..config import ServerConfig, aes_is_fast
+from ..crypto.keys import PrivateKey
+from ..crypto.suites import default_algorithms
+from ..errors import CulvertError, UsageError
+from . import host_keys, sandbox, worker
+from .monitor import Monitor, Peer
+from .requests import MonitorGone
+
+_log = logging.getLogger(__name__)
+
+# Our own choices
+BACKLOG: Final = 128
+_PID: Final = struct.Struct("i")
+
+
+def bind(listen: Sequence[str]) -> list[socket.socket]:
+    """A socket for each '[address:]port'; a port alone means every address."""
+    sockets = []
+    for text in listen:
+        address, _, port = text.rpartition(":")
+        address = address.removeprefix("[").removesuffix("]")
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(f"'{text}' is not [address:]port")
+        for family, host in _families(address):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((host, int(port)))
+                sock.listen(BACKLOG)
+            except OSError as error:
+                raise UsageError(
+                    f"cannot listen on {host} port {port}: {error.strerror}"
+                    + (": is another server running?" if error.errno == 98 else "")
+                    + (": ports below 1024 need root" if error.errno == 13 else "")
+                ) from error
+            sock.setblocking(False)
+            sockets.append(sock)
+    return sockets
+
+
+def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
+    if not address or address == "*":
+        both = [(socket.AF_INET, "0.0.0.0")]
+        return [*both, (socket.AF_INET6, "::")] if os.path.exists("/proc/net/if_inet6") else both
+    try:
+        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {address}: {error.strerror}") from error
+    return [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found]
+
+
+class Listener:
+    """The accept loop and what it counts."""
+
+    def __init__(self, config: ServerConfig, name: str, log_level: int, to_stderr: bool) -> None:
+        self._config = config
+        self._log_setup = (name, log_level, to_stderr)
+        keys = host_keys.load(config.host_keys, config.make_host_keys)
+        self._host_keys: dict[str, PrivateKey] = {}
+        for key in keys:
+            if config.profile == "hardened" and key.public.bits < 3072 and (
+                key.public.key_type == "ssh-rsa"
+            ):
+                raise UsageError("the hardened profile wants RSA host keys of 3072 bits or more")
+            for algorithm in key.public.signature_algorithms:
+                self._host_keys.setdefault(algorithm, key)
+        algorithms = default_algorithms(aes_is_fast(), config.profile)
+        if not set(algorithms.host_key) & set(self._host_keys):
+            raise UsageError("no host key that this profile accepts")
+        self._job = worker.Job(
+            config,
+            algorithms,
+            {name: key.public.blob for name, key in self._host_keys.items()},
+            _read_banner(config.banner),
+        )
+        self._identity = sandbox.prepare()
+        self._connections = 0
+        self._sources: dict[int, str] = {}  # monitors whose peer is not authenticated
+        self._per_source: Counter[str] = Counter()
+        self._sockets: list[socket.socket] = []
+
+    def serve_one(self, sock: socket.socket) -> None:
+        """Inetd mode: one connection, then return."""
+        self._monitor(sock, 1, None)
+
+    def run(self, sockets: list[socket.socket]) -> None:
+        """Accept until SIGTERM; connections live on without us."""
+        self._sockets = sockets
+        self._preload()
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_write, False)
+        told_read, told_write = os.pipe()
+        stopped = False
+
+        def stop(*_: object) -> None:
+            nonlocal stopped
+            stopped = True
+
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        poll = select.poll()
+        by_fd = {sock.fileno(): sock for sock in sockets}
+        for fd in (*by_fd, wake_read, told_read):
+            poll.register(fd, select.POLLIN)
+        for sock in sockets:
+            address, port = sock.getsockname()[:2]
+            _log.info("listening on %s port %d", address, port)
+        while not stopped:
+            for fd, _ in poll.poll():
+                if fd == wake_read:
+                    os.read(wake_read, 512)
+                    self._reap()
+                elif fd == told_read:
+                    for (pid,) in _PID.iter_unpack(os.read(told_read, 512 * _PID.size)):
+                        self._release(pid)
+                else:
+                    self._accept(by_fd[fd], told_write)
+        _log.info("stopped listening")
+
+    def _preload(self) -> None:
+        """Do once what every connection does, so that forks find it in memory."""
+        from .rehearsal import rehearse
+
+        rehearse(self._job.algorithms)
+        gc.collect()
+        gc.freeze()
+
+    def _accept(self, listening: socket.socket, told: int) -> None:
+        try:
+            sock, address = listening.accept()
+        except OSError as error:  # gone again, or out of descriptors
+            _log.warning("accept: %s", error.strerror)
+            return
+        with sock:
+            source = str(address[0])
+            if self._drops(source):
+                _log.info("connection from %s dropped: too many start-ups", source)
+                return
+            self._connections += 1
+            try:
+                pid = os.fork()
+            except OSError as error:
+                _log.warning("connection from %s dropped: fork: %s", source, error.strerror)
+                return
+            if pid == 0:
+                self._child(sock, told)
+            self._sources[pid] = source
+            self._per_source[source] += 1
+
+    def _drops(self, source: str) -> bool:
+        """MaxStartups of sshd_config(5), random early drop, and a limit for each source."""
+        if self._per_source[source] >= self._config.max_startups_per_source:
+            return True
+        start, percent, full = self._config.max_startups
+        waiting = len(self._sources)
+        if waiting < start:
+            return False
+        if waiting >= full:
+            return True
+        chance = percent + (100 - percent) * (waiting - start) / (full - start)
+        return random.random() * 100 < chance
+
+    def _release(self, pid: int) -> None:
+        """A monitor's peer is authenticated, or it ended."""
+        source = self._sources.pop(pid, None)
+        if source is not None:
+            self._per_source[source] -= 1
+            if not self._per_source[source]:
+                del self._per_source[source]
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self._release(pid)
+
+    def _child(self, sock: socket.socket, told: int) -> None:
+        """In the new process: become a monitor, and never return."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            for listening in self._sockets:
+                listening.close()
+            self._monitor(sock, self._connections, told)
+            status = 0
+        except Exception:  # the root of a process
+            _log.exception("the monitor failed")
+        finally:
+            os._exit(status)
+
+    def _monitor(self, sock: socket.socket, number: int, told: int | None) -> None:
+        gc.disable()  # short code, few objects: a collection would only copy shared pages
+        log.set_up(*self._log_setup, connection=number)
+        peer = Peer(sock)
+        _log.info("connection from %s port %d", peer.address, peer.port)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._worker(sock, theirs)
+        theirs.close()
+        sock.close()
+
+        def authenticated() -> None:
+            if told is not None:
+                os.write(told, _PID.pack(os.getpid()))
+
+        Monitor(self._config, self._host_keys, peer, ours, pid, authenticated).run()
+
+    def _worker(self, sock: socket.socket, to_monitor: socket.socket) -> None:
+        """In the new process: give everything up, serve, and never return."""
+        status = 1
+        try:
+            self._host_keys.clear()
+            sandbox.enter(self._identity)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            worker.serve(self._job, sock, to_monitor)
+            status = 0
+        except MonitorGone:
+            pass
+        except CulvertError as error:
+            _log.warning("%s", error)
+        except Exception:  # the root of a process
+            _log.exception("the worker failed")
+        finally:
+            os._exit(status)
+
+
+def _read_banner(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(16384)
+    except OSError as error:
+        raise UsageError(f"banner {path}: {error.strerror}") from error
+
+
+def daemonize() -> None:
+    """Leave the terminal and the caller; standard descriptors go to /dev/null."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.chdir("/")

@@ -1,0 +1,139 @@
+"""Programs that run as the user who is logged in: terminals, pipes, identity, exec."""
+
+import contextlib
+import fcntl
+import os
+import pwd
+import signal
+from typing import Final, NamedTuple, NoReturn
+
+# Our own choices
+PIPE_SIZE: Final = 256 << 10  # bytes: four times the system's default, for fewer wake-ups
+PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/games"
+ROOT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_F_SETPIPE_SZ: Final = 1031
+
+Environment = dict[bytes, bytes]
+
+
+class Program(NamedTuple):
+    """A child of ours, and the descriptors that go to the worker."""
+
+    pid: int
+    descriptors: list[int]  # stdin, stdout, stderr; none for a terminal's, which it has
+
+
+class Terminal(NamedTuple):
+    """A pseudo-terminal; its slave is opened anew by the program."""
+
+    master: int
+    name: str
+
+
+def open_terminal(user: pwd.struct_passwd) -> Terminal:
+    """A new terminal that belongs to ``user``, who alone may use it."""
+    master, slave = os.openpty()
+    try:
+        name = os.ttyname(slave)
+        if os.geteuid() == 0:
+            import grp
+
+            try:
+                group = grp.getgrnam("tty").gr_gid
+            except KeyError:
+                group = user.pw_gid
+            os.chown(name, user.pw_uid, group)
+            os.chmod(name, 0o620)
+    finally:
+        os.close(slave)
+    return Terminal(master, name)
+
+
+def base_environment(user: pwd.struct_passwd, inherited: bool) -> Environment:
+    """What every program of ``user`` finds; with ``inherited``, over the server's own."""
+    environment = dict(os.environb) if inherited else {}
+    environment |= {
+        b"USER": user.pw_name.encode(),
+        b"LOGNAME": user.pw_name.encode(),
+        b"HOME": os.fsencode(user.pw_dir),
+        b"SHELL": os.fsencode(user.pw_shell or "/bin/sh"),
+        b"PATH": (PATH if user.pw_uid else ROOT_PATH).encode(),
+    }
+    return environment
+
+
+def start(
+    user: pwd.struct_passwd,
+    command: bytes | None,
+    environment: Environment,
+    terminal: Terminal | None,
+    greeting: str,
+) -> Program:
+    """Run ``command`` by the user's shell, or the shell as a login shell."""
+    if terminal is not None:
+        pid = os.fork()
+        if pid == 0:
+            _become_program(user, command, environment, terminal, (), greeting)
+        return Program(pid, [])
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
+    stderr_read, stderr_write = os.pipe()
+    for fd in (stdin_write, stdout_read):
+        _enlarge(fd)
+    pid = os.fork()
+    if pid == 0:
+        ours = (stdin_read, stdout_write, stderr_write)
+        _become_program(user, command, environment, None, ours, greeting)
+    for fd in (stdin_read, stdout_write, stderr_write):
+        os.close(fd)
+    return Program(pid, [stdin_write, stdout_read, stderr_read])
+
+
+def _enlarge(fd: int) -> None:
+    with contextlib.suppress(OSError):  # the user's pipes may use up their quota
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, PIPE_SIZE)
+
+
+def _become_program(
+    user: pwd.struct_passwd,
+    command: bytes | None,
+    environment: Environment,
+    terminal: Terminal | None,
+    descriptors: tuple[int, ...],
+    greeting: str,
+) -> NoReturn:
+    """In the child: give up everything that is not the user's, and exec."""
+    try:
+        os.setsid()
+        if terminal is not None:
+            slave = os.open(terminal.name, os.O_RDWR)  # becomes the controlling terminal
+            descriptors = (slave, slave, slave)
+        for target, fd in enumerate(descriptors):
+            os.dup2(fd, target)
+        os.closerange(3, 65536)
+        for number in range(1, signal.NSIG):
+            if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.set_wakeup_fd(-1)
+        os.umask(0o022)
+        if os.geteuid() == 0:
+            os.initgroups(user.pw_name, user.pw_gid)
+            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+        try:
+            os.chdir(user.pw_dir)
+        except OSError as error:
+            os.write(2, f"Could not chdir to {user.pw_dir}: {error.strerror}\n".encode())
+            os.chdir("/")
+        if greeting and command is None and not os.path.exists(".hushlogin"):
+            os.write(1, greeting.encode())
+        shell = os.fsencode(user.pw_shell or "/bin/sh")
+        name = os.path.basename(shell)
+        arguments = [b"-" + name] if command is None else [name, b"-c", command]
+        os.execve(shell, arguments, environment)
+    except BaseException as error:
+        text = f"culvert: cannot start {user.pw_shell or '/bin/sh'}: {error}\n"
+        os.write(2, text.encode(errors="replace"))
+    finally:
+        os._exit(127)

@@ -1,0 +1,147 @@
+"""What a worker may ask its monitor: one table, and the records that cross between them.
+
+Each request is one datagram over a socketpair: a message, answered by one byte (GRANTED
+or REFUSED), a record or a text, and descriptors beside it. The monitor trusts none of it:
+the table says when a request is allowed and how often.
+"""
+
+import socket
+from enum import Flag, auto
+from typing import Final, NamedTuple
+
+from ..errors import MalformedMessage
+from ..wire.codec import Boolean, Message, Name, NameList, Record, String, Strings, Text, UInt32
+
+# Our own choices
+DATAGRAM: Final = 160 << 10  # bytes: the longest command (128 KiB) and its environment
+GRANTED: Final = b"\0"
+REFUSED: Final = b"\1"
+
+
+class Sign(Message, number=1):
+    """Sign an exchange hash with a host key; the first hash is the session id."""
+
+    algorithm: Name
+    exchange_hash: String
+
+
+class Begin(Message, number=2):
+    """The authentication method 'none'."""
+
+    user: Text
+
+
+class RefuseAttempt(Message, number=3):
+    """An attempt that cannot succeed, to be counted."""
+
+    user: Text
+    method: Name
+
+
+class ShowKey(Message, number=4):
+    """Would a signature by this key be accepted?"""
+
+    user: Text
+    algorithm: Name
+    public_key: String
+    host_key: String
+
+
+class UseKey(Message, number=5):
+    """A signature; the monitor makes the signed data itself."""
+
+    user: Text
+    algorithm: Name
+    public_key: String
+    host_key: String
+    signature: String
+
+
+class UsePassword(Message, number=6):
+    user: Text
+    method: Name
+    password: String
+
+
+class OpenPty(Message, number=10):
+    """Answered with the master side."""
+
+
+class Spawn(Message, number=11):
+    """Answered with a number, and the descriptors of a process."""
+
+    kind: Name
+    command: String
+    environment: Strings  # name, value, name, value ...
+    on_terminal: Boolean
+
+
+class SendSignal(Message, number=12):
+    process: UInt32
+    signal: Name
+
+
+class OpenTunnel(Message, number=13):
+    """Answered with the device's name, and its descriptor."""
+
+    mode: UInt32
+    unit: UInt32
+
+
+class OutcomeReply(Record):
+    success: Boolean
+    methods: NameList
+    partial: Boolean
+    final: Boolean
+
+
+class When(Flag):
+    """When a request is allowed."""
+
+    BEFORE = auto()  # authentication
+    AFTER = auto()
+    ALWAYS = BEFORE | AFTER
+
+
+class Row(NamedTuple):
+    """A request: what it takes, when it is allowed, how often in a connection."""
+
+    message: type[Message]
+    when: When
+    limit: int
+
+
+MANY: Final = 1 << 62
+
+TABLE: Final[dict[int, Row]] = {
+    row.message.number: row
+    for row in (
+        Row(Sign, When.ALWAYS, MANY),
+        Row(Begin, When.BEFORE, 100),
+        Row(RefuseAttempt, When.BEFORE, 100),
+        Row(ShowKey, When.BEFORE, 100),
+        Row(UseKey, When.BEFORE, 100),
+        Row(UsePassword, When.BEFORE, 100),
+        Row(OpenPty, When.AFTER, MANY),
+        Row(Spawn, When.AFTER, MANY),
+        Row(SendSignal, When.AFTER, MANY),
+        Row(OpenTunnel, When.AFTER, MANY),
+    )
+}
+
+
+class MonitorGone(Exception):
+    """The other end of the socketpair is closed."""
+
+
+def ask(sock: socket.socket, request: Message, descriptors: int = 0) -> tuple[bytes, list[int]]:
+    """Send a request and wait for its answer; raises PermissionError with the refusal."""
+    sock.sendall(request.encode())
+    answer, fds, _, _ = socket.recv_fds(sock, DATAGRAM, max(descriptors, 1))
+    if not answer:
+        raise MonitorGone("the monitor ended")
+    if answer[:1] == REFUSED:
+        raise PermissionError(answer[1:].decode(errors="replace"))
+    if len(fds) != descriptors:
+        raise MalformedMessage("the monitor sent other descriptors than expected")
+    return answer[1:], fds

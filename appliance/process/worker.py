@@ -1,0 +1,278 @@
+"""The unprivileged half of one connection: all parsing and nearly all cryptography.
+
+It asks its monitor over a socketpair for whatever it may not do itself, and waits for
+the answer: one worker serves one connection, so nobody else waits with it.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from ..aio.driver import Driver
+from ..config import ServerConfig
+from ..crypto.suites import Algorithms
+from ..errors import PeerDisconnected, PeerError
+from ..services.base import Process, Refused
+from ..services.session import Session
+from ..services.tunnel.channel import TunnelChannel
+from ..ssh.auth_server import Offer, Outcome
+from ..ssh.channels import Channel
+from ..ssh.connection import Connection, ConnectionHandler, ServerSide, Settings
+from ..ssh.order import Phase
+from ..wire.codec import Reader
+from ..wire.messages import (
+    ADMINISTRATIVELY_PROHIBITED,
+    CONNECT_FAILED,
+    RESOURCE_SHORTAGE,
+    UNKNOWN_CHANNEL_TYPE,
+)
+from ..wire.tun import CHANNEL_TYPE, TunnelOpen
+from .requests import (
+    Begin,
+    OpenPty,
+    OpenTunnel,
+    OutcomeReply,
+    RefuseAttempt,
+    SendSignal,
+    ShowKey,
+    Sign,
+    Spawn,
+    UseKey,
+    UsePassword,
+    ask,
+)
+
+_log = logging.getLogger(__name__)
+
+# Our own choices
+SESSIONS_LIMIT: Final = 10  # of one connection, OpenSSH's MaxSessions
+KEEPALIVES: Final = 3  # without an answer before the peer is given up
+
+
+class MonitorClient:
+    """The Authority and the Privileges of a worker: each call is one request."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def sign(self, algorithm: str, exchange_hash: bytes) -> bytes:
+        """A host key's signature."""
+        return ask(self._sock, Sign(algorithm, exchange_hash))[0]
+
+    def begin(self, user: str) -> Outcome:
+        return _outcome(ask(self._sock, Begin(user))[0])
+
+    def refuse(self, user: str, method: str) -> Outcome:
+        return _outcome(ask(self._sock, RefuseAttempt(user, method))[0])
+
+    def key_is_acceptable(self, offer: Offer) -> Outcome | None:
+        answer, _ = ask(
+            self._sock, ShowKey(offer.user, offer.algorithm, offer.blob, offer.host_key)
+        )
+        return _outcome(answer) if answer else None
+
+    def key(self, offer: Offer, signature: bytes) -> Outcome:
+        request = UseKey(offer.user, offer.algorithm, offer.blob, offer.host_key, signature)
+        return _outcome(ask(self._sock, request)[0])
+
+    def password(self, user: str, method: str, password: bytes) -> Outcome:
+        return _outcome(ask(self._sock, UsePassword(user, method, password))[0])
+
+    def open_pty(self) -> int:
+        return self._ask_for(OpenPty(), 1)[1][0]
+
+    def spawn(
+        self,
+        kind: str,
+        command: bytes,
+        environment: tuple[tuple[bytes, bytes], ...],
+        master: int | None,
+    ) -> Process:
+        flat = tuple(part for pair in environment for part in pair)
+        request = Spawn(kind, command, flat, master is not None)
+        if len(command) > 128 << 10:
+            raise Refused("the command is too long")
+        answer, fds = self._ask_for(request, 4 if master is None else 1)
+        number = Reader(answer).uint32()
+        if master is not None:
+            return Process(number, master, master, None, fds[0])
+        return Process(number, fds[0], fds[1], fds[2], fds[3])
+
+    def signal(self, process: int, name: str) -> None:
+        self._ask_for(SendSignal(process, name), 0)
+
+    def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
+        answer, fds = self._ask_for(OpenTunnel(mode, unit), 1)
+        return fds[0], Reader(answer).text()
+
+    def _ask_for(
+        self, request: OpenPty | Spawn | SendSignal | OpenTunnel, descriptors: int
+    ) -> tuple[bytes, list[int]]:
+        try:
+            return ask(self._sock, request, descriptors)
+        except PermissionError as error:
+            raise Refused(str(error)) from error
+
+
+def _outcome(data: bytes) -> Outcome:
+    reply = OutcomeReply.decode(data)
+    return Outcome(reply.success, reply.methods, reply.partial, reply.final)
+
+
+class Job(NamedTuple):
+    """What a worker needs to know about the server."""
+
+    config: ServerConfig
+    algorithms: Algorithms
+    host_keys: Mapping[str, bytes]  # signature algorithm -> blob
+    banner: str
+
+
+class Worker(ConnectionHandler):
+    """The services of one connection."""
+
+    def __init__(self, job: Job, sock: socket.socket, monitor: MonitorClient) -> None:
+        self._config = job.config
+        self._monitor = monitor
+        self._sessions = 0
+        self._no_more_sessions = False
+        self._unanswered = 0
+        self._loop = asyncio.get_running_loop()
+        self._finished = self._loop.create_future()
+        self._last_activity = self._loop.time()
+        self.connection = Connection(
+            ServerSide(job.host_keys, monitor.sign, monitor, job.banner),
+            Settings(
+                job.algorithms,
+                job.config.rekey_bytes,
+                job.config.rekey_seconds,
+                job.config.receive_window,
+            ),
+            self,
+            os.urandom,
+            self._loop.time(),
+        )
+        self._driver = Driver(sock, self.connection, self._end)
+
+    async def run(self) -> None:
+        """Until the connection is over."""
+        self._driver.start()
+        await self._finished
+
+    def _end(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    def authenticated(self) -> None:
+        if self._config.keepalive:
+            self._loop.call_later(self._config.keepalive, self._keep_alive)
+        if self._config.idle_timeout:
+            self._loop.call_later(1.0, self._check_idle, -1)
+
+    def _keep_alive(self) -> None:
+        if self.connection.phase is Phase.CLOSED:
+            return
+        if self._unanswered >= KEEPALIVES:
+            _log.info("the client does not answer any more")
+            self.connection.close("no answer")
+        else:
+            self._unanswered += 1
+            self.connection.global_request("keepalive@openssh.com", b"", self._answered)
+            self._loop.call_later(self._config.keepalive, self._keep_alive)
+        self._driver.flush()
+
+    def _answered(self, _: bytes | None) -> None:
+        self._unanswered = 0
+
+    def _check_idle(self, packets: int) -> None:
+        if self.connection.phase is Phase.CLOSED:
+            return
+        now = self._loop.time()
+        if packets != self.connection.activity:
+            self._last_activity = now
+        if now - self._last_activity >= self._config.idle_timeout:
+            _log.info("idle for %d s", self._config.idle_timeout)
+            self.connection.close("idle for too long")
+            self._driver.flush()
+            return
+        self._loop.call_later(1.0, self._check_idle, self.connection.activity)
+
+    def global_request(self, name: str, data: bytes) -> bytes | None:
+        if name == "no-more-sessions@openssh.com":
+            self._no_more_sessions = True
+            return b""
+        return None
+
+    def channel_open(self, channel: Channel, type_data: bytes) -> None:
+        opener = self._OPENERS.get(channel.channel_type)
+        if opener is None:
+            channel.reject(UNKNOWN_CHANNEL_TYPE, "no such channel type")
+        else:
+            opener(self, channel, type_data)
+
+    def _open_session(self, channel: Channel, type_data: bytes) -> None:
+        Reader(type_data).end()
+        if self._no_more_sessions:
+            channel.reject(ADMINISTRATIVELY_PROHIBITED, "no more sessions were wanted")
+            return
+        if self._sessions >= SESSIONS_LIMIT:
+            channel.reject(RESOURCE_SHORTAGE, "too many sessions")
+            return
+        self._sessions += 1
+        channel.accept(
+            Session(
+                channel,
+                self._monitor,
+                self._driver.flush,
+                self._config.accept_env,
+                self._session_closed,
+            )
+        )
+
+    def _session_closed(self) -> None:
+        self._sessions -= 1
+
+    def _open_tunnel(self, channel: Channel, type_data: bytes) -> None:
+        wanted = TunnelOpen.decode(type_data)
+        try:
+            device, name = self._monitor.open_tunnel(wanted.mode, wanted.unit)
+        except Refused as refusal:
+            _log.info("tunnel refused: %s", refusal)
+            channel.reject(ADMINISTRATIVELY_PROHIBITED, str(refusal))
+            return
+        except OSError as error:
+            channel.reject(CONNECT_FAILED, str(error.strerror))
+            return
+
+        def ended() -> None:
+            os.close(device)
+            _log.info("tunnel device %s closed", name)
+
+        tunnel = TunnelChannel(
+            device, wanted.mode, self.connection.peer_software, self._driver.flush, ended
+        )
+        channel.accept(tunnel)
+        tunnel.start(channel)
+
+    _OPENERS: Final[Mapping[str, Callable[["Worker", Channel, bytes], None]]] = {
+        "session": _open_session,
+        CHANNEL_TYPE: _open_tunnel,
+    }
+
+    def closed(self, error: PeerError | None) -> None:
+        if error is None or isinstance(error, PeerDisconnected):
+            _log.info("connection closed%s", f": {error}" if error else "")
+        else:
+            _log.warning("connection ended: %s", error)
+
+
+def serve(job: Job, sock: socket.socket, to_monitor: socket.socket) -> None:
+    """Serve one connection to its end."""
+
+    async def main() -> None:
+        await Worker(job, sock, MonitorClient(to_monitor)).run()
+
+    asyncio.run(main())
