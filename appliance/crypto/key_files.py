@@ -40,6 +40,7 @@ Passphrase = Callable[[], bytes]
 _MAGIC: Final = b"openssh-key-v1\0"
 _BEGIN: Final = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _END: Final = b"-----END OPENSSH PRIVATE KEY-----"
+_PADDING_MAXIMUM: Final = 255  # bytes: they count from 1
 _LINE: Final = 70  # characters of base64 a line, as ssh-keygen breaks it
 
 # Our own choices
@@ -209,8 +210,8 @@ def _load_openssh(data: bytes, passphrase: Passphrase | None) -> PrivateKey:
     key = PrivateKey(_read_secret(reader))
     key.comment = reader.string().decode(errors="replace")
     padding = reader.rest()
-    # Dropbear pads by a whole block where nothing is needed: 2022.83's dropbearconvert.
-    if len(padding) > cipher.block or padding != bytes(range(1, len(padding) + 1)):
+    # Longer than needed from dropbearconvert 2022.83 (a whole block) and puttygen 0.78 (two).
+    if len(padding) > _PADDING_MAXIMUM or padding != bytes(range(1, len(padding) + 1)):
         raise KeyFileError("the private key is damaged: its padding is wrong")
     if key.public != public:
         raise KeyFileError("the private key is damaged: its halves do not belong together")
@@ -334,7 +335,10 @@ def _load_pem(data: bytes, passphrase: Passphrase | None) -> PrivateKey:
     except (ValueError, TypeError) as error:
         if encrypted:
             raise WrongPassphrase("the passphrase does not open the private key") from error
-        raise KeyFileError("the PEM file does not hold a private key that can be read") from error
+        raise KeyFileError(
+            "the PEM file does not hold a private key that can be read;"
+            " 'ssh-keygen -p -f FILE' may turn it into one"
+        ) from error
     return PrivateKey(secret)  # type: ignore[arg-type] # it refuses the other types itself
 
 

@@ -49,7 +49,7 @@ class TunnelChannel(ChannelHandler):
         self._overhead = OPENSSH_OVERHEAD if peer_software.startswith("OpenSSH") else 0
         self._flush = flush
         self._ended = ended
-        self._channel: Channel
+        self.channel: Channel
         self._reading = False
         slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
         self._slots = [slots[at : at + SLOT] for at in range(0, BATCH * SLOT, SLOT)]
@@ -57,14 +57,14 @@ class TunnelChannel(ChannelHandler):
 
     def start(self, channel: Channel) -> None:
         """Begin, once the channel is open."""
-        self._channel = channel
+        self.channel = channel
         channel.overhead = self._overhead
         self.resume()
 
     # -- from the device to the peer -------------------------------------------------
 
     def resume(self) -> None:
-        if not self._channel.sendable():
+        if not self.channel.sendable():
             return
         if not self._reading:
             self._reading = True
@@ -72,7 +72,7 @@ class TunnelChannel(ChannelHandler):
         self._on_readable()
 
     def _on_readable(self) -> None:
-        if not self._channel.sendable():
+        if not self.channel.sendable():
             self._pause()
             return
         pieces = []
@@ -92,7 +92,7 @@ class TunnelChannel(ChannelHandler):
             self._device_failed(error)
             return
         if pieces:
-            self._channel.send_batch(pieces)
+            self.channel.send_batch(pieces)
             self._flush()
 
     def _pause(self) -> None:
@@ -103,7 +103,7 @@ class TunnelChannel(ChannelHandler):
     # -- from the peer to the device -------------------------------------------------
 
     def data(self, view: memoryview) -> None:
-        self._channel.consume(len(view))
+        self.channel.consume(len(view))
         packet = view[FAMILY_LENGTH:] if self._point_to_point else view
         if not packet:
             return
@@ -112,17 +112,17 @@ class TunnelChannel(ChannelHandler):
         except OSError as error:
             self._device_failed(error)
         # The kernel may have an answer already: take it along in the same wake-up.
-        self._channel.ask_resume()
+        self.channel.ask_resume()
 
     def _device_failed(self, error: OSError) -> None:
         """A packet that the kernel refuses is a lost packet; a device that is gone ends it."""
         if error.errno in (errno.EBADFD, errno.ENODEV, errno.ENXIO):
             _log.warning("the tunnel device is gone: %s", error.strerror)
             self._pause()
-            self._channel.close()
+            self.channel.close()
 
     def eof(self) -> None:
-        self._channel.close()
+        self.channel.close()
 
     def closed(self) -> None:
         self._pause()

@@ -1,0 +1,185 @@
+"""Where the client's secrets come from: key files, an agent, and the user's memory."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from ..crypto.key_files import (
+    KeyFileError,
+    PassphraseNeeded,
+    WrongPassphrase,
+    load_private_key,
+    load_public_line,
+    load_public_part,
+)
+from ..crypto.keys import PrivateKey, PublicKey
+from ..log import harmless
+from ..ssh.auth_client import Identity
+from . import prompts
+from .ssh_config import HostOptions
+
+FILE_LIMIT: Final = 1 << 20  # bytes of a key file
+
+
+class UserCredentials:
+    """The secrets for one login."""
+
+    def __init__(self, options: HostOptions) -> None:
+        self._options = options
+        self._passwords = 0
+
+    # -- keys ------------------------------------------------------------------------
+
+    def identities(self) -> Iterator[Identity]:
+        """The agent's keys that a file names, its others, then the files."""
+        options = self._options
+        publics = [(path, self._public_of(path)) for path in options.identity_files]
+        seen: set[bytes] = set()
+        named = {key.blob for _, key in publics if key is not None}
+        for identity in self._from_agent(named):
+            seen.add(identity.blob)
+            yield identity
+        for path, public in publics:
+            if public is None or public.blob not in seen:
+                found = self._from_file(path, public)
+                if found is not None and found.blob not in seen:
+                    seen.add(found.blob)
+                    yield found
+
+    def _from_agent(self, named: set[bytes]) -> Iterator[Identity]:
+        path = self._options.identity_agent
+        if path is None:
+            path = os.environ.get("SSH_AUTH_SOCK", "")
+        if not path:
+            return
+        from ..services.agent_client import Agent
+
+        try:
+            agent = Agent(path)
+            keys = list(agent.keys())
+        except OSError as error:
+            _debug(f"agent {path}: {error}")
+            return
+        keys.sort(key=lambda each: each.public.blob not in named)
+        for public, comment in keys:
+            if self._options.identities_only and public.blob not in named:
+                continue
+
+            def sign(algorithm: str, data: bytes, key: PublicKey = public) -> bytes | None:
+                with contextlib.suppress(OSError):
+                    return agent.sign(key, algorithm, data)
+                return None
+
+            # one of many, or one to be touched: ask the server first
+            yield Identity(public.blob, public.signature_algorithms, sign, True, comment)
+
+    def _public_of(self, path: str) -> PublicKey | None:
+        """The public half of a key file, when it can be had without a passphrase."""
+        with contextlib.suppress(OSError, KeyFileError):
+            with open(path + ".pub", encoding="utf-8", errors="replace") as file:
+                return load_public_line(file.readline(FILE_LIMIT))[0]
+        with contextlib.suppress(OSError, KeyFileError), open(path, "rb") as private:
+            data = private.read(FILE_LIMIT)
+            if not data.startswith(b"-----"):
+                return load_public_line(data.decode(errors="replace"))[0]
+            return load_public_part(data)
+        return None
+
+    def _from_file(self, path: str, public: PublicKey | None) -> Identity | None:
+        data = self._read(path)
+        if data is None:
+            return None
+        try:
+            key = load_private_key(data)
+        except PassphraseNeeded:
+            if public is None or self._options.batch_mode:
+                unlocked = None if self._options.batch_mode else self._unlock(path, data)
+                return None if unlocked is None else _identity(unlocked, path)
+            return Identity(
+                public.blob, public.signature_algorithms, self._signer(path, data), True, path
+            )
+        except KeyFileError as error:
+            prompts.tell(f"culvert: identity file {path}: {error}")
+            return None
+        return _identity(key, path)
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_uid == os.getuid() and status.st_mode & 0o077:
+                    prompts.tell(
+                        f"culvert: identity file {path} may be read by others, so it is not used:"
+                        f" chmod 600 {path}"
+                    )
+                    return None
+                return file.read(FILE_LIMIT)
+        except OSError as error:
+            if self._options.identity_files_given:
+                prompts.tell(f"culvert: identity file {path}: {error.strerror}")
+            return None
+
+    def _signer(self, path: str, data: bytes) -> Callable[[str, bytes], bytes | None]:
+        def sign(algorithm: str, signed: bytes) -> bytes | None:
+            key = self._unlock(path, data)
+            return None if key is None else key.sign(algorithm, signed)
+
+        return sign
+
+    def _unlock(self, path: str, data: bytes) -> PrivateKey | None:
+        for _ in range(self._options.number_of_password_prompts):
+            passphrase = prompts.secret(f"Enter passphrase for key '{path}': ")
+            if not passphrase:
+                return None
+            secret = passphrase.encode(errors="surrogateescape")
+            try:
+                return load_private_key(data, lambda secret=secret: secret)  # type: ignore[misc]
+            except WrongPassphrase:
+                continue
+            except KeyFileError as error:
+                prompts.tell(f"culvert: identity file {path}: {error}")
+                return None
+        return None
+
+    # -- passwords -------------------------------------------------------------------
+
+    def password(self) -> str | None:
+        """Asked for as often as NumberOfPasswordPrompts says."""
+        options = self._options
+        if options.batch_mode or self._passwords >= options.number_of_password_prompts:
+            return None
+        if self._passwords:
+            prompts.tell("Permission denied, please try again.")
+        self._passwords += 1
+        return prompts.secret(f"{options.user}@{options.host}'s password: ")
+
+    def answers(
+        self, name: str, instruction: str, questions: tuple[tuple[str, bool], ...]
+    ) -> tuple[str, ...] | None:
+        """Keyboard-interactive: the server's questions, after its own words."""
+        if questions and self._options.batch_mode:
+            return None
+        for text in (name, instruction):
+            if text:
+                prompts.tell(harmless(text))
+        answers = []
+        for question, echo in questions:
+            shown = f"({self._options.user}@{self._options.host}) {question}"
+            answer = prompts.line(shown) if echo else prompts.secret(shown)
+            if answer is None:
+                return None
+            answers.append(answer)
+        return tuple(answers)
+
+
+def _identity(key: PrivateKey, path: str) -> Identity:
+    """A key that is at hand: no question to the server is needed first."""
+    public = key.public
+    return Identity(public.blob, public.signature_algorithms, key.sign, False, path)
+
+
+def _debug(text: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).debug("%s", text)

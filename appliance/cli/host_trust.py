@@ -1,0 +1,116 @@
+"""Is this the host that we know? StrictHostKeyChecking over the known_hosts files.
+
+Whatever goes wrong here raises, and the connection ends: the only way on is a key that
+is known, or one that the user, or the configuration, takes on trust.
+"""
+
+import os
+
+from ..crypto.keys import PublicKey
+from ..crypto.known_hosts import SALT_BYTES, Decision, Lookup, add_line, lookup
+from ..errors import HostKeyRejected, UsageError
+from . import prompts
+from .ssh_config import HostOptions
+
+
+class HostTrust:
+    """What the files know of one host."""
+
+    def __init__(self, options: HostOptions) -> None:
+        self._options = options
+        self._host = options.host_key_alias or options.host_name
+        self._port = 22 if options.host_key_alias else options.port
+        self.passwords_are_safe = True
+        self._lookups: list[tuple[str, Lookup]] = []
+        for path in (*options.user_known_hosts_files, *options.global_known_hosts_files):
+            try:
+                with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                    text = file.read()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                prompts.tell(f"culvert: {path}: {error.strerror}")
+                continue
+            self._lookups.append((path, lookup(text, self._host, self._port)))
+
+    @property
+    def known_types(self) -> tuple[str, ...]:
+        """Key types that the host is known by, to be asked for first."""
+        return tuple(dict.fromkeys(t for _, found in self._lookups for t in found.key_types))
+
+    def check(self, key: PublicKey) -> None:
+        """Return if ``key`` may be the host's; raise HostKeyRejected otherwise."""
+        options = self._options
+        name = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
+        shown = f"{key.key_type} key {key.fingerprint(options.fingerprint_hash)}"
+        if key.key_type == "ssh-rsa" and key.bits < options.required_rsa_size:
+            raise HostKeyRejected(f"the host key of {name} is too short: {key.bits} bits")
+        # A name that is known under its port is not looked up without it in another file.
+        decisions = [(path, found, found.decide(key)) for path, found in self._lookups]
+        kinds = {decision for _, _, decision in decisions}
+        if Decision.REVOKED in kinds:
+            raise HostKeyRejected(f"the {shown} of {name} is revoked: do not connect")
+        if Decision.TRUSTED in kinds:
+            return
+        strict = options.strict_host_key_checking
+        for path, found, decision in decisions:
+            if decision is Decision.CHANGED:
+                self._changed(name, shown, path, found, key)
+                return
+        if strict == "yes":
+            raise HostKeyRejected(
+                f"no {key.key_type} host key is known for {name} and you have requested strict "
+                "checking"
+            )
+        if strict == "ask":
+            self._ask(name, shown)
+        self._remember(name, key)
+
+    def _changed(self, name: str, shown: str, path: str, found: Lookup, key: PublicKey) -> None:
+        offending = found.offending(key)
+        line = offending.line_number if offending else 0
+        text = (
+            f"the host key of {name} has changed: it shows {shown}, and {path} line {line} says "
+            f"otherwise. Somebody may be listening in. If you know why, remove the old key: "
+            f"culvert keygen -R '{name}' -f {path}"
+        )
+        if self._options.strict_host_key_checking != "no":
+            raise HostKeyRejected(text)
+        prompts.tell(f"culvert: warning: {text}")
+        self.passwords_are_safe = False
+
+    def _ask(self, name: str, shown: str) -> None:
+        refusal = HostKeyRejected(
+            f"the host {name} is not known, and nobody confirmed its {shown}"
+        )
+        if self._options.batch_mode:
+            raise refusal
+        answer = prompts.line(
+            f"The authenticity of host '{name}' can't be established.\n{shown}.\n"
+            "Are you sure you want to continue connecting (yes/no)? "
+        )
+        while answer is not None and answer not in ("yes", "no"):
+            answer = prompts.line("Please type 'yes' or 'no': ")
+        if answer != "yes":
+            raise refusal
+
+    def _remember(self, name: str, key: PublicKey) -> None:
+        files = self._options.user_known_hosts_files
+        if not files or files[0] == os.devnull:
+            return
+        path = files[0]
+        try:
+            hashed = self._options.hash_known_hosts
+            salt = os.urandom(SALT_BYTES)
+            line = add_line(self._host, self._port, key, hashed, salt)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(path, "a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = "\n" + line
+                file.write(line.encode(errors="surrogateescape") + b"\n")
+        except (OSError, UsageError) as error:
+            prompts.tell(f"culvert: the host key could not be added to {path}: {error}")
+            return
+        prompts.tell(f"Warning: Permanently added '{name}' ({key.key_type}) to {path}.")

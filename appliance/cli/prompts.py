@@ -1,0 +1,75 @@
+"""Questions to the user: on the terminal, or by the program in SSH_ASKPASS."""
+
+import os
+import subprocess
+import sys
+
+from ..errors import UsageError
+from ..log import harmless
+
+
+def secret(prompt: str) -> str | None:
+    """A line that is not shown; None when nobody can be asked, or gave up."""
+    return _ask(harmless(prompt), echo=False)
+
+
+def line(prompt: str) -> str | None:
+    """A line that is shown."""
+    return _ask(harmless(prompt), echo=True)
+
+
+def _ask(prompt: str, echo: bool) -> str | None:
+    program = os.environ.get("SSH_ASKPASS")
+    require = os.environ.get("SSH_ASKPASS_REQUIRE", "")
+    if program and (require == "force" or (require == "prefer" and os.environ.get("DISPLAY"))):
+        return _askpass(program, prompt)
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        if program and require != "never" and os.environ.get("DISPLAY"):
+            return _askpass(program, prompt)
+        return None
+    try:
+        return _ask_terminal(terminal, prompt, echo)
+    finally:
+        os.close(terminal)
+
+
+def _ask_terminal(terminal: int, prompt: str, echo: bool) -> str | None:
+    import termios
+
+    before = termios.tcgetattr(terminal)
+    changed = termios.tcgetattr(terminal)
+    if not echo:
+        changed[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, changed)
+        os.write(terminal, prompt.encode(errors="replace"))
+        answer = b""
+        while not answer.endswith(b"\n"):
+            more = os.read(terminal, 4096)
+            if not more:
+                return None
+            answer += more
+        return answer[:-1].decode(errors="surrogateescape")
+    finally:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+        if not echo:
+            os.write(terminal, b"\n")
+
+
+def _askpass(program: str, prompt: str) -> str | None:
+    try:
+        result = subprocess.run([program, prompt], stdout=subprocess.PIPE, check=False)
+    except OSError as error:
+        raise UsageError(f"SSH_ASKPASS {program}: {error.strerror}") from error
+    if result.returncode:
+        return None
+    return result.stdout.decode(errors="surrogateescape").rstrip("\r\n")
+
+
+def tell(text: str) -> None:
+    """A line for the user, on standard error; safe while the terminal is in raw mode."""
+    end = "\r\n" if os.isatty(2) else "\n"
+    sys.stderr.write(text.replace("\n", end) + end)
+    sys.stderr.flush()

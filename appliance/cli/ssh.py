@@ -1,0 +1,377 @@
+"""culvert ssh, also ssh and dbclient: the client's command line.
+
+The login runs without an event loop; asyncio and the services are imported once the
+connection is up, and only those that the command uses.
+"""
+
+import contextlib
+import fnmatch
+import logging
+import os
+import sys
+import time
+from typing import Final
+
+from .. import __version__
+from ..config import aes_is_fast
+from ..crypto.ciphers import CIPHERS, MACS
+from ..crypto.key_exchange import METHODS
+from ..crypto.keys import SIGNATURE_ALGORITHMS
+from ..crypto.suites import (
+    HOST_KEY_ALGORITHMS,
+    USER_KEY_ALGORITHMS,
+    Algorithms,
+    default_algorithms,
+)
+from ..errors import AuthenticationFailed, CulvertError, PeerError, UsageError
+from ..log import harmless
+from ..ssh.connection import (
+    REKEY_BYTES,
+    REKEY_SECONDS,
+    ClientSide,
+    Connection,
+    ConnectionHandler,
+    Settings,
+)
+from ..ssh.order import Phase
+from . import prompts
+from .credentials import UserCredentials
+from .host_trust import HostTrust
+from .options import HELP, Option, Options, help_text, parse
+from .ssh_config import HostOptions, load
+
+FAILURE: Final = 255  # ssh(1), EXIT STATUS
+
+_COMMON: Final = (
+    Option("p", "port", "the server's port (default 22)"),
+    Option("l", "user", "log in as this user"),
+    Option("i", "file", "a private key", True),
+    Option("t", None, "have a terminal for a command; -tt even if ours is none", True),
+    Option("T", None, "have no terminal"),
+    Option("N", None, "run no command: for tunnels"),
+    Option("f", None, "go to the background after the login"),
+    Option("o", "key=value", "a setting of ssh_config(5)", True),
+    Option("c", "ciphers", "ciphers to offer, most wanted first"),
+    Option("m", "macs", "MACs to offer, most wanted first"),
+    Option("s", None, "the command is the name of a subsystem"),
+    Option("q", None, "say nothing but fatal errors"),
+    Option("v", None, "tell what happens; -vv more", True),
+    Option("V", None, "show the version"),
+    HELP,
+)
+SSH_SPEC: Final = (
+    *_COMMON,
+    Option("w", "local[:remote]", "a VPN tunnel between tun devices; numbers, or 'any'"),
+    Option("4", None, "IPv4 only"),
+    Option("6", None, "IPv6 only"),
+    Option("b", "address", "connect from this address of ours"),
+    Option("C", None, "compress"),
+    Option("E", "file", "append messages to this file"),
+    Option("e", "character", "escape character of a terminal session (default ~), or none"),
+    Option("F", "file", "settings from this file, and no other"),
+    Option("G", None, "print the settings for the host and exit"),
+    Option("n", None, "read nothing from standard input"),
+    Option("Q", "what", "list what is supported: cipher, mac, kex, key, compression"),
+    Option("x", None, ""),
+    Option("a", None, ""),
+    Option("k", None, ""),
+)
+DBCLIENT_SPEC: Final = (
+    *_COMMON,
+    Option("y", None, "accept an unknown host key; -yy any host key", True),
+    Option("K", "seconds", "ask a silent server whether it is there"),
+    Option("b", "address", "connect from this address of ours"),
+    Option("W", "bytes", "receive window of a channel"),
+)
+_LATER: Final = frozenset("ALRDWJMSOXYKgBI")  # ssh's letters that this version does not have
+
+# letter -> keyword of ssh_config(5); a flag has its value here
+_KEYWORDS: Final = {
+    "p": ("Port", ""),
+    "l": ("User", ""),
+    "i": ("IdentityFile", ""),
+    "c": ("Ciphers", ""),
+    "m": ("MACs", ""),
+    "b": ("BindAddress", ""),
+    "e": ("EscapeChar", ""),
+    "K": ("ServerAliveInterval", ""),
+    "4": ("AddressFamily", "inet"),
+    "6": ("AddressFamily", "inet6"),
+    "C": ("Compression", "yes"),
+    "N": ("SessionType", "none"),
+    "n": ("StdinNull", "yes"),
+    "f": ("ForkAfterAuthentication", "yes"),
+    "T": ("RequestTTY", "no"),
+}
+
+_log = logging.getLogger(__name__)
+
+
+class _CommandLine:
+    """Options, destination and command of one call."""
+
+    def __init__(self, arguments: list[str], spec: tuple[Option, ...], command: str) -> None:
+        self.options = Options([], [])
+        rest = list(arguments)
+        words: list[str] = []
+        while True:  # options may also stand between the host and the command
+            try:
+                parsed = parse(rest, spec, command)
+            except UsageError as error:
+                raise _named_later(error, spec) from error
+            self.options.given += parsed.given
+            rest = parsed.operands
+            if words or not rest:
+                break
+            words, rest = rest[:1], rest[1:]
+        self.destination = words[0] if words else ""
+        self.command = " ".join(rest)
+
+
+def _named_later(error: UsageError, spec: tuple[Option, ...]) -> UsageError:
+    text = str(error)
+    for letter in _LATER:
+        if text.startswith(f"unknown option -{letter};") and spec is SSH_SPEC:
+            return UsageError(f"-{letter} is not supported by this version")
+    return error
+
+
+def main(arguments: list[str], name: str) -> int:
+    """Run the client; returns its exit status."""
+    dropbear = name == "dbclient"
+    command = "culvert ssh" if name == "ssh" else name
+    spec = DBCLIENT_SPEC if dropbear else SSH_SPEC
+    try:
+        line = _CommandLine(arguments, spec, command)
+        options = line.options
+        if "help" in options:
+            print(help_text(f"{command} [options] [user@]host [command]",
+                            "An SSH client. Settings come from ~/.ssh/config, too.", spec))
+            return 0
+        if "V" in options:
+            print(f"Culvert {__version__}", file=sys.stderr)
+            return 0
+        if (what := options.value("Q")) is not None and not dropbear:
+            from .queries import answer
+
+            return answer(what)
+        if not line.destination:
+            raise UsageError(f"no host given; try '{command} --help'")
+        settings = _settings(line, dropbear)
+        _set_up_log(options, settings)
+        if "G" in options:
+            print(_described(settings))
+            return 0
+        return _Client(settings, line, options).run()
+    except UsageError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+    except CulvertError as error:
+        print(f"{command}: {harmless(str(error))}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return FAILURE
+
+
+def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
+    """The command line's settings, then those of the files."""
+    given: list[str | tuple[str, str]] = []
+    host = line.destination
+    if host.startswith("ssh://"):
+        host = host.removeprefix("ssh://").rstrip("/")
+        before, colon, port = host.rpartition(":")
+        if colon and port.isdigit():
+            host = before
+            given.append(("Port", port))
+        host = host.replace("[", "").replace("]", "")
+    user, at, after = host.rpartition("@")
+    if at:
+        host = after
+        given.append(("User", user))
+    if dropbear and "/" in host:
+        host, _, port = host.partition("/")
+        given.append(("Port", port))
+    for option, value in line.options:
+        if option == "o":
+            given.append(value)
+        elif option == "w":
+            given += [("TunnelDevice", value)]
+        elif option in _KEYWORDS:
+            keyword, fixed = _KEYWORDS[option]
+            given.append((keyword, fixed or value))
+    if "w" in line.options:
+        given.append(("Tunnel", "point-to-point"))
+    terminals = line.options.count("t")
+    if terminals:
+        given.append(("RequestTTY", "force" if terminals > 1 else "yes"))
+    if "s" in line.options:
+        given.append(("SessionType", "subsystem"))
+    accepts = line.options.count("y")
+    if dropbear and accepts:
+        given.append(("StrictHostKeyChecking", "accept-new" if accepts == 1 else "no"))
+        if accepts > 1:
+            given.append(("UserKnownHostsFile", os.devnull))
+    return load(host, given, line.options.value("F"))
+
+
+def _set_up_log(options: Options, settings: HostOptions) -> None:
+    verbose = options.count("v")
+    names = {"DEBUG": 1, "DEBUG1": 1, "DEBUG2": 2, "DEBUG3": 3, "VERBOSE": 1}
+    verbose = verbose or names.get(settings.log_level.upper(), 0)
+    quiet = "q" in options or settings.log_level.upper() in ("QUIET", "FATAL")
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+    path = options.value("E")
+    try:
+        logging.basicConfig(level=level, filename=path, format="%(levelname)s: %(message)s")
+    except OSError as error:
+        raise UsageError(f"-E {path}: {error.strerror}") from error
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _described(settings: HostOptions) -> str:
+    """-G: a line for each setting, in the style of ``ssh -G``."""
+    rows = []
+    for field in type(settings).__annotations__:
+        value = getattr(settings, field)
+        if value is None or value == ():
+            continue
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, tuple):
+            value = " ".join("=".join(map(str, v)) if isinstance(v, tuple) else str(v)
+                             for v in value)
+        rows.append(f"{field.replace('_', '')} {value}")
+    return "\n".join(rows)
+
+
+def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
+    """What to offer; the types that the host is known by come first."""
+    base = default_algorithms(aes_is_fast(), options.profile)
+    host_key = options.algorithms("host_key_algorithms", base.host_key, HOST_KEY_ALGORITHMS)
+    if options.host_key_algorithms is None and trust.known_types:
+        known = trust.known_types
+        host_key = tuple(sorted(host_key, key=lambda a: SIGNATURE_ALGORITHMS[a] not in known))
+    compression = ("zlib@openssh.com", "none") if options.compression else ("none",)
+    return Algorithms(
+        options.algorithms("kex_algorithms", base.key_exchange, tuple(METHODS)),
+        host_key,
+        options.algorithms("pubkey_accepted_algorithms", base.user_key, USER_KEY_ALGORITHMS),
+        options.algorithms("ciphers", base.cipher, CIPHERS),
+        options.algorithms("macs", base.mac, MACS),
+        compression,
+    )
+
+
+def _methods(options: HostOptions, passwords_are_safe: bool) -> tuple[str, ...]:
+    wanted = options.preferred_authentications
+    methods = wanted or ("publickey", "keyboard-interactive", "password")
+    enabled = {
+        "publickey": options.pubkey_authentication,
+        "keyboard-interactive": options.kbd_interactive_authentication and passwords_are_safe,
+        "password": options.password_authentication and passwords_are_safe,
+    }
+    return tuple(name for name in methods if enabled.get(name))
+
+
+class _Client(ConnectionHandler):
+    """One run: log in, do what was asked, and report."""
+
+    def __init__(self, options: HostOptions, line: _CommandLine, letters: Options) -> None:
+        self._options = options
+        self._command = line.command or options.remote_command or ""
+        self._quiet = "q" in letters
+        self._window = letters.value("W")
+        self._connection: Connection
+        self._subsystem = options.session_type == "subsystem"
+        if self._subsystem and not self._command:
+            raise UsageError("-s needs the name of a subsystem")
+        self._no_session = options.session_type == "none"
+        if options.fork_after_authentication and not (self._command or self._no_session):
+            raise UsageError("-f needs a command to run, or -N")
+
+    def run(self) -> int:
+        """The exit status."""
+        from ..aio.dial import dial, login
+
+        options = self._options
+        tunnel = None
+        if options.tunnel != "no":
+            from .tunnel import ClientTunnel
+
+            tunnel = ClientTunnel(options)  # before the login: most mistakes are here
+        trust = HostTrust(options)
+        sock = dial(
+            options.host_name, options.port, options.address_family, options.bind_address,
+            options.connect_timeout, options.connection_attempts,
+        )
+        rekey_bytes, rekey_seconds = options.rekey_limit
+        settings = Settings(
+            _algorithms(options, trust),
+            rekey_bytes or REKEY_BYTES,
+            rekey_seconds or REKEY_SECONDS,
+        )
+        if self._window:
+            settings = settings._replace(window=_window(self._window))
+        side = ClientSide(
+            options.user,
+            trust.check,
+            UserCredentials(options),
+            _methods(options, True),
+        )
+        self._connection = Connection(side, settings, self, os.urandom, time.monotonic())
+        login(sock, self._connection)
+        if self._connection.phase is Phase.CLOSED:
+            self._raise()
+        if options.fork_after_authentication:
+            _go_to_background()
+        from .client_session import ClientSession
+
+        session = ClientSession(
+            options, self._connection, sock, self._command, self._quiet, tunnel
+        )
+        status = session.run()
+        if self._connection.error is not None and status == FAILURE:
+            self._raise()
+        return status
+
+    def _raise(self) -> None:
+        error = self._connection.error
+        assert error is not None
+        where = f"{self._options.host_name} port {self._options.port}"
+        if isinstance(error, AuthenticationFailed):
+            raise AuthenticationFailed(f"{self._options.user}@{self._options.host}: {error}")
+        raise type(error)(f"{where}: {error}") from error
+
+    def banner(self, text: str) -> None:
+        if not self._quiet:
+            sys.stderr.write(harmless(text))
+            sys.stderr.flush()
+
+    def closed(self, error: PeerError | None) -> None:
+        _log.debug("connection closed: %s", error)
+
+
+def _window(text: str) -> int:
+    if not text.isdigit() or not 32 << 10 <= int(text) <= 64 << 20:
+        raise UsageError(f"-W {text}: expected a number from {32 << 10} to {64 << 20}")
+    return int(text)
+
+
+def environment_to_send(options: HostOptions) -> tuple[tuple[str, str], ...]:
+    """SendEnv's variables, then SetEnv's."""
+    sent = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.send_env)
+    }
+    sent.update(dict(options.set_env))
+    return tuple(sent.items())
+
+
+def _go_to_background() -> None:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)

@@ -1,0 +1,92 @@
+"""Keys that an agent holds (draft-ietf-sshm-ssh-agent): list them, have it sign."""
+
+import socket
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from ..crypto.keys import PublicKey, load_public_key
+from ..errors import MalformedMessage
+from ..wire.codec import Message, Reader, String, UInt32, write_uint32
+
+_REQUEST_IDENTITIES: Final = b"\x0b"
+_IDENTITIES_ANSWER: Final = 12
+_RSA_FLAGS: Final = {"rsa-sha2-256": 2, "rsa-sha2-512": 4}
+
+# Our own choices
+ANSWER_LIMIT: Final = 256 << 10  # bytes, OpenSSH's
+KEYS_LIMIT: Final = 2048
+TIMEOUT: Final = 60.0  # seconds: a key may want to be touched
+
+
+class _SignRequest(Message, number=13):
+    key: String
+    data: String
+    flags: UInt32
+
+
+class _SignResponse(Message, number=14):
+    signature: String
+
+
+class AgentKey(NamedTuple):
+    """A key of the agent's."""
+
+    public: PublicKey
+    comment: str
+
+
+class Agent:
+    """One connection to an agent; any failure of it is an OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(TIMEOUT)
+        try:
+            self._sock.connect(path)
+        except OSError:
+            self._sock.close()
+            raise
+
+    def close(self) -> None:
+        """Let the agent go."""
+        self._sock.close()
+
+    def keys(self) -> Iterator[AgentKey]:
+        """The keys that we can use."""
+        reader = self._ask(_REQUEST_IDENTITIES)
+        try:
+            if reader.byte() != _IDENTITIES_ANSWER:
+                return
+            for _ in range(min(reader.uint32(), KEYS_LIMIT)):
+                blob, comment = reader.string(), reader.string()
+                try:
+                    yield AgentKey(load_public_key(blob), comment.decode(errors="replace"))
+                except MalformedMessage:
+                    continue  # a certificate, or a type that we do not know
+        except MalformedMessage as error:
+            raise OSError("the agent's answer is malformed") from error
+
+    def sign(self, key: PublicKey, algorithm: str, data: bytes) -> bytes | None:
+        """A signature blob, or None when the agent refuses."""
+        request = _SignRequest(key.blob, data, _RSA_FLAGS.get(algorithm, 0))
+        answer = self._ask(request.encode()).rest()
+        try:
+            return _SignResponse.decode(answer).signature
+        except MalformedMessage:
+            return None
+
+    def _ask(self, request: bytes) -> Reader:
+        self._sock.sendall(write_uint32(len(request)) + request)
+        length = int.from_bytes(self._take(4), "big")
+        if not 0 < length <= ANSWER_LIMIT:
+            raise OSError("the agent's answer is too long")
+        return Reader(self._take(length))
+
+    def _take(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = self._sock.recv(count - len(data))
+            if not more:
+                raise OSError("the agent closed the connection")
+            data += more
+        return data

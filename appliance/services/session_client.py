@@ -1,0 +1,267 @@
+"""A session channel on the client: our terminal or pipes, and a program far away.
+
+On a terminal that is in raw mode, the escape character at the start of a line
+commands the client itself (ssh(1), ESCAPE CHARACTERS).
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from ..aio.relay import Sink, Source, wants_nonblocking
+from ..errors import MalformedMessage
+from ..log import harmless
+from ..ssh.channels import Channel, ChannelHandler
+from ..wire.codec import Reader, write_uint32
+from ..wire.messages import EXTENDED_DATA_STDERR
+from .session import Command, EnvironmentVariable, ExitSignal, PtyRequest, WindowChange
+from .terminal import encode_modes, get_size
+
+CONNECTION_FAILED: Final = 255  # ssh(1), EXIT STATUS
+
+
+class Wanted(NamedTuple):
+    """What the user asks for."""
+
+    kind: str  # shell, exec, subsystem
+    command: bytes
+    environment: tuple[tuple[str, str], ...]
+    terminal: bool  # have one at the other end
+    stdin: bool  # read ours
+    escape: bytes  # one character, or none
+
+
+class SessionClient(ChannelHandler):
+    """One session; ``ended`` is called once its output is written."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        flush: Callable[[], None],
+        ended: Callable[[], None],
+        rekey: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._wanted = wanted
+        self._flush = flush
+        self._ended = ended
+        self._rekey = rekey
+        self._say = say
+        self.status = CONNECTION_FAILED
+        self._channel: Channel
+        self._source: Source | None = None
+        self._stdout: Sink
+        self._stderr: Sink
+        self._raw: RawTerminal | None = None
+        self._made_nonblocking: list[int] = []
+        self._at_line_start = True
+        self._escaping = False
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether our terminal serves the session."""
+        return self._raw is not None
+
+    def start(self, channel: Channel) -> None:
+        """Prepare, while the channel is being opened."""
+        self._channel = channel
+        for fd in (1, 2):
+            if wants_nonblocking(fd) and os.get_blocking(fd):
+                os.set_blocking(fd, False)
+                self._made_nonblocking.append(fd)
+        self._stdout = Sink(1, channel, self._flush, self._output_broken)
+        self._stderr = Sink(2, channel, self._flush, self._output_broken)
+
+    def opened(self, type_data: bytes) -> None:
+        wanted, channel = self._wanted, self._channel
+        local = os.isatty(0)
+        if wanted.terminal:
+            columns, rows, width, height = get_size(0) if local else (80, 24, 0, 0)
+            modes = encode_modes(0) if local else b"\0"
+            term = os.environ.get("TERM", "dumb")
+            request = PtyRequest(term, columns, rows, width, height, modes)
+            channel.request("pty-req", request.encode(), self._pty_answered)
+            if local:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, self._resized)
+        for name, value in wanted.environment:
+            variable = EnvironmentVariable(name.encode(), os.fsencode(value))
+            channel.request("env", variable.encode())
+        data = b"" if wanted.kind == "shell" else Command(wanted.command).encode()
+        channel.request(wanted.kind, data, self._started)
+
+    def open_failed(self, reason_code: int, description: str) -> None:
+        self._say(f"the server refuses a session: {harmless(description)}")
+
+    def _pty_answered(self, success: bool) -> None:
+        if not success:
+            self._say("PTY allocation request failed on channel 0")
+        elif os.isatty(0) and self._wanted.stdin:
+            self._raw = RawTerminal()
+
+    def _started(self, success: bool) -> None:
+        if not success:
+            self._say(f"{self._wanted.kind} request failed on channel 0")
+            self._channel.close()
+            return
+        if not self._wanted.stdin:
+            self._channel.eof()
+            return
+        transform = self._escapes if self._raw is not None and self._wanted.escape else None
+        self._source = Source(
+            0, self._channel, self._flush, self._channel.eof, transform=transform
+        )
+        self._source.start()
+
+    # -- data ------------------------------------------------------------------------
+
+    def data(self, view: memoryview) -> None:
+        self._stdout.write(view)
+
+    def extended_data(self, code: int, view: memoryview) -> None:
+        if code == EXTENDED_DATA_STDERR:
+            self._stderr.write(view)
+        else:
+            self._channel.consume(len(view))
+
+    def resume(self) -> None:
+        if self._source is not None:
+            self._source.start()
+
+    def _output_broken(self) -> None:
+        """Our reader is gone: tell the program, as a pipe would (OpenSSH PROTOCOL 2.1)."""
+        self._channel.request("eow@openssh.com")
+
+    def _resized(self) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.request("window-change", WindowChange(*get_size(0)).encode())
+        self._flush()
+
+    # -- escapes ---------------------------------------------------------------------
+
+    def _escapes(self, data: bytes) -> bytes:
+        """What of the typed bytes is for the program."""
+        escape = self._wanted.escape[0]
+        output = bytearray()
+        for byte in data:
+            if self._escaping:
+                self._escaping = False
+                if byte != escape:
+                    if self._command(byte):
+                        self._at_line_start = True
+                        continue
+                    output.append(escape)
+            elif byte == escape and self._at_line_start:
+                self._escaping = True
+                continue
+            output.append(byte)
+            self._at_line_start = byte in b"\r\n"
+        return bytes(output)
+
+    def _command(self, byte: int) -> bool:
+        """Carry out an escape; False when it is none."""
+        action = {
+            ord("."): self._disconnect,
+            0x1A: self._suspend,
+            ord("#"): lambda: self._print("The following connections are open:\r\n"
+                                          f"  #{self._channel.number} session"),
+            ord("B"): lambda: self._channel.request("break", write_uint32(1000)),
+            ord("R"): self._rekey,
+            ord("?"): self._help,
+        }.get(byte)
+        if action is None:
+            return False
+        action()
+        return True
+
+    def _print(self, text: str) -> None:
+        os.write(2, f"\r\n{text}\r\n".encode())
+
+    def _help(self) -> None:
+        escape = self._wanted.escape.decode("latin-1")
+        self._print("\r\n".join((
+            "Supported escape sequences:",
+            f" {escape}.   - end the connection",
+            f" {escape}^Z  - suspend the client",
+            f" {escape}#   - list the channels",
+            f" {escape}B   - send a BREAK",
+            f" {escape}R   - exchange new keys",
+            f" {escape}?   - this message",
+            f" {escape}{escape}   - send the escape character",
+            "(only right after a newline)",
+        )))
+
+    def _disconnect(self) -> None:
+        self._print("Disconnected.")
+        self._channel.close()
+        self._ended()
+
+    def _suspend(self) -> None:
+        if self._raw is not None:
+            self._raw.restore()
+        os.kill(os.getpid(), signal.SIGTSTP)
+        if self._raw is not None:
+            self._raw.enter()
+        self._resized()
+
+    # -- the end ---------------------------------------------------------------------
+
+    def request(self, request_type: str, request_data: bytes) -> bool:
+        if request_type == "exit-status":
+            reader = Reader(request_data)
+            self.status = reader.uint32() & 0xFF
+            reader.end()
+            return True
+        if request_type == "exit-signal":
+            try:
+                name = harmless(ExitSignal.decode(request_data).signal)
+            except MalformedMessage:  # some servers leave the last fields out
+                name = "?"
+            self._say(f"the program was ended by signal {name}")
+            return True
+        return False
+
+    def eof(self) -> None:
+        """Nothing: the status may still come."""
+
+    def closed(self) -> None:
+        if self._source is not None:
+            self._source.stop()
+        self._stdout.when_drained(lambda: self._stderr.when_drained(self._finish))
+
+    def _finish(self) -> None:
+        self.restore()
+        self._ended()
+
+    def restore(self) -> None:
+        """Leave terminal and descriptors as they were."""
+        if self._raw is not None:
+            self._raw.restore()
+        for fd in self._made_nonblocking:
+            with contextlib.suppress(OSError):
+                os.set_blocking(fd, True)
+
+
+class RawTerminal:
+    """Our own terminal in raw mode."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] = termios.tcgetattr(0)
+        self.enter()
+
+    def enter(self) -> None:
+        """Every key goes to the program at once."""
+        tty.setraw(0, termios.TCSADRAIN)
+
+    def restore(self) -> None:
+        """As it was."""
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+        sys.stdout.flush()
+
+
