@@ -213,5 +213,8 @@ def _read_trusted(path: str, user: pwd.struct_passwd) -> bytes:
 def _insist_on_owner(path: str, status: os.stat_result, user: pwd.struct_passwd) -> None:
     if status.st_uid not in (0, user.pw_uid):
         raise UntrustedFile(f"{path} belongs to somebody else (uid {status.st_uid})")
-    if status.st_mode & 0o022:
+    others_may_write = status.st_mode & 0o022
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and status.st_uid == 0:
+        others_may_write = 0  # like /tmp: nobody can replace what is not theirs
+    if others_may_write:
         raise UntrustedFile(f"{path} may be written by others (mode {status.st_mode & 0o7777:o})")

@@ -97,6 +97,8 @@ class AuthClient:
         return request or self._request("none", b"")
 
     def _request(self, method: str, fields: Buffer) -> bytes:
+        if method != "none" and method not in self._tried:
+            self._tried.append(method)
         return UserauthRequest(self._user, SERVICE, method, bytes(fields)).encode()
 
     def failure(self, message: UserauthFailure) -> bytes:
@@ -108,8 +110,6 @@ class AuthClient:
             while method in message.methods and method not in self._exhausted:
                 request = self._next(method)
                 if request is not None:
-                    if method not in self._tried:
-                        self._tried.append(method)
                     return request
                 self._exhausted.add(method)
         raise AuthenticationFailed(
