@@ -691,8 +691,9 @@ class _Reader:
 
     def current_host_name(self) -> str:
         """Where HostName, as far as it is known by now, leads."""
-        written: str = self.found.get("host_name", self.host)
-        return expand(written, {"h": self.host}, "HostName") if "%" in written else written
+        if "host_name" not in self.found:
+            return self.host
+        return expand(self.found["host_name"], {"h": self.host}, "HostName")
 
 
 # -- tokens ------------------------------------------------------------------------------
@@ -789,7 +790,7 @@ def load(
     turn()
     if reader.final_wanted:
         reader.final = True
-        reader.found["host_name"] = reader.current_host_name()
+        reader.found["host_name"] = reader.current_host_name().replace("%", "%%")
         turn()
     return _resolve(reader)
 

@@ -27,7 +27,7 @@ _UINT64 = struct.Struct(">Q")
 
 # Our own choices
 NAMES_LIMIT = 1000  # names in one list: far above any real KEXINIT, far below a burden
-MPINT_LIMIT = 2048  # bytes: a modulus of 16384 bits, the largest that anybody uses
+MPINT_LIMIT = 2052  # bytes: a modulus of 16384 bits, the largest that anybody uses, and its sign
 
 
 class Reader:
