@@ -8,9 +8,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from typing import Final
 
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
+from . import loop
+
+_CLOSED: Final = Phase.CLOSED  # an enum's attribute is slow to look up
 
 
 class Driver:
@@ -19,7 +23,7 @@ class Driver:
     def __init__(
         self, sock: socket.socket, connection: Connection, finished: Callable[[], None]
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop.running()
         self._sock = sock
         self._fd = sock.fileno()
         self._connection = connection
@@ -31,7 +35,7 @@ class Driver:
 
     def start(self) -> None:
         """Begin to send and to receive."""
-        self._loop.add_reader(self._fd, self._on_readable)
+        self._loop.watch_reader(self._fd, self._on_readable)
         self.flush()
 
     def _on_readable(self) -> None:
@@ -47,17 +51,16 @@ class Driver:
         else:
             connection.receive_eof()
         self.flush()
+        if self._timer is None or self._timer.when() > connection.deadline:
+            self._set_timer()
 
     def flush(self) -> None:
         """Send what waits; whoever sends outside of a handler calls this afterwards."""
         connection = self._connection
-        if connection.unsent and not self._writing:
+        if not self._writing and connection.unsent:
             self._send()
-        if connection.phase is Phase.CLOSED:
-            if not self._writing:
-                self._close()
-        elif self._timer is None or self._timer.when() > connection.deadline:
-            self._set_timer()
+        if connection.phase is _CLOSED and not self._writing:
+            self._close()
 
     def _send(self) -> None:
         connection = self._connection
@@ -73,10 +76,10 @@ class Driver:
             return
         if connection.unsent and not self._writing:
             self._writing = True
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._loop.watch_writer(self._fd, self._on_writable)
         elif not connection.unsent and self._writing:
             self._writing = False
-            self._loop.remove_writer(self._fd)
+            self._loop.watch_writer(self._fd, None)
 
     def _on_writable(self) -> None:
         self._send()
@@ -86,13 +89,15 @@ class Driver:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._closed:
+            return
         deadline = min(self._connection.deadline, self._loop.time() + 86400.0)
         self._timer = self._loop.call_at(deadline, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        self._timer = None
         self._connection.tick(self._loop.time())
         self.flush()
+        self._set_timer()
 
     def _close(self) -> None:
         if self._closed:
@@ -100,8 +105,8 @@ class Driver:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
+        self._loop.watch_writer(self._fd, None)
+        self._loop.watch_reader(self._fd, None)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()

@@ -4,14 +4,13 @@ A Source reads a descriptor only while the channel may send; a Sink gives the pe
 window only for what the descriptor took, so neither ever holds more than one window.
 """
 
-import asyncio
-import contextlib
 import os
 import stat
 from collections import deque
 from collections.abc import Callable
 
 from ..ssh.channels import Channel
+from . import loop
 
 # Our own choice
 READ = 128 << 10  # bytes a wake-up: four packets, one send
@@ -36,7 +35,7 @@ class Source:
         extended: int | None = None,
         transform: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop.running()
         self._fd = fd
         self._channel = channel
         self._flush = flush
@@ -54,7 +53,7 @@ class Source:
         self._reading = True
         if self._pollable:
             try:
-                self._loop.add_reader(self._fd, self._on_readable)
+                self._loop.watch_reader(self._fd, self._on_readable)
                 return
             except PermissionError:
                 self._pollable = False
@@ -96,7 +95,7 @@ class Source:
         if self._reading:
             self._reading = False
             if self._pollable:
-                self._loop.remove_reader(self._fd)
+                self._loop.watch_reader(self._fd, None)
 
     def stop(self) -> None:
         """Read no more; once and for all."""
@@ -114,7 +113,7 @@ class Sink:
         flush: Callable[[], None],
         broken: Callable[[], None],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop.running()
         self._fd = fd
         self._channel = channel
         self._flush = flush
@@ -131,7 +130,7 @@ class Sink:
         written = 0 if self._waiting else self._write(view)
         if written < len(view) and not self._stopped:
             if not self._waiting:
-                self._loop.add_writer(self._fd, self._on_writable)
+                self._loop.watch_writer(self._fd, self._on_writable)
             self._waiting.append(memoryview(bytes(view[written:])))
 
     def _write(self, view: memoryview) -> int:
@@ -158,7 +157,7 @@ class Sink:
         else:
             self._waiting.popleft()
         if not self._waiting:
-            self._loop.remove_writer(self._fd)
+            self._loop.watch_writer(self._fd, None)
             if self._drained is not None:
                 self._drained()
         self._flush()
@@ -175,5 +174,4 @@ class Sink:
         self._stopped = True
         if self._waiting:
             self._waiting.clear()
-            with contextlib.suppress(OSError, ValueError):
-                self._loop.remove_writer(self._fd)
+            self._loop.watch_writer(self._fd, None)

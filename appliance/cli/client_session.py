@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 
+from ..aio import loop
 from ..aio.driver import Driver
 from ..services.session_client import CONNECTION_FAILED, SessionClient, Wanted
 from ..ssh.connection import Connection
@@ -39,7 +40,7 @@ class ClientSession:
     def run(self) -> int:
         """The exit status."""
         try:
-            return asyncio.run(self._run())
+            return loop.run(self._run())
         finally:
             if self._session is not None:
                 self._session.restore()
@@ -48,7 +49,7 @@ class ClientSession:
 
     async def _run(self) -> int:
         options, connection = self._options, self._connection
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop.running()
         self._done = asyncio.Event()
         self._driver = Driver(self._sock, connection, self._done.set)
         if self._tunnel is not None:

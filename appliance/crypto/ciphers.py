@@ -93,24 +93,25 @@ class AesGcm:
         self._fixed = iv[:4]
         self._counter = int.from_bytes(iv[4:12], "big")
 
-    def _nonce(self) -> bytes:
+    def seal(self, view: memoryview, start: int, end: int, sequence: int) -> int:
         counter = self._counter
         self._counter = (counter + 1) & _UINT64_MASK
-        return self._fixed + counter.to_bytes(8, "big")
-
-    def seal(self, view: memoryview, start: int, end: int, sequence: int) -> int:
-        body = start + 4
-        self._encrypt(self._nonce(), view[body:end], view[start:body], view[body : end + 16])
-        return end + 16
+        nonce = self._fixed + counter.to_bytes(8, "big")
+        body, tag_end = start + 4, end + 16
+        self._encrypt(nonce, view[body:end], view[start:body], view[body:tag_end])
+        return tag_end
 
     def length(self, view: memoryview, start: int, sequence: int) -> int:
         value: int = _UINT32.unpack_from(view, start)[0]
         return value
 
     def open(self, view: memoryview, start: int, end: int, sequence: int) -> None:
+        counter = self._counter
+        self._counter = (counter + 1) & _UINT64_MASK
+        nonce = self._fixed + counter.to_bytes(8, "big")
         body = start + 4
         try:
-            self._decrypt(self._nonce(), view[body : end + 16], view[start:body], view[body:end])
+            self._decrypt(nonce, view[body : end + 16], view[start:body], view[body:end])
         except Exception as error:  # InvalidTag, which would cost an import to name
             raise IntegrityError("a packet failed its authentication") from error
 

@@ -7,6 +7,7 @@ the listener; the forked workers share them, and need no file of the root that t
 import asyncio
 import os
 
+from ..aio import loop
 from ..crypto.key_exchange import METHODS
 from ..crypto.keys import PrivateKey, PublicKey, generate, load_public_key
 from ..crypto.suites import Algorithms
@@ -58,7 +59,7 @@ def rehearse(algorithms: Algorithms) -> None:
     for method in algorithms.key_exchange:
         exchange = METHODS[method].begin()
         exchange.server_answer(METHODS[method].begin().client_public())
-    asyncio.run(asyncio.sleep(0))
+    loop.run(asyncio.sleep(0))
 
 
 def _connect(key: PrivateKey, algorithms: Algorithms) -> None:

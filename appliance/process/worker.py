@@ -4,13 +4,13 @@ It asks its monitor over a socketpair for whatever it may not do itself, and wai
 the answer: one worker serves one connection, so nobody else waits with it.
 """
 
-import asyncio
 import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from ..aio import loop
 from ..aio.driver import Driver
 from ..config import ServerConfig
 from ..crypto.suites import Algorithms
@@ -140,7 +140,7 @@ class Worker(ConnectionHandler):
         self._sessions = 0
         self._no_more_sessions = False
         self._unanswered = 0
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop.running()
         self._finished = self._loop.create_future()
         self._last_activity = self._loop.time()
         self.connection = Connection(
@@ -275,4 +275,4 @@ def serve(job: Job, sock: socket.socket, to_monitor: socket.socket) -> None:
     async def main() -> None:
         await Worker(job, sock, MonitorClient(to_monitor)).run()
 
-    asyncio.run(main())
+    loop.run(main())

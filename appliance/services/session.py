@@ -3,7 +3,6 @@
     NEW --shell, exec, subsystem--> RUNNING --status and end of output--> ENDED
 """
 
-import asyncio
 import fnmatch
 import logging
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
+from ..aio import loop
 from ..aio.relay import Sink, Source
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Boolean, Name, Record, String, Text, UInt32, write_uint32
@@ -86,6 +86,7 @@ class Session(ChannelHandler):
         accept_environment: tuple[str, ...],
         ended: Callable[[], None],
     ) -> None:
+        self._loop = loop.running()
         self._channel = channel
         self._privileges = privileges
         self._flush = flush
@@ -158,7 +159,6 @@ class Session(ChannelHandler):
         )
         self._state = _State.RUNNING
         self._process = process
-        loop = asyncio.get_running_loop()
         for fd in {process.stdin, process.stdout, process.stderr, process.status} - {None}:
             assert fd is not None
             os.set_blocking(fd, False)
@@ -168,8 +168,8 @@ class Session(ChannelHandler):
         self._output = self._source(process.stdout)
         if process.stderr is not None:
             self._source(process.stderr, EXTENDED_DATA_STDERR)
-        loop.add_reader(process.status, self._on_status)
-        loop.call_soon(self.resume)  # behind the answer to this request
+        self._loop.watch_reader(process.status, self._on_status)
+        self._loop.call_soon(self.resume)  # behind the answer to this request
         return True
 
     def _source(self, fd: int, extended: int | None = None) -> Source:
@@ -232,11 +232,11 @@ class Session(ChannelHandler):
     def _on_status(self) -> None:
         assert self._process is not None
         data = os.read(self._process.status, 4)
-        asyncio.get_running_loop().remove_reader(self._process.status)
+        self._loop.watch_reader(self._process.status, None)
         self._status = int.from_bytes(data, "big") if len(data) == 4 else signal.SIGKILL
         if self._sources and self._master is not None:
             # somebody in the background may hold the terminal open
-            asyncio.get_running_loop().call_later(TERMINAL_GRACE, self._finish)
+            self._loop.call_later(TERMINAL_GRACE, self._finish)
         elif not self._sources:
             self._finish()
 
@@ -269,7 +269,7 @@ class Session(ChannelHandler):
             self._stdin.stop()
         descriptors = {self._master}
         if self._process is not None:
-            asyncio.get_running_loop().remove_reader(self._process.status)
+            self._loop.watch_reader(self._process.status, None)
             descriptors |= {self._process.stdout, self._process.stderr, self._process.status}
             descriptors.add(self._stdin_fd)
         for fd in descriptors:

@@ -41,6 +41,9 @@ class Flow(Enum):
     CLOSED = auto()
 
 
+_OPEN: Final = Flow.OPEN  # an enum's attribute is slow to look up, for once a packet
+
+
 class ChannelHandler:
     """What a channel calls, in place; a service overrides what it cares for."""
 
@@ -136,7 +139,7 @@ class Channel:
 
     def sendable(self) -> int:
         """How many bytes may be sent now; at 0, ``handler.resume`` is called later."""
-        if self.outbound is not Flow.OPEN:
+        if self.outbound is not _OPEN:
             return 0
         if self.send_window > self.overhead and self._connection.may_send_data():
             return self.send_window - self.overhead
@@ -212,7 +215,7 @@ class Channel:
 
     def received(self, size: int) -> None:
         """Check and debit data of the peer's."""
-        if self.inbound is not Flow.OPEN:
+        if self.inbound is not _OPEN:
             raise ProtocolError("data for a channel that is not open")
         if size > self.receive_window:
             raise ProtocolError("more data than the channel's window allows")

@@ -90,6 +90,15 @@ EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
 UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
 CHANNELS_LIMIT: Final = 1000  # that a peer may have open
+
+# An enum's attribute is slow to look up, for once a packet.
+_OPEN: Final = Phase.OPEN
+_CLOSED: Final = Phase.CLOSED
+_FLOW_CLOSED: Final = Flow.CLOSED
+_CHANNEL_DATA: Final = ChannelData.number
+_DATA_AT: Final = CHANNEL_DATA_HEADER.size
+_unpack_header: Final = CHANNEL_DATA_HEADER.unpack_from
+
 SOFTWARE: Final = f"Culvert_{__version__}"
 
 
@@ -307,7 +316,7 @@ class Connection:
         """Whether bulk data would leave soon."""
         return (
             self._held is None
-            and self.phase is not Phase.CLOSED
+            and self.phase is not _CLOSED
             and self._writer.unsent < UNSENT_LIMIT
         )
 
@@ -371,11 +380,11 @@ class Connection:
                 return
             self._on_line(line)
         reader, channels = self._reader, self._channels
-        while self.phase is not Phase.CLOSED:
+        while self.phase is not _CLOSED:
             payload = reader.next()
             if payload is None:
                 break
-            if payload[0] == ChannelData.number and self.phase is Phase.OPEN:
+            if payload[0] == _CHANNEL_DATA and self.phase is _OPEN:
                 self._on_channel_data(channels, payload)
             else:
                 self._dispatch(bytes(payload))
@@ -386,15 +395,15 @@ class Connection:
 
     def _on_channel_data(self, channels: dict[int, Channel], payload: memoryview) -> None:
         try:
-            _, number, size = CHANNEL_DATA_HEADER.unpack_from(payload)
+            _, number, size = _unpack_header(payload)
         except struct.error as error:
             raise MalformedMessage("channel data without its header") from error
         channel = channels.get(number)
-        if channel is None or size != len(payload) - CHANNEL_DATA_HEADER.size:
+        if channel is None or size != len(payload) - _DATA_AT:
             raise ProtocolError("channel data of a wrong length, or for no channel")
         channel.received(size)
-        if channel.outbound is not Flow.CLOSED:
-            channel.handler.data(payload[CHANNEL_DATA_HEADER.size :])
+        if channel.outbound is not _FLOW_CLOSED:
+            channel.handler.data(payload[_DATA_AT:])
 
     def _on_line(self, line: bytes) -> None:
         if not line.startswith(b"SSH-"):

@@ -228,11 +228,11 @@ class PacketReader:
 
         It stays valid until ``space`` is called.
         """
-        decryption = self._decryption
-        start, available = self._start, self._end - self._start
-        if available < decryption.peek:
+        decryption, view, sequence = self._decryption, self._view, self.sequence
+        start = self._start
+        if self._end - start < decryption.peek:
             return None
-        length = decryption.length(self._view, start, self.sequence)
+        length = decryption.length(view, start, sequence)
         aside = 0 if decryption.length_aside else 4
         if (
             length > self.limit
@@ -240,18 +240,19 @@ class PacketReader:
             or (length + aside) % decryption.block_size
         ):
             raise ProtocolError(f"a packet of {length} bytes: too long, too short or unaligned")
-        if available < 4 + length + decryption.tag_length:
-            return None
         end = start + 4 + length
-        decryption.open(self._view, start, end, self.sequence)
-        self._start = end + decryption.tag_length
-        self.sequence = (self.sequence + 1) & 0xFFFFFFFF
+        after = end + decryption.tag_length
+        if after > self._end:
+            return None
+        decryption.open(view, start, end, sequence)
+        self._start = after
+        self.sequence = (sequence + 1) & 0xFFFFFFFF
         self.packets += 1
         self.received_bytes += length
         padding = self._buffer[start + 4]
         if padding < MINIMUM_PADDING or padding + 2 > length:
             raise ProtocolError("a packet's padding is too short or too long")
-        payload = self._view[start + 5 : end - padding]
+        payload = view[start + 5 : end - padding]
         return payload if self._inflate is None else self._inflated(payload)
 
     def _inflated(self, payload: memoryview) -> memoryview:

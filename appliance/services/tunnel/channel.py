@@ -5,13 +5,13 @@ What the window does not take is dropped, as on any link that is full; while a k
 exchange runs or the socket is full, the device is not read and its own queue holds.
 """
 
-import asyncio
 import errno
 import logging
 import os
 from collections.abc import Callable
 from typing import Final
 
+from ...aio import loop
 from ...ssh.channels import Channel, ChannelHandler
 from ...wire.tun import (
     FAMILY_LENGTH,
@@ -43,7 +43,7 @@ class TunnelChannel(ChannelHandler):
         flush: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop.running()
         self._device = device
         self._point_to_point = mode == POINT_TO_POINT
         self._overhead = OPENSSH_OVERHEAD if peer_software.startswith("OpenSSH") else 0
@@ -51,9 +51,12 @@ class TunnelChannel(ChannelHandler):
         self._ended = ended
         self.channel: Channel
         self._reading = False
+        self._busy = False  # whether packets came in a row last time
         slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
-        self._slots = [slots[at : at + SLOT] for at in range(0, BATCH * SLOT, SLOT)]
-        self._targets = [(slot[FAMILY_LENGTH:],) for slot in self._slots]
+        self._slots = [
+            (slots[at : at + SLOT], (slots[at + FAMILY_LENGTH : at + SLOT],))
+            for at in range(0, BATCH * SLOT, SLOT)
+        ]
 
     def start(self, channel: Channel) -> None:
         """Begin, once the channel is open."""
@@ -68,7 +71,7 @@ class TunnelChannel(ChannelHandler):
             return
         if not self._reading:
             self._reading = True
-            self._loop.add_reader(self._device, self._on_readable)
+            self._loop.watch_reader(self._device, self._on_readable)
         self._on_readable()
 
     def _on_readable(self) -> None:
@@ -77,20 +80,31 @@ class TunnelChannel(ChannelHandler):
             return
         pieces = []
         device, readv = self._device, os.readv
-        skip = FAMILY_LENGTH if not self._point_to_point else 0
+        point_to_point = self._point_to_point
+        at_once = not self._busy
+        packets = 0
         try:
-            for slot, target in zip(self._slots, self._targets, strict=True):
+            for slot, target in self._slots:
                 size = readv(device, target)
-                if self._point_to_point:
+                packets += 1
+                if point_to_point:
                     if size < SHORTEST_PACKET:
                         continue
                     slot[3] = IPV4 if slot[FAMILY_LENGTH] >> 4 == 4 else IPV6
-                pieces.append(slot[skip : FAMILY_LENGTH + size])
+                    pieces.append(slot[: FAMILY_LENGTH + size])
+                else:
+                    pieces.append(target[0][:size])
+                if at_once:  # a lone packet does not wait for a look at the next
+                    at_once = False
+                    self.channel.send_batch(pieces)
+                    self._flush()
+                    pieces = []
         except BlockingIOError:
             pass
         except OSError as error:
             self._device_failed(error)
             return
+        self._busy = packets > 2
         if pieces:
             self.channel.send_batch(pieces)
             self._flush()
@@ -98,7 +112,7 @@ class TunnelChannel(ChannelHandler):
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._device)
+            self._loop.watch_reader(self._device, None)
 
     # -- from the peer to the device -------------------------------------------------
 
