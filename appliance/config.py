@@ -4,7 +4,6 @@ Every key is optional, has the name of the field below, and means what sshd_conf
 that name means. An error names the file, the key and what is expected.
 """
 
-import tomllib
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -68,6 +67,8 @@ _RANGES: Final[dict[str, tuple[int, int]]] = {
 
 def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
     """The file's settings over ``defaults``; raises UsageError."""
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)

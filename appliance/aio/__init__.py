@@ -1,1 +1,1 @@
-"""The shell around the pure core: sockets, and asyncio once a connection is up."""
+"""The shell around the pure core: sockets, and the loop that serves them."""

@@ -1,7 +1,6 @@
 """From a host's name to a connection that is authenticated, without an event loop.
 
-Until then there is nothing to do but to wait for one socket, and asyncio would cost more
-time to import than the whole login takes.
+Until then there is nothing to do but to wait for one socket.
 """
 
 import socket

@@ -1,10 +1,8 @@
-"""One connection over one socket in an asyncio event loop.
+"""One connection over one socket in an event loop.
 
-The loop's readers and writers are used directly: asyncio's streams copy every byte and
-cost more than the encryption does. A wake-up takes one receive and at most one send.
+A wake-up takes one receive and at most one send.
 """
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from typing import Final
 
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
-from . import loop
+from .loop import Loop, Timer
 
 _CLOSED: Final = Phase.CLOSED  # an enum's attribute is slow to look up
 
@@ -21,25 +19,29 @@ class Driver:
     """Owns the socket; calls ``finished`` once the connection and the socket are closed."""
 
     def __init__(
-        self, sock: socket.socket, connection: Connection, finished: Callable[[], None]
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        connection: Connection,
+        finished: Callable[[], None],
     ) -> None:
-        self._loop = loop.running()
+        self.loop = loop
+        self.connection = connection
         self._sock = sock
         self._fd = sock.fileno()
-        self._connection = connection
         self._finished = finished
         self._writing = False
         self._closed = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         sock.setblocking(False)
 
     def start(self) -> None:
         """Begin to send and to receive."""
-        self._loop.watch_reader(self._fd, self._on_readable)
+        self.loop.watch_reader(self._fd, self._on_readable)
         self.flush()
 
     def _on_readable(self) -> None:
-        connection = self._connection
+        connection = self.connection
         try:
             count = self._sock.recv_into(connection.receive_buffer())
         except (BlockingIOError, InterruptedError):
@@ -47,23 +49,23 @@ class Driver:
         except OSError:
             count = 0
         if count:
-            connection.received(count, self._loop.time())
+            connection.received(count, self.loop.time())
         else:
             connection.receive_eof()
         self.flush()
-        if self._timer is None or self._timer.when() > connection.deadline:
+        if self._timer is None or self._timer.when > connection.deadline:
             self._set_timer()
 
     def flush(self) -> None:
         """Send what waits; whoever sends outside of a handler calls this afterwards."""
-        connection = self._connection
+        connection = self.connection
         if not self._writing and connection.unsent:
             self._send()
         if connection.phase is _CLOSED and not self._writing:
             self._close()
 
     def _send(self) -> None:
-        connection = self._connection
+        connection = self.connection
         try:
             connection.sent(self._sock.send(connection.data_to_send()))
         except (BlockingIOError, InterruptedError):
@@ -76,14 +78,14 @@ class Driver:
             return
         if connection.unsent and not self._writing:
             self._writing = True
-            self._loop.watch_writer(self._fd, self._on_writable)
+            self.loop.watch_writer(self._fd, self._on_writable)
         elif not connection.unsent and self._writing:
             self._writing = False
-            self._loop.watch_writer(self._fd, None)
+            self.loop.watch_writer(self._fd, None)
 
     def _on_writable(self) -> None:
         self._send()
-        self._connection.wake()
+        self.connection.wake()
         self.flush()
 
     def _set_timer(self) -> None:
@@ -91,11 +93,11 @@ class Driver:
             self._timer.cancel()
         if self._closed:
             return
-        deadline = min(self._connection.deadline, self._loop.time() + 86400.0)
-        self._timer = self._loop.call_at(deadline, self._on_deadline)
+        deadline = min(self.connection.deadline, self.loop.time() + 86400.0)
+        self._timer = self.loop.call_at(deadline, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        self._connection.tick(self._loop.time())
+        self.connection.tick(self.loop.time())
         self.flush()
         self._set_timer()
 
@@ -105,8 +107,8 @@ class Driver:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.watch_writer(self._fd, None)
-        self._loop.watch_reader(self._fd, None)
+        self.loop.watch_writer(self._fd, None)
+        self.loop.watch_reader(self._fd, None)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()

@@ -1,37 +1,78 @@
-"""The event loop: asyncio's, with readers and writers that epoll calls in place.
+"""The event loop: epoll, timers, and nothing else.
 
-asyncio wraps each ready descriptor into a handle, queues it, and runs it in a context of
-its own. For a tunnel's small packets that costs more than everything else on their way,
-so descriptors watched here are served inside of ``select``, before asyncio looks at the
-rest. An exception of theirs ends the loop: a connection never goes on half broken.
+asyncio would do. But it takes 45 ms to import, which is half of a whole login; its first
+loop touches 1 MiB of a forked worker's memory, a quarter of what an idle connection
+costs; and its handles and contexts take longer than all else on a small packet's way
+through a tunnel. What a connection needs of a loop fits on this page.
+
+An exception of a callback ends ``run``: a connection never goes on half broken.
 """
 
-import asyncio
-import selectors
-from collections.abc import Callable, Coroutine
+import heapq
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count
 from select import EPOLLIN, EPOLLOUT
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 Callback = Callable[[], None]
-T = TypeVar("T")
 
 # Our own choice
 EVENTS: Final = 32  # descriptors served a turn, so that timers are never far away
 
 
-class _Selector(selectors.EpollSelector):
-    """An epoll selector that serves some descriptors itself."""
+class Timer:
+    """A callback that is due at ``when`` (seconds, monotonic)."""
+
+    __slots__ = ("_arguments", "_callback", "when")
+
+    def __init__(self, when: float, callback: Callable[..., None], arguments: Any) -> None:
+        self.when = when
+        self._callback: Callable[..., None] | None = callback
+        self._arguments = arguments
+
+    def cancel(self) -> None:
+        """Not to be called any more."""
+        self._callback = None
+
+    def fire(self) -> None:
+        """Call it, unless it was cancelled."""
+        if self._callback is not None:
+            self._callback(*self._arguments)
+
+
+class Loop:
+    """Calls readers and writers when their descriptors are ready, and timers when due."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._epoll: Any = self._selector  # type: ignore[attr-defined]
+        self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
+        self._soon: deque[Timer] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = count()
+        self._signals: dict[int, Callback] = {}
+        self._wakeup: tuple[int, ...] = ()
+        self._running = False
+        self.time = time.monotonic
 
-    def watch(self, fd: int, reader: Callback | None, writer: Callback | None) -> None:
-        """Serve ``fd`` with these from now on; None and None for no longer."""
-        readers, writers = self._readers, self._writers
-        known = fd in readers or fd in writers
+    def watch_reader(self, fd: int, callback: Callback | None) -> None:
+        """Call ``callback`` whenever ``fd`` is readable; None to stop.
+
+        Raises PermissionError for a regular file, which epoll cannot wait for.
+        """
+        self._watch(fd, callback, self._writers.get(fd))
+
+    def watch_writer(self, fd: int, callback: Callback | None) -> None:
+        """Call ``callback`` whenever ``fd`` is writable; None to stop."""
+        self._watch(fd, self._readers.get(fd), callback)
+
+    def _watch(self, fd: int, reader: Callback | None, writer: Callback | None) -> None:
+        known = fd in self._readers or fd in self._writers
         mask = (EPOLLIN if reader else 0) | (EPOLLOUT if writer else 0)
         if not mask:
             if known:
@@ -40,71 +81,75 @@ class _Selector(selectors.EpollSelector):
             self._epoll.modify(fd, mask)
         else:
             self._epoll.register(fd, mask)
-        for table, callback in ((readers, reader), (writers, writer)):
+        for table, callback in ((self._readers, reader), (self._writers, writer)):
             if callback is not None:
                 table[fd] = callback
             else:
                 table.pop(fd, None)
 
-    def reader(self, fd: int) -> Callback | None:
-        """The reader of ``fd``."""
-        return self._readers.get(fd)
+    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Call ``callback`` in the next turn."""
+        self._soon.append(Timer(0.0, callback, arguments))
 
-    def writer(self, fd: int) -> Callback | None:
-        """The writer of ``fd``."""
-        return self._writers.get(fd)
+    def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+        """Call ``callback`` after ``delay`` seconds."""
+        return self.call_at(self.time() + delay, callback, *arguments)
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait, serve what is watched, and return the rest for asyncio."""
-        wait = -1 if timeout is None else max(timeout, 0)
-        try:
-            events = self._epoll.poll(wait, EVENTS)
-        except InterruptedError:
-            return []
-        rest = []
-        for fd, event in events:
-            reader, writer = self._readers.get(fd), self._writers.get(fd)
-            if reader is not None and event & ~EPOLLOUT:
-                reader()
-            if writer is not None and event & ~EPOLLIN:
-                writer()
-            if reader is None and writer is None:
-                key = self.get_map().get(fd)
-                if key is not None:
-                    mask = (selectors.EVENT_WRITE if event & ~EPOLLIN else 0) | (
-                        selectors.EVENT_READ if event & ~EPOLLOUT else 0
-                    )
-                    rest.append((key, mask & key.events))
-        return rest
+    def call_at(self, when: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+        """Call ``callback`` at ``when``."""
+        timer = Timer(when, callback, arguments)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
 
+    def on_signal(self, number: int, callback: Callback) -> None:
+        """Call ``callback`` in a turn of its own after the signal; the main thread only."""
+        if not self._signals:
+            self._wakeup = read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            signal.set_wakeup_fd(write)
+            self.watch_reader(read, lambda: self._on_wakeup(read))
+        self._signals[number] = callback
+        signal.signal(number, lambda *_: None)
 
-class Loop(asyncio.SelectorEventLoop):
-    """What ``run`` runs in."""
+    def _on_wakeup(self, fd: int) -> None:
+        for number in os.read(fd, 512):
+            if number in self._signals:
+                self._signals[number]()
 
-    def __init__(self) -> None:
-        self._watcher = _Selector()
-        super().__init__(self._watcher)
+    def stop(self) -> None:
+        """Let ``run`` return after this turn."""
+        self._running = False
 
-    def watch_reader(self, fd: int, callback: Callback | None) -> None:
-        """Call ``callback`` whenever ``fd`` is readable; None to stop.
+    def run(self) -> None:
+        """Serve until ``stop``, or until a callback raises."""
+        self._running = True
+        while self._running:
+            self._turn()
 
-        Raises PermissionError for a regular file, which epoll cannot wait for.
-        """
-        self._watcher.watch(fd, callback, self._watcher.writer(fd))
+    def close(self) -> None:
+        """Give the descriptors of the loop itself back; nothing may be watched any more."""
+        self._epoll.close()
+        if self._wakeup:
+            signal.set_wakeup_fd(-1)
+            for fd in self._wakeup:
+                os.close(fd)
 
-    def watch_writer(self, fd: int, callback: Callback | None) -> None:
-        """Call ``callback`` whenever ``fd`` is writable; None to stop."""
-        self._watcher.watch(fd, self._watcher.reader(fd), callback)
-
-
-def running() -> Loop:
-    """The loop that runs us."""
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, Loop)
-    return loop
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` in a Loop."""
-    with asyncio.Runner(loop_factory=Loop) as runner:
-        return runner.run(main)
+    def _turn(self) -> None:
+        wait = -1.0
+        if self._soon:
+            wait = 0.0
+        elif self._timers:
+            wait = max(0.0, self._timers[0][0] - self.time())
+        for fd, event in self._epoll.poll(wait, EVENTS):
+            if event & ~EPOLLOUT:
+                reader = self._readers.get(fd)
+                if reader is not None:
+                    reader()
+            if event & ~EPOLLIN:
+                writer = self._writers.get(fd)
+                if writer is not None:
+                    writer()
+        for _ in range(len(self._soon)):
+            self._soon.popleft().fire()
+        timers = self._timers
+        while timers and timers[0][0] <= self.time():
+            heapq.heappop(timers)[2].fire()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..ssh.channels import Channel
-from . import loop
+from .driver import Driver
 
 # Our own choice
 READ = 128 << 10  # bytes a wake-up: four packets, one send
@@ -30,15 +30,15 @@ class Source:
         self,
         fd: int,
         channel: Channel,
-        flush: Callable[[], None],
+        driver: Driver,
         ended: Callable[[], None],
         extended: int | None = None,
         transform: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        self._loop = loop.running()
+        self._loop = driver.loop
         self._fd = fd
         self._channel = channel
-        self._flush = flush
+        self._flush = driver.flush
         self._ended = ended
         self._extended = extended
         self._transform = transform
@@ -110,13 +110,13 @@ class Sink:
         self,
         fd: int,
         channel: Channel,
-        flush: Callable[[], None],
+        driver: Driver,
         broken: Callable[[], None],
     ) -> None:
-        self._loop = loop.running()
+        self._loop = driver.loop
         self._fd = fd
         self._channel = channel
-        self._flush = flush
+        self._flush = driver.flush
         self._broken = broken
         self._waiting: deque[memoryview] = deque()
         self._drained: Callable[[], None] | None = None

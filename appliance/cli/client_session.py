@@ -1,11 +1,10 @@
 """What the client does once it is logged in: a session, a tunnel, or both."""
 
-import asyncio
 import os
 import socket
 
-from ..aio import loop
 from ..aio.driver import Driver
+from ..aio.loop import Loop
 from ..services.session_client import CONNECTION_FAILED, SessionClient, Wanted
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
@@ -40,29 +39,29 @@ class ClientSession:
     def run(self) -> int:
         """The exit status."""
         try:
-            return loop.run(self._run())
+            return self._run()
         finally:
             if self._session is not None:
                 self._session.restore()
             if self._tunnel is not None:
                 self._tunnel.close()
 
-    async def _run(self) -> int:
+    def _run(self) -> int:
         options, connection = self._options, self._connection
-        self._loop = loop.running()
-        self._done = asyncio.Event()
-        self._driver = Driver(self._sock, connection, self._done.set)
+        self._loop = Loop()
+        self._driver = Driver(self._loop, self._sock, connection, self._loop.stop)
         if self._tunnel is not None:
-            self._tunnel.start(connection, self._driver.flush, self._tunnel_refused)
+            self._tunnel.start(self._driver, self._tunnel_refused)
         if options.session_type != "none":
             self._start_session()
         if options.server_alive_interval:
             self._loop.call_later(options.server_alive_interval, self._keep_alive)
         self._driver.start()
-        await self._done.wait()
+        self._loop.run()
         if connection.phase is not Phase.CLOSED:
             connection.close("disconnected by user")
             self._driver.flush()
+        self._loop.close()
         if self._failed or self._session is None:
             return CONNECTION_FAILED if self._failed or connection.error else 0
         return self._session.status
@@ -90,7 +89,7 @@ class ClientSession:
             (options.escape_char or "").encode("latin-1"),
         )
         session = SessionClient(
-            wanted, self._driver.flush, self._session_ended, connection.rekey, prompts.tell
+            wanted, self._driver, self._session_ended, prompts.tell
         )
         self._session = session
         session.start(connection.open_channel("session", b"", session))
@@ -100,12 +99,12 @@ class ClientSession:
         assert session is not None
         if session.on_terminal and not self._quiet:
             prompts.tell(f"Connection to {self._options.host} closed.")
-        self._done.set()
+        self._loop.stop()
 
     def _tunnel_refused(self) -> None:
         if self._session is None:
             self._failed = True
-            self._done.set()
+            self._loop.stop()
 
     def _keep_alive(self) -> None:
         if self._connection.phase is Phase.CLOSED:
@@ -113,7 +112,7 @@ class ClientSession:
         if self._unanswered >= self._options.server_alive_count_max:
             prompts.tell(f"Timeout, server {self._options.host} not responding.")
             self._failed = True
-            self._done.set()
+            self._loop.stop()
             return
         self._unanswered += 1
         self._connection.global_request("keepalive@openssh.com", b"", self._answered)

@@ -1,7 +1,7 @@
 """culvert ssh, also ssh and dbclient: the client's command line.
 
-The login runs without an event loop; asyncio and the services are imported once the
-connection is up, and only those that the command uses.
+The login runs without an event loop; the services are imported once the connection is
+up, and only those that the command uses.
 """
 
 import contextlib
@@ -224,7 +224,6 @@ def _set_up_log(options: Options, settings: HostOptions) -> None:
         logging.basicConfig(level=level, filename=path, format="%(levelname)s: %(message)s")
     except OSError as error:
         raise UsageError(f"-E {path}: {error.strerror}") from error
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _described(settings: HostOptions) -> str:

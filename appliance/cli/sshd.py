@@ -143,7 +143,7 @@ def _serve(config: ServerConfig, options: Options) -> int:
     inetd = "i" in options
     # what goes wrong at the start is told to whoever started it
     log.set_up("culvert", level, to_stderr)
-    listener = Listener(config, "culvert", level, to_stderr)
+    listener = Listener(config)
     if "check" in options:
         return 0
     if inetd:

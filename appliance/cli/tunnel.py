@@ -4,16 +4,15 @@ The device stays while the channel is opened again: the peer may end a channel a
 time, and the addresses and routes of the device must not go with it.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
 from typing import Final
 
+from ..aio.driver import Driver
 from ..log import harmless
 from ..services.tunnel.channel import TunnelChannel
 from ..services.tunnel.device import open_device
-from ..ssh.connection import Connection
 from ..ssh.order import Phase
 from ..wire.tun import CHANNEL_TYPE, ETHERNET, POINT_TO_POINT, TunnelOpen
 from . import prompts
@@ -40,23 +39,22 @@ class ClientTunnel:
 
     def start(
         self,
-        connection: Connection,
-        flush: Callable[[], None],
+        driver: Driver,
         refused: Callable[[], None],
     ) -> None:
         """Ask for the channel; ``refused`` is called if the server never gives one."""
-        self._connection = connection
-        self._flush = flush
+        self._driver = driver
+        self._connection = driver.connection
         self._refused = refused
         self._open()
 
     def _open(self) -> None:
         if self._connection.phase is Phase.CLOSED:
             return
-        handler = _Channel(self, self._device, self._mode, self._connection, self._flush)
+        handler = _Channel(self, self._device, self._mode, self._driver)
         wanted = TunnelOpen(self._mode, self._remote_unit)
         handler.channel = self._connection.open_channel(CHANNEL_TYPE, wanted.encode(), handler)
-        self._flush()
+        self._driver.flush()
 
     def opened(self) -> None:
         """The server has its device."""
@@ -72,7 +70,7 @@ class ClientTunnel:
     def ended(self) -> None:
         """The channel is gone; have another one while the connection lives."""
         if self._connection.phase is not Phase.CLOSED and self._was_open:
-            asyncio.get_running_loop().call_later(self._retry, self._open)
+            self._driver.loop.call_later(self._retry, self._open)
             self._retry = min(self._retry * 2, LAST_RETRY)
 
     def close(self) -> None:
@@ -83,15 +81,8 @@ class ClientTunnel:
 class _Channel(TunnelChannel):
     """A tunnel channel that we open ourselves."""
 
-    def __init__(
-        self,
-        tunnel: ClientTunnel,
-        device: int,
-        mode: int,
-        connection: Connection,
-        flush: Callable[[], None],
-    ) -> None:
-        super().__init__(device, mode, connection.peer_software, flush, tunnel.ended)
+    def __init__(self, tunnel: ClientTunnel, device: int, mode: int, driver: Driver) -> None:
+        super().__init__(device, mode, driver, tunnel.ended)
         self._tunnel = tunnel
 
     def opened(self, type_data: bytes) -> None:

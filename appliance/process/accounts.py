@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 KEYS_LIMIT: Final = 1 << 20  # bytes of an authorized_keys file
+SHADOW_LIMIT: Final = 16 << 20  # bytes of /etc/shadow
 _NOBODYS_HASH: Final = "$y$j9T$aZ0vYcVbUkAeUgFdMZ6lb1$3Kb1pJyvXkJ5eGm9Oc0nGm1eTg3YcS0aXv9iJp7nQ6C"
 
 
@@ -79,11 +80,16 @@ def _in_group(user: pwd.struct_passwd, name: str) -> bool:
 
 def _shadow(name: str) -> list[str] | None:
     """The user's fields in /etc/shadow, shadow(5)."""
-    with contextlib.suppress(OSError), open("/etc/shadow", encoding="latin-1") as file:
-        for line in file:
-            fields = line.rstrip("\n").split(":")
-            if fields[0] == name and len(fields) >= 8:
-                return fields
+    try:
+        fd = os.open("/etc/shadow", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    data = os.read(fd, SHADOW_LIMIT).decode("latin-1")
+    os.close(fd)
+    for line in data.split("\n"):
+        if line.startswith(name + ":"):
+            fields = line.split(":")
+            return fields if len(fields) >= 8 else None
     return None
 
 

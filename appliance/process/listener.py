@@ -77,9 +77,8 @@ def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
 class Listener:
     """The accept loop and what it counts."""
 
-    def __init__(self, config: ServerConfig, name: str, log_level: int, to_stderr: bool) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._log_setup = (name, log_level, to_stderr)
         keys = host_keys.load(config.host_keys, config.make_host_keys)
         self._host_keys: dict[str, PrivateKey] = {}
         for key in keys:
@@ -223,7 +222,7 @@ class Listener:
 
     def _monitor(self, sock: socket.socket, number: int, told: int | None) -> None:
         gc.disable()  # short code, few objects: a collection would only copy shared pages
-        log.set_up(*self._log_setup, connection=number)
+        log.serve_connection(number)
         peer = Peer(sock)
         _log.info("connection from %s port %d", peer.address, peer.port)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

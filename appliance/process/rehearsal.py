@@ -1,13 +1,11 @@
 """A connection of the server with itself, in memory: whatever it needs is then loaded.
 
-Modules that are imported late, OpenSSL's tables and asyncio's are all touched once in
+Modules that are imported late, and OpenSSL's tables, are all touched once in
 the listener; the forked workers share them, and need no file of the root that they lost.
 """
 
-import asyncio
 import os
 
-from ..aio import loop
 from ..crypto.key_exchange import METHODS
 from ..crypto.keys import PrivateKey, PublicKey, generate, load_public_key
 from ..crypto.suites import Algorithms
@@ -59,7 +57,6 @@ def rehearse(algorithms: Algorithms) -> None:
     for method in algorithms.key_exchange:
         exchange = METHODS[method].begin()
         exchange.server_answer(METHODS[method].begin().client_public())
-    loop.run(asyncio.sleep(0))
 
 
 def _connect(key: PrivateKey, algorithms: Algorithms) -> None:

@@ -4,14 +4,15 @@ It asks its monitor over a socketpair for whatever it may not do itself, and wai
 the answer: one worker serves one connection, so nobody else waits with it.
 """
 
+import gc
 import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from ..aio import loop
 from ..aio.driver import Driver
+from ..aio.loop import Loop
 from ..config import ServerConfig
 from ..crypto.suites import Algorithms
 from ..errors import PeerDisconnected, PeerError
@@ -140,8 +141,7 @@ class Worker(ConnectionHandler):
         self._sessions = 0
         self._no_more_sessions = False
         self._unanswered = 0
-        self._loop = loop.running()
-        self._finished = self._loop.create_future()
+        self._loop = Loop()
         self._last_activity = self._loop.time()
         self.connection = Connection(
             ServerSide(job.host_keys, monitor.sign, monitor, job.banner),
@@ -155,16 +155,13 @@ class Worker(ConnectionHandler):
             os.urandom,
             self._loop.time(),
         )
-        self._driver = Driver(sock, self.connection, self._end)
+        self._driver = Driver(self._loop, sock, self.connection, self._loop.stop)
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Until the connection is over."""
         self._driver.start()
-        await self._finished
-
-    def _end(self) -> None:
-        if not self._finished.done():
-            self._finished.set_result(None)
+        self._loop.run()
+        self._loop.close()
 
     def authenticated(self) -> None:
         if self._config.keepalive:
@@ -226,7 +223,7 @@ class Worker(ConnectionHandler):
             Session(
                 channel,
                 self._monitor,
-                self._driver.flush,
+                self._driver,
                 self._config.accept_env,
                 self._session_closed,
             )
@@ -251,9 +248,7 @@ class Worker(ConnectionHandler):
             os.close(device)
             _log.info("tunnel device %s closed", name)
 
-        tunnel = TunnelChannel(
-            device, wanted.mode, self.connection.peer_software, self._driver.flush, ended
-        )
+        tunnel = TunnelChannel(device, wanted.mode, self._driver, ended)
         channel.accept(tunnel)
         tunnel.start(channel)
 
@@ -271,8 +266,5 @@ class Worker(ConnectionHandler):
 
 def serve(job: Job, sock: socket.socket, to_monitor: socket.socket) -> None:
     """Serve one connection to its end."""
-
-    async def main() -> None:
-        await Worker(job, sock, MonitorClient(to_monitor)).run()
-
-    loop.run(main())
+    gc.enable()  # the monitor, which forked us, has no use for it
+    Worker(job, sock, MonitorClient(to_monitor)).run()

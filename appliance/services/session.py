@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
-from ..aio import loop
+from ..aio.driver import Driver
 from ..aio.relay import Sink, Source
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Boolean, Name, Record, String, Text, UInt32, write_uint32
@@ -82,14 +82,14 @@ class Session(ChannelHandler):
         self,
         channel: Channel,
         privileges: Privileges,
-        flush: Callable[[], None],
+        driver: Driver,
         accept_environment: tuple[str, ...],
         ended: Callable[[], None],
     ) -> None:
-        self._loop = loop.running()
+        self._driver = driver
+        self._loop = driver.loop
         self._channel = channel
         self._privileges = privileges
-        self._flush = flush
         self._accept_environment = accept_environment
         self._ended = ended
         self._environment: list[tuple[bytes, bytes]] = []
@@ -162,9 +162,9 @@ class Session(ChannelHandler):
         for fd in {process.stdin, process.stdout, process.stderr, process.status} - {None}:
             assert fd is not None
             os.set_blocking(fd, False)
-        channel, flush = self._channel, self._flush
+        channel, driver = self._channel, self._driver
         self._stdin_fd = process.stdin
-        self._stdin = Sink(process.stdin, channel, flush, self._close_stdin)
+        self._stdin = Sink(process.stdin, channel, driver, self._close_stdin)
         self._output = self._source(process.stdout)
         if process.stderr is not None:
             self._source(process.stderr, EXTENDED_DATA_STDERR)
@@ -174,7 +174,7 @@ class Session(ChannelHandler):
 
     def _source(self, fd: int, extended: int | None = None) -> Source:
         source = Source(
-            fd, self._channel, self._flush, lambda: self._output_ended(source), extended
+            fd, self._channel, self._driver, lambda: self._output_ended(source), extended
         )
         self._sources.add(source)
         return source
@@ -259,7 +259,7 @@ class Session(ChannelHandler):
             self._channel.request("exit-status", write_uint32(os.WEXITSTATUS(self._status)))
         self._channel.eof()
         self._channel.close()
-        self._flush()
+        self._driver.flush()
 
     def closed(self) -> None:
         self._state = _State.ENDED

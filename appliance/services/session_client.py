@@ -4,7 +4,6 @@ On a terminal that is in raw mode, the escape character at the start of a line
 commands the client itself (ssh(1), ESCAPE CHARACTERS).
 """
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -14,6 +13,7 @@ import tty
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from ..aio.driver import Driver
 from ..aio.relay import Sink, Source, wants_nonblocking
 from ..errors import MalformedMessage
 from ..log import harmless
@@ -43,15 +43,13 @@ class SessionClient(ChannelHandler):
     def __init__(
         self,
         wanted: Wanted,
-        flush: Callable[[], None],
+        driver: Driver,
         ended: Callable[[], None],
-        rekey: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         self._wanted = wanted
-        self._flush = flush
+        self._driver = driver
         self._ended = ended
-        self._rekey = rekey
         self._say = say
         self.status = CONNECTION_FAILED
         self._channel: Channel
@@ -75,8 +73,8 @@ class SessionClient(ChannelHandler):
             if wants_nonblocking(fd) and os.get_blocking(fd):
                 os.set_blocking(fd, False)
                 self._made_nonblocking.append(fd)
-        self._stdout = Sink(1, channel, self._flush, self._output_broken)
-        self._stderr = Sink(2, channel, self._flush, self._output_broken)
+        self._stdout = Sink(1, channel, self._driver, self._output_broken)
+        self._stderr = Sink(2, channel, self._driver, self._output_broken)
 
     def opened(self, type_data: bytes) -> None:
         wanted, channel = self._wanted, self._channel
@@ -88,7 +86,7 @@ class SessionClient(ChannelHandler):
             request = PtyRequest(term, columns, rows, width, height, modes)
             channel.request("pty-req", request.encode(), self._pty_answered)
             if local:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, self._resized)
+                self._driver.loop.on_signal(signal.SIGWINCH, self._resized)
         for name, value in wanted.environment:
             variable = EnvironmentVariable(name.encode(), os.fsencode(value))
             channel.request("env", variable.encode())
@@ -114,7 +112,7 @@ class SessionClient(ChannelHandler):
             return
         transform = self._escapes if self._raw is not None and self._wanted.escape else None
         self._source = Source(
-            0, self._channel, self._flush, self._channel.eof, transform=transform
+            0, self._channel, self._driver, self._channel.eof, transform=transform
         )
         self._source.start()
 
@@ -140,7 +138,7 @@ class SessionClient(ChannelHandler):
     def _resized(self) -> None:
         with contextlib.suppress(OSError):
             self._channel.request("window-change", WindowChange(*get_size(0)).encode())
-        self._flush()
+        self._driver.flush()
 
     # -- escapes ---------------------------------------------------------------------
 
@@ -171,7 +169,7 @@ class SessionClient(ChannelHandler):
             ord("#"): lambda: self._print("The following connections are open:\r\n"
                                           f"  #{self._channel.number} session"),
             ord("B"): lambda: self._channel.request("break", write_uint32(1000)),
-            ord("R"): self._rekey,
+            ord("R"): self._driver.connection.rekey,
             ord("?"): self._help,
         }.get(byte)
         if action is None:

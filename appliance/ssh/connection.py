@@ -291,6 +291,7 @@ class Connection:
             return
         if self._held is None:
             self._writer.packet(payload)
+            self._rekey_when_due()
             return
         self._held_bytes += len(payload)
         if self._held_bytes > HELD_LIMIT:
@@ -306,10 +307,11 @@ class Connection:
                 )
             return
         self._writer.channel_data(recipient, pieces)
-        if (
-            self._writer.sent_bytes > self._settings.rekey_bytes
-            or self._writer.packets > REKEY_PACKETS
-        ):
+        self._rekey_when_due()
+
+    def _rekey_when_due(self) -> None:
+        writer = self._writer
+        if writer.sent_bytes > self._settings.rekey_bytes or writer.packets > REKEY_PACKETS:
             self.rekey()
 
     def may_send_data(self) -> bool:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from ...aio import loop
+from ...aio.driver import Driver
 from ...ssh.channels import Channel, ChannelHandler
 from ...wire.tun import (
     FAMILY_LENGTH,
@@ -39,15 +39,15 @@ class TunnelChannel(ChannelHandler):
         self,
         device: int,
         mode: int,
-        peer_software: str,
-        flush: Callable[[], None],
+        driver: Driver,
         ended: Callable[[], None],
     ) -> None:
-        self._loop = loop.running()
+        self._loop = driver.loop
         self._device = device
         self._point_to_point = mode == POINT_TO_POINT
-        self._overhead = OPENSSH_OVERHEAD if peer_software.startswith("OpenSSH") else 0
-        self._flush = flush
+        openssh = driver.connection.peer_software.startswith("OpenSSH")
+        self._overhead = OPENSSH_OVERHEAD if openssh else 0
+        self._flush = driver.flush
         self._ended = ended
         self.channel: Channel
         self._reading = False
