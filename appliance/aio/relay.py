@@ -85,6 +85,8 @@ class Source:
             return
         if self._transform is not None:
             data = self._transform(data)
+            if not data or not self._channel.sendable():
+                return
         if self._extended is None:
             self._channel.send(data)
         else:

@@ -17,6 +17,7 @@ from ..crypto.keys import PrivateKey, PublicKey
 from ..log import harmless
 from ..ssh.auth_client import Identity
 from . import prompts
+from .host_trust import HostTrust
 from .ssh_config import HostOptions
 
 FILE_LIMIT: Final = 1 << 20  # bytes of a key file
@@ -25,8 +26,9 @@ FILE_LIMIT: Final = 1 << 20  # bytes of a key file
 class UserCredentials:
     """The secrets for one login."""
 
-    def __init__(self, options: HostOptions) -> None:
+    def __init__(self, options: HostOptions, trust: HostTrust) -> None:
         self._options = options
+        self._trust = trust
         self._passwords = 0
 
     # -- keys ------------------------------------------------------------------------
@@ -147,18 +149,22 @@ class UserCredentials:
     def password(self) -> str | None:
         """Asked for as often as NumberOfPasswordPrompts says."""
         options = self._options
-        if options.batch_mode or self._passwords >= options.number_of_password_prompts:
+        if self._passwords >= options.number_of_password_prompts or not self._may_ask():
             return None
         if self._passwords:
             prompts.tell("Permission denied, please try again.")
         self._passwords += 1
         return prompts.secret(f"{options.user}@{options.host}'s password: ")
 
+    def _may_ask(self) -> bool:
+        """Never for a host whose key has changed, whatever StrictHostKeyChecking says."""
+        return not self._options.batch_mode and self._trust.passwords_are_safe
+
     def answers(
         self, name: str, instruction: str, questions: tuple[tuple[str, bool], ...]
     ) -> tuple[str, ...] | None:
         """Keyboard-interactive: the server's questions, after its own words."""
-        if questions and self._options.batch_mode:
+        if questions and not self._may_ask():
             return None
         for text in (name, instruction):
             if text:

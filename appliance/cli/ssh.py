@@ -37,7 +37,7 @@ from ..ssh.order import Phase
 from . import prompts
 from .credentials import UserCredentials
 from .host_trust import HostTrust
-from .options import HELP, Option, Options, help_text, parse
+from .options import Option, Options, help_text, parse
 from .ssh_config import HostOptions, load
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
@@ -57,7 +57,6 @@ _COMMON: Final = (
     Option("q", None, "say nothing but fatal errors"),
     Option("v", None, "tell what happens; -vv more", True),
     Option("V", None, "show the version"),
-    HELP,
 )
 SSH_SPEC: Final = (
     *_COMMON,
@@ -260,13 +259,15 @@ def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
     )
 
 
-def _methods(options: HostOptions, passwords_are_safe: bool) -> tuple[str, ...]:
+def _methods(options: HostOptions) -> tuple[str, ...]:
+    """The methods to try, in order; those that need somebody to ask only if there is one."""
     wanted = options.preferred_authentications
     methods = wanted or ("publickey", "keyboard-interactive", "password")
+    can_ask = not options.batch_mode
     enabled = {
         "publickey": options.pubkey_authentication,
-        "keyboard-interactive": options.kbd_interactive_authentication and passwords_are_safe,
-        "password": options.password_authentication and passwords_are_safe,
+        "keyboard-interactive": options.kbd_interactive_authentication and can_ask,
+        "password": options.password_authentication and can_ask,
     }
     return tuple(name for name in methods if enabled.get(name))
 
@@ -313,8 +314,8 @@ class _Client(ConnectionHandler):
         side = ClientSide(
             options.user,
             trust.check,
-            UserCredentials(options),
-            _methods(options, True),
+            UserCredentials(options, trust),
+            _methods(options),
         )
         self._connection = Connection(side, settings, self, os.urandom, time.monotonic())
         login(sock, self._connection)

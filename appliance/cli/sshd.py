@@ -10,7 +10,7 @@ from typing import Any, Final
 from .. import __version__
 from ..config import ServerConfig, load_server_config
 from ..errors import UsageError
-from .options import HELP, Option, Options, help_text, parse
+from .options import Option, Options, help_text, parse
 from .queries import answer as answer_query
 
 SPEC: Final = (
@@ -46,7 +46,6 @@ SPEC: Final = (
     Option("Q", "what", "list what is supported: cipher, mac, kex, key, compression"),
     Option("v", None, "log more; -vv still more", True),
     Option("V", None, "show the version"),
-    HELP,
 )
 _USAGE: Final = "culvert sshd [options]"
 _ABOUT: Final = "An SSH server. Dropbear's options have Dropbear's meaning."

@@ -326,7 +326,7 @@ class Monitor:
         if not self._permissions.pty:
             raise Deny("this key may not have a terminal")
         if self._terminal is not None:
-            os.close(self._terminal.master)
+            self._terminal.close()
         try:
             self._terminal = programs.open_terminal(self._user)
         except OSError as error:
@@ -363,7 +363,7 @@ class Monitor:
             os.close(status_write)
             raise Deny(f"no process: {error.strerror}") from error
         if terminal is not None:
-            os.close(terminal.master)
+            terminal.close()
             self._terminal = None
         self._programs[program.pid] = status_write
         _log.info("user %s: %s%s", user.pw_name, request.kind,

@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import grp
 import os
 import pwd
 import signal
+import termios
 from typing import Final, NamedTuple, NoReturn
 
 # Our own choices
@@ -24,29 +26,30 @@ class Program(NamedTuple):
 
 
 class Terminal(NamedTuple):
-    """A pseudo-terminal; its slave is opened anew by the program."""
+    """A pseudo-terminal; whoever reads the master while no slave is open sees an end."""
 
     master: int
+    slave: int
     name: str
+
+    def close(self) -> None:
+        """Close our copies of both sides."""
+        os.close(self.master)
+        os.close(self.slave)
 
 
 def open_terminal(user: pwd.struct_passwd) -> Terminal:
     """A new terminal that belongs to ``user``, who alone may use it."""
     master, slave = os.openpty()
-    try:
-        name = os.ttyname(slave)
-        if os.geteuid() == 0:
-            import grp
-
-            try:
-                group = grp.getgrnam("tty").gr_gid
-            except KeyError:
-                group = user.pw_gid
-            os.chown(name, user.pw_uid, group)
-            os.chmod(name, 0o620)
-    finally:
-        os.close(slave)
-    return Terminal(master, name)
+    name = os.ttyname(slave)
+    if os.geteuid() == 0:
+        try:
+            group = grp.getgrnam("tty").gr_gid
+        except KeyError:
+            group = user.pw_gid
+        os.fchown(slave, user.pw_uid, group)
+        os.fchmod(slave, 0o620)
+    return Terminal(master, slave, name)
 
 
 def base_environment(user: pwd.struct_passwd, inherited: bool) -> Environment:
@@ -106,8 +109,8 @@ def _become_program(
     try:
         os.setsid()
         if terminal is not None:
-            slave = os.open(terminal.name, os.O_RDWR)  # becomes the controlling terminal
-            descriptors = (slave, slave, slave)
+            fcntl.ioctl(terminal.slave, termios.TIOCSCTTY, 0)
+            descriptors = (terminal.slave,) * 3
         for target, fd in enumerate(descriptors):
             os.dup2(fd, target)
         os.closerange(3, 65536)

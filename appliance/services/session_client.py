@@ -58,6 +58,7 @@ class SessionClient(ChannelHandler):
         self._stderr: Sink
         self._raw: RawTerminal | None = None
         self._made_nonblocking: list[int] = []
+        self._finished = False
         self._at_line_start = True
         self._escaping = False
 
@@ -196,8 +197,7 @@ class SessionClient(ChannelHandler):
 
     def _disconnect(self) -> None:
         self._print("Disconnected.")
-        self._channel.close()
-        self._ended()
+        self._finish()
 
     def _suspend(self) -> None:
         if self._raw is not None:
@@ -233,8 +233,10 @@ class SessionClient(ChannelHandler):
         self._stdout.when_drained(lambda: self._stderr.when_drained(self._finish))
 
     def _finish(self) -> None:
-        self.restore()
-        self._ended()
+        if not self._finished:
+            self._finished = True
+            self.restore()
+            self._ended()
 
     def restore(self) -> None:
         """Leave terminal and descriptors as they were."""

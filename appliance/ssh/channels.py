@@ -122,8 +122,8 @@ class Channel:
 
     def confirmed(self, message: ChannelOpenConfirmation) -> None:
         """The peer accepted our channel."""
-        if self.outbound is not Flow.OPENING:
-            raise ProtocolError("a channel was confirmed twice")
+        if self.outbound is not Flow.OPENING or self.send_packet:  # or the peer opened it
+            raise ProtocolError("a channel was confirmed that is not being opened")
         self.peer_limits(message.sender_channel, message.initial_window_size,
                          message.maximum_packet_size)
         self.inbound = self.outbound = Flow.OPEN

@@ -88,6 +88,7 @@ REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
 EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
 UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
+ANSWERS_LIMIT: Final = 4 << 20  # bytes unsent, of which sources have no part
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
 CHANNELS_LIMIT: Final = 1000  # that a peer may have open
 
@@ -291,11 +292,14 @@ class Connection:
             return
         if self._held is None:
             self._writer.packet(payload)
+            if self._writer.unsent > ANSWERS_LIMIT and self.phase is Phase.OPEN:
+                self._fail(ProtocolError("the peer does not read the answers to its questions"))
             self._rekey_when_due()
             return
         self._held_bytes += len(payload)
         if self._held_bytes > HELD_LIMIT:
-            raise ProtocolError("too much to answer during a key exchange")
+            self._fail(ProtocolError("too much to answer during a key exchange"))
+            return
         self._held.append(payload)
 
     def channel_data(self, recipient: int, pieces: Iterable[Buffer]) -> None:
@@ -696,8 +700,8 @@ class Connection:
 
     def _on_channel_open_failure(self, message: ChannelOpenFailure) -> None:
         channel = self._channel(message.recipient_channel)
-        if channel.outbound is not Flow.OPENING:
-            raise ProtocolError("a channel that is open was refused")
+        if channel.outbound is not Flow.OPENING or channel.send_packet:  # or the peer opened it
+            raise ProtocolError("a channel was refused that is not being opened")
         channel.inbound = channel.outbound = Flow.CLOSED
         channel.handler.open_failed(message.reason_code, message.description)
         self.forget(channel)

@@ -46,6 +46,7 @@ class PacketWriter:
     def rekey(self, encryption: Encryption, restart_sequence: bool) -> None:
         """Use new keys from the next packet on."""
         self._encryption = encryption
+        self._compress = None
         self.packets = self.sent_bytes = 0
         if restart_sequence:
             self.sequence = 0
@@ -175,6 +176,7 @@ class PacketReader:
     def rekey(self, decryption: Decryption, restart_sequence: bool) -> None:
         """Use new keys from the next packet on."""
         self._decryption = decryption
+        self._inflate = None
         self.packets = self.received_bytes = 0
         if restart_sequence:
             self.sequence = 0
