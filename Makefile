@@ -1,0 +1,67 @@
+# Everything that can be done with this tree; `make` alone lists it.
+#
+# A target first looks for the programs it uses. Run by root it installs the Debian packages that
+# are missing; run by anyone else it prints the line that would, and stops.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check bench clean packages-python packages-demo packages-test
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: packages-demo $(VENV)/runtime ## build a VPN between two sites on this machine and show that it works
+	@$(PY) -m tests.demo.vpn
+
+test: packages-test check ## run every test, the real OpenSSH, Dropbear and PuTTY included
+	$(PY) -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/test ## look for mistakes without running anything: ruff and mypy --strict
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict
+
+bench: packages-test $(VENV)/test ## compare with OpenSSH and Dropbear, side by side (ROWS=login,memory RUNS=5)
+	@$(PY) -m tests.bench $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS))
+
+clean: ## remove everything that the other targets made in this tree
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environments: the first has what Culvert needs to run, the second what its tests need as well.
+$(VENV)/runtime: pyproject.toml | packages-python
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/test: $(VENV)/runtime
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# Debian's packages, as COMMAND=PACKAGE.
+DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
+TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools
+
+packages-python: ; $(call install)
+packages-demo: ; $(call install,$(DEMO_TOOLS))
+packages-test: ; $(call install,$(TEST_TOOLS))
+
+# RUNLEVEL=1 keeps a package that brings a service from starting it.
+define install
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing=' python3 python3-venv'; \
+	for tool in $(1); do \
+		command -v "$${tool%=*}" >/dev/null || missing="$$missing $${tool#*=}"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "Packages are missing. Please run: sudo apt-get install -y$$missing" >&2; exit 1; \
+	fi; \
+	echo "installing$$missing"; \
+	apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+endef

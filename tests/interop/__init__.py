@@ -1,0 +1,1 @@
+"""Culvert against the real programs: who speaks with whom, and with which algorithms."""

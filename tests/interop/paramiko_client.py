@@ -1,0 +1,96 @@
+"""An SSH client made with Paramiko, as a peer for Culvert's server.
+
+Standard input, output and error are those of the remote command; so is the exit status.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import threading
+
+import paramiko
+
+from tests.interop.library_options import parse
+
+
+def main() -> int:
+    chosen = parse()
+    transport = paramiko.Transport(socket.create_connection((chosen.address, chosen.port)))
+    options = transport.get_security_options()
+    if chosen.kex:
+        options.kex = (chosen.kex,)
+    if chosen.host_key:
+        options.key_types = (chosen.host_key,)
+    if chosen.cipher:
+        options.ciphers = (chosen.cipher,)
+    if chosen.mac:
+        options.digests = (chosen.mac,)
+    if chosen.compression:
+        transport.use_compression(True)
+    if chosen.rekey_bytes:
+        transport.packetizer.REKEY_BYTES = chosen.rekey_bytes
+    try:
+        transport.start_client(timeout=20)
+        known = paramiko.HostKeys(chosen.known_hosts)
+        key = transport.get_remote_server_key()
+        if not known.check(f"[{chosen.address}]:{chosen.port}", key):
+            raise paramiko.SSHException("the host key is not the known one")
+        _authenticate(transport, chosen.user, chosen.method, chosen.key)
+        return _run(transport, chosen)
+    finally:
+        transport.close()
+
+
+def _authenticate(transport: paramiko.Transport, user: str, method: str, key: str) -> None:
+    password = os.environ.get("TEST_PASSWORD", "")
+    if method == "publickey":
+        left = transport.auth_publickey(user, paramiko.PKey.from_path(key))
+    elif method == "password":
+        left = transport.auth_password(user, password, fallback=False)
+    else:
+        left = transport.auth_interactive(
+            user, lambda _title, _text, prompts: [password for _ in prompts]
+        )
+    if left:
+        raise paramiko.AuthenticationException(f"the server wants more: {left}")
+
+
+def _run(transport: paramiko.Transport, chosen: argparse.Namespace) -> int:
+    channel = transport.open_session(timeout=20)
+    for pair in chosen.env:
+        channel.set_environment_variable(*pair.split("=", 1))
+    if chosen.pty:
+        term, rows, columns = chosen.pty.split(",")
+        channel.get_pty(term, int(columns), int(rows))
+    if chosen.subsystem:
+        channel.invoke_subsystem(chosen.command)
+    else:
+        channel.exec_command(chosen.command)
+
+    def send() -> None:
+        while data := os.read(0, 65536):
+            channel.sendall(data)
+        channel.shutdown_write()
+
+    def receive_errors() -> None:
+        while data := channel.recv_stderr(65536):
+            sys.stderr.buffer.write(data)
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (send, receive_errors)]
+    for thread in threads:
+        thread.start()
+    while data := channel.recv(65536):
+        sys.stdout.buffer.write(data)
+    status = channel.recv_exit_status()
+    threads[1].join(5)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status if status >= 0 else 255
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (OSError, paramiko.SSHException) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

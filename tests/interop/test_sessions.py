@@ -1,0 +1,317 @@
+"""What a session can be: commands and shells, their ends, terminals, much data, new keys."""
+
+import functools
+import hashlib
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.interop.conftest import OURS, PAIRS, pair_of
+from tests.netns import wait_until
+from tests.peers import (
+    Algorithms,
+    ClientKind,
+    Invocation,
+    Login,
+    Server,
+    Terminal,
+    end,
+    private_folder,
+)
+
+BULK = 100_000_000  # bytes each way
+REKEY = 1 << 20  # bytes after which keys are exchanged again
+NUMBERS = "seq 1 100000000 | head -c {}"  # text in which no part stands for another
+
+
+@functools.cache
+def numbers(size: int) -> bytes:
+    """Return what the command NUMBERS writes."""
+    command = NUMBERS.format(size)
+    return subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout
+
+
+def checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# Ends
+
+
+@pytest.mark.parametrize("status", [0, 7, 255])
+def test_the_exit_status_arrives(
+    client: ClientKind, server: Server, login: Login, status: int
+) -> None:
+    done = client.run(server, login, f"exit {status}")
+    assert done.status == status, done.stderr
+
+
+def test_a_signal_that_ends_the_command_is_reported(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, "echo before; kill -TERM $$; echo after")
+    assert done.stdout == b"before\n"
+    assert done.status != 0 or client.name == "dbclient", done.stderr  # which keeps it to itself
+    if client.name == "asyncssh":
+        assert "signal TERM" in done.stderr
+    if client.name == "culvert" and server.kind.name != "dropbear":
+        assert done.status == 255
+
+
+@pytest.mark.parametrize(("client", "server"), [pair_of("asyncssh", OURS)], indirect=True)
+def test_a_signal_reaches_the_command(client: ClientKind, server: Server, login: Login) -> None:
+    command = "trap 'exit 6' TERM; echo ready; while :; do sleep 0.05; done"
+    done = client.run(server, login, command, options=["--signal", "TERM"])
+    assert done.status == 6, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("client", "server"), [pair_of("openssh", OURS), pair_of(OURS, "openssh")], indirect=True
+)
+def test_an_endless_command_ends_with_its_reader(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    call = client.invocation(server, login, "yes")
+    process = subprocess.Popen(
+        call.argv, env=call.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        with process.stdout as output:
+            assert len(output.read(100_000)) == 100_000
+        process.wait(15)
+    finally:
+        end(process)
+
+
+@pytest.mark.parametrize(("client", "server"), [pair_of("openssh", OURS)], indirect=True)
+def test_several_sessions_share_a_connection(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    with private_folder("control") as folder:
+        shared = ["-S", str(folder / "socket")]
+        call = client.invocation(server, login, None, options=[*shared, "-M", "-N"])
+        master = subprocess.Popen(call.argv, env=call.env, stdin=subprocess.DEVNULL)
+        try:
+            assert wait_until((folder / "socket").exists)
+            with ThreadPoolExecutor() as pool:
+                runs = [
+                    pool.submit(client.run, server, login, "cat", options=shared, data=b"%d" % n)
+                    for n in range(8)
+                ]
+            assert [run.result().stdout for run in runs] == [b"%d" % n for n in range(8)]
+        finally:
+            end(master)
+
+
+def test_the_end_of_standard_input_arrives(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, "wc -c", data=b"twelve bytes")
+    assert (done.status, done.stdout.strip()) == (0, b"12"), done.stderr
+
+
+def test_output_after_the_end_of_input_arrives(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, "cat >/dev/null; sleep 0.3; echo late", data=b"x")
+    assert (done.status, done.stdout) == (0, b"late\n"), done.stderr
+
+
+def test_standard_error_keeps_apart_from_standard_output(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, "echo out; echo err >&2")
+    assert done.stdout == b"out\n"
+    assert "err\n" in done.stderr.replace("\r\n", "\n")
+
+
+def test_the_command_runs_as_the_user_in_their_home(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    if server.kind.name == "asyncssh":
+        pytest.skip("this server runs everything as itself")
+    done = client.run(server, login, "id -un; pwd")
+    assert done.stdout.decode().split() == [login.user, str(login.account.home)], done.stderr
+
+
+# Much data
+
+
+@pytest.mark.timeout(240)
+def test_100_megabytes_go_to_the_server_whole(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    data = numbers(BULK)
+    done = client.run(server, login, "sha256sum", data=data, timeout=200)
+    assert done.stdout.split()[0].decode() == checksum(data), done.stderr
+
+
+@pytest.mark.timeout(240)
+def test_100_megabytes_come_from_the_server_whole(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, NUMBERS.format(BULK), timeout=200)
+    assert len(done.stdout) == BULK, done.stderr
+    assert checksum(done.stdout) == checksum(numbers(BULK))
+
+
+def test_both_directions_run_at_once(client: ClientKind, server: Server, login: Login) -> None:
+    data = numbers(BULK // 10)
+    done = client.run(server, login, "cat", data=data)
+    assert checksum(done.stdout) == checksum(data), done.stderr
+
+
+# dbclient and dropbear exchange keys again only after a gigabyte.
+REKEYING = [names for names in PAIRS if names[0] != "dbclient"]
+
+
+@pytest.mark.parametrize(
+    ("client", "server"), [pair_of(*names) for names in REKEYING], indirect=True
+)
+def test_new_keys_in_the_middle_of_a_transfer_change_nothing(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    data = numbers(20 * REKEY)
+    done = client.run(server, login, "cat", Algorithms(rekey_bytes=REKEY), data=data)
+    assert done.status == 0, done.stderr
+    assert checksum(done.stdout) == checksum(data), done.stderr
+
+
+# What the client says beside the command
+
+ENVIRONMENT = {
+    "openssh": ("-oSetEnv=LC_ALL=C.UTF-8",),
+    "culvert": ("-oSetEnv=LC_ALL=C.UTF-8",),
+    "asyncssh": ("--env", "LC_ALL=C.UTF-8"),
+    "paramiko": ("--env", "LC_ALL=C.UTF-8"),
+}
+SETTING = [names for names in PAIRS if names[0] in ENVIRONMENT and names[1] != "dropbear"]
+
+
+@pytest.mark.parametrize(
+    ("client", "server"), [pair_of(*names) for names in SETTING], indirect=True
+)
+def test_a_listed_variable_reaches_the_command(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, "echo $LC_ALL", options=ENVIRONMENT[client.name])
+    assert (done.status, done.stdout) == (0, b"C.UTF-8\n"), done.stderr
+
+
+@pytest.mark.parametrize(("client", "server"), [pair_of("openssh", OURS)], indirect=True)
+def test_a_variable_that_is_not_listed_stays_out(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    options = ["-oSetEnv=LD_PRELOAD=/tmp/x.so"]
+    done = client.run(server, login, "echo $LD_PRELOAD", options=options)
+    assert (done.status, done.stdout) == (0, b"\n"), done.stderr
+
+
+SUBSYSTEM = {
+    "openssh": ("-s",),
+    "culvert": ("-s",),
+    "plink": ("-s",),
+    "asyncssh": ("--subsystem",),
+    "paramiko": ("--subsystem",),
+}
+
+
+# dbclient waits for ever when its subsystem is refused, by OpenSSH too.
+ASKING = [names for names in PAIRS if names[0] in SUBSYSTEM]
+
+
+@pytest.mark.parametrize(("client", "server"), [pair_of(*names) for names in ASKING], indirect=True)
+def test_a_subsystem_that_is_not_there_is_refused(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    done = client.run(server, login, "nothing-like-it", options=SUBSYSTEM[client.name])
+    assert done.status != 0
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("client", "server"), [pair_of(OURS, name) for name in ("openssh", "asyncssh")], indirect=True
+)
+def test_a_subsystem_gets_its_input(client: ClientKind, server: Server, login: Login) -> None:
+    done = client.run(server, login, "echo", options=SUBSYSTEM[client.name], data=b"there")
+    assert (done.status, done.stdout) == (0, b"there"), done.stderr
+
+
+# Terminals
+
+TERMINAL = {
+    "openssh": ("-tt",),
+    "culvert": ("-tt",),
+    "dbclient": ("-t",),
+    "plink": ("-t",),
+}
+ON_TERMINALS = [pair_of(*names) for names in PAIRS if names[0] in TERMINAL]
+with_terminal = pytest.mark.parametrize(("client", "server"), ON_TERMINALS, indirect=True)
+
+
+def on_terminal(
+    client: ClientKind,
+    server: Server,
+    login: Login,
+    command: str | None,
+    rows: int = 24,
+    columns: int = 80,
+    modes: str = "",
+) -> Terminal:
+    """Start the client on a terminal of this size, with what `stty` is told in `modes`."""
+    call = client.invocation(server, login, command, options=TERMINAL[client.name])
+    script = f'stty {modes}; exec "$@"' if modes else 'exec "$@"'
+    argv = ["/bin/sh", "-c", script, "sh", *call.argv]
+    return Terminal(Invocation(argv, call.env | {"TERM": "xterm"}), rows, columns)
+
+
+@with_terminal
+def test_the_size_of_the_window_is_known(client: ClientKind, server: Server, login: Login) -> None:
+    with on_terminal(client, server, login, "stty size; tty; echo $TERM", 33, 97) as terminal:
+        terminal.read_until(b"33 97")
+        terminal.read_until(b"/dev/")
+        terminal.read_until(b"xterm")
+        assert terminal.wait() == 0
+
+
+@with_terminal
+def test_a_change_of_the_window_arrives(client: ClientKind, server: Server, login: Login) -> None:
+    command = "trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.05; done"
+    with on_terminal(client, server, login, command) as terminal:
+        terminal.read_until(b"ready")
+        terminal.resize(41, 123)
+        terminal.read_until(b"41 123")
+        assert terminal.wait() == 5
+
+
+@with_terminal
+def test_the_modes_of_the_terminal_arrive(client: ClientKind, server: Server, login: Login) -> None:
+    if "asyncssh" in (client.name, server.kind.name):
+        pytest.skip("AsyncSSH leaves the modes to the program")
+    if client.name == "plink":
+        pytest.skip("plink sends modes of its own")
+    with on_terminal(client, server, login, "stty -a", modes="intr ^X ixoff") as terminal:
+        terminal.read_until(b"intr = ^X")
+        terminal.read_until(b" ixoff")
+        assert terminal.wait() == 0
+
+
+@with_terminal
+def test_an_interrupt_key_interrupts_the_command(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    with on_terminal(client, server, login, "trap 'exit 9' INT; echo go; sleep 20") as terminal:
+        terminal.read_until(b"go")
+        terminal.write(b"\x03")
+        assert terminal.wait() == 9
+
+
+@with_terminal
+def test_a_shell_on_a_terminal_talks(client: ClientKind, server: Server, login: Login) -> None:
+    with on_terminal(client, server, login, None) as terminal:
+        terminal.write(b"echo $((6*7))\n")
+        terminal.read_until(b"42")
+        terminal.write(b"exit 3\n")
+        assert terminal.wait() == 3

@@ -1,0 +1,1 @@
+"""Culvert with real devices: tun and tap in network namespaces. Needs root."""
