@@ -142,13 +142,13 @@ def _serve(config: ServerConfig, options: Options) -> int:
     inetd = "i" in options
     # what goes wrong at the start is told to whoever started it
     log.set_up("culvert", level, to_stderr)
+    if inetd or "check" in options:
+        listener = Listener(config)
+        if inetd:
+            listener.serve_one(socket.socket(fileno=os.dup(0)))
+        return 0
+    sockets = bind(config.listen)  # before a host key is made for a server that cannot start
     listener = Listener(config)
-    if "check" in options:
-        return 0
-    if inetd:
-        listener.serve_one(socket.socket(fileno=os.dup(0)))
-        return 0
-    sockets = bind(config.listen)
     if "F" not in options:
         daemonize()
         log.set_up("culvert", level, to_stderr)

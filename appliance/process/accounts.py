@@ -6,6 +6,7 @@ can be read through them that the user could not read.
 
 import contextlib
 import ctypes
+import fnmatch
 import grp
 import hmac
 import logging
@@ -68,6 +69,13 @@ def find(name: str, config: ServerConfig) -> pwd.struct_passwd | None:
         _log.info("user %s refused: the account has expired", name)
         return None
     return user
+
+
+def accepts_variable(name: bytes, config: ServerConfig) -> bool:
+    """Whether a client may set this variable of the environment (AcceptEnv)."""
+    text = name.decode("latin-1")
+    plain = text.isascii() and text.replace("_", "a").isalnum()
+    return plain and any(fnmatch.fnmatchcase(text, pattern) for pattern in config.accept_env)
 
 
 def _in_group(user: pwd.struct_passwd, name: str) -> bool:

@@ -148,7 +148,10 @@ class Monitor:
                 os.close(fd)
 
     def _serve(self) -> bool:
-        data = self._sock.recv(DATAGRAM)
+        try:
+            data = self._sock.recv(DATAGRAM)
+        except ConnectionResetError:  # it was killed before it read our last answer
+            return False
         if not data:
             return False
         row = TABLE.get(data[0])
@@ -160,16 +163,17 @@ class Monitor:
         if count > row.limit:
             _log.warning("the worker asked too often for %s", row.message.__name__)
             return False
+        first = GRANTED
         try:
             answer, descriptors = _HANDLERS[row.message](self, row.message.decode(data))
         except MalformedMessage as error:
             _log.warning("the worker sent a malformed request: %s", error)
             return False
         except Deny as denial:
-            self._sock.sendall(REFUSED + str(denial).encode())
-            return True
+            answer, descriptors = str(denial).encode(), []
+            first = REFUSED
         try:
-            socket.send_fds(self._sock, [GRANTED + answer], descriptors)
+            socket.send_fds(self._sock, [first + answer], descriptors)
         except OSError:
             return False
         finally:
@@ -200,7 +204,8 @@ class Monitor:
 
     def _begin(self, request: Begin) -> tuple[bytes, list[int]]:
         user = self._find(request.user)
-        if self._config.permit_empty_passwords and self._may_use_password(user):
+        allowed = "password" in self._methods() and self._may_use_password(user)
+        if self._config.permit_empty_passwords and allowed:
             if accounts.has_no_password(user):
                 return self._satisfied_by("none", "no password")
         return self._outcome(False), []
@@ -246,7 +251,8 @@ class Monitor:
     def _use_key(self, request: UseKey) -> tuple[bytes, list[int]]:
         started = time.monotonic()
         permissions = self._permissions_of(request)
-        if permissions is None or not self._session_id:
+        bound = (b"", *(key.public.blob for key in self._host_keys.values()))
+        if permissions is None or not self._session_id or request.host_key not in bound:
             return self._failed(request.user, "publickey", started, "key not accepted")
         offer = Offer(request.user, request.algorithm, request.public_key, request.host_key)
         valid = self._key.verify(
@@ -273,7 +279,8 @@ class Monitor:
     def _use_password(self, request: UsePassword) -> tuple[bytes, list[int]]:
         started = time.monotonic()
         user = self._find(request.user)
-        allowed = request.method in self._methods() and self._may_use_password(user)
+        known = request.method in ("password", "keyboard-interactive")
+        allowed = known and request.method in self._methods() and self._may_use_password(user)
         right = accounts.password_is_right(user, request.password, self._config)
         if not (right and allowed):
             return self._failed(request.user, request.method, started, "wrong password")
@@ -343,7 +350,11 @@ class Monitor:
             raise Deny("no terminal")
         environment = programs.base_environment(user, config.pass_environment)
         names, values = request.environment[::2], request.environment[1::2]
-        environment |= dict(zip(names, values, strict=False))
+        for name, value in zip(names, values, strict=False):
+            # the worker has looked, too, but a worker may be taken over
+            if name != b"TERM" and not accounts.accepts_variable(name, config):
+                raise Deny("such a variable is not accepted")
+            environment[name] = value
         for name, value in self._permissions.environment:
             environment[name.encode()] = os.fsencode(value)
         peer = self._peer
@@ -381,19 +392,21 @@ class Monitor:
             command = known.encode() if known is not None else request.command
         elif request.kind == "shell":
             command = None
-        if forced:
+        if forced is not None:  # command="" allows nothing
             if command is not None:
                 environment[b"SSH_ORIGINAL_COMMAND"] = command
             return os.fsencode(forced)
         return command
 
     def _send_signal(self, request: SendSignal) -> tuple[bytes, list[int]]:
+        assert self._user is not None
         if request.process not in self._programs or request.signal not in _SIGNALS:
             raise Deny("no such process or signal")
         number = getattr(signal, "SIG" + request.signal, None)
         if number is not None:
             try:
-                os.killpg(request.process, number)
+                with accounts.as_user(self._user):
+                    os.killpg(request.process, number)
             except OSError as error:
                 raise Deny(str(error.strerror)) from error
         return b"", []

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 ENVIRONMENT_LIMIT: Final = 100  # variables of a peer's
 VARIABLE_LIMIT: Final = 4096  # bytes of one
 TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may lag behind the exit
+STATUS_GRACE: Final = 0.2  # seconds that the exit may lag behind the output's end
 
 
 class PtyRequest(Record):
@@ -97,9 +98,9 @@ class Session(ChannelHandler):
         self._process: Process | None = None
         self._state = _State.NEW
         self._stdin: Sink | None = None
-        self._stdin_fd: int | None = None
         self._output: Source | None = None
         self._sources: set[Source] = set()  # whose end has not been seen
+        self._descriptors: set[int] = set()  # that are ours to close
         self._status: int | None = None
 
     def request(self, request_type: str, request_data: bytes) -> bool:
@@ -119,6 +120,7 @@ class Session(ChannelHandler):
         if self._state is not _State.NEW or self._master is not None:
             return False
         self._master = self._privileges.open_pty()
+        self._descriptors.add(self._master)
         set_size(self._master, request.columns, request.rows, request.width, request.height)
         apply_modes(self._master, request.modes)
         self._environment.append((b"TERM", request.term.encode()))
@@ -132,7 +134,7 @@ class Session(ChannelHandler):
             or len(self._environment) >= ENVIRONMENT_LIMIT
             or len(data) > VARIABLE_LIMIT
             or b"\0" in request.value
-            or not all(fits.isalnum() or fits == "_" for fits in name)
+            or not (name.isascii() and name.replace("_", "a").isalnum())
             or not any(fnmatch.fnmatchcase(name, p) for p in self._accept_environment)
         ):
             return False
@@ -159,11 +161,11 @@ class Session(ChannelHandler):
         )
         self._state = _State.RUNNING
         self._process = process
-        for fd in {process.stdin, process.stdout, process.stderr, process.status} - {None}:
-            assert fd is not None
-            os.set_blocking(fd, False)
+        for fd in (process.stdin, process.stdout, process.stderr, process.status):
+            if fd is not None:
+                os.set_blocking(fd, False)
+                self._descriptors.add(fd)
         channel, driver = self._channel, self._driver
-        self._stdin_fd = process.stdin
         self._stdin = Sink(process.stdin, channel, driver, self._close_stdin)
         self._output = self._source(process.stdout)
         if process.stderr is not None:
@@ -190,10 +192,13 @@ class Session(ChannelHandler):
             self._stdin.when_drained(self._close_stdin)
 
     def _close_stdin(self) -> None:
-        if self._stdin_fd is not None and self._master is None:
-            fd, self._stdin_fd = self._stdin_fd, None
-            if self._stdin is not None:
-                self._stdin.stop()
+        if self._process is not None and self._stdin is not None and self._master is None:
+            self._stdin.stop()
+            self._close(self._process.stdin)
+
+    def _close(self, fd: int) -> None:
+        if fd in self._descriptors:
+            self._descriptors.remove(fd)
             os.close(fd)
 
     def resume(self) -> None:
@@ -221,9 +226,10 @@ class Session(ChannelHandler):
         return True
 
     def _end_of_write(self, data: bytes) -> bool:
-        """eow@openssh.com: the client's reader is gone (OpenSSH PROTOCOL 2.1)."""
-        if self._output is not None and self._master is None:
+        """eow@openssh.com: the client's reader is gone, so the program's is (PROTOCOL 2.1)."""
+        if self._process is not None and self._output is not None and self._master is None:
             self._output.stop()
+            self._close(self._process.stdout)
             self._output_ended(self._output)
         return True
 
@@ -243,9 +249,14 @@ class Session(ChannelHandler):
     def _output_ended(self, source: Source) -> None:
         self._sources.discard(source)
         if not self._sources:
-            self._channel.eof()
             if self._status is not None:
                 self._finish()
+            else:  # dbclient and plink hang up at the end of file, without the status
+                self._loop.call_later(STATUS_GRACE, self._end_of_output)
+
+    def _end_of_output(self) -> None:
+        self._channel.eof()
+        self._driver.flush()
 
     def _finish(self) -> None:
         if self._state is not _State.RUNNING or self._status is None:
@@ -267,14 +278,10 @@ class Session(ChannelHandler):
             source.stop()
         if self._stdin is not None:
             self._stdin.stop()
-        descriptors = {self._master}
         if self._process is not None:
             self._loop.watch_reader(self._process.status, None)
-            descriptors |= {self._process.stdout, self._process.stderr, self._process.status}
-            descriptors.add(self._stdin_fd)
-        for fd in descriptors:
-            if fd is not None:
-                os.close(fd)
+        for fd in tuple(self._descriptors):
+            self._close(fd)
         self._ended()
 
 

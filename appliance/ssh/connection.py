@@ -90,6 +90,7 @@ EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
 UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
 ANSWERS_LIMIT: Final = 4 << 20  # bytes unsent, of which sources have no part
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
+HELD_OVERHEAD: Final = 64  # bytes that an object takes beside its own
 CHANNELS_LIMIT: Final = 1000  # that a peer may have open
 
 # An enum's attribute is slow to look up, for once a packet.
@@ -296,7 +297,7 @@ class Connection:
                 self._fail(ProtocolError("the peer does not read the answers to its questions"))
             self._rekey_when_due()
             return
-        self._held_bytes += len(payload)
+        self._held_bytes += len(payload) + HELD_OVERHEAD
         if self._held_bytes > HELD_LIMIT:
             self._fail(ProtocolError("too much to answer during a key exchange"))
             return
@@ -604,9 +605,10 @@ class Connection:
         if message.service_name != _SERVICES:
             raise ProtocolError("a service that does not exist")
         self.send(ServiceAccept(_SERVICES))
-        self._auth_server = AuthServer(
-            side.authority, self._settings.algorithms.user_key, self._host_key, side.banner
-        )
+        if self._auth_server is None:  # Paramiko asks again before each attempt
+            self._auth_server = AuthServer(
+                side.authority, self._settings.algorithms.user_key, self._host_key, side.banner
+            )
         self.phase = Phase.AUTH
 
     def _on_service_accept(self, message: ServiceAccept) -> None:

@@ -66,7 +66,7 @@ _ALLOWED: Final[dict[tuple[Role, Phase], frozenset[int]]] = {
     (Role.CLIENT, Phase.FRESH): frozenset({EXT_INFO, SERVICE_ACCEPT, KEXINIT}),
     (Role.SERVER, Phase.SERVICE): frozenset({SERVICE_REQUEST, KEXINIT}),
     (Role.CLIENT, Phase.SERVICE): frozenset({SERVICE_ACCEPT, KEXINIT}),
-    (Role.SERVER, Phase.AUTH): frozenset({USERAUTH_REQUEST, KEXINIT}),
+    (Role.SERVER, Phase.AUTH): frozenset({SERVICE_REQUEST, USERAUTH_REQUEST, KEXINIT}),
     (Role.SERVER, Phase.AUTH_INFO): frozenset(
         {USERAUTH_REQUEST, USERAUTH_INFO_RESPONSE, KEXINIT}
     ),

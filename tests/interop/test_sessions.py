@@ -67,11 +67,12 @@ def test_a_signal_reaches_the_command(client: ClientKind, server: Server, login:
 
 
 @pytest.mark.parametrize(
-    ("client", "server"), [pair_of("openssh", OURS), pair_of(OURS, "openssh")], indirect=True
+    ("client", "server"), [pair_of(OURS, "openssh"), pair_of(OURS, OURS)], indirect=True
 )
 def test_an_endless_command_ends_with_its_reader(
     client: ClientKind, server: Server, login: Login
 ) -> None:
+    """By eow@openssh.com, which ssh sends only to a server that calls itself OpenSSH."""
     call = client.invocation(server, login, "yes")
     process = subprocess.Popen(
         call.argv, env=call.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE

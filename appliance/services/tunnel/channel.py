@@ -134,6 +134,7 @@ class TunnelChannel(ChannelHandler):
             _log.warning("the tunnel device is gone: %s", error.strerror)
             self._pause()
             self.channel.close()
+            self._flush()
 
     def eof(self) -> None:
         self.channel.close()
