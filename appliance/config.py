@@ -5,7 +5,7 @@ that name means. An error names the file, the key and what is expected.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_origin
 
 from .errors import UsageError
 
@@ -94,10 +94,13 @@ def _checked(path: str, table: dict[str, Any]) -> dict[str, Any]:
         if key not in known:
             raise UsageError(f"{path}: there is no key '{key}'{_meant(key, known)}")
         try:
+            if get_origin(known[key]) is tuple and type(value) is not list:
+                raise TypeError("not a list")  # cattrs would take a string's letters
             checked = converter.structure(value, known[key])  # type: ignore[arg-type]
         except Exception as error:  # a whole tree of them: cattrs has no common root
-            raise UsageError(f"{path}: {key}: expected {_expected(known[key])}, "
-                             f"not {value!r}") from error
+            raise UsageError(
+                f"{path}: {key}: expected {_expected(known[key])}, not {value!r}"
+            ) from error
         low, high = _RANGES.get(key, (None, None))
         if low is not None and high is not None and not low <= checked <= high:
             raise UsageError(f"{path}: {key}: expected {low} to {high}, not {value!r}")

@@ -1,16 +1,16 @@
 """Every error that Culvert raises on purpose, in one tree: the peer's faults and our own.
 
-    CulvertError
-      PeerError             whatever the other side of a connection did wrong
-        ProtocolError       it broke the protocol
-          MalformedMessage  a message could not be read
-        KeyExchangeFailed   no algorithm in common, or the exchange was invalid
-        IntegrityError      a packet failed its authentication
-        CompressionError    a packet did not inflate, or to too much
-        HostKeyRejected     the server's key is not the one we trust
-        PeerDisconnected    it said goodbye, or the network did
-        AuthenticationFailed  no method that we have satisfied the server
-      UsageError            a mistake of the person at the keyboard or in a file
+CulvertError
+  PeerError             whatever the other side of a connection did wrong
+    ProtocolError       it broke the protocol
+      MalformedMessage  a message could not be read
+    KeyExchangeFailed   no algorithm in common, or the exchange was invalid
+    IntegrityError      a packet failed its authentication
+    CompressionError    a packet did not inflate, or to too much
+    HostKeyRejected     the server's key is not the one we trust
+    PeerDisconnected    it said goodbye, or the network did
+    AuthenticationFailed  no method that we have satisfied the server
+  UsageError            a mistake of the person at the keyboard or in a file
 """
 
 from __future__ import annotations

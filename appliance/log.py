@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import sys
 
+
 def harmless(text: str) -> str:
     """A peer's text without what could steer a terminal; newlines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

@@ -53,11 +53,13 @@ def main() -> int:
 def _help() -> str:
     rows = [f"  {name:8} {applet.help}" for name, applet in APPLETS.items() if applet.help]
     aliases = ", ".join(name for name, applet in APPLETS.items() if not applet.help)
-    return "\n".join((
-        "usage: culvert APPLET [options]     'culvert APPLET --help' tells more",
-        "",
-        *rows,
-        "",
-        f"Under the names {aliases}",
-        "it takes those programs' options.",
-    ))
+    return "\n".join(
+        (
+            "usage: culvert APPLET [options]     'culvert APPLET --help' tells more",
+            "",
+            *rows,
+            "",
+            f"Under the names {aliases}",
+            "it takes those programs' options.",
+        )
+    )

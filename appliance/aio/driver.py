@@ -12,6 +12,9 @@ from ..ssh.connection import Connection
 from ..ssh.order import Phase
 from .loop import Loop, Timer
 
+# Our own choice
+LINGER: Final = 2.0  # seconds that a peer has to read our last words
+
 _CLOSED: Final = Phase.CLOSED  # an enum's attribute is slow to look up
 
 
@@ -33,6 +36,7 @@ class Driver:
         self._writing = False
         self._closed = False
         self._timer: Timer | None = None
+        self._lingering: Timer | None = None
         sock.setblocking(False)
 
     def start(self) -> None:
@@ -61,8 +65,12 @@ class Driver:
         connection = self.connection
         if not self._writing and connection.unsent:
             self._send()
-        if connection.phase is _CLOSED and not self._writing:
-            self._close()
+        if connection.phase is _CLOSED and not self._closed:
+            if not self._writing:
+                self._close()
+            elif self._lingering is None:
+                self.loop.watch_reader(self._fd, None)
+                self._lingering = self.loop.call_later(LINGER, self._close)
 
     def _send(self) -> None:
         connection = self.connection
@@ -105,8 +113,9 @@ class Driver:
         if self._closed:
             return
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._lingering):
+            if timer is not None:
+                timer.cancel()
         self.loop.watch_writer(self._fd, None)
         self.loop.watch_reader(self._fd, None)
         with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ class Loop:
         self._numbers = count()
         self._signals: dict[int, Callback] = {}
         self._wakeup: tuple[int, ...] = ()
-        self._running = False
+        self._stopped = False
         self.time = time.monotonic
 
     def watch_reader(self, fd: int, callback: Callback | None) -> None:
@@ -116,13 +116,12 @@ class Loop:
                 self._signals[number]()
 
     def stop(self) -> None:
-        """Let ``run`` return after this turn."""
-        self._running = False
+        """Let ``run`` return after this turn, or at once if it has not begun."""
+        self._stopped = True
 
     def run(self) -> None:
         """Serve until ``stop``, or until a callback raises."""
-        self._running = True
-        while self._running:
+        while not self._stopped:
             self._turn()
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ window only for what the descriptor took, so neither ever holds more than one wi
 
 import os
 import stat
-from collections import deque
 from collections.abc import Callable
 
 from ..ssh.channels import Channel
@@ -24,7 +23,10 @@ def wants_nonblocking(fd: int) -> bool:
 
 
 class Source:
-    """From a descriptor to a channel; the caller owns the descriptor."""
+    """From a descriptor to a channel; the caller owns the descriptor.
+
+    ``transform`` may make one byte more of what was read, or any number less.
+    """
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class Source:
         self._ended = ended
         self._extended = extended
         self._transform = transform
+        if transform is not None:
+            channel.overhead = 1
         self._reading = False
         self._stopped = False
         self._pollable = True  # regular files are not, and are always ready
@@ -85,7 +89,7 @@ class Source:
             return
         if self._transform is not None:
             data = self._transform(data)
-            if not data or not self._channel.sendable():
+            if not data or self._stopped:
                 return
         if self._extended is None:
             self._channel.send(data)
@@ -120,7 +124,7 @@ class Sink:
         self._channel = channel
         self._flush = driver.flush
         self._broken = broken
-        self._waiting: deque[memoryview] = deque()
+        self._waiting = bytearray()
         self._drained: Callable[[], None] | None = None
         self._stopped = False
 
@@ -133,7 +137,7 @@ class Sink:
         if written < len(view) and not self._stopped:
             if not self._waiting:
                 self._loop.watch_writer(self._fd, self._on_writable)
-            self._waiting.append(memoryview(bytes(view[written:])))
+            self._waiting += view[written:]
 
     def _write(self, view: memoryview) -> int:
         try:
@@ -149,15 +153,12 @@ class Sink:
         return written
 
     def _on_writable(self) -> None:
-        view = self._waiting[0]
-        written = self._write(view)
+        with memoryview(self._waiting) as view:
+            written = self._write(view)
         if self._stopped:
             self._flush()
             return
-        if written < len(view):
-            self._waiting[0] = view[written:]
-        else:
-            self._waiting.popleft()
+        del self._waiting[:written]  # which bytearray does without moving the rest
         if not self._waiting:
             self._loop.watch_writer(self._fd, None)
             if self._drained is not None:
@@ -175,5 +176,5 @@ class Sink:
         """Forget what is not written."""
         self._stopped = True
         if self._waiting:
-            self._waiting.clear()
+            self._waiting = bytearray()
             self._loop.watch_writer(self._fd, None)

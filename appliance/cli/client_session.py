@@ -88,9 +88,7 @@ class ClientSession:
             not options.stdin_null and not options.fork_after_authentication,
             (options.escape_char or "").encode("latin-1"),
         )
-        session = SessionClient(
-            wanted, self._driver, self._session_ended, prompts.tell
-        )
+        session = SessionClient(wanted, self._driver, self._session_ended, prompts.tell)
         self._session = session
         session.start(connection.open_channel("session", b"", session))
 

@@ -78,9 +78,8 @@ class UserCredentials:
 
     def _public_of(self, path: str) -> PublicKey | None:
         """The public half of a key file, when it can be had without a passphrase."""
-        with contextlib.suppress(OSError, KeyFileError):
-            with open(path + ".pub", encoding="utf-8", errors="replace") as file:
-                return load_public_line(file.readline(FILE_LIMIT))[0]
+        with contextlib.suppress(OSError, KeyFileError), open(path + ".pub", "rb") as beside:
+            return load_public_line(beside.readline(FILE_LIMIT).decode(errors="replace"))[0]
         with contextlib.suppress(OSError, KeyFileError), open(path, "rb") as private:
             data = private.read(FILE_LIMIT)
             if not data.startswith(b"-----"):
@@ -95,8 +94,11 @@ class UserCredentials:
         try:
             key = load_private_key(data)
         except PassphraseNeeded:
-            if public is None or self._options.batch_mode:
-                unlocked = None if self._options.batch_mode else self._unlock(path, data)
+            if self._options.batch_mode:
+                prompts.tell(f"culvert: identity file {path} has a passphrase, and BatchMode is on")
+                return None
+            if public is None:
+                unlocked = self._unlock(path, data)
                 return None if unlocked is None else _identity(unlocked, path)
             return Identity(
                 public.blob, public.signature_algorithms, self._signer(path, data), True, path

@@ -80,9 +80,7 @@ class HostTrust:
         self.passwords_are_safe = False
 
     def _ask(self, name: str, shown: str) -> None:
-        refusal = HostKeyRejected(
-            f"the host {name} is not known, and nobody confirmed its {shown}"
-        )
+        refusal = HostKeyRejected(f"the host {name} is not known, and nobody confirmed its {shown}")
         if self._options.batch_mode:
             raise refusal
         answer = prompts.line(

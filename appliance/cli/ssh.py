@@ -34,7 +34,6 @@ from ..ssh.connection import (
     Settings,
 )
 from ..ssh.order import Phase
-from . import prompts
 from .credentials import UserCredentials
 from .host_trust import HostTrust
 from .options import Option, Options, help_text, parse
@@ -144,8 +143,13 @@ def main(arguments: list[str], name: str) -> int:
         line = _CommandLine(arguments, spec, command)
         options = line.options
         if "help" in options:
-            print(help_text(f"{command} [options] [user@]host [command]",
-                            "An SSH client. Settings come from ~/.ssh/config, too.", spec))
+            print(
+                help_text(
+                    f"{command} [options] [user@]host [command]",
+                    "An SSH client. Settings come from ~/.ssh/config, too.",
+                    spec,
+                )
+            )
             return 0
         if "V" in options:
             print(f"Culvert {__version__}", file=sys.stderr)
@@ -235,8 +239,9 @@ def _described(settings: HostOptions) -> str:
         if isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, tuple):
-            value = " ".join("=".join(map(str, v)) if isinstance(v, tuple) else str(v)
-                             for v in value)
+            value = " ".join(
+                "=".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value
+            )
         rows.append(f"{field.replace('_', '')} {value}")
     return "\n".join(rows)
 
@@ -300,8 +305,12 @@ class _Client(ConnectionHandler):
             tunnel = ClientTunnel(options)  # before the login: most mistakes are here
         trust = HostTrust(options)
         sock = dial(
-            options.host_name, options.port, options.address_family, options.bind_address,
-            options.connect_timeout, options.connection_attempts,
+            options.host_name,
+            options.port,
+            options.address_family,
+            options.bind_address,
+            options.connect_timeout,
+            options.connection_attempts,
         )
         rekey_bytes, rekey_seconds = options.rekey_limit
         settings = Settings(
@@ -325,9 +334,7 @@ class _Client(ConnectionHandler):
             _go_to_background()
         from .client_session import ClientSession
 
-        session = ClientSession(
-            options, self._connection, sock, self._command, self._quiet, tunnel
-        )
+        session = ClientSession(options, self._connection, sock, self._command, self._quiet, tunnel)
         status = session.run()
         if self._connection.error is not None and status == FAILURE:
             self._raise()

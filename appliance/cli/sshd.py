@@ -152,17 +152,22 @@ def _serve(config: ServerConfig, options: Options) -> int:
     if "F" not in options:
         daemonize()
         log.set_up("culvert", level, to_stderr)
-    _write_pid(config.pid_file, "P" in options)
+    wrote_pid = _write_pid(config.pid_file, "P" in options)
     listener.run(sockets)
+    if wrote_pid:
+        os.unlink(config.pid_file)
     return 0
 
 
-def _write_pid(path: str, wanted: bool) -> None:
+def _write_pid(path: str, wanted: bool) -> bool:
+    """Whether it was written; only a file that was asked for must be."""
     if not path:
-        return
+        return False
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
     except OSError as error:
         if wanted:
             raise UsageError(f"pid file {path}: {error.strerror}") from error
+        return False
+    return True

@@ -80,7 +80,9 @@ class NistEcdh(_DiffieHellman):
 
         self._ec = ec
         self._curve: ec.EllipticCurve = {
-            256: ec.SECP256R1(), 384: ec.SECP384R1(), 521: ec.SECP521R1()
+            256: ec.SECP256R1(),
+            384: ec.SECP384R1(),
+            521: ec.SECP521R1(),
         }[bits]
         self._private = ec.generate_private_key(self._curve)
 
@@ -198,8 +200,9 @@ METHODS: Final[dict[str, Method]] = {
 }
 
 
-def derive(digest: str, shared: bytes, exchange_hash: bytes, letter: bytes, session_id: bytes,
-           length: int) -> bytes:
+def derive(
+    digest: str, shared: bytes, exchange_hash: bytes, letter: bytes, session_id: bytes, length: int
+) -> bytes:
     """A key of ``length`` bytes (RFC 4253 section 7.2)."""
     key = hashlib.new(digest, shared + exchange_hash + letter + session_id).digest()
     while len(key) < length:

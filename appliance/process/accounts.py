@@ -88,17 +88,21 @@ def _in_group(user: pwd.struct_passwd, name: str) -> bool:
 
 def _shadow(name: str) -> list[str] | None:
     """The user's fields in /etc/shadow, shadow(5)."""
-    try:
-        fd = os.open("/etc/shadow", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    data = os.read(fd, SHADOW_LIMIT).decode("latin-1")
-    os.close(fd)
-    for line in data.split("\n"):
+    for line in _shadow_lines():
         if line.startswith(name + ":"):
             fields = line.split(":")
             return fields if len(fields) >= 8 else None
     return None
+
+
+def _shadow_lines() -> list[str]:
+    try:
+        fd = os.open("/etc/shadow", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    data = os.read(fd, SHADOW_LIMIT).decode("latin-1")
+    os.close(fd)
+    return data.split("\n")
 
 
 def _expired(name: str) -> bool:
@@ -109,23 +113,35 @@ def _expired(name: str) -> bool:
 # -- passwords -----------------------------------------------------------------------
 
 
-def password_is_right(user: pwd.struct_passwd | None, password: bytes,
-                      config: ServerConfig) -> bool:
+def password_is_right(
+    user: pwd.struct_passwd | None, password: bytes, config: ServerConfig
+) -> bool:
     """Compare with the stored hash; an unknown user costs as much time as a known one."""
     if config.password_file:
-        argon2_hash = _argon2_hash(user.pw_name if user else "", config.password_file)
-        return _argon2(argon2_hash, password) and user is not None
+        kept, known = _argon2_hash(user.pw_name if user else "", config.password_file)
+        right = _argon2(kept, password)
+        usable = known and user is not None
+        return right and usable and (bool(password) or config.permit_empty_passwords)
     stored = _system_hash(user)
     if stored == "" and user is not None:
         return config.permit_empty_passwords and not password
     usable = user is not None and not stored.startswith(("!", "*"))
-    right = _crypt(password, stored if usable else _NOBODYS_HASH)
+    right = _crypt(password, stored if usable else _somebodys_hash())
     return right and usable and (bool(password) or config.permit_empty_passwords)
 
 
 def has_no_password(user: pwd.struct_passwd | None) -> bool:
     """Whether the system lets this user in without a password."""
     return user is not None and _system_hash(user) == ""
+
+
+def _somebodys_hash() -> str:
+    """A hash of the kind that this system makes, to spend as much time on as on a real one."""
+    for line in _shadow_lines():
+        stored = line.split(":")[1:2]
+        if stored and stored[0].startswith("$"):
+            return stored[0]
+    return _NOBODYS_HASH
 
 
 def _system_hash(user: pwd.struct_passwd | None) -> str:
@@ -150,25 +166,27 @@ def _crypt(password: bytes, stored: str) -> bool:
     return hmac.compare_digest(ours, stored.encode("latin-1")) and b"\0" not in password
 
 
-def _argon2_hash(name: str, path: str) -> bytes:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        for line in file:
-            user, _, stored = line.strip().partition(b":")
-            if user == name.encode() and stored:
-                return stored
-    return b""
+def _argon2_hash(name: str, path: str) -> tuple[bytes, bool]:
+    """The user's hash, or somebody else's, to spend as much time on; and whether it is theirs."""
+    somebodys = b""
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                user, _, stored = line.strip().partition(b":")
+                if user == name.encode(errors="replace") and stored:
+                    return stored, True
+                somebodys = somebodys or stored
+    except OSError as error:
+        _log.error("password file %s: %s", path, error.strerror)
+    return somebodys, False
 
 
 def _argon2(stored: bytes, password: bytes) -> bool:
     from nacl import exceptions, pwhash
 
-    nobody = not stored
-    if nobody:
-        stored = pwhash.argon2id.str(b"nobody", pwhash.argon2id.OPSLIMIT_INTERACTIVE,
-                                     pwhash.argon2id.MEMLIMIT_INTERACTIVE)
     try:
-        return pwhash.verify(stored, password) and not nobody
-    except exceptions.CryptoError:
+        return pwhash.verify(stored, password)
+    except (exceptions.CryptoError, ValueError):  # wrong, or no hash at all
         return False
 
 
@@ -206,10 +224,11 @@ class _Complaints:
 def _read_trusted(path: str, user: pwd.struct_passwd) -> bytes:
     """The file's bytes, when it and every directory up to the home are the user's alone."""
     fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise UntrustedFile(f"{path} is not a regular file")
     with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise UntrustedFile(f"{path} is not a regular file")
         _insist_on_owner(path, status, user)
         folder = os.path.dirname(os.path.realpath(path))
         home = os.path.realpath(user.pw_dir)

@@ -82,8 +82,10 @@ class Listener:
         keys = host_keys.load(config.host_keys, config.make_host_keys)
         self._host_keys: dict[str, PrivateKey] = {}
         for key in keys:
-            if config.profile == "hardened" and key.public.bits < 3072 and (
-                key.public.key_type == "ssh-rsa"
+            if (
+                config.profile == "hardened"
+                and key.public.bits < 3072
+                and (key.public.key_type == "ssh-rsa")
             ):
                 raise UsageError("the hardened profile wants RSA host keys of 3072 bits or more")
             for algorithm in key.public.signature_algorithms:
@@ -102,9 +104,11 @@ class Listener:
         self._sources: dict[int, str] = {}  # monitors whose peer is not authenticated
         self._per_source: Counter[str] = Counter()
         self._sockets: list[socket.socket] = []
+        self._pipes: tuple[int, ...] = ()  # that are no monitor's business
 
     def serve_one(self, sock: socket.socket) -> None:
         """Inetd mode: one connection, then return."""
+        self._preload()
         self._monitor(sock, 1, None)
 
     def run(self, sockets: list[socket.socket]) -> None:
@@ -114,6 +118,7 @@ class Listener:
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
         told_read, told_write = os.pipe()
+        self._pipes = wake_read, wake_write, told_read
         stopped = False
 
         def stop(*_: object) -> None:
@@ -213,6 +218,8 @@ class Listener:
                 signal.signal(number, signal.SIG_DFL)
             for listening in self._sockets:
                 listening.close()
+            for fd in self._pipes:
+                os.close(fd)
             self._monitor(sock, self._connections, told)
             status = 0
         except Exception:  # the root of a process
@@ -229,6 +236,8 @@ class Listener:
         pid = os.fork()
         if pid == 0:
             ours.close()
+            if told is not None:
+                os.close(told)
             self._worker(sock, theirs)
         theirs.close()
         sock.close()

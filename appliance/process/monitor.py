@@ -6,6 +6,7 @@ and by the system's own files. It verifies signatures itself, over data that it 
 together itself, so that even a worker that was taken over cannot let anybody in.
 """
 
+import contextlib
 import logging
 import os
 import pwd
@@ -51,8 +52,26 @@ FAILURE_SECONDS: Final = 0.02  # a failed attempt takes a multiple of this, what
 PROGRAMS_LIMIT: Final = 100  # of one connection at a time
 
 _SIGNALS: Final = frozenset(
-    ("ABRT", "ALRM", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "TERM",
-     "USR1", "USR2", "STOP", "TSTP", "CONT", "WINCH", "INFO")
+    (
+        "ABRT",
+        "ALRM",
+        "FPE",
+        "HUP",
+        "ILL",
+        "INT",
+        "KILL",
+        "PIPE",
+        "QUIT",
+        "SEGV",
+        "TERM",
+        "USR1",
+        "USR2",
+        "STOP",
+        "TSTP",
+        "CONT",
+        "WINCH",
+        "INFO",
+    )
 )  # RFC 4254 section 6.10, and what OpenSSH adds
 
 
@@ -125,8 +144,11 @@ class Monitor:
             if self._sock.fileno() in ready and not self._serve():
                 break
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                _log.info("no login from %s within %d s", self._peer.address,
-                          self._config.login_grace_time)
+                _log.info(
+                    "no login from %s within %d s",
+                    self._peer.address,
+                    self._config.login_grace_time,
+                )
                 os.kill(self._worker, signal.SIGKILL)
                 break
         self._reap()
@@ -141,10 +163,8 @@ class Monitor:
                 return
             fd = self._programs.pop(pid, None)
             if fd is not None:
-                try:
+                with contextlib.suppress(OSError):  # the session may be over
                     os.write(fd, write_uint32(status & 0xFFFFFFFF))
-                except OSError:  # the session is over
-                    pass
                 os.close(fd)
 
     def _serve(self) -> bool:
@@ -205,9 +225,8 @@ class Monitor:
     def _begin(self, request: Begin) -> tuple[bytes, list[int]]:
         user = self._find(request.user)
         allowed = "password" in self._methods() and self._may_use_password(user)
-        if self._config.permit_empty_passwords and allowed:
-            if accounts.has_no_password(user):
-                return self._satisfied_by("none", "no password")
+        if self._config.permit_empty_passwords and allowed and accounts.has_no_password(user):
+            return self._satisfied_by("none", "no password")
         return self._outcome(False), []
 
     def _refuse_attempt(self, request: RefuseAttempt) -> tuple[bytes, list[int]]:
@@ -231,15 +250,21 @@ class Monitor:
                 or request.algorithm not in entry.key.signature_algorithms
             ):
                 continue
-            if self._config.profile == "hardened" and entry.key.bits < 3072 and (
-                entry.key.key_type == "ssh-rsa"
+            if (
+                self._config.profile == "hardened"
+                and entry.key.bits < 3072
+                and (entry.key.key_type == "ssh-rsa")
             ):
                 continue
             if allowed.from_patterns is not None and not from_matches(
                 allowed.from_patterns, self._peer.address, None
             ):
-                _log.info("key %s of user %s refused: not from %s", entry.key.fingerprint(),
-                          request.user, self._peer.address)
+                _log.info(
+                    "key %s of user %s refused: not from %s",
+                    entry.key.fingerprint(),
+                    request.user,
+                    self._peer.address,
+                )
                 continue
             if allowed.expires is not None and time.time() >= allowed.expires:
                 _log.info("key %s of user %s has expired", entry.key.fingerprint(), request.user)
@@ -265,9 +290,7 @@ class Monitor:
         if not valid:
             return self._failed(request.user, "publickey", started, "wrong signature")
         self._permissions = permissions
-        return self._satisfied_by(
-            "publickey", f"{self._key.key_type} {self._key.fingerprint()}"
-        )
+        return self._satisfied_by("publickey", f"{self._key.key_type} {self._key.fingerprint()}")
 
     def _may_use_password(self, user: pwd.struct_passwd | None) -> bool:
         if not self._config.password_authentication:
@@ -299,25 +322,38 @@ class Monitor:
         assert self._user is not None
         self._satisfied.append(method)
         if self._config.publickey_and_password and len(self._satisfied) < 2:
-            _log.info("user %s from %s: %s accepted, one more method required",
-                      self._user.pw_name, self._peer.address, what)
+            _log.info(
+                "user %s from %s: %s accepted, one more method required",
+                self._user.pw_name,
+                self._peer.address,
+                what,
+            )
             return self._outcome(False, partial=True), []
         if self._user.pw_uid and os.path.exists("/etc/nologin"):
             return self._failed(self._user.pw_name, method, time.monotonic(), "/etc/nologin")
         self._authenticated = True
         self._deadline = None
         self._tell_listener()
-        _log.info("user %s logged in from %s port %d with %s", self._user.pw_name,
-                  self._peer.address, self._peer.port, what)
+        _log.info(
+            "user %s logged in from %s port %d with %s",
+            self._user.pw_name,
+            self._peer.address,
+            self._peer.port,
+            what,
+        )
         return OutcomeReply(True, (), False, False).encode(), []
 
-    def _failed(
-        self, user: str, method: str, started: float, why: str
-    ) -> tuple[bytes, list[int]]:
+    def _failed(self, user: str, method: str, started: float, why: str) -> tuple[bytes, list[int]]:
         """Count and log a failure; it takes the same time whatever was wrong."""
         self._failures += 1
-        _log.info("user %r from %s port %d refused: %s: %s", user, self._peer.address,
-                  self._peer.port, method, why)
+        _log.info(
+            "user %r from %s port %d refused: %s: %s",
+            user,
+            self._peer.address,
+            self._peer.port,
+            method,
+            why,
+        )
         spent = time.monotonic() - started
         time.sleep(FAILURE_SECONDS - spent % FAILURE_SECONDS)
         final = self._failures >= self._config.max_auth_tries
@@ -350,11 +386,11 @@ class Monitor:
             raise Deny("no terminal")
         environment = programs.base_environment(user, config.pass_environment)
         names, values = request.environment[::2], request.environment[1::2]
-        for name, value in zip(names, values, strict=False):
+        for variable, content in zip(names, values, strict=False):
             # the worker has looked, too, but a worker may be taken over
-            if name != b"TERM" and not accounts.accepts_variable(name, config):
+            if variable != b"TERM" and not accounts.accepts_variable(variable, config):
                 raise Deny("such a variable is not accepted")
-            environment[name] = value
+            environment[variable] = content
         for name, value in self._permissions.environment:
             environment[name.encode()] = os.fsencode(value)
         peer = self._peer
@@ -377,8 +413,7 @@ class Monitor:
             terminal.close()
             self._terminal = None
         self._programs[program.pid] = status_write
-        _log.info("user %s: %s%s", user.pw_name, request.kind,
-                  " on a terminal" if terminal else "")
+        _log.info("user %s: %s%s", user.pw_name, request.kind, " on a terminal" if terminal else "")
         return write_uint32(program.pid), [*program.descriptors, status_read]
 
     def _command(self, request: Spawn, environment: programs.Environment) -> bytes | None:
@@ -413,7 +448,9 @@ class Monitor:
 
     def _open_tunnel(self, request: OpenTunnel) -> tuple[bytes, list[int]]:
         permitted = {
-            "no": (), "point-to-point": (POINT_TO_POINT,), "ethernet": (ETHERNET,),
+            "no": (),
+            "point-to-point": (POINT_TO_POINT,),
+            "ethernet": (ETHERNET,),
             "yes": (POINT_TO_POINT, ETHERNET),
         }[self._config.permit_tunnel]
         if request.mode not in permitted:
@@ -457,4 +494,3 @@ _HANDLERS: Final[dict[type[Message], Callable[[Monitor, Any], tuple[bytes, list[
     SendSignal: Monitor._send_signal,
     OpenTunnel: Monitor._open_tunnel,
 }
-

@@ -1,7 +1,7 @@
 """A connection of the server with itself, in memory: whatever it needs is then loaded.
 
-Modules that are imported late, and OpenSSL's tables, are all touched once in
-the listener; the forked workers share them, and need no file of the root that they lost.
+Modules that are imported late, and OpenSSL's tables, are touched once in the listener;
+the forked workers share them, and need no file of the root directory that they lost.
 """
 
 import os
@@ -14,11 +14,8 @@ from ..ssh.auth_server import Offer, Outcome
 from ..ssh.connection import ClientSide, Connection, ConnectionHandler, ServerSide, Settings
 
 
-class _Everybody:
-    """An authority that accepts any signature, and credentials that hold one key."""
-
-    def __init__(self, key: PrivateKey) -> None:
-        self._key = key
+class _Authority:
+    """Lets everybody in who has a key."""
 
     def begin(self, user: str) -> Outcome:
         return Outcome(False, ("publickey",))
@@ -33,26 +30,34 @@ class _Everybody:
     def key(self, offer: Offer, signature: bytes) -> Outcome:
         return Outcome(True)
 
-    def password(self, user: str = "", method: str = "", password: bytes = b"") -> Outcome:
+    def password(self, user: str, method: str, password: bytes) -> Outcome:
         return Outcome(False)
+
+
+class _Credentials:
+    """One key."""
+
+    def __init__(self, key: PrivateKey) -> None:
+        self._key = key
 
     def identities(self) -> list[Identity]:
         public = self._key.public
         return [Identity(public.blob, public.signature_algorithms, self._key.sign, True, "")]
 
-
-class _Credentials(_Everybody):
-    def password(self) -> None:  # type: ignore[override]
+    def password(self) -> str | None:
         return None
 
-    def answers(self, name: str, instruction: str, prompts: object) -> None:
+    def answers(
+        self, name: str, instruction: str, prompts: tuple[tuple[str, bool], ...]
+    ) -> tuple[str, ...] | None:
         return None
 
 
 def rehearse(algorithms: Algorithms) -> None:
-    """Run through every key exchange and cipher once."""
+    """Run through every cipher, MAC and key exchange once."""
     key = generate("ssh-ed25519")
-    for cipher, mac in zip(algorithms.cipher, algorithms.mac * 2, strict=False):
+    macs = algorithms.mac * len(algorithms.cipher)
+    for cipher, mac in zip(algorithms.cipher, macs, strict=False):
         _connect(key, algorithms._replace(cipher=(cipher,), mac=(mac,)))
     for method in algorithms.key_exchange:
         exchange = METHODS[method].begin()
@@ -65,13 +70,13 @@ def _connect(key: PrivateKey, algorithms: Algorithms) -> None:
     def trust(_: PublicKey) -> None:
         """Ourselves."""
 
-    server = Connection(
-        ServerSide({"ssh-ed25519": key.public.blob}, key.sign, _Everybody(key)),
-        settings, ConnectionHandler(), os.urandom, 0.0,
-    )
-    client = Connection(
+    host_keys = {"ssh-ed25519": key.public.blob}
+    sides = (
+        ServerSide(host_keys, key.sign, _Authority()),
         ClientSide("root", trust, _Credentials(key)),
-        settings, ConnectionHandler(), os.urandom, 0.0,
+    )
+    server, client = (
+        Connection(side, settings, ConnectionHandler(), os.urandom, 0.0) for side in sides
     )
     while client.unsent or server.unsent:
         for one, other in ((client, server), (server, client)):

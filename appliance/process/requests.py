@@ -9,7 +9,7 @@ import socket
 from enum import Flag, auto
 from typing import Final, NamedTuple
 
-from ..errors import MalformedMessage
+from ..errors import MalformedMessage, PeerError
 from ..wire.codec import Boolean, Message, Name, NameList, Record, String, Strings, Text, UInt32
 
 # Our own choices
@@ -130,18 +130,22 @@ TABLE: Final[dict[int, Row]] = {
 }
 
 
+class Denied(PeerError):
+    """The monitor says no; before authentication that ends the connection."""
+
+
 class MonitorGone(Exception):
     """The other end of the socketpair is closed."""
 
 
 def ask(sock: socket.socket, request: Message, descriptors: int = 0) -> tuple[bytes, list[int]]:
-    """Send a request and wait for its answer; raises PermissionError with the refusal."""
+    """Send a request and wait for its answer; raises Denied with the refusal."""
     sock.sendall(request.encode())
     answer, fds, _, _ = socket.recv_fds(sock, DATAGRAM, max(descriptors, 1))
     if not answer:
         raise MonitorGone("the monitor ended")
     if answer[:1] == REFUSED:
-        raise PermissionError(answer[1:].decode(errors="replace"))
+        raise Denied(answer[1:].decode(errors="replace"))
     if len(fds) != descriptors:
         raise MalformedMessage("the monitor sent other descriptors than expected")
     return answer[1:], fds

@@ -32,7 +32,9 @@ from ..wire.messages import (
 )
 from ..wire.tun import CHANNEL_TYPE, TunnelOpen
 from .requests import (
+    DATAGRAM,
     Begin,
+    Denied,
     OpenPty,
     OpenTunnel,
     OutcomeReply,
@@ -94,8 +96,8 @@ class MonitorClient:
     ) -> Process:
         flat = tuple(part for pair in environment for part in pair)
         request = Spawn(kind, command, flat, master is not None)
-        if len(command) > 128 << 10:
-            raise Refused("the command is too long")
+        if len(request.encode()) > DATAGRAM:
+            raise Refused("the command and its environment are too long")
         answer, fds = self._ask_for(request, 4 if master is None else 1)
         number = Reader(answer).uint32()
         if master is not None:
@@ -114,7 +116,7 @@ class MonitorClient:
     ) -> tuple[bytes, list[int]]:
         try:
             return ask(self._sock, request, descriptors)
-        except PermissionError as error:
+        except Denied as error:
             raise Refused(str(error)) from error
 
 

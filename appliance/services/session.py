@@ -1,11 +1,13 @@
 """A session channel on the server (RFC 4254 section 6): shell, command or subsystem.
 
-    NEW --shell, exec, subsystem--> RUNNING --status and end of output--> ENDED
+NEW --shell, exec, subsystem--> RUNNING --status and end of output--> ENDED
 """
 
+import contextlib
 import fnmatch
 import logging
 import os
+import select
 import signal
 from collections.abc import Callable
 from enum import Enum, auto
@@ -119,6 +121,8 @@ class Session(ChannelHandler):
         request = PtyRequest.decode(data)
         if self._state is not _State.NEW or self._master is not None:
             return False
+        if "\0" in request.term or len(request.term) > VARIABLE_LIMIT:
+            return False
         self._master = self._privileges.open_pty()
         self._descriptors.add(self._master)
         set_size(self._master, request.columns, request.rows, request.width, request.height)
@@ -156,9 +160,7 @@ class Session(ChannelHandler):
     def _run(self, kind: str, command: bytes) -> bool:
         if self._state is not _State.NEW or b"\0" in command:
             return False
-        process = self._privileges.spawn(
-            kind, command, tuple(self._environment), self._master
-        )
+        process = self._privileges.spawn(kind, command, tuple(self._environment), self._master)
         self._state = _State.RUNNING
         self._process = process
         for fd in (process.stdin, process.stdout, process.stderr, process.status):
@@ -222,7 +224,8 @@ class Session(ChannelHandler):
     def _break(self, data: bytes) -> bool:
         if self._master is None or self._state is not _State.RUNNING:
             return False
-        os.write(self._master, b"\x03")
+        with contextlib.suppress(OSError):  # full, or nobody there
+            os.write(self._master, b"\x03")
         return True
 
     def _end_of_write(self, data: bytes) -> bool:
@@ -237,13 +240,27 @@ class Session(ChannelHandler):
 
     def _on_status(self) -> None:
         assert self._process is not None
-        data = os.read(self._process.status, 4)
+        try:
+            data = os.read(self._process.status, 4)
+        except BlockingIOError:  # meant for another descriptor that had this number
+            return
         self._loop.watch_reader(self._process.status, None)
         self._status = int.from_bytes(data, "big") if len(data) == 4 else signal.SIGKILL
         if self._sources and self._master is not None:
             # somebody in the background may hold the terminal open
-            self._loop.call_later(TERMINAL_GRACE, self._finish)
+            self._loop.call_later(TERMINAL_GRACE, self._finish_terminal)
         elif not self._sources:
+            self._finish()
+
+    def _finish_terminal(self) -> None:
+        """Once everything is sent that the terminal holds: the client may be slow."""
+        if self._state is not _State.RUNNING or self._master is None:
+            return
+        poll = select.poll()
+        poll.register(self._master, select.POLLIN)
+        if any(events & select.POLLIN for _, events in poll.poll(0)):
+            self._loop.call_later(TERMINAL_GRACE, self._finish_terminal)
+        else:
             self._finish()
 
     def _output_ended(self, source: Source) -> None:
@@ -263,7 +280,11 @@ class Session(ChannelHandler):
             return
         self._state = _State.ENDED
         if os.WIFSIGNALED(self._status):
-            name = signal.Signals(os.WTERMSIG(self._status)).name.removeprefix("SIG")
+            number = os.WTERMSIG(self._status)
+            try:
+                name = signal.Signals(number).name.removeprefix("SIG")
+            except ValueError:  # a real-time signal
+                name = f"{number}@culvert.example"
             details = ExitSignal(name, os.WCOREDUMP(self._status)).encode()
             self._channel.request("exit-signal", details)
         else:

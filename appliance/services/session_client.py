@@ -167,8 +167,9 @@ class SessionClient(ChannelHandler):
         action = {
             ord("."): self._disconnect,
             0x1A: self._suspend,
-            ord("#"): lambda: self._print("The following connections are open:\r\n"
-                                          f"  #{self._channel.number} session"),
+            ord("#"): lambda: self._print(
+                f"The following connections are open:\r\n  #{self._channel.number} session"
+            ),
             ord("B"): lambda: self._channel.request("break", write_uint32(1000)),
             ord("R"): self._driver.connection.rekey,
             ord("?"): self._help,
@@ -183,17 +184,21 @@ class SessionClient(ChannelHandler):
 
     def _help(self) -> None:
         escape = self._wanted.escape.decode("latin-1")
-        self._print("\r\n".join((
-            "Supported escape sequences:",
-            f" {escape}.   - end the connection",
-            f" {escape}^Z  - suspend the client",
-            f" {escape}#   - list the channels",
-            f" {escape}B   - send a BREAK",
-            f" {escape}R   - exchange new keys",
-            f" {escape}?   - this message",
-            f" {escape}{escape}   - send the escape character",
-            "(only right after a newline)",
-        )))
+        self._print(
+            "\r\n".join(
+                (
+                    "Supported escape sequences:",
+                    f" {escape}.   - end the connection",
+                    f" {escape}^Z  - suspend the client",
+                    f" {escape}#   - list the channels",
+                    f" {escape}B   - send a BREAK",
+                    f" {escape}R   - exchange new keys",
+                    f" {escape}?   - this message",
+                    f" {escape}{escape}   - send the escape character",
+                    "(only right after a newline)",
+                )
+            )
+        )
 
     def _disconnect(self) -> None:
         self._print("Disconnected.")
@@ -263,5 +268,3 @@ class RawTerminal:
         with contextlib.suppress(termios.error):
             termios.tcsetattr(0, termios.TCSADRAIN, self._before)
         sys.stdout.flush()
-
-

@@ -106,8 +106,14 @@ def signed_data(session_id: bytes, offer: Offer) -> bytes:
     """The bytes that a signature for ``offer`` covers."""
     method = HOSTBOUND if offer.host_key else "publickey"
     data = SignedData(
-        session_id, UserauthRequest.number, offer.user, SERVICE, method, True,
-        offer.algorithm, offer.blob,
+        session_id,
+        UserauthRequest.number,
+        offer.user,
+        SERVICE,
+        method,
+        True,
+        offer.algorithm,
+        offer.blob,
     ).encode()
     return data + write_string(offer.host_key) if offer.host_key else data
 

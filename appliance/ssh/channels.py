@@ -54,7 +54,13 @@ class ChannelHandler:
         """The peer refused a channel that we opened."""
 
     def data(self, view: memoryview) -> None:
-        """Bytes from the peer, valid during the call; ``channel.consume`` them sometime."""
+        """Bytes from the peer; ``channel.consume`` them sometime.
+
+        They are valid during the call, and on to ``data_ended`` for who asked for it.
+        """
+
+    def data_ended(self) -> None:
+        """All that arrived together is handled: called if ``channel.ask_data_ended`` was."""
 
     def extended_data(self, code: int, view: memoryview) -> None:
         """The same, for another stream (RFC 4254 section 5.2)."""
@@ -81,8 +87,19 @@ class Channel:
     """One channel of one connection; made by the connection only."""
 
     __slots__ = (
-        "_connection", "_credit", "_waiting", "channel_type", "handler", "inbound", "number",
-        "outbound", "overhead", "recipient", "receive_window", "send_packet", "send_window",
+        "_connection",
+        "_credit",
+        "_waiting",
+        "channel_type",
+        "handler",
+        "inbound",
+        "number",
+        "outbound",
+        "overhead",
+        "receive_window",
+        "recipient",
+        "send_packet",
+        "send_window",
         "window",
     )
 
@@ -124,8 +141,9 @@ class Channel:
         """The peer accepted our channel."""
         if self.outbound is not Flow.OPENING or self.send_packet:  # or the peer opened it
             raise ProtocolError("a channel was confirmed that is not being opened")
-        self.peer_limits(message.sender_channel, message.initial_window_size,
-                         message.maximum_packet_size)
+        self.peer_limits(
+            message.sender_channel, message.initial_window_size, message.maximum_packet_size
+        )
         self.inbound = self.outbound = Flow.OPEN
         self.handler.opened(message.type_data)
 
@@ -143,12 +161,12 @@ class Channel:
             return 0
         if self.send_window > self.overhead and self._connection.may_send_data():
             return self.send_window - self.overhead
-        self.ask_resume()
+        self._connection.blocked.add(self)
         return 0
 
-    def ask_resume(self) -> None:
-        """Have ``handler.resume`` called once what has arrived is handled."""
-        self._connection.blocked.add(self)
+    def ask_data_ended(self) -> None:
+        """Have ``handler.data_ended`` called once what has arrived is handled."""
+        self._connection.receiving.add(self)
 
     def send(self, data: Buffer) -> None:
         """Bytes, at most ``sendable()`` of them, in as many messages as they need."""
@@ -207,9 +225,7 @@ class Channel:
             return
         if reply is not None:
             self._waiting.append(reply)
-        self._connection.send(
-            ChannelRequest(self.recipient, request_type, reply is not None, data)
-        )
+        self._connection.send(ChannelRequest(self.recipient, request_type, reply is not None, data))
 
     # -- receiving -------------------------------------------------------------------
 

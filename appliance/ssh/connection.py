@@ -195,7 +195,8 @@ class Connection:
         self._channels: dict[int, Channel] = {}
         self._next_channel = 0
         self._global_replies: list[Callable[[bytes | None], None]] = []
-        self.blocked: set[Channel] = set()
+        self.blocked: set[Channel] = set()  # that wait until they may send
+        self.receiving: set[Channel] = set()  # that want to know when a receive is handled
         self._writer.raw(self._our_version + b"\r\n")
         self._begin_exchange()
 
@@ -207,12 +208,16 @@ class Connection:
 
     def received(self, count: int, now: float) -> None:
         """``count`` bytes were put into ``receive_buffer()``."""
+        if self.phase is Phase.CLOSED:
+            return  # nobody would ever take them out again
         self._now = now
         self._reader.filled(count)
         try:
             self._process()
         except PeerError as error:
             self._fail(error)
+        while self.receiving:
+            self.receiving.pop().handler.data_ended()
         self.wake()
 
     def receive_data(self, data: Buffer, now: float) -> None:
@@ -322,13 +327,16 @@ class Connection:
     def may_send_data(self) -> bool:
         """Whether bulk data would leave soon."""
         return (
-            self._held is None
-            and self.phase is not _CLOSED
-            and self._writer.unsent < UNSENT_LIMIT
+            self._held is None and self.phase is not _CLOSED and self._writer.unsent < UNSENT_LIMIT
         )
 
-    def open_channel(self, channel_type: str, type_data: bytes, handler: ChannelHandler,
-                     window: int | None = None) -> Channel:
+    def open_channel(
+        self,
+        channel_type: str,
+        type_data: bytes,
+        handler: ChannelHandler,
+        window: int | None = None,
+    ) -> Channel:
         """Ask for a channel; the handler learns the outcome."""
         channel = self._new_channel(channel_type, window or self._settings.window)
         channel.handler = handler
@@ -345,6 +353,7 @@ class Connection:
         """A channel is closed in both directions."""
         if self._channels.pop(channel.number, None) is not None:
             self.blocked.discard(channel)
+            self.receiving.discard(channel)
             channel.handler.closed()
 
     def global_request(
@@ -559,9 +568,7 @@ class Connection:
     def _on_newkeys(self, message: NewKeys) -> None:
         handshake = self._handshake
         assert handshake is not None
-        self._reader.rekey(
-            handshake.keys(self.session_id, self.role is Role.SERVER), self._strict
-        )
+        self._reader.rekey(handshake.keys(self.session_id, self.role is Role.SERVER), self._strict)
         if self._resume is Phase.OPEN:
             self._start_decompression(handshake.negotiated)
         self._negotiated = handshake.negotiated
@@ -621,7 +628,9 @@ class Connection:
         if known is not None:
             names = known.decode("latin-1").split(",")
             algorithms = tuple(name for name in algorithms if name in names)
-        bound = self._host_key if "publickey-hostbound@openssh.com" in self._peer_extensions else b""
+        bound = (
+            self._host_key if "publickey-hostbound@openssh.com" in self._peer_extensions else b""
+        )
         self._auth_client = AuthClient(
             side.user, side.credentials, side.methods, algorithms, self.session_id, bound
         )

@@ -69,11 +69,13 @@ def negotiate(role: Role, ours: KexInit, theirs: KexInit) -> Negotiated:
         "host key algorithm", client.server_host_key_algorithms, server.server_host_key_algorithms
     )
     to_server = choose(
-        "cipher", client.encryption_algorithms_client_to_server,
+        "cipher",
+        client.encryption_algorithms_client_to_server,
         server.encryption_algorithms_client_to_server,
     )
     to_client = choose(
-        "cipher", client.encryption_algorithms_server_to_client,
+        "cipher",
+        client.encryption_algorithms_server_to_client,
         server.encryption_algorithms_server_to_client,
     )
     guessed_right = (
@@ -86,22 +88,26 @@ def negotiate(role: Role, ours: KexInit, theirs: KexInit) -> Negotiated:
         Choice(
             to_server,
             choose_mac(
-                to_server, client.mac_algorithms_client_to_server,
+                to_server,
+                client.mac_algorithms_client_to_server,
                 server.mac_algorithms_client_to_server,
             ),
             choose(
-                "compression", client.compression_algorithms_client_to_server,
+                "compression",
+                client.compression_algorithms_client_to_server,
                 server.compression_algorithms_client_to_server,
             ),
         ),
         Choice(
             to_client,
             choose_mac(
-                to_client, client.mac_algorithms_server_to_client,
+                to_client,
+                client.mac_algorithms_server_to_client,
                 server.mac_algorithms_server_to_client,
             ),
             choose(
-                "compression", client.compression_algorithms_server_to_client,
+                "compression",
+                client.compression_algorithms_server_to_client,
                 server.compression_algorithms_server_to_client,
             ),
         ),
@@ -119,8 +125,9 @@ class Versions(NamedTuple):
 class Handshake:
     """One exchange under way.
 
-    ``ours`` is sent already. After ``receive_kexinit`` the client calls ``begin`` and ``finish``, the server
-    ``answer``; both find the result in ``exchange_hash`` and take the keys from ``keys``.
+    ``ours`` is sent already. After ``receive_kexinit`` the client calls ``begin`` and
+    ``finish``, the server ``answer``; both find the result in ``exchange_hash`` and take the
+    keys from ``keys``.
     """
 
     def __init__(self, role: Role, ours: KexInit) -> None:
@@ -161,8 +168,13 @@ class Handshake:
         ours, theirs = self._ours.encode(), self._theirs
         client, server = (ours, theirs) if self._role is Role.CLIENT else (theirs, ours)
         values = (
-            self._versions.client, self._versions.server, client, server,
-            host_key, client_public, server_public,
+            self._versions.client,
+            self._versions.server,
+            client,
+            server,
+            host_key,
+            client_public,
+            server_public,
         )
         data = b"".join(map(write_string, values)) + self._shared
         self.exchange_hash = hashlib.new(self._method.digest, data).digest()
@@ -179,6 +191,7 @@ class Handshake:
             )
 
         return kind.make(
-            part(b"CD", kind.key_length), part(b"AB", kind.iv_length),
+            part(b"CD", kind.key_length),
+            part(b"AB", kind.iv_length),
             part(b"EF", kind.mac_key_length),
         )

@@ -67,9 +67,7 @@ _ALLOWED: Final[dict[tuple[Role, Phase], frozenset[int]]] = {
     (Role.SERVER, Phase.SERVICE): frozenset({SERVICE_REQUEST, KEXINIT}),
     (Role.CLIENT, Phase.SERVICE): frozenset({SERVICE_ACCEPT, KEXINIT}),
     (Role.SERVER, Phase.AUTH): frozenset({SERVICE_REQUEST, USERAUTH_REQUEST, KEXINIT}),
-    (Role.SERVER, Phase.AUTH_INFO): frozenset(
-        {USERAUTH_REQUEST, USERAUTH_INFO_RESPONSE, KEXINIT}
-    ),
+    (Role.SERVER, Phase.AUTH_INFO): frozenset({USERAUTH_REQUEST, USERAUTH_INFO_RESPONSE, KEXINIT}),
     (Role.CLIENT, Phase.AUTH): frozenset(
         {USERAUTH_FAILURE, USERAUTH_SUCCESS, USERAUTH_BANNER, USERAUTH_60, EXT_INFO, KEXINIT}
     ),

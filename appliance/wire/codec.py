@@ -17,7 +17,6 @@ import struct
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, dataclass_transform
 
-
 from ..errors import MalformedMessage
 
 Buffer = bytes | bytearray | memoryview  # whatever holds bytes
@@ -305,7 +304,9 @@ class Record(metaclass=_RecordType):
     def __repr__(self) -> str:
         """Without the bytes: a password or a payload never reaches a log this way."""
         values = ((name, getattr(self, name)) for name in self._fields)
-        shown = (f"{n}=<{len(v)} bytes>" if isinstance(v, bytes) else f"{n}={v!r}" for n, v in values)
+        shown = (
+            f"{n}=<{len(v)} bytes>" if isinstance(v, bytes) else f"{n}={v!r}" for n, v in values
+        )
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

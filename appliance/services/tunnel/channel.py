@@ -21,12 +21,17 @@ from ...wire.tun import (
     POINT_TO_POINT,
     SHORTEST_PACKET,
 )
+from .offload import VNET_HEADER, Writer
 
 _log = logging.getLogger(__name__)
 
+_IPV4: Final = IPV4.to_bytes(FAMILY_LENGTH, "big")
+_IPV6: Final = IPV6.to_bytes(FAMILY_LENGTH, "big")
+
 # Our own choices
 BATCH: Final = 32  # packets a wake-up: beyond it nothing is gained, and others wait
-SLOT: Final = 65536 + FAMILY_LENGTH  # bytes: the largest IP packet
+HEADER: Final = VNET_HEADER.size  # bytes in front of each packet of the device
+SLOT: Final = HEADER + 65536  # bytes: the largest IP packet
 
 
 class TunnelChannel(ChannelHandler):
@@ -50,12 +55,12 @@ class TunnelChannel(ChannelHandler):
         self._flush = driver.flush
         self._ended = ended
         self.channel: Channel
+        self._writer = Writer(device, not self._point_to_point)
         self._reading = False
         self._busy = False  # whether packets came in a row last time
         slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
         self._slots = [
-            (slots[at : at + SLOT], (slots[at + FAMILY_LENGTH : at + SLOT],))
-            for at in range(0, BATCH * SLOT, SLOT)
+            (slots[at : at + SLOT], (slots[at : at + SLOT],)) for at in range(0, BATCH * SLOT, SLOT)
         ]
 
     def start(self, channel: Channel) -> None:
@@ -81,6 +86,8 @@ class TunnelChannel(ChannelHandler):
         pieces = []
         device, readv = self._device, os.readv
         point_to_point = self._point_to_point
+        # The virtio header says nothing, as we asked for no offloads: the family goes there.
+        start = HEADER - FAMILY_LENGTH if point_to_point else HEADER
         at_once = not self._busy
         packets = 0
         try:
@@ -88,12 +95,11 @@ class TunnelChannel(ChannelHandler):
                 size = readv(device, target)
                 packets += 1
                 if point_to_point:
-                    if size < SHORTEST_PACKET:
+                    if size < HEADER + SHORTEST_PACKET:
                         continue
-                    slot[3] = IPV4 if slot[FAMILY_LENGTH] >> 4 == 4 else IPV6
-                    pieces.append(slot[: FAMILY_LENGTH + size])
-                else:
-                    pieces.append(target[0][:size])
+                    family = _IPV4 if slot[HEADER] >> 4 == 4 else _IPV6
+                    slot[start:HEADER] = family
+                pieces.append(slot[start:size])
                 if at_once:  # a lone packet does not wait for a look at the next
                     at_once = False
                     self.channel.send_batch(pieces)
@@ -119,14 +125,21 @@ class TunnelChannel(ChannelHandler):
     def data(self, view: memoryview) -> None:
         self.channel.consume(len(view))
         packet = view[FAMILY_LENGTH:] if self._point_to_point else view
-        if not packet:
-            return
+        if packet:
+            try:
+                self._writer.add(packet)
+            except OSError as error:
+                self._device_failed(error)
+        self.channel.ask_data_ended()
+
+    def data_ended(self) -> None:
         try:
-            os.write(self._device, packet)
+            self._writer.flush()
         except OSError as error:
             self._device_failed(error)
         # The kernel may have an answer already: take it along in the same wake-up.
-        self.channel.ask_resume()
+        if self._reading:
+            self._on_readable()
 
     def _device_failed(self, error: OSError) -> None:
         """A packet that the kernel refuses is a lost packet; a device that is gone ends it."""

@@ -19,6 +19,7 @@ _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN: Final = 0x0001
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
 _IFREQ: Final = struct.Struct("16sH22x")
 
 UNIT_LIMIT: Final = 999_999  # so that the name fits; OpenSSH's own limit is higher, unused
@@ -31,7 +32,7 @@ def name_of(mode: int, unit: int) -> str:
 
 
 def open_device(mode: int, unit: int) -> tuple[int, str]:
-    """A non-blocking descriptor and the device's name.
+    """A non-blocking descriptor and the device's name; packets have a virtio header.
 
     ``mode`` is POINT_TO_POINT or ETHERNET, ``unit`` a number or ANY_UNIT. Raises
     UsageError with what to do about it.
@@ -44,9 +45,11 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
     except FileNotFoundError as error:
         raise UsageError(f"{PATH} is missing: load the module with 'modprobe tun'") from error
     except OSError as error:
-        raise UsageError(f"{PATH}: {error.strerror}: a tunnel needs root, or a device made by "
-                         f"'ip tuntap add {name} user NAME'") from error
-    flags = (_IFF_TUN if mode == POINT_TO_POINT else _IFF_TAP) | _IFF_NO_PI
+        raise UsageError(
+            f"{PATH}: {error.strerror}: a tunnel needs root, or a device made by "
+            f"'ip tuntap add {name} user NAME'"
+        ) from error
+    flags = (_IFF_TUN if mode == POINT_TO_POINT else _IFF_TAP) | _IFF_NO_PI | _IFF_VNET_HDR
     try:
         answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
     except OSError as error:
