@@ -1,0 +1,156 @@
+"""A server of ours on the loopback, and connections to it that are driven byte by byte."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.crypto.key_files import load_private_key
+from appliance.ssh.auth_client import Identity
+from appliance.ssh.connection import ClientSide, Connection, Settings
+from appliance.ssh.order import Phase
+from tests.netns import wait_until
+from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
+from tests.protocol.harness import FAST, Recorder, TestCredentials
+
+Serve = Callable[..., Server]
+
+
+class Dialler:
+    """A real connection to a server, which the test moves on step by step."""
+
+    def __init__(self, server: Server, account: Account, key: Path) -> None:
+        private = load_private_key(key.read_bytes())
+        self.recorder = Recorder()
+        self.connection = Connection(
+            ClientSide(account.name, lambda key: None, _Key(private), ("publickey",)),
+            Settings(FAST),
+            self.recorder,
+            os.urandom,
+            0.0,
+        )
+        self.socket = socket.create_connection((server.address, server.port), timeout=10)
+
+    def until(self, condition: Callable[[Connection], object], seconds: float = 15) -> bool:
+        """Send and receive until `condition` holds; False when the connection ends first."""
+        end = time.monotonic() + seconds
+        connection = self.connection
+        while not condition(connection):
+            assert time.monotonic() < end, f"it takes too long: {connection.phase}"
+            while connection.unsent:
+                with contextlib.suppress(OSError):
+                    connection.sent(self.socket.send(connection.data_to_send()))
+                    continue
+                return False
+            if condition(connection) or connection.phase is Phase.CLOSED:
+                break
+            try:
+                count = self.socket.recv_into(connection.receive_buffer())
+            except OSError:
+                count = 0
+            if not count:
+                connection.receive_eof()
+                break
+            connection.received(count, 0.0)
+        return bool(condition(connection))
+
+    def log_in(self) -> "Dialler":
+        assert self.until(lambda connection: connection.phase is Phase.OPEN), self.connection.error
+        return self
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class _Key(TestCredentials):
+    def identities(self) -> list[Identity]:
+        public = self._key.public
+        return [Identity(public.blob, public.signature_algorithms, self._key.sign, False, "")]
+
+
+@pytest.fixture
+def our_server(
+    host_keys: Keyring, authorized_keys: Path, tmp_path: Path
+) -> Iterator[Callable[..., Server]]:
+    """A function that starts a server with more settings of its TOML file."""
+    running: list[Server] = []
+
+    def run(text: str = "", *options: str) -> Server:
+        config = tmp_path / f"sshd-{len(running)}.toml"
+        config.write_text(text)
+        settings = ServerSettings(
+            host_keys=[host_keys.key()],
+            # root's server reads keys with the account's eyes, in the account's home
+            authorized_keys=authorized_keys if os.geteuid() else None,
+            options=["--config", str(config), "-v", *options],
+        )
+        running.append(start(SERVERS["culvert"], settings, tmp_path / f"server-{len(running)}"))
+        # It listens before it is ready; a first visitor shows that it is.
+        with socket.create_connection((running[-1].address, running[-1].port), timeout=20) as sock:
+            sock.recv(1)
+        assert is_alone(running[-1]), running[-1].log
+        return running[-1]
+
+    yield run
+    for server in running:
+        for pid in family(server.process.pid)[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        server.stop()
+
+
+@pytest.fixture
+def dial(account: Account, user_keys: Keyring) -> Iterator[Callable[[Server], Dialler]]:
+    """A function that connects to a server as `account`."""
+    made: list[Dialler] = []
+
+    def connect(server: Server) -> Dialler:
+        made.append(Dialler(server, account, user_keys.key()))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+def family(pid: int) -> list[int]:
+    """The process and all below it that live, parents first."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            found += [int(child) for child in children if lives(int(child))]
+    return found
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process, and it is more than an entry in a table."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def is_alone(server: Server, seconds: float = 10) -> bool:
+    """Whether the server has no monitor and no worker any more, after a while."""
+    return wait_until(lambda: len(family(server.process.pid)) == 1, seconds)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What a process has open."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[int(entry.name)] = os.readlink(entry)
+    return found
+
+
+def status(pid: int) -> dict[str, list[str]]:
+    """The fields of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}

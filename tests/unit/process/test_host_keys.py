@@ -1,0 +1,117 @@
+"""Host keys are read, or made on first use: whole, or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.crypto.key_files import dump_openssh
+from appliance.crypto.keys import generate
+from appliance.errors import UsageError
+from appliance.process import host_keys
+
+
+def test_a_key_is_made_once_and_read_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/ssh_host_ed25519_key"
+    (made,) = host_keys.load([str(path)], True)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert host_keys.load([str(path)], True)[0].public == made.public
+    assert host_keys.load([str(path)], False)[0].public == made.public
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "key_type"),
+    [
+        ("ssh_host_ed25519_key", "ssh-ed25519"),
+        ("ssh_host_ecdsa_key", "ecdsa-sha2-nistp256"),
+        ("ssh_host_rsa_key", "ssh-rsa"),
+        ("key", "ssh-ed25519"),
+    ],
+)
+def test_the_kind_of_a_key_follows_from_its_files_name(
+    tmp_path: Path, name: str, key_type: str
+) -> None:
+    assert host_keys.load([str(tmp_path / name)], True)[0].public.key_type == key_type
+
+
+def test_a_missing_key_is_named_with_the_ways_to_get_one(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    with pytest.raises(UsageError, match=f"{path} is missing.*keygen.*-R"):
+        host_keys.load([str(path)], False)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "link"])
+def test_a_key_that_cannot_be_finished_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "key"
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if step == "write":
+        monkeypatch.setattr(host_keys, "dump_openssh", fail)
+    else:
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(UsageError, match=f"{path} cannot be made: No space"):
+        host_keys.load([str(path)], True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_killed_while_it_makes_a_key_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start makes it."""
+    path = tmp_path / "key"
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(os, "fsync", lambda fd: os.kill(os.getpid(), 9))
+        host_keys.load([str(path)], True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 9
+    assert not path.exists()
+    assert host_keys.load([str(path)], True)
+    assert path.stat().st_size > 300
+
+
+def test_of_two_servers_the_faster_ones_key_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "key"
+    faster = generate("ssh-ed25519")
+    link = os.link
+
+    def late(source: str, target: str) -> None:
+        path.write_bytes(dump_openssh(faster, None, ""))
+        path.chmod(0o600)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert host_keys.load([str(path)], True)[0].public == faster.public
+    assert [each.name for each in tmp_path.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "key"
+    host_keys.load([str(path)], True)
+    path.chmod(mode)
+    with pytest.raises(UsageError, match=f"chmod 600 {path}"):
+        host_keys.load([str(path)], True)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"-----BEGIN OPENSSH PRIVATE KEY-----\n"])
+def test_a_key_that_is_none_is_named_and_not_replaced(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(UsageError, match=str(path)):
+        host_keys.load([str(path)], True)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_in_place_of_a_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        host_keys.load([str(tmp_path)], True)

@@ -1,0 +1,876 @@
+"""The monitor against a worker that was taken over: the table, authentication, restrictions."""
+
+import contextlib
+import itertools
+import os
+import pwd
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from appliance.config import ServerConfig
+from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions, parse
+from appliance.crypto.keys import PrivateKey, generate
+from appliance.errors import UsageError
+from appliance.process import accounts, monitor, requests
+from appliance.process.monitor import Monitor, Peer
+from appliance.process.requests import (
+    DATAGRAM,
+    GRANTED,
+    REFUSED,
+    TABLE,
+    Begin,
+    OpenPty,
+    OpenTunnel,
+    OutcomeReply,
+    RefuseAttempt,
+    SendSignal,
+    ShowKey,
+    Sign,
+    Spawn,
+    UseKey,
+    UsePassword,
+    When,
+)
+from appliance.ssh.auth_server import Offer, signed_data
+from appliance.wire.codec import Message, Reader
+from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
+from tests.peers import Account
+from tests.unit.wire.test_messages import VALUES
+
+HOST_KEY = generate("ssh-ed25519")
+KEY = generate("ssh-ed25519")
+OTHER = generate("ssh-ed25519")
+RSA = generate("ssh-rsa", 2048)
+ME = pwd.getpwuid(os.geteuid())
+USER = ME.pw_name
+SESSION = b"s" * 32
+CONFIG = ServerConfig(print_motd=False)
+
+
+class Office:
+    """A monitor, and the worker's end of the socket between them."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        lines: str = "",
+        address: str = "192.0.2.7",
+        **changes: object,
+    ) -> None:
+        monkeypatch.setattr(monitor, "FAILURE_SECONDS", 0.0001)
+        lines = lines or KEY.public.line()
+        entries = list(parse(lines.encode(), lambda text: None))
+        monkeypatch.setattr(accounts, "authorized_keys", lambda user, config: entries)
+        monkeypatch.setattr(accounts, "has_no_password", lambda user: user is not None)
+        monkeypatch.setattr(
+            accounts,
+            "password_is_right",
+            lambda user, password, _: user and password == b"right",
+        )
+        ours, self.worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with socket.socket() as nothing:
+            peer = Peer(nothing)
+        peer.address, peer.port = address, 4711
+        self.told = 0
+        self.ours = ours
+        self.monitor = Monitor(
+            replace(CONFIG, **changes),  # type: ignore[arg-type]
+            {"ssh-ed25519": HOST_KEY},
+            peer,
+            ours,
+            0,
+            self._tell,
+        )
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    def raw(self, data: bytes, descriptors: int = 4) -> tuple[bytes, list[int]] | None:
+        """What a datagram is answered with; None when the monitor ends the connection."""
+        self.worker.send(data)
+        if not self.monitor._serve():
+            self.worker.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                assert self.worker.recv(DATAGRAM) == b""
+            return None
+        answer, fds, _, _ = socket.recv_fds(self.worker, DATAGRAM, descriptors)
+        return answer, fds
+
+    def ask(self, request: Message) -> bytes:
+        """The answer to a request that is granted, and has no descriptors."""
+        answer = self.raw(request.encode())
+        assert answer is not None and answer[0][:1] == GRANTED, answer
+        assert not answer[1]
+        return answer[0][1:]
+
+    def outcome(self, request: Message) -> OutcomeReply:
+        return OutcomeReply.decode(self.ask(request))
+
+    def denied(self, request: Message) -> str:
+        """The text of a refusal."""
+        answer = self.raw(request.encode())
+        assert answer is not None and answer[0][:1] == REFUSED, answer
+        return answer[0][1:].decode()
+
+    def ends(self, request: Message) -> bool:
+        """Whether the monitor ends the connection over a request."""
+        return self.raw(request.encode()) is None
+
+    def start(self) -> "Office":
+        """A session id, by the first exchange."""
+        self.ask(Sign("ssh-ed25519", SESSION))
+        return self
+
+    def log_in(self) -> "Office":
+        self.start()
+        assert self.outcome(use_key()).success
+        assert self.told == 1
+        return self
+
+    @property
+    def is_in(self) -> bool:
+        return self.monitor._authenticated
+
+    def close(self) -> None:
+        self.ours.close()
+        self.worker.close()
+
+
+@pytest.fixture
+def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Office]]:
+    made: list[Office] = []
+
+    def make(lines: str = "", **changes: object) -> Office:
+        made.append(Office(monkeypatch, lines, **changes))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+Make = Callable[..., Office]
+
+
+def use_key(
+    key: PrivateKey = KEY,
+    user: str = USER,
+    algorithm: str = "",
+    session: bytes = SESSION,
+    host_key: bytes = b"",
+) -> UseKey:
+    """A key with its signature."""
+    algorithm = algorithm or key.public.signature_algorithms[0]
+    offer = Offer(user, algorithm, key.public.blob, host_key)
+    signature = key.sign(algorithm, signed_data(session, offer))
+    return UseKey(user, algorithm, key.public.blob, host_key, signature)
+
+
+def show_key(key: PrivateKey = KEY, algorithm: str = "") -> ShowKey:
+    algorithm = algorithm or key.public.signature_algorithms[0]
+    return ShowKey(USER, algorithm, key.public.blob, b"")
+
+
+def password(user: str = USER, method: str = "password", secret: bytes = b"right") -> UsePassword:
+    return UsePassword(user, method, secret)
+
+
+SAMPLES: dict[type[Message], Message] = {
+    Sign: Sign("ssh-ed25519", SESSION),
+    Begin: Begin(USER),
+    RefuseAttempt: RefuseAttempt(USER, "gssapi"),
+    ShowKey: show_key(),
+    UseKey: use_key(),
+    UsePassword: password(secret=b"wrong"),
+    OpenPty: OpenPty(),
+    Spawn: Spawn("exec", b"true", (), False),
+    SendSignal: SendSignal(1, "TERM"),
+    OpenTunnel: OpenTunnel(1, 0),
+}
+AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
+BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
+
+
+# The table
+
+
+def test_every_request_stands_in_the_table_with_a_handler() -> None:
+    kinds = {row.message for row in TABLE.values()}
+    assert kinds == set(SAMPLES) == set(monitor._HANDLERS)
+    declared = {
+        value
+        for value in vars(requests).values()
+        if isinstance(value, type) and issubclass(value, Message) and value is not Message
+    }
+    assert declared == kinds
+    assert [OpenPty, Spawn, SendSignal, OpenTunnel] == AFTER
+
+
+@pytest.mark.parametrize("kind", AFTER)
+def test_nothing_that_needs_a_user_is_done_before_authentication(
+    office: Make, kind: type[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open_terminal", "start"):
+        monkeypatch.setattr(monitor.programs, name, lambda *_: pytest.fail("it was done"))
+    monkeypatch.setattr(monitor, "open_device", lambda *_: pytest.fail("it was done"))
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("it was done"))
+    assert office(permit_tunnel="yes").start().ends(SAMPLES[kind])
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_nobody_authenticates_twice(office: Make, kind: type[Message]) -> None:
+    assert office().log_in().ends(SAMPLES[kind])
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_a_malformed_request_ends_the_connection(office: Make, kind: type[Message]) -> None:
+    good = SAMPLES[kind].encode()
+    for data in (good + b"\0", *([good[:-1]] if len(good) > 1 else [])):
+        it = office()
+        if kind in AFTER:
+            it.log_in()
+        assert it.raw(data) is None
+
+
+@pytest.mark.parametrize("number", [0, 7, 8, 9, 14, 15, 255])
+def test_a_request_that_is_in_no_row_ends_the_connection(office: Make, number: int) -> None:
+    assert office().raw(bytes([number]) + bytes(20)) is None
+    assert office().log_in().raw(bytes([number])) is None
+
+
+@pytest.mark.parametrize("kind", [Begin, ShowKey])
+def test_a_request_made_too_often_ends_the_connection(office: Make, kind: type[Message]) -> None:
+    it = office(max_auth_tries=100).start()
+    limit = TABLE[kind.number].limit
+    assert limit == 100
+    for _ in range(limit):
+        it.ask(SAMPLES[kind])
+    assert it.ends(SAMPLES[kind])
+
+
+def test_every_request_of_authentication_is_limited() -> None:
+    for kind in BEFORE:
+        assert TABLE[kind.number].limit <= 100
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+@settings(
+    deadline=None, max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(data=st.data())
+def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
+    monkeypatch: pytest.MonkeyPatch, authenticated: bool, data: st.DataObject
+) -> None:
+    it = Office(monkeypatch)
+    monkeypatch.setattr(monitor, "open_device", lambda *_: pytest.fail("it was done"))
+    monkeypatch.setattr(monitor.programs, "start", refuse_to_start)
+    try:
+        if authenticated:
+            it.log_in()
+        for _ in range(data.draw(st.integers(1, 5))):
+            row = data.draw(st.sampled_from(list(TABLE.values())))
+            values = {name: data.draw(VALUES[field]) for name, field in row.message._fields.items()}
+            payload = row.message(**values).encode()
+            if data.draw(st.booleans()):
+                payload = payload[:1] + data.draw(st.binary(max_size=50))
+            answer = it.raw(payload)
+            if answer is None:
+                break
+            for fd in answer[1]:
+                os.close(fd)
+        assert it.is_in == authenticated
+    finally:
+        if it.monitor._terminal is not None:
+            it.monitor._terminal.close()
+        it.close()
+
+
+def refuse_to_start(*_: object) -> None:
+    raise OSError(11, "no")
+
+
+def test_a_worker_that_dies_before_it_reads_its_answer_ends_the_monitor_quietly(
+    office: Make,
+) -> None:
+    it = office()
+    it.worker.send(Sign("ssh-ed25519", SESSION).encode())
+    it.worker.send(Sign("no-such-key", SESSION).encode())
+    assert it.monitor._serve()
+    it.worker.close()
+    assert not it.monitor._serve()  # a refusal that nobody reads
+    assert not it.monitor._serve()
+
+
+# Host keys
+
+
+def test_only_an_exchange_hash_is_signed_and_only_with_a_key_that_we_have(office: Make) -> None:
+    it = office()
+    for request in (
+        Sign("ssh-rsa", SESSION),
+        Sign("rsa-sha2-256", SESSION),
+        Sign("", SESSION),
+        Sign("ssh-ed25519", b""),
+        Sign("ssh-ed25519", b"x" * 19),
+        Sign("ssh-ed25519", b"x" * 65),
+        Sign("ssh-ed25519", signed_data(SESSION, Offer("root", "ssh-ed25519", b"", b""))),
+    ):
+        assert "host key" in it.denied(request)
+    signature = it.ask(Sign("ssh-ed25519", SESSION))
+    assert HOST_KEY.public.verify("ssh-ed25519", signature, SESSION)
+
+
+def test_key_exchanges_before_authentication_are_limited(office: Make) -> None:
+    it = office().start()
+    for _ in range(9):
+        it.ask(Sign("ssh-ed25519", b"x" * 32))
+    assert "too many" in it.denied(Sign("ssh-ed25519", b"x" * 32))
+    assert it.monitor._session_id == SESSION
+    after = office().log_in()
+    for _ in range(30):
+        after.ask(Sign("ssh-ed25519", b"x" * 32))
+
+
+# Keys
+
+
+def test_a_signature_lets_its_user_in(office: Make) -> None:
+    assert office().log_in().is_in
+
+
+def test_a_key_that_was_only_shown_lets_nobody_in(office: Make) -> None:
+    it = office().start()
+    assert it.ask(show_key()) == b""
+    assert not it.is_in
+    assert it.ends(SAMPLES[Spawn])
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_permissions_come_from_the_key_that_signed(office: Make, order: str) -> None:
+    """CVE-2024-45337: another key, without restrictions, was shown before or is in the file."""
+    lines = [f'restrict,command="forced" {KEY.public.line()}', OTHER.public.line()]
+    it = office("\n".join(lines if order == "first" else lines[::-1])).start()
+    assert it.ask(show_key(KEY)) == b""
+    assert it.ask(show_key(OTHER)) == b""
+    assert it.outcome(use_key(KEY)).success
+    assert it.monitor._permissions.command == "forced"
+    assert not it.monitor._permissions.pty
+
+
+def test_a_key_that_was_only_shown_restricts_and_permits_nothing(office: Make) -> None:
+    it = office(f'restrict,command="forced" {KEY.public.line()}').start()
+    assert it.ask(show_key()) == b""
+    assert it.outcome(password()).success
+    assert it.monitor._permissions == Permissions()
+
+
+WRONG: dict[str, Callable[[], Message]] = {
+    "another session": lambda: use_key(session=b"t" * 32),
+    "no session": lambda: use_key(session=b""),
+    "another user": lambda: _signed_as("somebody else"),
+    "another algorithm": lambda: _retitled("ssh-rsa"),
+    "another key": lambda: _with_blob(OTHER),
+    "a key that is not listed": lambda: use_key(OTHER),
+    "the form that is bound to a host": lambda: _bound_differently(),
+    "another host": lambda: use_key(host_key=OTHER.public.blob),
+    "nothing": lambda: _with_signature(b""),
+    "half a signature": lambda: _with_signature(use_key().signature[:40]),
+    "a longer signature": lambda: _with_signature(use_key().signature + b"\0"),
+}
+
+
+def _signed_as(user: str) -> UseKey:
+    offer = Offer(user, "ssh-ed25519", KEY.public.blob, b"")
+    return _with_signature(KEY.sign("ssh-ed25519", signed_data(SESSION, offer)))
+
+
+def _with_signature(signature: bytes) -> UseKey:
+    return UseKey(USER, "ssh-ed25519", KEY.public.blob, b"", signature)
+
+
+def _retitled(algorithm: str) -> UseKey:
+    request = use_key()
+    request.algorithm = algorithm
+    return request
+
+
+def _with_blob(key: PrivateKey) -> UseKey:
+    request = use_key()
+    request.public_key = key.public.blob
+    return request
+
+
+def _bound_differently() -> UseKey:
+    request = use_key(host_key=HOST_KEY.public.blob)
+    request.host_key = b""
+    return request
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_signature_for_something_else_lets_nobody_in(office: Make, what: str) -> None:
+    it = office("\n".join((KEY.public.line(),))).start()
+    outcome = it.outcome(WRONG[what]())
+    assert not outcome.success and not outcome.partial
+    assert not it.is_in
+
+
+def test_a_signature_before_there_is_a_session_lets_nobody_in(office: Make) -> None:
+    it = office()
+    assert not it.outcome(use_key(session=b"")).success
+    assert not it.is_in
+
+
+def test_a_signature_bound_to_this_host_lets_its_user_in(office: Make) -> None:
+    it = office().start()
+    assert it.outcome(use_key(host_key=HOST_KEY.public.blob)).success
+
+
+@pytest.mark.parametrize("algorithm", ["rsa-sha2-256", "rsa-sha2-512"])
+def test_an_rsa_key_signs_with_sha2_and_never_with_sha1(office: Make, algorithm: str) -> None:
+    it = office(RSA.public.line()).start()
+    assert not it.outcome(show_key(RSA, "ssh-rsa")).success
+    assert not it.outcome(show_key(RSA, "ssh-ed25519")).success
+    assert it.outcome(use_key(RSA, algorithm=algorithm)).success
+
+
+def test_the_hardened_profile_refuses_short_rsa_keys(office: Make) -> None:
+    it = office(RSA.public.line(), profile="hardened").start()
+    assert not it.outcome(use_key(RSA)).success
+
+
+@pytest.mark.parametrize(
+    ("patterns", "address", "allowed"),
+    [
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.0/24", "192.0.2.7", True),
+        ("192.0.2.0/24,!192.0.2.7", "192.0.2.7", False),
+        ("198.51.100.*", "192.0.2.7", False),
+        ("192.0.2.7", "UNKNOWN", False),
+        ("192.0.2.7", "::1", False),
+    ],
+)
+def test_a_key_counts_only_from_where_its_line_says(
+    office: Make, patterns: str, address: str, allowed: bool
+) -> None:
+    it = office(f'from="{patterns}" {KEY.public.line()}', address=address).start()
+    assert it.outcome(use_key()).success == allowed
+    assert it.is_in == allowed
+
+
+@pytest.mark.parametrize(("expiry", "allowed"), [("20200101Z", False), ("21000101Z", True)])
+def test_a_key_counts_only_until_its_line_says(office: Make, expiry: str, allowed: bool) -> None:
+    it = office(f'expiry-time="{expiry}" {KEY.public.line()}').start()
+    assert it.outcome(use_key()).success == allowed
+
+
+def test_of_two_lines_with_one_key_the_first_that_applies_counts(office: Make) -> None:
+    lines = f'from="198.51.100.1" {KEY.public.line()}\ncommand="forced" {KEY.public.line()}'
+    it = office(lines).start()
+    assert it.outcome(use_key()).success
+    assert it.monitor._permissions.command == "forced"
+
+
+# Users
+
+
+def test_the_user_cannot_be_exchanged(office: Make) -> None:
+    it = office().start()
+    it.ask(Begin(USER))
+    assert "user changed" in it.denied(Begin("nobody"))
+    assert "user changed" in it.denied(password("nobody"))
+    assert "user changed" in it.denied(use_key(user="nobody"))
+    assert not it.is_in
+
+
+def test_an_unknown_user_is_answered_like_a_known_one(office: Make) -> None:
+    answers = []
+    for user in ("no-such-user", USER):
+        it = office().start()
+        answers.append(
+            (
+                it.ask(Begin(user)),
+                it.ask(ShowKey(user, "ssh-ed25519", OTHER.public.blob, b"")),
+                it.ask(use_key(OTHER, user)),
+                it.ask(password(user, secret=b"wrong")),
+            )
+        )
+    assert answers[0] == answers[1]
+
+
+def test_failures_are_counted_and_the_last_one_is_final(office: Make) -> None:
+    it = office(max_auth_tries=4).start()
+    assert not it.outcome(show_key(OTHER)).final
+    assert not it.outcome(use_key(OTHER)).final
+    assert not it.outcome(RefuseAttempt(USER, "gssapi")).final
+    assert it.outcome(password(secret=b"wrong")).final
+
+
+def test_a_failure_takes_a_multiple_of_one_time(
+    office: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = office(max_auth_tries=100).start()
+    monkeypatch.setattr(monitor, "FAILURE_SECONDS", 0.02)
+    for request in (
+        show_key(OTHER),
+        use_key(OTHER),
+        password(secret=b"x"),
+        RefuseAttempt("x", "y"),
+    ):
+        started = time.perf_counter()
+        it.outcome(request)
+        assert time.perf_counter() - started >= 0.0199
+        it.monitor._user = None
+
+
+# Passwords
+
+
+@pytest.mark.parametrize("method", ["password", "keyboard-interactive"])
+def test_a_password_lets_its_user_in(office: Make, method: str) -> None:
+    it = office().start()
+    assert not it.outcome(password(method=method, secret=b"wrong")).success
+    assert it.outcome(password(method=method)).success
+    assert it.is_in
+
+
+@pytest.mark.parametrize("method", ["publickey", "none", "", "hostbased"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_password_does_not_pass_for_another_method(office: Make, method: str, both: bool) -> None:
+    it = office(publickey_and_password=both).start()
+    outcome = it.outcome(password(method=method))
+    assert not outcome.success and not outcome.partial
+    assert not it.is_in
+
+
+def test_passwords_can_be_switched_off(office: Make) -> None:
+    it = office(password_authentication=False).start()
+    assert it.outcome(Begin(USER)).methods == ("publickey",)
+    assert not it.outcome(password()).success
+    assert not it.is_in
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["no", "prohibit-password"])
+def test_root_gets_in_as_the_configuration_says(office: Make, how: str) -> None:
+    it = office(permit_root_login=how).start()
+    assert not it.outcome(password()).success
+    assert it.outcome(use_key()).success == (how == "prohibit-password")
+
+
+@pytest.mark.root
+def test_an_empty_password_of_roots_is_not_permitted_where_passwords_are_not(office: Make) -> None:
+    it = office(permit_root_login="prohibit-password", permit_empty_passwords=True).start()
+    assert not it.outcome(Begin(USER)).success
+    assert not office(permit_empty_passwords=False).start().outcome(Begin(USER)).success
+    assert office(permit_empty_passwords=True).start().outcome(Begin(USER)).success
+
+
+# Two factors
+
+
+def test_both_factors_are_needed_in_their_order(office: Make) -> None:
+    it = office(publickey_and_password=True).start()
+    assert it.outcome(Begin(USER)).methods == ("publickey",)
+    assert not it.outcome(password()).success
+    outcome = it.outcome(use_key())
+    assert (outcome.success, outcome.partial) == (False, True)
+    assert outcome.methods == ("password", "keyboard-interactive")
+    assert not it.is_in
+    for again in (use_key(), Begin(USER), show_key()):
+        outcome = it.outcome(again)
+        assert not outcome.success and not outcome.partial
+    assert it.outcome(password()).success
+    assert it.is_in
+
+
+def test_two_times_nothing_is_not_two_factors(office: Make) -> None:
+    it = office(publickey_and_password=True, permit_empty_passwords=True).start()
+    for _ in range(3):
+        outcome = it.outcome(Begin(USER))
+        assert not outcome.success and not outcome.partial
+    assert not it.is_in
+    assert it.outcome(use_key()).partial
+    assert it.outcome(Begin(USER)).success  # the empty password as the second
+
+
+def test_what_the_first_factor_restricts_holds_after_the_second(
+    office: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Go CVE-2026-39828, and Dropbear's forced command with -t."""
+    line = f'restrict,command="forced",environment="A=b" {KEY.public.line()}'
+    it = office(line, publickey_and_password=True, permit_tunnel="yes").start()
+    assert it.outcome(use_key()).partial
+    assert it.outcome(password()).success
+    started: list[tuple[object, ...]] = []
+
+    def start(*arguments: object) -> None:
+        started.append(arguments)
+        raise OSError(11, "enough")
+
+    monkeypatch.setattr(monitor.programs, "start", start)
+    for kind, command in (("exec", b"sh"), ("shell", b""), ("subsystem", b"sftp")):
+        it.denied(Spawn(kind, command, (), False))
+        assert started[-1][1] == b"forced"
+        assert started[-1][2][b"A"] == b"b"  # type: ignore[index]
+    assert "terminal" in it.denied(OpenPty())
+    assert "tunnel" in it.denied(OpenTunnel(POINT_TO_POINT, 0))
+
+
+def test_the_second_factor_does_not_count_twice(office: Make) -> None:
+    """Two passwords are not a key and a password."""
+    it = office(publickey_and_password=True).start()
+    for _ in range(3):
+        assert not it.outcome(password()).success
+    assert not it.is_in
+
+
+# Programs
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What programs would have been started with."""
+    calls: list[tuple[object, ...]] = []
+
+    def start(*arguments: object) -> None:
+        calls.append(arguments)
+        raise OSError(11, "enough")
+
+    monkeypatch.setattr(monitor.programs, "start", start)
+    return calls
+
+
+@pytest.mark.parametrize("forced", ["forced command", ""])
+@pytest.mark.parametrize("kind", ["exec", "shell", "subsystem"])
+def test_a_forced_command_runs_whatever_was_asked_for(
+    office: Make, started: list[tuple[object, ...]], forced: str, kind: str
+) -> None:
+    """An empty one, too: it allows nothing."""
+    it = office(f'command="{forced}" {KEY.public.line()}').log_in()
+    it.denied(Spawn(kind, b"asked", (), False))
+    assert started[-1][1] == forced.encode()
+    original = started[-1][2].get(b"SSH_ORIGINAL_COMMAND")  # type: ignore[attr-defined]
+    assert original == (None if kind == "shell" else b"asked")
+
+
+def test_the_servers_forced_command_outweighs_the_keys(
+    office: Make, started: list[tuple[object, ...]]
+) -> None:
+    it = office(f'command="the key\'s" {KEY.public.line()}', force_command="ours").log_in()
+    it.denied(Spawn("exec", b"asked", (), False))
+    assert started[-1][1] == b"ours"
+
+
+def test_a_subsystem_is_one_that_the_configuration_names(
+    office: Make, started: list[tuple[object, ...]]
+) -> None:
+    it = office(subsystems={"echo": "/bin/cat"}).log_in()
+    it.denied(Spawn("subsystem", b"echo", (), False))
+    assert started[-1][1] == b"/bin/cat"
+    for name in (b"sftp", b"", b"/bin/sh", b"echo\0", b"\xff"):
+        assert "subsystem" in it.denied(Spawn("subsystem", name, (), False))
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"LD_PRELOAD", b"BASH_ENV", b"PATH", b"", b"LC_A=B", b"LC_\xe9", b"LC_\0", b"LANG "],
+)
+def test_a_variable_that_is_not_accepted_reaches_no_program(
+    office: Make, started: list[tuple[object, ...]], name: bytes
+) -> None:
+    it = office().log_in()
+    assert "variable" in it.denied(Spawn("exec", b"env", (name, b"x"), False))
+    assert not started
+    it.denied(Spawn("exec", b"env", (b"LANG", b"C", b"LC_ALL", b"C", b"TERM", b"vt100"), False))
+    environment = started[0][2]
+    assert environment[b"LC_ALL"] == b"C"  # type: ignore[index]
+
+
+def test_a_key_without_a_terminal_gets_none(office: Make) -> None:
+    it = office(f"no-pty {KEY.public.line()}").log_in()
+    assert "terminal" in it.denied(OpenPty())
+    assert "no terminal" in it.denied(Spawn("shell", b"", (), True))
+
+
+def run(it: Office, command: bytes) -> tuple[int, list[int]]:
+    answer = it.raw(Spawn("exec", command, (), False).encode())
+    assert answer is not None and answer[0][:1] == GRANTED, answer
+    return Reader(answer[0][1:]).uint32(), answer[1]
+
+
+def test_a_program_runs_and_its_end_is_told(office: Make) -> None:
+    it = office().log_in()
+    pid, (stdin, stdout, stderr, status) = run(it, b"cat; echo err >&2; exit 7")
+    os.write(stdin, b"hello")
+    os.close(stdin)
+    assert os.read(stdout, 100) == b"hello"
+    assert os.read(stderr, 100) == b"err\n"
+    assert os.read(stdout, 100) == b""
+    wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    assert os.waitstatus_to_exitcode(int.from_bytes(os.read(status, 4), "big")) == 7
+    assert os.read(status, 1) == b""
+    assert pid > 0
+    for fd in (stdout, stderr, status):
+        os.close(fd)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.01)
+
+
+def test_a_program_has_no_descriptor_but_its_three(office: Make) -> None:
+    it = office().log_in()
+    secret, _write = os.pipe()
+    os.set_inheritable(secret, True)
+    _, fds = run(it, b"ls /proc/self/fd")
+    try:
+        assert os.read(fds[1], 1000).split() == [b"0", b"1", b"2", b"3"]  # ls reads with the last
+        wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    finally:
+        for fd in (*fds, secret, _write):
+            os.close(fd)
+
+
+def test_a_signal_goes_to_a_program_of_this_connection_only(office: Make) -> None:
+    it = office().log_in()
+    for process, name in ((os.getpid(), "TERM"), (1, "TERM"), (0, "TERM"), (0xFFFFFFFF, "TERM")):
+        assert "no such" in it.denied(SendSignal(process, name))
+    pid, fds = run(it, b"echo runs; exec sleep 100")
+    assert os.read(fds[1], 100) == b"runs\n"
+    for name in ("", "9", "SIGTERM", "RTMIN", "CLD", "TERM "):
+        assert "no such" in it.denied(SendSignal(pid, name))
+    it.ask(SendSignal(pid, "KILL"))
+    wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    assert int.from_bytes(os.read(fds[3], 4), "big") == signal.SIGKILL
+    assert "no such" in it.denied(SendSignal(pid, "KILL"))
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.root
+def test_a_signal_is_sent_as_the_user_not_as_root(
+    office: Make, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may have become another user's, as sudo does."""
+    it = office().log_in()
+    user = it.monitor._user = pwd.getpwnam(account.name)
+    it.monitor._programs[4711] = -1
+    seen: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda *_: seen.append(os.geteuid()))
+    it.ask(SendSignal(4711, "TERM"))
+    assert seen == [user.pw_uid]
+    it.monitor._programs.clear()
+
+
+@pytest.mark.root
+def test_a_program_is_nobody_but_the_user(office: Make, account: Account) -> None:
+    it = office().log_in()
+    user = it.monitor._user = pwd.getpwnam(account.name)
+    _, fds = run(it, b"grep -E '^(Uid|Gid|Groups)' /proc/self/status; pwd; umask")
+    wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    lines = os.read(fds[1], 1000).decode().split("\n")
+    assert lines[0].split()[1:] == [str(user.pw_uid)] * 4
+    assert lines[1].split()[1:] == [str(user.pw_gid)] * 4
+    assert set(lines[2].split()[1:]) == {str(user.pw_gid)}
+    assert lines[3] == user.pw_dir
+    for fd in fds:
+        os.close(fd)
+
+
+# Tunnels
+
+UNITS = [0, 5, ANY_UNIT, 0xFFFFFFFF]
+
+
+@pytest.mark.parametrize("permit", ["no", "point-to-point", "ethernet", "yes"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "", "restrict", "no-port-forwarding", 'tunnel="5"', 'restrict,tunnel="5"', 'tunnel="any"',
+        'no-port-forwarding,tunnel="5"', "restrict,port-forwarding",
+    ],
+)  # fmt: skip
+def test_a_tunnel_needs_the_servers_and_the_keys_permission(
+    office: Make, monkeypatch: pytest.MonkeyPatch, permit: str, options: str
+) -> None:
+    opened: list[tuple[int, int]] = []
+
+    def open_device(mode: int, unit: int) -> tuple[int, str]:
+        opened.append((mode, unit))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(monitor, "open_device", open_device)
+    it = office(f"{options} {KEY.public.line()}".strip(), permit_tunnel=permit).log_in()
+    modes = {
+        "no": set(), "point-to-point": {POINT_TO_POINT}, "ethernet": {ETHERNET},
+        "yes": {POINT_TO_POINT, ETHERNET},
+    }[permit]  # fmt: skip
+    closed = options in ("restrict", "no-port-forwarding", "restrict,port-forwarding")
+    for mode, unit in itertools.product((0, 1, 2, 3, 0xFFFFFFFF), UNITS):
+        opened.clear()
+        it.denied(OpenTunnel(mode, unit))
+        expected = [(mode, unit)] if mode in modes and not closed else []
+        if '"5"' in options and expected:
+            expected = [(mode, 5)] if unit in (5, ANY_UNIT) else []
+        if '"any"' in options and expected:
+            expected = [(mode, TUNNEL_ANY)] if unit == ANY_UNIT else []
+        assert opened == expected, (mode, unit)
+
+
+# The time
+
+
+def test_the_login_grace_time_kills_the_worker_from_outside(
+    office: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = office(login_grace_time=1)
+    it.monitor._deadline = time.monotonic() + 0.05
+    it.monitor._worker = 4711
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    pipes = count_pipes(monkeypatch)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_: -1)
+    monkeypatch.setattr(Monitor, "_reap", lambda self: None)
+    it.monitor.run()
+    assert killed == [(4711, signal.SIGKILL)]
+    for fd in pipes:
+        os.close(fd)
+
+
+def count_pipes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    pipe = os.pipe
+
+    def counting() -> tuple[int, int]:
+        both = pipe()
+        made.extend(both)
+        return both
+
+    monkeypatch.setattr(os, "pipe", counting)
+    return made
+
+
+def test_whoever_is_logged_in_has_all_the_time(office: Make) -> None:
+    it = office(login_grace_time=1).log_in()
+    assert it.monitor._deadline is None
+    assert office(login_grace_time=0).monitor._deadline is None
+
+
+def test_the_first_of_two_factors_does_not_stop_the_clock(office: Make) -> None:
+    it = office(publickey_and_password=True).start()
+    assert it.outcome(use_key()).partial
+    assert it.monitor._deadline is not None
+    assert it.told == 0

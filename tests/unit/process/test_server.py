@@ -1,0 +1,496 @@
+"""The real server on the loopback: what its processes may do, and what bad peers cost."""
+
+import contextlib
+import os
+import pwd
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from appliance.process import sandbox
+from appliance.ssh.order import Phase, Role
+from appliance.wire.messages import Ping
+from tests.netns import wait_until
+from tests.peers import CULVERT, Keyring, Server, environment, free_port
+from tests.protocol.harness import FAST, Script
+from tests.unit.process.conftest import (
+    Dialler,
+    descriptors,
+    family,
+    is_alone,
+    lives,
+    status,
+)
+
+Serve = Callable[..., Server]
+Dial = Callable[[Server], Dialler]
+VERSION = b"SSH-2.0-test\r\n"
+ANSWERS = 1 << 20  # bytes of questions that nobody reads the answers to
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection((server.address, server.port), timeout=10)
+
+
+def greeting(sock: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and b"\r\n" not in data:
+        more = sock.recv(4096)
+        if not more:
+            break
+        data += more
+    return data
+
+
+def worker_of(server: Server, count: int = 1) -> list[int]:
+    """The workers, once there are so many of them."""
+    assert wait_until(lambda: len(family(server.process.pid)) == 1 + 2 * count), server.log
+    monitors = [
+        pid
+        for pid in family(server.process.pid)[1:]
+        if int(status(pid)["PPid"][0]) == server.process.pid
+    ]
+    return [family(monitor)[1] for monitor in monitors]
+
+
+# The sandbox
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("authenticated", [False, True])
+def test_a_worker_never_runs_as_root_and_cannot_become_it(
+    our_server: Serve, dial: Dial, authenticated: bool
+) -> None:
+    groups = os.getgroups()
+    os.setgroups([*groups, 4711])  # as a server has that is started from a root's shell
+    try:
+        server = our_server()
+    finally:
+        os.setgroups(groups)
+    client = dial(server)
+    if authenticated:
+        client.log_in()
+    else:
+        assert client.until(lambda connection: connection.peer_version)
+    (worker,) = worker_of(server)
+    own = next(
+        pwd.getpwnam(name) for name in sandbox.USERS if name in {u.pw_name for u in pwd.getpwall()}
+    )
+    fields = status(worker)
+    assert fields["Uid"] == [str(own.pw_uid)] * 4
+    assert fields["Gid"] == [str(own.pw_gid)] * 4
+    assert fields["Groups"] == []
+    assert fields["NoNewPrivs"] == ["1"]
+    for name in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+        assert int(fields[name][0], 16) == 0
+
+
+@pytest.mark.root
+def test_a_workers_root_directory_is_empty_and_nobody_can_write_there(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server()
+    dial(server).log_in()
+    (worker,) = worker_of(server)
+    root = Path(f"/proc/{worker}/root")
+    assert list(root.iterdir()) == []
+    assert "(deleted)" in os.readlink(root)
+    assert "(deleted)" in os.readlink(f"/proc/{worker}/cwd")
+    with pytest.raises(OSError, match="No such file"):  # a directory that was removed takes nothing
+        (root / "file").touch()
+
+
+@pytest.mark.root
+def test_a_workers_limits_leave_no_new_process_no_core_and_little_memory(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server()
+    dial(server).log_in()
+    (worker,) = worker_of(server)
+    lines = Path(f"/proc/{worker}/limits").read_text().splitlines()
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in lines}
+    assert limits["Max processes"] == ["0", "0"]
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max data size"] == [str(sandbox.DATA_LIMIT)] * 2
+    assert limits["Max open files"][0] == limits["Max open files"][1]
+
+
+@pytest.mark.root
+def test_a_worker_holds_nothing_but_its_connection_and_its_monitor(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server()
+    dial(server).log_in()
+    (worker,) = worker_of(server)
+    rest = [name for fd, name in sorted(descriptors(worker).items()) if fd > 2]
+    sockets = [name for name in rest if name.startswith("socket:")]
+    others = [name for name in rest if not name.startswith("socket:")]
+    assert len(sockets) == 2, rest
+    assert [name for name in others if name != "anon_inode:[eventpoll]"] == []
+
+
+def test_a_server_of_an_ordinary_user_gives_up_what_it_can() -> None:
+    """In a process of its own, which enters the sandbox without being root."""
+    code = (
+        "import os\n"
+        "from appliance.process import sandbox\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "assert sandbox.prepare() is None\n"
+        "sandbox.enter(None)\n"
+        "print(open('/proc/self/status').read())\n"
+        "try: os.fork()\n"
+        "except BlockingIOError: print('no fork')\n"
+    )
+    folder = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=folder, timeout=30, env={"PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    assert "NoNewPrivs:\t1" in done.stdout, done.stderr
+    if os.geteuid() == 0:
+        assert "no fork" in done.stdout
+
+
+def test_entering_the_sandbox_fails_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr(os, "fchdir", broken)
+    with pytest.raises(PermissionError):
+        sandbox.enter(sandbox.Identity(65534, 65534, -1))
+
+
+# The grace time, and what is left behind
+
+
+def test_the_login_grace_time_ends_whoever_is_silent_and_leaves_nothing(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server(
+        "login_grace_time = 1\nmax_startups = [100, 30, 200]\nmax_startups_per_source = 200\n"
+    )
+    ours = dial(server).log_in()
+    opened = descriptors(server.process.pid)
+    started = time.monotonic()
+    silent = [connect(server) for _ in range(30)]
+    half = connect(server)
+    half.sendall(VERSION + b"\0\0\4\0\5")
+    for sock in (*silent, half):
+        while sock.recv(65536):
+            pass
+        sock.close()
+    assert 0.5 < time.monotonic() - started < 20
+    assert wait_until(lambda: len(family(server.process.pid)) == 3), server.log
+    assert wait_until(lambda: descriptors(server.process.pid) == opened)
+    assert "no login from 127.0.0.1 within 1 s" in server.log
+    assert ours.until(lambda c: c.global_request("x", b"", lambda _: None) or True)
+    assert ours.connection.phase is Phase.OPEN
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"SSH", VERSION, VERSION + b"\0\0", VERSION + b"\xff" * 100, b"x" * 100_000],
+    ids=["nothing", "half a version", "a version", "half a packet", "nonsense", "a flood"],
+)  # fmt: skip
+def test_a_peer_that_goes_away_leaves_nothing_behind(our_server: Serve, said: bytes) -> None:
+    server = our_server()
+    opened = descriptors(server.process.pid)
+    for abruptly in (False, True):
+        with connect(server) as sock:
+            with contextlib.suppress(OSError):
+                sock.sendall(said)
+            if abruptly:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    assert is_alone(server), server.log
+    assert wait_until(lambda: descriptors(server.process.pid) == opened)
+    assert "Traceback" not in server.log
+
+
+def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server("max_startups = [200, 30, 300]\nmax_startups_per_source = 300\n")
+    other = dial(server).log_in()
+    opened = descriptors(server.process.pid)
+    whole = dial(server)
+    total = 0
+    while whole.connection.phase is not Phase.OPEN:
+        while whole.connection.unsent:
+            count = whole.socket.send(whole.connection.data_to_send())
+            whole.connection.sent(count)
+            total += count
+        count = whole.socket.recv_into(whole.connection.receive_buffer())
+        whole.connection.received(count, 0.0)
+    whole.close()
+    for cut in range(0, total, max(1, total // 40)):
+        client = dial(server)
+        left = cut
+        connection = client.connection
+        while left:
+            while connection.unsent and left:
+                count = client.socket.send(connection.data_to_send()[:left])
+                connection.sent(count)
+                left -= count
+            if not left:
+                break
+            count = client.socket.recv_into(connection.receive_buffer())
+            if not count:
+                break
+            connection.received(count, 0.0)
+        client.close()
+    assert wait_until(lambda: len(family(server.process.pid)) == 3, 15), server.log
+    assert wait_until(lambda: descriptors(server.process.pid) == opened)
+    assert "Traceback" not in server.log
+    answers: list[object] = []
+    other.connection.global_request("x", b"", answers.append)
+    assert other.until(lambda _: answers)
+
+
+def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server()
+    other = dial(server).log_in()
+    greedy = dial(server).log_in()
+    workers = worker_of(server, 2)
+    connection = greedy.connection
+    greedy.socket.settimeout(1)
+    sent = 0
+    highest = 0
+    ended = False
+    while sent < 64 * ANSWERS and not ended:
+        for _ in range(8):
+            connection._writer.packet(Ping(bytes(100_000)).encode())
+        while connection.unsent and not ended:
+            try:
+                connection.sent(greedy.socket.send(connection.data_to_send()))
+            except TimeoutError:
+                ended = True  # it does not read any more, which is as good
+            except OSError:
+                ended = True
+        sent += 800_000
+        for worker in workers:
+            with contextlib.suppress(OSError, KeyError):
+                highest = max(highest, int(status(worker)["RssAnon"][0]))
+    assert ended
+    assert highest < 64 << 10, highest  # KiB
+    answers: list[object] = []
+    other.connection.global_request("x", b"", answers.append)
+    assert other.until(lambda _: answers)
+
+
+# Start-up limits
+
+
+def test_one_source_may_have_so_many_start_ups_and_no_more(our_server: Serve, dial: Dial) -> None:
+    server = our_server("max_startups_per_source = 5\n")
+    for _ in range(7):  # whoever is authenticated does not count
+        dial(server).log_in()
+    waiting = [connect(server) for _ in range(5)]
+    assert all(greeting(sock).startswith(b"SSH-2.0-Culvert") for sock in waiting)
+    with connect(server) as refused:
+        assert greeting(refused) == b""
+    assert "dropped: too many start-ups" in server.log
+    waiting.pop().close()
+    assert wait_until(lambda: _is_served(server))
+    for sock in waiting:
+        sock.close()
+
+
+def _is_served(server: Server) -> bool:
+    with connect(server) as sock, contextlib.suppress(OSError):
+        return bool(greeting(sock))
+    return False
+
+
+def test_start_ups_are_limited_as_10_30_100() -> None:
+    """The chance to be dropped, asked of the listener itself."""
+    from collections import Counter
+
+    from appliance.config import ServerConfig
+    from appliance.process.listener import Listener
+
+    listener = Listener.__new__(Listener)
+    listener._config = ServerConfig(max_startups_per_source=1000)
+    listener._per_source = Counter()
+    dropped = {}
+    for waiting in (0, 9, 10, 55, 99, 100, 200):
+        listener._sources = {number: str(number) for number in range(waiting)}
+        dropped[waiting] = sum(listener._drops("192.0.2.1") for _ in range(2000)) / 2000
+    assert dropped[0] == dropped[9] == 0
+    assert 0.24 < dropped[10] < 0.36
+    assert 0.58 < dropped[55] < 0.72
+    assert dropped[99] > 0.9
+    assert dropped[100] == dropped[200] == 1
+    listener._sources = {}
+    listener._per_source = Counter({"192.0.2.1": 1000})
+    assert listener._drops("192.0.2.1")
+    assert not listener._drops("192.0.2.2")
+
+
+def test_what_a_source_counts_is_given_back_once() -> None:
+    from collections import Counter
+
+    from appliance.process.listener import Listener
+
+    listener = Listener.__new__(Listener)
+    listener._sources = {1: "a", 2: "a"}
+    listener._per_source = Counter({"a": 2})
+    for pid in (1, 1, 3):
+        listener._release(pid)
+    assert listener._per_source == {"a": 1}
+    listener._release(2)
+    assert listener._per_source == {}
+
+
+# The listener
+
+
+def test_a_listener_that_is_ended_leaves_its_connections_alive(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server()
+    client = dial(server).log_in()
+    processes = family(server.process.pid)[1:]
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    answers: list[object] = []
+    client.connection.global_request("x", b"", answers.append)
+    assert client.until(lambda _: answers)
+    with pytest.raises(OSError, match="refused"):
+        connect(server)
+    client.close()
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in processes))
+
+
+def test_a_worker_that_crashes_takes_its_own_connection_only(our_server: Serve, dial: Dial) -> None:
+    server = our_server()
+    first, second = dial(server).log_in(), dial(server).log_in()
+    workers = worker_of(server, 2)
+    os.kill(workers[0], signal.SIGSEGV)
+    ended = []
+    for client in (first, second):
+        answers: list[object] = []
+        client.connection.global_request("x", b"", answers.append)
+        ended.append(not client.until(lambda _, answers=answers: answers))
+    assert sorted(ended) == [False, True]
+    assert wait_until(lambda: len(family(server.process.pid)) == 3), server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_monitor_that_dies_takes_its_worker_along(our_server: Serve, dial: Dial) -> None:
+    server = our_server()
+    client = dial(server).log_in()
+    _, monitor, worker = family(server.process.pid)
+    os.kill(monitor, signal.SIGKILL)
+    assert wait_until(lambda: family(worker) == [worker] and not lives(worker), 5)
+    assert not client.until(lambda connection: False)
+    assert is_alone(server)
+
+
+class Wire:
+    """Lets a script speak to a server behind a socket."""
+
+    role = Role.SERVER
+    error = None
+
+    def __init__(self, server: Server) -> None:
+        self.socket = connect(server)
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        with contextlib.suppress(OSError):  # what it said before comes out of data_to_send
+            self.socket.sendall(data)
+
+    def data_to_send(self) -> bytes:
+        with contextlib.suppress(OSError):
+            if select.select([self.socket], [], [], 3)[0]:
+                return self.socket.recv(65536)
+        return b""
+
+    def sent(self, count: int) -> None:
+        """Nothing is kept."""
+
+
+def test_too_many_key_exchanges_before_authentication_end_the_connection(
+    our_server: Serve,
+) -> None:
+    """And leave a line in the log, not a traceback."""
+    server = our_server()
+    wire = Wire(server)
+    algorithms = FAST._replace(key_exchange=("curve25519-sha256",))
+    script = Script(wire, algorithms=algorithms).connect()  # type: ignore[arg-type]
+    with wire.socket:
+        for _ in range(9):
+            script.exchange()
+        script.kexinit()
+        script.initiate()
+        assert script.take()[:1] == b"\1"  # type: ignore[index]
+        assert is_alone(server)
+    assert "too many key exchanges" in server.log
+    assert "Traceback" not in server.log
+
+
+def inetd(
+    host_keys: Keyring, tmp_path: Path, *options: str
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [*CULVERT, "sshd", "-i", "-E", "-r", str(host_keys.key()), *options],
+            stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment(tmp_path),
+        )  # fmt: skip
+    return process, ours
+
+
+def test_inetd_mode_serves_one_connection_on_standard_input(
+    host_keys: Keyring,
+    authorized_keys: Path,
+    account: object,
+    user_keys: Keyring,
+    tmp_path: Path,
+) -> None:
+    keys = ["-D", str(authorized_keys.parent)] if os.geteuid() else []
+    process, sock = inetd(host_keys, tmp_path, *keys)
+    dialler = Dialler.__new__(Dialler)
+    fake = type("Nowhere", (), {"address": "127.0.0.1", "port": 0})
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        fake.port = listening.getsockname()[1]
+        dialler.__init__(fake, account, user_keys.key())  # type: ignore[misc,arg-type]
+    dialler.socket.close()
+    dialler.socket = sock
+    sock.settimeout(20)
+    try:
+        dialler.log_in()
+    finally:
+        sock.close()
+        assert process.wait(10) == 0
+
+
+# Host keys
+
+
+def test_two_servers_that_start_at_once_agree_on_one_host_key(tmp_path: Path) -> None:
+    key = tmp_path / "keys/ssh_host_ed25519_key"
+    servers = [
+        subprocess.Popen(
+            [*CULVERT, "sshd", "-F", "-E", "-R", "-r", str(key), "-P", "",
+             "-p", f"127.0.0.1:{free_port()}"],
+            env=environment(tmp_path), stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    assert wait_until(key.exists, 20)
+    time.sleep(0.3)
+    logs = []
+    for server in servers:
+        server.terminate()
+        logs.append(server.communicate(timeout=20)[1].decode())
+    assert sum("made host key" in log for log in logs) == 1, logs
+    assert [path.name for path in key.parent.iterdir()] == [key.name]
+    assert key.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,285 @@
+"""Packets between a device and a channel: what is dropped, counted, and what ends a tunnel."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import UsageError
+from appliance.services.tunnel import device as device_module
+from appliance.services.tunnel.channel import HEADER, TunnelChannel
+from appliance.services.tunnel.device import UNIT_LIMIT, name_of, open_device
+from appliance.ssh.channels import Flow
+from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
+from tests.netns import Namespace
+from tests.protocol.harness import Pair, Recording
+from tests.unit.services.harness import FakeDriver
+
+V4 = b"\x45" + bytes(39)
+V6 = b"\x60" + bytes(59)
+
+
+class Tunnel:
+    """A tunnel at the server's end, with a socket pair in place of its device."""
+
+    def __init__(
+        self, mode: int = POINT_TO_POINT, software: bytes = b"OpenSSH_9.2", **settings: int
+    ) -> None:
+        self.pair = Pair(**settings).log_in()
+        self.client, accepted = self.pair.open("tun@openssh.com")
+        version = self.pair.server.peer_version
+        self.pair.server.peer_version = b"SSH-2.0-" + software
+        self.driver = FakeDriver(self.pair, self.pair.server)
+        self.far, near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.far.setblocking(False)
+        near.setblocking(False)
+        self.near = near.detach()
+        self.ended = 0
+        self.tunnel = TunnelChannel(self.near, mode, self.driver, self._end)  # type: ignore[arg-type]
+        self.pair.server.peer_version = version  # which new keys depend on
+        accepted.handler = self.tunnel
+        self.tunnel.start(accepted)
+        self.accepted = accepted
+
+    def _end(self) -> None:
+        self.ended += 1
+        os.close(self.near)
+
+    def arrive(self, packet: bytes) -> None:
+        """The kernel has a packet for us, behind a header that asks for nothing."""
+        self.far.send(bytes(HEADER) + packet)
+
+    @property
+    def received(self) -> list[bytes]:
+        """What reached the other end of the SSH connection."""
+        handler = self.client.handler
+        assert isinstance(handler, Recording)
+        return [e[1] for e in handler.events if e[0] == "data"]  # type: ignore[misc]
+
+    def at_device(self) -> list[bytes]:
+        """What was written to the device."""
+        packets = []
+        while True:
+            try:
+                packets.append(self.far.recv(70_000)[HEADER:])
+            except BlockingIOError:
+                return packets
+
+    def serve(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.driver.loop.call_later(0.0, lambda: None)
+            self.driver.loop._turn()
+            self.pair.pump()
+
+    def close(self) -> None:
+        self.pair.server.close()
+        self.far.close()
+        self.driver.loop.close()
+        assert self.ended == 1
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Tunnel]]:
+    made: list[Tunnel] = []
+
+    def new(*values: object, **settings: int) -> Tunnel:
+        made.append(Tunnel(*values, **settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
+
+
+Make = Callable[..., Tunnel]
+
+
+def test_an_ip_packet_has_its_family_in_front(make: Make) -> None:
+    it = make()
+    for packet in (V4, V6):
+        it.arrive(packet)
+    it.serve(3)
+    assert it.received == [b"\0\0\0\2" + V4, b"\0\0\0\x18" + V6]
+
+
+def test_a_frame_has_nothing_in_front(make: Make) -> None:
+    it = make(ETHERNET)
+    frames = [b"x" * 14, b"y" * 1514, b"z"]
+    for frame in frames:
+        it.arrive(frame)
+    it.serve(4)
+    assert it.received == frames
+    it.client.send(b"frame")
+    it.pair.pump()
+    assert it.at_device() == [b"frame"]
+
+
+@pytest.mark.parametrize("size", [1, 4, 19, 20])
+def test_packets_of_20_bytes_or_fewer_are_dropped(make: Make, size: int) -> None:
+    it = make()
+    it.arrive(V4[:size])
+    it.arrive(V4[:21])
+    it.serve(3)
+    assert it.received == [b"\0\0\0\2" + V4[:21]]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\0\0\0\2", b"\0\0\0"])
+def test_a_message_without_a_packet_is_dropped_and_costs_no_window(make: Make, data: bytes) -> None:
+    it = make()
+    it.client.send(data)
+    it.client.send(b"\0\0\0\2" + V4)
+    it.pair.pump()
+    assert it.at_device() == [V4]
+    assert it.accepted.receive_window + it.accepted._credit == it.accepted.window
+    assert it.pair.server.error is None
+
+
+def test_towards_openssh_each_message_costs_4_bytes_more(make: Make) -> None:
+    for software, overhead in ((b"OpenSSH_9.2p1", 4), (b"Culvert_1", 0), (b"dropbear", 0)):
+        it = make(POINT_TO_POINT, software)
+        before = it.accepted.send_window
+        it.arrive(V4)
+        it.serve(2)
+        assert before - it.accepted.send_window == 4 + len(V4) + overhead
+
+
+def test_what_does_not_fit_the_window_is_dropped_and_the_tunnel_lives(make: Make) -> None:
+    it = make(window=40_000)
+    handler = it.client.handler
+    assert isinstance(handler, Recording)
+    handler.consumes = False
+    packet = V4[:1] + bytes(1399)
+    for _ in range(200):
+        it.arrive(packet)
+        it.serve()
+    assert len(it.received) == 40_000 // 1408
+    assert it.accepted.send_window >= 0
+    it.client.consume(it.client.window)
+    handler.consumes = True
+    for _ in range(300):  # those of before are still in the device
+        it.serve()
+    it.arrive(V4)
+    it.serve(2)
+    assert it.received[-1] == b"\0\0\0\2" + V4
+    assert it.pair.server.error is None and it.pair.client.error is None
+
+
+def test_a_device_is_not_read_during_a_key_exchange(make: Make) -> None:
+    it = make()
+    it.pair.server.rekey()
+    it.arrive(V4)
+    it.driver.loop.call_later(0.0, lambda: None)
+    it.driver.loop._turn()
+    assert it.received == []
+    assert not it.pair.server._held
+    it.pair.pump()
+    it.serve(2)
+    assert it.received == [b"\0\0\0\2" + V4]
+
+
+def test_a_packet_that_the_kernel_refuses_is_lost_and_the_tunnel_lives(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = make()
+    write = os.writev
+    for number in (errno.EINVAL, errno.EIO, errno.ENOBUFS, errno.EAGAIN):
+
+        def refuse(fd: int, data: bytes, number: int = number) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "writev", refuse)
+        it.client.send(b"\0\0\0\2" + V4)
+        it.pair.pump()
+        monkeypatch.setattr(os, "writev", write)
+    it.client.send(b"\0\0\0\2" + V4)
+    it.pair.pump()
+    assert it.at_device() == [V4]
+    assert it.ended == 0
+
+
+@pytest.mark.parametrize("number", [errno.EBADFD, errno.ENODEV, errno.ENXIO])
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_a_device_that_is_gone_closes_the_channel(
+    make: Make, monkeypatch: pytest.MonkeyPatch, number: int, direction: str
+) -> None:
+    it = make()
+
+    def gone(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "writev" if direction == "in" else "readv", gone)
+        if direction == "in":
+            it.client.send(b"\0\0\0\2" + V4)
+            it.pair.pump()
+        else:
+            it.arrive(V4)
+            it.serve(2)
+    it.pair.pump()
+    assert it.ended == 1
+    assert it.client.inbound is Flow.CLOSED
+    assert it.pair.server.error is None
+
+
+def test_the_peers_end_of_file_ends_the_tunnel(make: Make) -> None:
+    it = make()
+    it.client.eof()
+    it.pair.pump()
+    assert it.ended == 1
+    assert it.client.inbound is Flow.CLOSED
+
+
+# Devices
+
+
+def test_a_device_is_named_after_its_mode_and_unit() -> None:
+    assert name_of(POINT_TO_POINT, 3) == "tun3"
+    assert name_of(ETHERNET, 0) == "tap0"
+    assert name_of(ETHERNET, ANY_UNIT) == "tap%d"
+
+
+def test_a_unit_that_no_name_can_hold_is_refused() -> None:
+    for unit in (-1, UNIT_LIMIT + 1, 0xFFFFFFFF):
+        with pytest.raises(UsageError, match="take 0 to"):
+            open_device(POINT_TO_POINT, unit)
+
+
+def test_a_missing_device_file_and_a_forbidden_one_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "PATH", str(tmp_path / "tun"))
+    with pytest.raises(UsageError, match="modprobe tun"):
+        open_device(POINT_TO_POINT, 0)
+
+    def forbidden(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(UsageError, match="ip tuntap add tun0 user"):
+        open_device(POINT_TO_POINT, 0)
+
+
+@pytest.mark.netns
+def test_a_real_device_carries_packets_and_says_when_it_is_gone_or_taken() -> None:
+    space = Namespace("tunnel test")
+    try:
+        fd, name = space.inside(lambda: open_device(POINT_TO_POINT, 5))
+        assert name == "tun5"
+        with pytest.raises(UsageError, match="in use by another process"):
+            space.inside(lambda: open_device(POINT_TO_POINT, 5))
+        other, any_name = space.inside(lambda: open_device(ETHERNET, ANY_UNIT))
+        assert any_name == "tap0"
+        os.close(other)
+        with pytest.raises(BlockingIOError):
+            os.read(fd, 100)
+        space.ip("link", "del", "tun5")
+        with pytest.raises(OSError) as caught:
+            os.read(fd, 100)
+        assert caught.value.errno in (errno.EBADFD, errno.ENODEV, errno.ENXIO)
+        os.close(fd)
+        assert space.devices() == {"lo"}
+    finally:
+        space.close()

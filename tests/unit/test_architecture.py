@@ -1,0 +1,132 @@
+"""The layers of the package, and what a program that has to start fast must not import."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "appliance"
+LAYERS = {
+    "wire": 0,
+    "crypto": 1,
+    "ssh": 2,
+    "aio": 3,
+    "services": 4,
+    "process": 5,
+    "links": 6,
+    "cli": 7,
+    "multicall": 8,
+    "__main__": 9,
+}
+EVERYBODYS = {"errors", "config", "log", "__version__"}
+PURE = ("wire", "crypto", "ssh")
+IMPURE = {
+    "asyncio", "socket", "os", "threading", "time", "subprocess",
+    "select", "selectors", "signal", "random", "tempfile", "shutil", "pathlib",
+}  # fmt: skip
+FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path, within_functions: bool = True) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of everything that a module imports."""
+    package = ("appliance", *path.relative_to(PACKAGE).parent.parts)
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if within_functions else _at_import(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *((node.module,) if node.module else ())))
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def _at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from _at_import(node)
+
+
+def test_every_folder_is_a_layer() -> None:
+    assert set(FOLDERS) <= set(LAYERS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_folder_imports_only_folders_below_it(path: Path) -> None:
+    folder = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for line, name in imports(path):
+        words = name.split(".")
+        if words[0] != "appliance" or words[1] in EVERYBODYS:
+            continue
+        assert words[1] in LAYERS, f"line {line}: {name}"
+        assert LAYERS[words[1]] <= LAYERS.get(folder, -1), f"line {line}: {folder} imports {name}"
+
+
+@pytest.mark.parametrize("name", sorted(EVERYBODYS - {"__version__"}))
+def test_what_everybody_imports_imports_no_layer(name: str) -> None:
+    for line, imported in imports(PACKAGE / f"{name}.py"):
+        assert imported.split(".")[:1] != ["appliance"] or imported.split(".")[1] in EVERYBODYS, (
+            line
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in PURE],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_the_pure_layers_know_no_clock_no_files_and_no_network(path: Path) -> None:
+    for line, name in imports(path):
+        assert name.split(".")[0] not in IMPURE, f"line {line}: {name}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("open", "print", "input"), f"line {node.lineno}"
+
+
+HEAVY = ("asyncio", "cattrs", "attr", "attrs", "nacl", "tomllib", "difflib", "ssl", "tempfile")
+
+
+def modules_after(statement: str) -> set[str]:
+    """The names of all modules that a new interpreter has after a statement."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+        timeout=60,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import appliance.cli.ssh",
+        "import appliance.cli.ssh, appliance.aio.dial, appliance.services.agent_client",
+        "import appliance.multicall",
+        "from appliance.cli.ssh import main; main(['--help'], 'ssh')",
+        "from appliance.cli.ssh import main; main(['-F', 'none', '-G', 'host'], 'ssh')",
+    ],
+)
+def test_the_client_imports_nothing_heavy_before_it_is_connected(statement: str) -> None:
+    assert not modules_after(statement) & set(HEAVY)
+
+
+def test_a_login_imports_nothing_heavy() -> None:
+    """A whole login in memory, with the key exchange and cipher that come first."""
+    login = """
+import asyncio, sys
+from appliance.process import rehearsal
+from appliance.crypto.keys import generate
+from appliance.crypto.suites import default_algorithms
+for name in [name for name in sys.modules if name.partition('.')[0] == 'asyncio']:
+    del sys.modules[name]
+rehearsal._connect(generate('ssh-ed25519'), default_algorithms(True))
+"""
+    assert not modules_after(login) & (set(HEAVY) - {"ssl"})  # asyncio had it before
