@@ -25,15 +25,9 @@ from ..crypto.suites import (
 )
 from ..errors import AuthenticationFailed, CulvertError, PeerError, UsageError
 from ..log import harmless
-from ..ssh.connection import (
-    REKEY_BYTES,
-    REKEY_SECONDS,
-    ClientSide,
-    Connection,
-    ConnectionHandler,
-    Settings,
-)
+from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.order import Phase
+from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
 from .credentials import UserCredentials
 from .host_trust import HostTrust
 from .options import Option, Options, help_text, parse

@@ -11,7 +11,8 @@ from ..crypto.keys import PrivateKey, PublicKey, generate, load_public_key
 from ..crypto.suites import Algorithms
 from ..ssh.auth_client import Identity
 from ..ssh.auth_server import Offer, Outcome
-from ..ssh.connection import ClientSide, Connection, ConnectionHandler, ServerSide, Settings
+from ..ssh.connection import Connection, ConnectionHandler
+from ..ssh.transport import ClientSide, ServerSide, Settings
 
 
 class _Authority:

@@ -21,8 +21,9 @@ from ..services.session import Session
 from ..services.tunnel.channel import TunnelChannel
 from ..ssh.auth_server import Offer, Outcome
 from ..ssh.channels import Channel
-from ..ssh.connection import Connection, ConnectionHandler, ServerSide, Settings
+from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.order import Phase
+from ..ssh.transport import ServerSide, Settings
 from ..wire.codec import Reader
 from ..wire.messages import (
     ADMINISTRATIVELY_PROHIBITED,

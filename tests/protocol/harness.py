@@ -14,16 +14,11 @@ from appliance.errors import PeerError
 from appliance.ssh.auth_client import Credentials, Identity
 from appliance.ssh.auth_server import SERVICE, Authority, Offer, Outcome, signed_data
 from appliance.ssh.channels import Channel, ChannelHandler
-from appliance.ssh.connection import (
-    ClientSide,
-    Connection,
-    ConnectionHandler,
-    ServerSide,
-    Settings,
-)
+from appliance.ssh.connection import Connection, ConnectionHandler
 from appliance.ssh.handshake import Handshake, Versions, our_kexinit
 from appliance.ssh.order import Role
 from appliance.ssh.packets import PACKET_LIMIT, PacketReader, PacketWriter
+from appliance.ssh.transport import ClientSide, ServerSide, Settings
 from appliance.wire.codec import Message, write_boolean, write_text
 from appliance.wire.messages import (
     ChannelOpen,

@@ -20,9 +20,10 @@ from appliance.errors import (
     PeerError,
     ProtocolError,
 )
-from appliance.ssh.connection import LINES_LIMIT, Connection
+from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
 from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER
+from appliance.ssh.transport import LINES_LIMIT
 from appliance.wire.codec import write_boolean, write_name, write_string
 from appliance.wire.messages import (
     ChannelOpen,

@@ -5,14 +5,10 @@ import zlib
 import pytest
 
 from appliance.errors import CompressionError
-from appliance.ssh.connection import (
-    EXCHANGE_SECONDS,
-    HELD_LIMIT,
-    REKEY_SECONDS,
-    Connection,
-)
+from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
 from appliance.ssh.packets import PACKET_LIMIT
+from appliance.ssh.transport import EXCHANGE_SECONDS, HELD_LIMIT, REKEY_SECONDS
 from appliance.wire.messages import (
     ChannelClose,
     ChannelData,

@@ -12,8 +12,9 @@ import pytest
 
 from appliance.crypto.key_files import load_private_key
 from appliance.ssh.auth_client import Identity
-from appliance.ssh.connection import ClientSide, Connection, Settings
+from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
+from appliance.ssh.transport import ClientSide, Settings
 from tests.netns import wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
 from tests.protocol.harness import FAST, Recorder, TestCredentials

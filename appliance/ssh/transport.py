@@ -1,0 +1,496 @@
+"""The transport of one SSH connection (RFC 4253), without a socket: bytes in, bytes out.
+
+Identification, packets, key exchange and rekeying, the table of which message may come
+when, and the end of a connection; what the messages of authentication and channels mean
+is ``Connection``'s, which is made of this.
+
+``receive_data`` takes what arrived and calls handlers in place; whatever has to be sent
+waits in ``data_to_send``. Time is an argument (seconds, monotonic), and ``deadline`` is
+when ``tick`` wants to be called. The phases and what each allows are in order.py.
+
+Whatever a peer sends, no exception leaves ``receive_data`` but one of a handler's own:
+a PeerError becomes a DISCONNECT here, is kept in ``error``, and ends the connection.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from .. import __version__
+from ..crypto.keys import PublicKey, load_public_key
+from ..crypto.suites import EXT_INFO_CLIENT, STRICT_CLIENT, STRICT_SERVER, Algorithms
+from ..errors import KeyExchangeFailed, PeerDisconnected, PeerError, ProtocolError
+from ..wire.codec import Buffer, Message
+from ..wire.messages import (
+    BY_APPLICATION,
+    ChannelData,
+    Debug,
+    Disconnect,
+    ExtInfo,
+    Ignore,
+    KexInit,
+    KexInitiate,
+    KexReply,
+    NewKeys,
+    Ping,
+    Pong,
+    ServiceRequest,
+    Unimplemented,
+)
+from .auth_client import Credentials
+from .auth_server import Authority
+from .channels import WINDOW
+from .handshake import Handshake, Negotiated, Versions, our_kexinit
+from .order import Phase, Role, Verdict, verdict
+from .packets import PacketReader, PacketWriter
+
+_log = logging.getLogger(__name__)
+
+# RFC 4253 section 4.2
+VERSION_LIMIT: Final = 255  # bytes with the line end
+AUTHENTICATION: Final = "ssh-userauth"  # RFC 4252: the only service there is
+
+# Our own choices
+LINES_LIMIT: Final = 50  # lines of greeting before a server's identification
+REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may carry
+REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
+REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
+EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
+ANSWERS_LIMIT: Final = 4 << 20  # bytes unsent, of which sources have no part
+HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
+HELD_OVERHEAD: Final = 64  # bytes that an object takes beside its own
+SOFTWARE: Final = f"Culvert_{__version__}"
+
+# An enum's attribute is slow to look up, for once a packet.
+_OPEN: Final = Phase.OPEN
+_CLOSED: Final = Phase.CLOSED
+_CHANNEL_DATA: Final = ChannelData.number
+
+
+class Handler(NamedTuple):
+    """What becomes of a message: its record, if it is to be decoded, and a method."""
+
+    kind: type[Message] | None
+    handle: Callable[[Any, Any], None]
+
+
+class Settings(NamedTuple):
+    """What both roles need to know."""
+
+    algorithms: Algorithms
+    rekey_bytes: int = REKEY_BYTES
+    rekey_seconds: float = REKEY_SECONDS
+    window: int = WINDOW
+
+
+class ServerSide(NamedTuple):
+    """What makes a connection a server's."""
+
+    host_keys: Mapping[str, bytes]  # signature algorithm -> public key blob
+    sign: Callable[[str, bytes], bytes]  # (algorithm, exchange hash) -> signature blob
+    authority: Authority
+    banner: str = ""
+
+
+class ClientSide(NamedTuple):
+    """What makes a connection a client's."""
+
+    user: str
+    check_host_key: Callable[[PublicKey], None]  # raises HostKeyRejected
+    credentials: Credentials
+    methods: tuple[str, ...] = ("publickey", "keyboard-interactive", "password")
+
+
+class Transport:
+    """Everything up to the messages themselves; a subclass gives those of authentication and
+    of channels a meaning.
+    """
+
+    def __init__(
+        self,
+        side: ServerSide | ClientSide,
+        settings: Settings,
+        random: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        self._side = side
+        self.role = Role.SERVER if isinstance(side, ServerSide) else Role.CLIENT
+        self._settings = settings
+        self._random = random
+        self._now = now
+        self._reader = PacketReader()
+        self._writer = PacketWriter(random)
+        self.phase = Phase.VERSION
+        self.error: PeerError | None = None
+        self._lines = 0
+        self._our_version = f"SSH-2.0-{SOFTWARE}".encode()
+        self.peer_version = b""
+        self.session_id = b""
+        self._strict = False
+        self._first = True  # until the first NEWKEYS arrived
+        self._handshake: Handshake | None = None
+        self._negotiated: Negotiated
+        self._handshake_started = now
+        self._resume = Phase.FRESH  # the phase after this key exchange
+        self._skip_guess = False
+        self._held: list[bytes] | None = None  # messages behind a key exchange
+        self._held_bytes = 0
+        self._keys_since = now
+        self._host_key = b""
+        self._peer_extensions: dict[str, bytes] = {}
+        self._peer_takes_extensions = False
+        self._writer.raw(self._our_version + b"\r\n")
+        self._begin_exchange()
+
+    # -- what a subclass adds --------------------------------------------------------
+
+    _handlers: Mapping[int, Handler] = {}
+
+    def _on_channel_data(self, payload: memoryview) -> None:
+        """CHANNEL_DATA in phase OPEN: the one message that is not decoded here."""
+        raise NotImplementedError
+
+    def _handled(self) -> None:
+        """All that arrived together is handled."""
+
+    def _closed(self) -> None:
+        """The connection is over."""
+
+    # -- for the driver --------------------------------------------------------------
+
+    def receive_buffer(self) -> memoryview:
+        """Where a socket may put what it receives; then call ``received``."""
+        return self._reader.space()
+
+    def received(self, count: int, now: float) -> None:
+        """``count`` bytes were put into ``receive_buffer()``."""
+        if self.phase is Phase.CLOSED:
+            return  # nobody would ever take them out again
+        self._now = now
+        self._reader.filled(count)
+        try:
+            self._process()
+        except PeerError as error:
+            self._fail(error)
+        self._handled()
+
+    def receive_data(self, data: Buffer, now: float) -> None:
+        """As ``received``, with a copy."""
+        view = memoryview(data)
+        while len(view) and self.phase is not Phase.CLOSED:
+            space = self.receive_buffer()
+            count = min(len(space), len(view))
+            space[:count] = view[:count]
+            self.received(count, now)
+            view = view[count:]
+
+    def receive_eof(self) -> None:
+        """The peer's end of the byte stream."""
+        if self.phase is not Phase.CLOSED:
+            self._fail(PeerDisconnected("the peer closed the connection"))
+
+    def data_to_send(self) -> memoryview:
+        """Unsent bytes, valid until the next call of anything but ``sent``."""
+        return self._writer.data_to_send()
+
+    def sent(self, count: int) -> None:
+        """The socket took ``count`` of them."""
+        self._writer.sent(count)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the socket."""
+        return self._writer.unsent
+
+    @property
+    def deadline(self) -> float:
+        """When ``tick`` wants to be called."""
+        if self._handshake is not None:
+            return self._handshake_started + EXCHANGE_SECONDS
+        if self.phase is not Phase.OPEN:
+            return math.inf  # whoever owns the connection limits the time for a login
+        return self._keys_since + self._settings.rekey_seconds
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        self._now = now
+        if self.phase is Phase.CLOSED or now < self.deadline:
+            return
+        if self._handshake is not None:
+            self._fail(KeyExchangeFailed("the peer took too long for the key exchange"))
+        else:
+            self.rekey()
+
+    @property
+    def activity(self) -> int:
+        """A number that changes whenever a packet was sent or received."""
+        return self._writer.sequence + self._reader.sequence
+
+    @property
+    def peer_software(self) -> str:
+        """The peer's software version and comments, or '' until it is known."""
+        return self.peer_version.decode("latin-1").partition("-")[2].partition("-")[2]
+
+    # -- sending ---------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """One message, after a key exchange if there is one."""
+        self.send_payload(message.encode())
+
+    def send_payload(self, payload: bytes) -> None:
+        """The same, encoded."""
+        if self.phase is Phase.CLOSED:
+            return
+        if self._held is None:
+            self._writer.packet(payload)
+            if self._writer.unsent > ANSWERS_LIMIT and self.phase is Phase.OPEN:
+                self._fail(ProtocolError("the peer does not read the answers to its questions"))
+            self._rekey_when_due()
+            return
+        self._held_bytes += len(payload) + HELD_OVERHEAD
+        if self._held_bytes > HELD_LIMIT:
+            self._fail(ProtocolError("too much to answer during a key exchange"))
+            return
+        self._held.append(payload)
+
+    def _rekey_when_due(self) -> None:
+        writer = self._writer
+        if writer.sent_bytes > self._settings.rekey_bytes or writer.packets > REKEY_PACKETS:
+            self.rekey()
+
+    def close(self, description: str = "") -> None:
+        """Say goodbye."""
+        if self.phase is not Phase.CLOSED:
+            self._writer.packet(Disconnect(BY_APPLICATION, description).encode())
+            self._end()
+
+    def _fail(self, error: PeerError) -> None:
+        """The one place where an error becomes a DISCONNECT."""
+        if self.phase is Phase.CLOSED:
+            return
+        self.error = error
+        if not isinstance(error, PeerDisconnected) and self.phase is not Phase.VERSION:
+            self._writer.packet(Disconnect(error.reason, str(error)).encode())
+        self._end()
+
+    def _end(self) -> None:
+        self.phase = Phase.CLOSED
+        self._held = None
+        self._closed()
+
+    # -- receiving -------------------------------------------------------------------
+
+    def _process(self) -> None:
+        while self.phase is Phase.VERSION:
+            line = self._reader.line(VERSION_LIMIT if self.role is Role.SERVER else 8192)
+            if line is None:
+                return
+            self._on_line(line)
+        reader = self._reader
+        while self.phase is not _CLOSED:
+            payload = reader.next()
+            if payload is None:
+                break
+            if payload[0] == _CHANNEL_DATA and self.phase is _OPEN:
+                self._on_channel_data(payload)
+            else:
+                self._dispatch(bytes(payload))
+        if (
+            reader.received_bytes > self._settings.rekey_bytes or reader.packets > REKEY_PACKETS
+        ) and self.phase is Phase.OPEN:
+            self.rekey()
+
+    def _on_line(self, line: bytes) -> None:
+        if not line.startswith(b"SSH-"):
+            self._lines += 1
+            if self.role is Role.SERVER or self._lines > LINES_LIMIT:
+                raise ProtocolError("the peer does not speak SSH")
+            return
+        if not line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
+            raise ProtocolError("the peer speaks another version of SSH")
+        if len(line) + 2 > VERSION_LIMIT or not all(32 <= byte < 127 for byte in line):
+            raise ProtocolError("the peer's identification string is malformed")
+        self.peer_version = line
+        self.phase = Phase.KEXINIT
+
+    def _dispatch(self, payload: bytes) -> None:
+        number = payload[0]
+        if self._skip_guess and self.phase is Phase.EXCHANGE and 30 <= number <= 49:
+            self._skip_guess = False  # RFC 4253 section 7: a guess that was wrong
+            return
+        match verdict(self.role, self.phase, number, self._strict, self._first):
+            case Verdict.HANDLE:
+                if self.phase is Phase.FRESH:
+                    self.phase = Phase.SERVICE
+                    fresh = True
+                else:
+                    fresh = False
+                if number == ExtInfo.number and not fresh and self.role is Role.CLIENT:
+                    self.phase = Phase.PRE_SUCCESS
+                kind, handle = self._handlers[number]
+                handle(self, payload if kind is None else kind.decode(payload))
+            case Verdict.SKIP:
+                pass
+            case Verdict.UNKNOWN:
+                sequence = (self._reader.sequence - 1) & 0xFFFFFFFF
+                self.send(Unimplemented(sequence))
+            case Verdict.REFUSE:
+                raise ProtocolError(f"message {number} while waiting for {self.phase.name}")
+
+    def _on_disconnect(self, message: Disconnect) -> None:
+        raise PeerDisconnected(message.description or "the peer disconnected")
+
+    def _on_nothing(self, message: Message) -> None:
+        """Messages that ask for nothing."""
+
+    def _on_debug(self, message: Debug) -> None:
+        _log.debug("the peer says: %r", message.message)
+
+    def _on_unimplemented(self, message: Unimplemented) -> None:
+        if self.phase is not Phase.OPEN:
+            raise ProtocolError("the peer does not know a message that every peer must know")
+
+    def _on_ping(self, message: Ping) -> None:
+        self.send(Pong(message.data))
+
+    # -- key exchange ----------------------------------------------------------------
+
+    def rekey(self) -> None:
+        """Begin a key exchange, unless one is under way."""
+        if self._handshake is None and self.phase is Phase.OPEN:
+            self._begin_exchange()
+
+    def _begin_exchange(self) -> None:
+        ours = our_kexinit(self.role, self._algorithms(), self._random(16), not self.session_id)
+        self._writer.packet(ours.encode())
+        self._held, self._held_bytes = [], 0
+        self._handshake = Handshake(self.role, ours)
+        self._handshake_started = self._now
+
+    def _algorithms(self) -> Algorithms:
+        algorithms = self._settings.algorithms
+        if isinstance(self._side, ServerSide):
+            have = self._side.host_keys
+            algorithms = algorithms._replace(
+                host_key=tuple(name for name in algorithms.host_key if name in have)
+            )
+        return algorithms
+
+    def _on_kexinit(self, payload: bytes) -> None:
+        if self._handshake is None:
+            self._begin_exchange()
+        handshake = self._handshake
+        assert handshake is not None
+        if self.role is Role.CLIENT:
+            versions = Versions(self._our_version, self.peer_version)
+        else:
+            versions = Versions(self.peer_version, self._our_version)
+        theirs = handshake.receive_kexinit(payload, versions)
+        if self._first:
+            marker = STRICT_SERVER if self.role is Role.CLIENT else STRICT_CLIENT
+            self._strict = marker in theirs.kex_algorithms
+            self._peer_takes_extensions = EXT_INFO_CLIENT in theirs.kex_algorithms
+            if self._strict and self._reader.sequence != 1:
+                raise ProtocolError("a strict peer sent something before its KEXINIT")
+        else:
+            self._resume = self.phase
+        _log.debug("negotiated %s", handshake.negotiated)
+        self._skip_guess = handshake.negotiated.wrong_guess
+        self.phase = Phase.EXCHANGE
+        if self.role is Role.CLIENT:
+            self._writer.packet(KexInitiate(handshake.begin()).encode())
+
+    def _on_kex_initiate(self, message: KexInitiate) -> None:
+        handshake, side = self._handshake, self._side
+        assert handshake is not None and isinstance(side, ServerSide)
+        algorithm = handshake.negotiated.host_key
+        self._host_key = side.host_keys[algorithm]
+        public = handshake.answer(message.client_public, self._host_key)
+        signature = side.sign(algorithm, handshake.exchange_hash)
+        self._writer.packet(KexReply(self._host_key, public, signature).encode())
+        self._send_newkeys(handshake)
+
+    def _on_kex_reply(self, message: KexReply) -> None:
+        handshake, side = self._handshake, self._side
+        assert handshake is not None and isinstance(side, ClientSide)
+        key = load_public_key(message.host_key)
+        handshake.finish(message.server_public, message.host_key)
+        algorithm = handshake.negotiated.host_key
+        if not key.verify(algorithm, message.signature, handshake.exchange_hash):
+            raise KeyExchangeFailed("the server's signature is wrong: somebody is in between")
+        if self._first:
+            side.check_host_key(key)
+            self._host_key = message.host_key
+        elif message.host_key != self._host_key:
+            raise KeyExchangeFailed("the server changed its host key during the connection")
+        self._send_newkeys(handshake)
+
+    def _send_newkeys(self, handshake: Handshake) -> None:
+        """Send NEWKEYS and everything that waited for it."""
+        if not self.session_id:
+            self.session_id = handshake.exchange_hash
+        self._writer.packet(NewKeys().encode())
+        to_server = self.role is Role.CLIENT
+        self._writer.rekey(handshake.keys(self.session_id, to_server), self._strict)
+        if self._resume is Phase.OPEN:
+            self._start_compression(handshake.negotiated)
+        held, self._held = self._held or [], None
+        if self._first:
+            self._greet()
+        for payload in held:
+            self._writer.packet(payload)
+        self.phase = Phase.NEWKEYS
+
+    def _on_newkeys(self, message: NewKeys) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        self._reader.rekey(handshake.keys(self.session_id, self.role is Role.SERVER), self._strict)
+        if self._resume is Phase.OPEN:
+            self._start_decompression(handshake.negotiated)
+        self._negotiated = handshake.negotiated
+        self._handshake = None
+        self._keys_since = self._now
+        self._first = False
+        self.phase = self._resume
+
+    def _start_compression(self, agreed: Negotiated) -> None:
+        """zlib@openssh.com: after authentication, and anew with each key."""
+        choice = agreed.to_server if self.role is Role.CLIENT else agreed.to_client
+        if choice.compression != "none":
+            self._writer.start_compression()
+
+    def _start_decompression(self, agreed: Negotiated) -> None:
+        choice = agreed.to_client if self.role is Role.CLIENT else agreed.to_server
+        if choice.compression != "none":
+            self._reader.start_decompression()
+
+    def _greet(self) -> None:
+        """What follows the first NEWKEYS at once."""
+        if self.role is Role.CLIENT:
+            self._writer.packet(ServiceRequest(AUTHENTICATION).encode())
+        elif self._peer_takes_extensions:
+            algorithms = ",".join(self._settings.algorithms.user_key)
+            extensions = (
+                ("server-sig-algs", algorithms.encode()),
+                ("publickey-hostbound@openssh.com", b"0"),
+                ("ping@openssh.com", b"0"),
+            )
+            self._writer.packet(ExtInfo(extensions).encode())
+
+    def _on_ext_info(self, message: ExtInfo) -> None:
+        self._peer_extensions.update(message.extensions)
+
+
+TRANSPORT_HANDLERS: Final[dict[int, Handler]] = {
+    Disconnect.number: Handler(Disconnect, Transport._on_disconnect),
+    Ignore.number: Handler(Ignore, Transport._on_nothing),
+    Unimplemented.number: Handler(Unimplemented, Transport._on_unimplemented),
+    Debug.number: Handler(Debug, Transport._on_debug),
+    ExtInfo.number: Handler(ExtInfo, Transport._on_ext_info),
+    KexInit.number: Handler(None, Transport._on_kexinit),  # its bytes enter the exchange hash
+    NewKeys.number: Handler(NewKeys, Transport._on_newkeys),
+    KexInitiate.number: Handler(KexInitiate, Transport._on_kex_initiate),
+    KexReply.number: Handler(KexReply, Transport._on_kex_reply),
+    Ping.number: Handler(Ping, Transport._on_ping),
+}
