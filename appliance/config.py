@@ -137,15 +137,3 @@ def _meant(key: str, known: dict[str, Any]) -> str:
 
     close = difflib.get_close_matches(key, known, 1)
     return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def aes_is_fast() -> bool:
-    """Whether the processor has AES instructions, so that AES-GCM is the better choice."""
-    try:
-        with open("/proc/cpuinfo", encoding="latin-1") as file:
-            for line in file:
-                if line.startswith(("flags", "Features")):
-                    return " aes" in line
-    except OSError:
-        pass
-    return False

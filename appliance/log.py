@@ -4,7 +4,6 @@ The core logs DEBUG only. INFO is what an operator wants in a year's log.
 """
 
 import logging
-import logging.handlers
 import os
 import sys
 
@@ -34,10 +33,10 @@ def set_up(name: str, level: int, to_stderr: bool) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Line("[%(connection)d] %(asctime)s %(message)s", "%b %d %H:%M:%S"))
     else:
+        from logging import handlers  # which the client never needs
+
         try:
-            handler = logging.handlers.SysLogHandler(
-                "/dev/log", logging.handlers.SysLogHandler.LOG_AUTHPRIV
-            )
+            handler = handlers.SysLogHandler("/dev/log", handlers.SysLogHandler.LOG_AUTHPRIV)
         except OSError:  # no syslog here
             handler = logging.NullHandler()
         handler.setFormatter(_Line(f"{name}[%(connection)d]: %(message)s"))

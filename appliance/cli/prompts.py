@@ -1,7 +1,6 @@
 """Questions to the user: on the terminal, or by the program in SSH_ASKPASS."""
 
 import os
-import subprocess
 import sys
 
 from ..errors import UsageError
@@ -59,6 +58,8 @@ def _ask_terminal(terminal: int, prompt: str, echo: bool) -> str | None:
 
 
 def _askpass(program: str, prompt: str) -> str | None:
+    import subprocess
+
     try:
         result = subprocess.run([program, prompt], stdout=subprocess.PIPE, check=False)
     except OSError as error:

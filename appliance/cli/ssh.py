@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from .. import __version__
-from ..config import aes_is_fast
+from ..aio.processor import aes_is_fast
 from ..crypto.ciphers import CIPHERS, MACS
 from ..crypto.key_exchange import METHODS
 from ..crypto.keys import SIGNATURE_ALGORITHMS

@@ -7,6 +7,7 @@ shares nearly all of its memory.
     listener (root) --fork--> monitor (root) --fork--> worker (nobody, locked in)
 """
 
+import errno
 import gc
 import logging
 import os
@@ -16,12 +17,14 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from .. import log
-from ..config import ServerConfig, aes_is_fast
+from ..aio.processor import aes_is_fast
+from ..config import ServerConfig
 from ..crypto.keys import PrivateKey
 from ..crypto.suites import default_algorithms
 from ..errors import CulvertError, UsageError
@@ -161,6 +164,8 @@ class Listener:
             sock, address = listening.accept()
         except OSError as error:  # gone again, or out of descriptors
             _log.warning("accept: %s", error.strerror)
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                time.sleep(0.1)  # the connection waits in the queue, and so can we
             return
         with sock:
             source = str(address[0])

@@ -116,7 +116,8 @@ class Monitor:
         self._user: pwd.struct_passwd | None = None
         self._permissions = Permissions()
         self._authenticated = False
-        self._terminal: programs.Terminal | None = None
+        self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
+        self._terminals_made = 0
         self._programs: dict[int, int] = {}  # pid -> descriptor for its status
         self._deadline = (
             time.monotonic() + config.login_grace_time if config.login_grace_time else None
@@ -230,7 +231,8 @@ class Monitor:
         return self._outcome(False), []
 
     def _refuse_attempt(self, request: RefuseAttempt) -> tuple[bytes, list[int]]:
-        return self._failed(request.user, request.method, time.monotonic(), "not supported")
+        method = request.method[:64]  # as it came from the client
+        return self._failed(request.user, method, time.monotonic(), "not supported")
 
     def _show_key(self, request: ShowKey) -> tuple[bytes, list[int]]:
         started = time.monotonic()
@@ -368,21 +370,23 @@ class Monitor:
         assert self._user is not None
         if not self._permissions.pty:
             raise Deny("this key may not have a terminal")
-        if self._terminal is not None:
-            self._terminal.close()
+        if len(self._terminals) >= PROGRAMS_LIMIT:
+            raise Deny("too many terminals")
         try:
-            self._terminal = programs.open_terminal(self._user)
+            terminal = programs.open_terminal(self._user)
         except OSError as error:
             raise Deny(f"no terminal: {error.strerror}") from error
-        return b"", [os.dup(self._terminal.master)]
+        self._terminals_made += 1
+        self._terminals[self._terminals_made] = terminal
+        return write_uint32(self._terminals_made), [os.dup(terminal.master)]
 
     def _spawn(self, request: Spawn) -> tuple[bytes, list[int]]:
         user, config = self._user, self._config
         assert user is not None
         if len(self._programs) >= PROGRAMS_LIMIT:
             raise Deny("too many programs")
-        terminal = self._terminal if request.on_terminal else None
-        if request.on_terminal and terminal is None:
+        terminal = self._terminals.get(request.terminal)
+        if request.terminal and terminal is None:
             raise Deny("no terminal")
         environment = programs.base_environment(user, config.pass_environment)
         names, values = request.environment[::2], request.environment[1::2]
@@ -410,8 +414,8 @@ class Monitor:
             os.close(status_write)
             raise Deny(f"no process: {error.strerror}") from error
         if terminal is not None:
+            del self._terminals[request.terminal]
             terminal.close()
-            self._terminal = None
         self._programs[program.pid] = status_write
         _log.info("user %s: %s%s", user.pw_name, request.kind, " on a terminal" if terminal else "")
         return write_uint32(program.pid), [*program.descriptors, status_read]
@@ -440,11 +444,23 @@ class Monitor:
         number = getattr(signal, "SIG" + request.signal, None)
         if number is not None:
             try:
-                with accounts.as_user(self._user):
-                    os.killpg(request.process, number)
+                self._kill(self._user, request.process, number)
             except OSError as error:
                 raise Deny(str(error.strerror)) from error
         return b"", []
+
+    @staticmethod
+    def _kill(user: pwd.struct_passwd, group: int, number: int) -> None:
+        """As the user, who may do no more; a child that is just born has no group yet."""
+        for patience in (0.01, 0.03, 0.1, None):
+            try:
+                with accounts.as_user(user):
+                    os.killpg(group, number)
+                return
+            except ProcessLookupError:
+                if patience is None:
+                    raise
+                time.sleep(patience)
 
     def _open_tunnel(self, request: OpenTunnel) -> tuple[bytes, list[int]]:
         permitted = {

@@ -64,7 +64,7 @@ class UsePassword(Message, number=6):
 
 
 class OpenPty(Message, number=10):
-    """Answered with the master side."""
+    """Answered with a number, not 0, and the master side."""
 
 
 class Spawn(Message, number=11):
@@ -73,7 +73,7 @@ class Spawn(Message, number=11):
     kind: Name
     command: String
     environment: Strings  # name, value, name, value ...
-    on_terminal: Boolean
+    terminal: UInt32  # a number from OpenPty, or 0 for pipes
 
 
 class SendSignal(Message, number=12):

@@ -61,6 +61,7 @@ class MonitorClient:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._terminals: dict[int, int] = {}  # master side -> the monitor's number
 
     def sign(self, algorithm: str, exchange_hash: bytes) -> bytes:
         """A host key's signature."""
@@ -86,7 +87,9 @@ class MonitorClient:
         return _outcome(ask(self._sock, UsePassword(user, method, password))[0])
 
     def open_pty(self) -> int:
-        return self._ask_for(OpenPty(), 1)[1][0]
+        answer, fds = self._ask_for(OpenPty(), 1)
+        self._terminals[fds[0]] = Reader(answer).uint32()
+        return fds[0]
 
     def spawn(
         self,
@@ -96,7 +99,8 @@ class MonitorClient:
         master: int | None,
     ) -> Process:
         flat = tuple(part for pair in environment for part in pair)
-        request = Spawn(kind, command, flat, master is not None)
+        terminal = 0 if master is None else self._terminals.pop(master)
+        request = Spawn(kind, command, flat, terminal)
         if len(request.encode()) > DATAGRAM:
             raise Refused("the command and its environment are too long")
         answer, fds = self._ask_for(request, 4 if master is None else 1)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # Our own choices
 WINDOW: Final = 2 << 20  # bytes; what OpenSSH gives a session or a tunnel
 PACKET: Final = 32 << 10  # bytes; what OpenSSH gives and every peer can do
-REPLIES_LIMIT: Final = 64  # requests that may wait for an answer on one channel
 
 WINDOW_LIMIT: Final = 0xFFFFFFFF  # RFC 4254 section 5.2
 

@@ -16,7 +16,7 @@ from tests.peers import CULVERT, environment, find_program, free_port
 AS_NOBODY = """
 import os, sys, encodings.idna
 import appliance.cli.ssh, appliance.cli.sshd, appliance.cli.tunnel, appliance.aio.dial
-import appliance.process.listener, appliance.services.tunnel.device, cattrs, tomllib, difflib
+import logging.handlers, appliance.process.listener, appliance.services.tunnel.device, cattrs, tomllib, difflib
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 module = getattr(appliance.cli, sys.argv[1])
 raise SystemExit(module.main(sys.argv[2:], sys.argv[1]))

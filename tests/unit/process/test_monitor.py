@@ -190,7 +190,7 @@ SAMPLES: dict[type[Message], Message] = {
     UseKey: use_key(),
     UsePassword: password(secret=b"wrong"),
     OpenPty: OpenPty(),
-    Spawn: Spawn("exec", b"true", (), False),
+    Spawn: Spawn("exec", b"true", (), 0),
     SendSignal: SendSignal(1, "TERM"),
     OpenTunnel: OpenTunnel(1, 0),
 }
@@ -288,8 +288,8 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
                 os.close(fd)
         assert it.is_in == authenticated
     finally:
-        if it.monitor._terminal is not None:
-            it.monitor._terminal.close()
+        for terminal in it.monitor._terminals.values():
+            terminal.close()
         it.close()
 
 
@@ -617,7 +617,7 @@ def test_what_the_first_factor_restricts_holds_after_the_second(
 
     monkeypatch.setattr(monitor.programs, "start", start)
     for kind, command in (("exec", b"sh"), ("shell", b""), ("subsystem", b"sftp")):
-        it.denied(Spawn(kind, command, (), False))
+        it.denied(Spawn(kind, command, (), 0))
         assert started[-1][1] == b"forced"
         assert started[-1][2][b"A"] == b"b"  # type: ignore[index]
     assert "terminal" in it.denied(OpenPty())
@@ -655,7 +655,7 @@ def test_a_forced_command_runs_whatever_was_asked_for(
 ) -> None:
     """An empty one, too: it allows nothing."""
     it = office(f'command="{forced}" {KEY.public.line()}').log_in()
-    it.denied(Spawn(kind, b"asked", (), False))
+    it.denied(Spawn(kind, b"asked", (), 0))
     assert started[-1][1] == forced.encode()
     original = started[-1][2].get(b"SSH_ORIGINAL_COMMAND")  # type: ignore[attr-defined]
     assert original == (None if kind == "shell" else b"asked")
@@ -665,7 +665,7 @@ def test_the_servers_forced_command_outweighs_the_keys(
     office: Make, started: list[tuple[object, ...]]
 ) -> None:
     it = office(f'command="the key\'s" {KEY.public.line()}', force_command="ours").log_in()
-    it.denied(Spawn("exec", b"asked", (), False))
+    it.denied(Spawn("exec", b"asked", (), 0))
     assert started[-1][1] == b"ours"
 
 
@@ -673,10 +673,10 @@ def test_a_subsystem_is_one_that_the_configuration_names(
     office: Make, started: list[tuple[object, ...]]
 ) -> None:
     it = office(subsystems={"echo": "/bin/cat"}).log_in()
-    it.denied(Spawn("subsystem", b"echo", (), False))
+    it.denied(Spawn("subsystem", b"echo", (), 0))
     assert started[-1][1] == b"/bin/cat"
     for name in (b"sftp", b"", b"/bin/sh", b"echo\0", b"\xff"):
-        assert "subsystem" in it.denied(Spawn("subsystem", name, (), False))
+        assert "subsystem" in it.denied(Spawn("subsystem", name, (), 0))
     assert len(started) == 1
 
 
@@ -688,9 +688,9 @@ def test_a_variable_that_is_not_accepted_reaches_no_program(
     office: Make, started: list[tuple[object, ...]], name: bytes
 ) -> None:
     it = office().log_in()
-    assert "variable" in it.denied(Spawn("exec", b"env", (name, b"x"), False))
+    assert "variable" in it.denied(Spawn("exec", b"env", (name, b"x"), 0))
     assert not started
-    it.denied(Spawn("exec", b"env", (b"LANG", b"C", b"LC_ALL", b"C", b"TERM", b"vt100"), False))
+    it.denied(Spawn("exec", b"env", (b"LANG", b"C", b"LC_ALL", b"C", b"TERM", b"vt100"), 0))
     environment = started[0][2]
     assert environment[b"LC_ALL"] == b"C"  # type: ignore[index]
 
@@ -698,11 +698,11 @@ def test_a_variable_that_is_not_accepted_reaches_no_program(
 def test_a_key_without_a_terminal_gets_none(office: Make) -> None:
     it = office(f"no-pty {KEY.public.line()}").log_in()
     assert "terminal" in it.denied(OpenPty())
-    assert "no terminal" in it.denied(Spawn("shell", b"", (), True))
+    assert "no terminal" in it.denied(Spawn("shell", b"", (), 1))
 
 
 def run(it: Office, command: bytes) -> tuple[int, list[int]]:
-    answer = it.raw(Spawn("exec", command, (), False).encode())
+    answer = it.raw(Spawn("exec", command, (), 0).encode())
     assert answer is not None and answer[0][:1] == GRANTED, answer
     return Reader(answer[0][1:]).uint32(), answer[1]
 

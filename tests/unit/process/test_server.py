@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from appliance.process import sandbox
+from appliance.services.session import Command, PtyRequest
+from appliance.ssh.channels import ChannelHandler
 from appliance.ssh.order import Phase, Role
 from appliance.wire.messages import Ping
 from tests.netns import wait_until
@@ -250,6 +252,35 @@ def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
     answers: list[object] = []
     other.connection.global_request("x", b"", answers.append)
     assert other.until(lambda _: answers)
+
+
+def test_two_sessions_that_begin_at_once_have_a_terminal_each(
+    our_server: Serve, dial: Dial
+) -> None:
+    class Session(ChannelHandler):
+        def __init__(self) -> None:
+            self.output = b""
+            self.is_open = self.is_closed = False
+
+        def opened(self, type_data: bytes) -> None:
+            self.is_open = True
+
+        def data(self, view: memoryview) -> None:
+            self.output += view
+
+        def closed(self) -> None:
+            self.is_closed = True
+
+    client = dial(our_server()).log_in()
+    sessions = [Session(), Session()]
+    channels = [client.connection.open_channel("session", b"", session) for session in sessions]
+    assert client.until(lambda _: all(session.is_open for session in sessions))
+    for columns, channel in zip((81, 82), channels, strict=True):
+        channel.request("pty-req", PtyRequest("vt100", columns, 24, 0, 0, b"").encode())
+    for channel in channels:
+        channel.request("exec", Command(b"stty size").encode())
+    assert client.until(lambda _: all(session.is_closed for session in sessions))
+    assert [session.output for session in sessions] == [b"24 81\r\n", b"24 82\r\n"]
 
 
 def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
