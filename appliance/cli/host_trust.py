@@ -43,7 +43,8 @@ class HostTrust:
         options = self._options
         name = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
         shown = f"{key.key_type} key {key.fingerprint(options.fingerprint_hash)}"
-        if key.key_type == "ssh-rsa" and key.bits < options.required_rsa_size:
+        shortest = max(options.required_rsa_size, 3072 if options.profile == "hardened" else 0)
+        if key.key_type == "ssh-rsa" and key.bits < shortest:
             raise HostKeyRejected(f"the host key of {name} is too short: {key.bits} bits")
         # A name that is known under its port is not looked up without it in another file.
         decisions = [(path, found, found.decide(key)) for path, found in self._lookups]

@@ -31,7 +31,7 @@ from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
 from .credentials import UserCredentials
 from .host_trust import HostTrust
 from .options import Option, Options, help_text, parse
-from .ssh_config import HostOptions, load
+from .ssh_config import HostOptions, Person, load
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
 
@@ -207,7 +207,18 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
         given.append(("StrictHostKeyChecking", "accept-new" if accepts == 1 else "no"))
         if accepts > 1:
             given.append(("UserKnownHostsFile", os.devnull))
-    return load(host, given, line.options.value("F"))
+    person = _dropbear_person() if dropbear else None
+    if person is not None and "i" not in line.options:
+        key = os.path.join(person.home, ".ssh", "id_dropbear")
+        if os.path.exists(key):
+            given.append(("IdentityFile", key))
+    return load(host, given, line.options.value("F"), person)
+
+
+def _dropbear_person() -> Person:
+    """dbclient looks for its files in $HOME, where ssh takes the account's home."""
+    person = Person.current()
+    return person._replace(home=os.environ.get("HOME") or person.home)
 
 
 def _set_up_log(options: Options, settings: HostOptions) -> None:

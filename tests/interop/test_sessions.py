@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,11 +11,17 @@ import pytest
 from tests.interop.conftest import OURS, PAIRS, pair_of
 from tests.netns import wait_until
 from tests.peers import (
+    CLIENTS,
+    SERVERS,
+    Account,
     Algorithms,
     ClientKind,
     Invocation,
+    Keyring,
     Login,
     Server,
+    ServerKind,
+    ServerSettings,
     Terminal,
     end,
     private_folder,
@@ -168,6 +175,34 @@ def test_both_directions_run_at_once(client: ClientKind, server: Server, login: 
 REKEYING = [names for names in PAIRS if names[0] != "dbclient"]
 
 
+@pytest.fixture(scope="module")
+def rekeying(
+    request: pytest.FixtureRequest,
+    serve: Callable[[ServerKind, ServerSettings], Server],
+    host_keys: Keyring,
+    account: Account,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Server:
+    """Our server, which exchanges keys after every REKEY bytes."""
+    config = tmp_path_factory.mktemp("rekeying") / "sshd.toml"
+    config.write_text(f"rekey_bytes = {REKEY}\n")
+    settings = ServerSettings(
+        host_keys=host_keys.keys(("ssh-ed25519",)),
+        authorized_keys=None if account.password else request.getfixturevalue("authorized_keys"),
+        options=("--config", str(config)),
+    )
+    return serve(SERVERS[OURS], settings)
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_our_server_exchanges_keys_in_the_middle_of_a_transfer(
+    name: str, rekeying: Server, login: Login
+) -> None:
+    data = numbers(10 * REKEY)
+    done = CLIENTS[name].run(rekeying, login, "cat", data=data)
+    assert (done.status, done.stdout == data) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("client", "server"), [pair_of(*names) for names in REKEYING], indirect=True
 )
@@ -303,7 +338,7 @@ def test_the_modes_of_the_terminal_arrive(client: ClientKind, server: Server, lo
 def test_an_interrupt_key_interrupts_the_command(
     client: ClientKind, server: Server, login: Login
 ) -> None:
-    with on_terminal(client, server, login, "trap 'exit 9' INT; echo go; sleep 20") as terminal:
+    with on_terminal(client, server, login, "trap 'exit 9' INT; echo go; read line") as terminal:
         terminal.read_until(b"go")
         terminal.write(b"\x03")
         assert terminal.wait() == 9
