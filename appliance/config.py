@@ -37,6 +37,9 @@ class ServerConfig:
     login_grace_time: int = 120
     max_startups: tuple[int, int, int] = (10, 30, 100)  # start, percent, full
     max_startups_per_source: int = 20
+    per_source_penalties: bool = True
+    # What comes from this machine is often a proxy in front of everybody.
+    per_source_penalty_exempt_list: tuple[str, ...] = ("127.0.0.0/8", "::1")
 
     banner: str = ""  # a file's name
     print_motd: bool = True

@@ -30,6 +30,7 @@ from ..crypto.suites import default_algorithms
 from ..errors import CulvertError, UsageError
 from . import host_keys, sandbox, worker
 from .monitor import Monitor, Peer
+from .penalties import Ending, Penalties
 from .requests import MonitorGone
 
 _log = logging.getLogger(__name__)
@@ -106,6 +107,12 @@ class Listener:
         self._connections = 0
         self._sources: dict[int, str] = {}  # monitors whose peer is not authenticated
         self._per_source: Counter[str] = Counter()
+        self._monitors: dict[int, str] = {}  # all of them, and where their peers are
+        self._penalties = (
+            Penalties(config.per_source_penalty_exempt_list)
+            if config.per_source_penalties
+            else None
+        )
         self._sockets: list[socket.socket] = []
         self._pipes: tuple[int, ...] = ()  # that are no monitor's business
 
@@ -169,6 +176,9 @@ class Listener:
             return
         with sock:
             source = str(address[0])
+            if self._penalties is not None and self._penalties.refuses(source, time.monotonic()):
+                _log.debug("connection from %s dropped: a penalty", source)
+                return
             if self._drops(source):
                 _log.info("connection from %s dropped: too many start-ups", source)
                 return
@@ -180,6 +190,7 @@ class Listener:
                 return
             if pid == 0:
                 self._child(sock, told)
+            self._monitors[pid] = source
             self._sources[pid] = source
             self._per_source[source] += 1
 
@@ -207,16 +218,25 @@ class Listener:
     def _reap(self) -> None:
         while True:
             try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
                 return
             self._release(pid)
+            self._punish(self._monitors.pop(pid, ""), os.waitstatus_to_exitcode(status))
+
+    def _punish(self, source: str, status: int) -> None:
+        """A connection of ``source`` ended; a negative status is a signal's."""
+        if self._penalties is None or not source:
+            return
+        ending = Ending(status) if status in set(Ending) else Ending.CRASH
+        if self._penalties.add(source, ending, time.monotonic()):
+            _log.warning("%s is refused for a while: %s", source, ending.name.lower())
 
     def _child(self, sock: socket.socket, told: int) -> None:
         """In the new process: become a monitor, and never return."""
-        status = 1
+        status = Ending.CRASH
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
@@ -225,14 +245,13 @@ class Listener:
                 listening.close()
             for fd in self._pipes:
                 os.close(fd)
-            self._monitor(sock, self._connections, told)
-            status = 0
+            status = self._monitor(sock, self._connections, told)
         except Exception:  # the root of a process
             _log.exception("the monitor failed")
         finally:
             os._exit(status)
 
-    def _monitor(self, sock: socket.socket, number: int, told: int | None) -> None:
+    def _monitor(self, sock: socket.socket, number: int, told: int | None) -> Ending:
         gc.disable()  # short code, few objects: a collection would only copy shared pages
         log.serve_connection(number)
         peer = Peer(sock)
@@ -251,11 +270,11 @@ class Listener:
             if told is not None:
                 os.write(told, _PID.pack(os.getpid()))
 
-        Monitor(self._config, self._host_keys, peer, ours, pid, authenticated).run()
+        return Monitor(self._config, self._host_keys, peer, ours, pid, authenticated).run()
 
     def _worker(self, sock: socket.socket, to_monitor: socket.socket) -> None:
         """In the new process: give everything up, serve, and never return."""
-        status = 1
+        status = 0
         try:
             self._host_keys.clear()
             sandbox.enter(self._identity)
@@ -263,13 +282,13 @@ class Listener:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             worker.serve(self._job, sock, to_monitor)
-            status = 0
         except MonitorGone:
             pass
         except CulvertError as error:
             _log.warning("%s", error)
         except Exception:  # the root of a process
             _log.exception("the worker failed")
+            status = 1
         finally:
             os._exit(status)
 

@@ -26,6 +26,7 @@ from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import Message, write_text, write_uint32
 from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 from . import accounts, programs
+from .penalties import Ending
 from .requests import (
     DATAGRAM,
     GRANTED,
@@ -108,6 +109,7 @@ class Monitor:
         self._peer = peer
         self._sock = sock
         self._worker = worker
+        self._worker_status: int | None = None  # once it has ended
         self._tell_listener = authenticated
         self._session_id = b""
         self._counts: dict[int, int] = {}
@@ -125,7 +127,7 @@ class Monitor:
 
     # -- the loop --------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self) -> Ending:
         """Serve until the worker ends."""
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
@@ -134,7 +136,8 @@ class Monitor:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
-        while True:
+        late = False
+        while not late:
             timeout = None
             if self._deadline is not None:
                 timeout = max(0.0, self._deadline - time.monotonic()) * 1000
@@ -151,8 +154,23 @@ class Monitor:
                     self._config.login_grace_time,
                 )
                 os.kill(self._worker, signal.SIGKILL)
-                break
+                late = True
+        return self._ending(late)
+
+    def _ending(self, late: bool) -> Ending:
+        """What the listener is to know; the worker is gone, or about to go."""
+        if self._worker_status is None:
+            _, self._worker_status = os.waitpid(self._worker, 0)
         self._reap()
+        if late:
+            return Ending.GRACE_TIME
+        if self._worker_status:
+            return Ending.CRASH
+        if self._authenticated:
+            return Ending.NORMAL
+        if not self._failures:
+            return Ending.NO_AUTHENTICATION
+        return Ending.FAILED if self._user is not None else Ending.UNKNOWN_USER
 
     def _reap(self) -> None:
         while True:
@@ -162,6 +180,8 @@ class Monitor:
                 return
             if pid == 0:
                 return
+            if pid == self._worker:
+                self._worker_status = status
             fd = self._programs.pop(pid, None)
             if fd is not None:
                 with contextlib.suppress(OSError):  # the session may be over
@@ -178,18 +198,15 @@ class Monitor:
         row = TABLE.get(data[0])
         now = When.AFTER if self._authenticated else When.BEFORE
         if row is None or now not in row.when:
-            _log.warning("the worker asked for %s, which is not allowed now", data[0])
-            return False
+            return self._end_worker(f"it asked for {data[0]}, which is not allowed now")
         count = self._counts[data[0]] = self._counts.get(data[0], 0) + 1
         if count > row.limit:
-            _log.warning("the worker asked too often for %s", row.message.__name__)
-            return False
+            return self._end_worker(f"it asked too often for {row.message.__name__}")
         first = GRANTED
         try:
             answer, descriptors = _HANDLERS[row.message](self, row.message.decode(data))
         except MalformedMessage as error:
-            _log.warning("the worker sent a malformed request: %s", error)
-            return False
+            return self._end_worker(f"a malformed request: {error}")
         except Deny as denial:
             answer, descriptors = str(denial).encode(), []
             first = REFUSED
@@ -201,6 +218,12 @@ class Monitor:
             for fd in descriptors:
                 os.close(fd)
         return True
+
+    def _end_worker(self, why: str) -> bool:
+        """A worker that breaks the rules was taken over; the answer is for ``_serve``."""
+        _log.warning("the worker is ended: %s", why)
+        os.kill(self._worker, signal.SIGKILL)
+        return False
 
     # -- before authentication -------------------------------------------------------
 
@@ -231,6 +254,7 @@ class Monitor:
         return self._outcome(False), []
 
     def _refuse_attempt(self, request: RefuseAttempt) -> tuple[bytes, list[int]]:
+        self._find(request.user)
         method = request.method[:64]  # as it came from the client
         return self._failed(request.user, method, time.monotonic(), "not supported")
 

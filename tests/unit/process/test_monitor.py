@@ -20,6 +20,7 @@ from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError
 from appliance.process import accounts, monitor, requests
 from appliance.process.monitor import Monitor, Peer
+from appliance.process.penalties import Ending
 from appliance.process.requests import (
     DATAGRAM,
     GRANTED,
@@ -52,6 +53,7 @@ ME = pwd.getpwuid(os.geteuid())
 USER = ME.pw_name
 SESSION = b"s" * 32
 CONFIG = ServerConfig(print_motd=False)
+WORKER = 4711  # a process id that nothing is sent to: os.kill only takes notes here
 
 
 class Office:
@@ -80,12 +82,14 @@ class Office:
         peer.address, peer.port = address, 4711
         self.told = 0
         self.ours = ours
+        self.killed: list[tuple[int, int]] = []
+        monkeypatch.setattr(os, "kill", lambda *what: self.killed.append(what))
         self.monitor = Monitor(
             replace(CONFIG, **changes),  # type: ignore[arg-type]
             {"ssh-ed25519": HOST_KEY},
             peer,
             ours,
-            0,
+            WORKER,
             self._tell,
         )
 
@@ -96,6 +100,7 @@ class Office:
         """What a datagram is answered with; None when the monitor ends the connection."""
         self.worker.send(data)
         if not self.monitor._serve():
+            assert self.killed == [(WORKER, signal.SIGKILL)]
             self.worker.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 assert self.worker.recv(DATAGRAM) == b""
@@ -157,6 +162,41 @@ def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Office]]:
 
 
 Make = Callable[..., Office]
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts", "user", "ending"),
+    [
+        (0, 0, USER, Ending.NO_AUTHENTICATION),
+        (0, 1, USER, Ending.FAILED),
+        (0, 1, "nobody-of-this-name", Ending.UNKNOWN_USER),
+        (signal.SIGSEGV, 0, USER, Ending.CRASH),
+        (1 << 8, 1, USER, Ending.CRASH),
+    ],
+)
+def test_the_listener_learns_how_a_connection_ended(
+    office: "Make",
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    attempts: int,
+    user: str,
+    ending: Ending,
+) -> None:
+    it = office()
+    for _ in range(attempts):
+        it.ask(RefuseAttempt(user, "password"))
+    monkeypatch.setattr(os, "waitpid", lambda *_: (WORKER, status))
+    monkeypatch.setattr(Monitor, "_reap", lambda self: None)
+    assert it.monitor._ending(late=False) is ending
+
+
+def test_a_login_is_a_normal_end(office: "Make", monkeypatch: pytest.MonkeyPatch) -> None:
+    it = office()
+    it.ask(RefuseAttempt(USER, "password"))
+    it.log_in()
+    monkeypatch.setattr(os, "waitpid", lambda *_: (WORKER, 0))
+    monkeypatch.setattr(Monitor, "_reap", lambda self: None)
+    assert it.monitor._ending(late=False) is Ending.NORMAL
 
 
 def use_key(
@@ -837,15 +877,13 @@ def test_the_login_grace_time_kills_the_worker_from_outside(
 ) -> None:
     it = office(login_grace_time=1)
     it.monitor._deadline = time.monotonic() + 0.05
-    it.monitor._worker = 4711
-    killed: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
+    monkeypatch.setattr(os, "waitpid", lambda *_: (WORKER, signal.SIGKILL))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     pipes = count_pipes(monkeypatch)
     monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_: -1)
     monkeypatch.setattr(Monitor, "_reap", lambda self: None)
-    it.monitor.run()
-    assert killed == [(4711, signal.SIGKILL)]
+    assert it.monitor.run() is Ending.GRACE_TIME
+    assert it.killed == [(WORKER, signal.SIGKILL)]
     for fd in pipes:
         os.close(fd)
 

@@ -316,6 +316,32 @@ def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
     assert other.until(lambda _: answers)
 
 
+# Penalties
+
+
+def test_a_source_that_never_authenticates_is_refused_for_a_while(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server("per_source_penalty_exempt_list = []\n")
+    logged_in = dial(server).log_in()
+    for _ in range(20):  # each costs a second, and fifteen are too many
+        connect(server).close()
+    assert wait_until(lambda: "is refused for a while: no_authentication" in server.log)
+    with connect(server) as sock:
+        assert sock.recv(1) == b""
+    answers: list[object] = []
+    logged_in.connection.global_request("x", b"", answers.append)
+    assert logged_in.until(lambda _: answers)  # who is in stays in
+
+
+def test_nobody_is_punished_for_logging_in(our_server: Serve, dial: Dial) -> None:
+    server = our_server("per_source_penalty_exempt_list = []\n")
+    for _ in range(20):
+        dial(server).log_in().close()
+    assert is_alone(server)
+    dial(server).log_in()
+
+
 # Start-up limits
 
 
