@@ -351,3 +351,50 @@ def test_a_shell_on_a_terminal_talks(client: ClientKind, server: Server, login: 
         terminal.read_until(b"42")
         terminal.write(b"exit 3\n")
         assert terminal.wait() == 3
+
+
+# Escapes
+
+
+our_client = pytest.mark.parametrize(
+    ("client", "server"), [pair_of(OURS, "openssh"), pair_of(OURS, OURS)], indirect=True
+)
+
+
+@our_client
+def test_the_escape_character_commands_the_client(
+    client: ClientKind, server: Server, login: Login
+) -> None:
+    with on_terminal(client, server, login, "stty -echo; echo go; cat") as terminal:
+        terminal.read_until(b"go")
+        terminal.write(b"\r~?")
+        terminal.read_until(b"Supported escape sequences")
+        terminal.write(b"\r~#")
+        terminal.read_until(b"#0 session")
+        terminal.write(b"\r~R\rafter new keys\r")
+        terminal.read_until(b"after new keys\r\n")
+        terminal.write(b"\r~~one tilde\r")
+        assert b"~~" not in terminal.read_until(b"~one tilde\r\n")
+        terminal.write(b"\r~xyz\r")  # no escape, so it is for the program
+        terminal.read_until(b"~xyz\r\n")
+        terminal.write(b"not at the ~.start\r")
+        terminal.read_until(b"not at the ~.start\r\n")
+        terminal.write(b"\r~.")
+        terminal.read_until(b"Disconnected.")
+        assert terminal.wait() == 255
+
+
+@our_client
+def test_the_client_can_be_suspended(client: ClientKind, server: Server, login: Login) -> None:
+    call = client.invocation(
+        server, login, "stty -echo; echo go; cat", options=TERMINAL[client.name]
+    )
+    jobs = ["/bin/sh", "-mc", '"$@"; echo suspended; fg', "sh", *call.argv]
+    with Terminal(Invocation(jobs, call.env | {"TERM": "xterm"})) as terminal:
+        terminal.read_until(b"go")
+        terminal.write(b"\r~\x1a")
+        terminal.read_until(b"suspended")
+        terminal.write(b"here again\r")
+        terminal.read_until(b"here again\r\n")
+        terminal.write(b"\r~.")
+        assert terminal.wait() == 255
