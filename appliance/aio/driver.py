@@ -75,19 +75,19 @@ class Driver:
     def _send(self) -> None:
         connection = self.connection
         try:
-            connection.sent(self._sock.send(connection.data_to_send()))
+            left = connection.sent(self._sock.send(connection.data_to_send()))
         except (BlockingIOError, InterruptedError):
-            pass
+            left = connection.unsent
         except OSError:
             self._writing = False
             connection.sent(connection.unsent)
             connection.receive_eof()
             self._close()
             return
-        if connection.unsent and not self._writing:
+        if left and not self._writing:
             self._writing = True
             self.loop.watch_writer(self._fd, self._on_writable)
-        elif not connection.unsent and self._writing:
+        elif self._writing and not left:
             self._writing = False
             self.loop.watch_writer(self._fd, None)
 

@@ -151,11 +151,12 @@ class PacketWriter:
         """The unsent bytes; call ``sent`` before anything else is written."""
         return self._view[self._start : self._end]
 
-    def sent(self, count: int) -> None:
-        """The socket took ``count`` bytes."""
+    def sent(self, count: int) -> int:
+        """The socket took ``count`` bytes; returns how many are left."""
         self._start += count
         if self._start == self._end:
             self._start = self._end = 0
+        return self._end - self._start
 
 
 class PacketReader:

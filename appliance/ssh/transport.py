@@ -194,9 +194,9 @@ class Transport:
         """Unsent bytes, valid until the next call of anything but ``sent``."""
         return self._writer.data_to_send()
 
-    def sent(self, count: int) -> None:
-        """The socket took ``count`` of them."""
-        self._writer.sent(count)
+    def sent(self, count: int) -> int:
+        """The socket took ``count`` of them; returns how many are left."""
+        return self._writer.sent(count)
 
     @property
     def unsent(self) -> int:
