@@ -190,7 +190,7 @@ def test_the_login_grace_time_ends_a_thousand_silent_peers_and_leaves_nothing(
                 while sock.recv(65536):
                     pass
         assert 0.5 < time.monotonic() - started < 30
-    assert wait_until(lambda: len(family(server.process.pid)) == 3), server.log
+        assert wait_until(lambda: len(family(server.process.pid)) == 3), server.log
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
     assert server.log.count("no login from 127.0.0.1 within 1 s") == 1000
     assert ours.until(lambda c: c.global_request("x", b"", lambda _: None) or True)
