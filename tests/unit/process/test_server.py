@@ -182,8 +182,9 @@ def test_the_login_grace_time_ends_a_thousand_silent_peers_and_leaves_nothing(
     opened = descriptors(server.process.pid)
     for _ in range(4):
         started = time.monotonic()
-        silent = [connect(server) for _ in range(250)]
-        silent[0].sendall(VERSION + b"\0\0\4\0\5")  # half a packet
+        half = connect(server)
+        half.sendall(VERSION + b"\0\0\4\4\5")  # of a packet of 0x404 bytes
+        silent = [half, *(connect(server) for _ in range(249))]
         for sock in silent:
             # a worker that is killed with bytes unread resets its connection
             with sock, contextlib.suppress(ConnectionResetError):
