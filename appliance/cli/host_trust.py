@@ -8,6 +8,7 @@ import os
 
 from ..crypto.keys import PublicKey
 from ..crypto.known_hosts import SALT_BYTES, Decision, Lookup, add_line, lookup
+from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import HostKeyRejected, UsageError
 from . import prompts
 from .ssh_config import HostOptions
@@ -43,10 +44,9 @@ class HostTrust:
         options = self._options
         name = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
         shown = f"{key.key_type} key {key.fingerprint(options.fingerprint_hash)}"
-        shortest = max(options.required_rsa_size, 3072 if options.profile == "hardened" else 0)
+        shortest = max(options.required_rsa_size, MINIMUM_RSA_BITS[options.profile])
         if key.key_type == "ssh-rsa" and key.bits < shortest:
             raise HostKeyRejected(f"the host key of {name} is too short: {key.bits} bits")
-        # A name that is known under its port is not looked up without it in another file.
         decisions = [(path, found, found.decide(key)) for path, found in self._lookups]
         kinds = {decision for _, _, decision in decisions}
         if Decision.REVOKED in kinds:

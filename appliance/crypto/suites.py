@@ -25,6 +25,7 @@ USER_KEY_ALGORITHMS: Final = (
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
+MINIMUM_RSA_BITS: Final = {"default": 2048, "hardened": 3072}  # of a profile, any key's
 COMPRESSIONS: Final = ("none", "zlib@openssh.com")
 
 
@@ -50,8 +51,8 @@ class Choice(NamedTuple):
 def default_algorithms(aes_is_fast: bool, profile: str = "default") -> Algorithms:
     """The lists of a profile; ChaCha20 comes first where the CPU has no AES instructions.
 
-    'hardened' leaves what a post-quantum audit accepts (RSA keys of under 3072 bits are
-    refused elsewhere, where the key is seen).
+    'hardened' leaves what a post-quantum audit accepts; whoever sees a key holds it against
+    MINIMUM_RSA_BITS.
     """
     ciphers = CIPHERS if aes_is_fast else tuple(sorted(CIPHERS, key=lambda c: "chacha" not in c))
     macs = MACS

@@ -26,11 +26,12 @@ from .. import log
 from ..aio.processor import aes_is_fast
 from ..config import ServerConfig
 from ..crypto.keys import PrivateKey
-from ..crypto.suites import default_algorithms
+from ..crypto.suites import MINIMUM_RSA_BITS, default_algorithms
 from ..errors import CulvertError, UsageError
 from . import host_keys, sandbox, worker
 from .monitor import Monitor, Peer
 from .penalties import Ending, Penalties
+from .programs import ended_children
 from .requests import MonitorGone
 
 _log = logging.getLogger(__name__)
@@ -86,12 +87,11 @@ class Listener:
         keys = host_keys.load(config.host_keys, config.make_host_keys)
         self._host_keys: dict[str, PrivateKey] = {}
         for key in keys:
-            if (
-                config.profile == "hardened"
-                and key.public.bits < 3072
-                and (key.public.key_type == "ssh-rsa")
-            ):
-                raise UsageError("the hardened profile wants RSA host keys of 3072 bits or more")
+            shortest = MINIMUM_RSA_BITS[config.profile]
+            if key.public.key_type == "ssh-rsa" and key.public.bits < shortest:
+                raise UsageError(
+                    f"the {config.profile} profile wants RSA host keys of {shortest} bits or more"
+                )
             for algorithm in key.public.signature_algorithms:
                 self._host_keys.setdefault(algorithm, key)
         algorithms = default_algorithms(aes_is_fast(), config.profile)
@@ -216,13 +216,7 @@ class Listener:
                 del self._per_source[source]
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
+        for pid, status in ended_children():
             self._release(pid)
             self._punish(self._monitors.pop(pid, ""), os.waitstatus_to_exitcode(status))
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from ..config import ServerConfig
 from ..crypto.authorized_keys import Permissions, from_matches
 from ..crypto.keys import PrivateKey
+from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import MalformedMessage, UsageError
 from ..services.tunnel.device import open_device
 from ..ssh.auth_server import Offer, signed_data
@@ -173,13 +174,7 @@ class Monitor:
         return Ending.FAILED if self._user is not None else Ending.UNKNOWN_USER
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in programs.ended_children():
             if pid == self._worker:
                 self._worker_status = status
             fd = self._programs.pop(pid, None)
@@ -276,11 +271,8 @@ class Monitor:
                 or request.algorithm not in entry.key.signature_algorithms
             ):
                 continue
-            if (
-                self._config.profile == "hardened"
-                and entry.key.bits < 3072
-                and (entry.key.key_type == "ssh-rsa")
-            ):
+            shortest = MINIMUM_RSA_BITS[self._config.profile]
+            if entry.key.key_type == "ssh-rsa" and entry.key.bits < shortest:
                 continue
             if allowed.from_patterns is not None and not from_matches(
                 allowed.from_patterns, self._peer.address, None

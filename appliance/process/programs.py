@@ -7,6 +7,7 @@ import os
 import pwd
 import signal
 import termios
+from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
 # Our own choices
@@ -36,6 +37,18 @@ class Terminal(NamedTuple):
         """Close our copies of both sides."""
         os.close(self.master)
         os.close(self.slave)
+
+
+def ended_children() -> Iterator[tuple[int, int]]:
+    """Process id and wait status of every child that has ended and was not asked for yet."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
 
 
 def open_terminal(user: pwd.struct_passwd) -> Terminal:

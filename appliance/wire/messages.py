@@ -129,11 +129,6 @@ class UserauthPkOk(Message, number=60):
     public_key: String
 
 
-class UserauthPasswdChangereq(Message, number=60):
-    prompt: Text
-    language_tag: Text = ""
-
-
 class UserauthInfoRequest(Message, number=60):
     name: Text
     instruction: Text
