@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from .. import __version__
-from ..config import ServerConfig, load_server_config
+from ..config.server import ServerConfig, load_server_config
 from ..errors import UsageError
 from .options import Option, Options, help_text, parse
 from .queries import answer as answer_query

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from ..config import ServerConfig
+from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Entry, parse
 
 _log = logging.getLogger(__name__)

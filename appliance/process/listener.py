@@ -24,7 +24,7 @@ from typing import Final
 
 from .. import log
 from ..aio.processor import aes_is_fast
-from ..config import ServerConfig
+from ..config.server import ServerConfig
 from ..crypto.keys import PrivateKey
 from ..crypto.suites import MINIMUM_RSA_BITS, default_algorithms
 from ..errors import CulvertError, UsageError

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ..config import ServerConfig
+from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Permissions, from_matches
 from ..crypto.keys import PrivateKey
 from ..crypto.suites import MINIMUM_RSA_BITS

@@ -13,12 +13,12 @@ from typing import Final, NamedTuple
 
 from ..aio.driver import Driver
 from ..aio.loop import Loop
-from ..config import ServerConfig
+from ..config.server import ServerConfig
 from ..crypto.suites import Algorithms
 from ..errors import PeerDisconnected, PeerError
 from ..services.base import Process, Refused
 from ..services.session import Session
-from ..services.tunnel.channel import TunnelChannel
+from ..services.tunnel.channel import OffloadTunnel, OpenSSHTunnel, TunnelChannel
 from ..ssh.auth_server import Offer, Outcome
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
@@ -31,7 +31,14 @@ from ..wire.messages import (
     RESOURCE_SHORTAGE,
     UNKNOWN_CHANNEL_TYPE,
 )
-from ..wire.tun import CHANNEL_TYPE, TunnelOpen
+from ..wire.tun import (
+    CHANNEL_TYPE,
+    OFFLOAD_CHANNEL_TYPE,
+    OFFLOAD_MESSAGE,
+    OFFLOAD_WINDOW,
+    HandedOut,
+    TunnelOpen,
+)
 from .requests import (
     DATAGRAM,
     Begin,
@@ -255,13 +262,19 @@ class Worker(ConnectionHandler):
             os.close(device)
             _log.info("tunnel device %s closed", name)
 
-        tunnel = TunnelChannel(device, wanted.mode, self._driver, ended)
-        channel.accept(tunnel)
+        if channel.channel_type == OFFLOAD_CHANNEL_TYPE:
+            channel.resize(OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
+            tunnel: TunnelChannel = OffloadTunnel(device, wanted.mode, self._driver, ended)
+            channel.accept(tunnel, HandedOut((), (), (), 0, (), ()).encode())
+        else:
+            tunnel = OpenSSHTunnel(device, wanted.mode, self._driver, ended)
+            channel.accept(tunnel)
         tunnel.start(channel)
 
     _OPENERS: Final[Mapping[str, Callable[["Worker", Channel, bytes], None]]] = {
         "session": _open_session,
         CHANNEL_TYPE: _open_tunnel,
+        OFFLOAD_CHANNEL_TYPE: _open_tunnel,
     }
 
     def closed(self, error: PeerError | None) -> None:

@@ -88,6 +88,7 @@ class Channel:
     __slots__ = (
         "_connection",
         "_credit",
+        "_peer_packet",
         "_waiting",
         "channel_type",
         "handler",
@@ -95,6 +96,7 @@ class Channel:
         "number",
         "outbound",
         "overhead",
+        "packet",
         "receive_window",
         "recipient",
         "send_packet",
@@ -113,21 +115,32 @@ class Channel:
         self.inbound = self.outbound = Flow.OPENING
         self.window = window  # what we keep open for the peer
         self.receive_window = window
+        self.packet = PACKET  # the largest message in either direction
         self.send_window = 0
         self.send_packet = 0
+        self._peer_packet = 0
         self.overhead = 0  # bytes a message that the peer's window is debited on top
         self._credit = 0
         self._waiting: list[Callable[[bool], None]] = []
 
     # -- opening ---------------------------------------------------------------------
 
-    def accept(self, handler: ChannelHandler) -> None:
+    def resize(self, window: int, packet: int) -> None:
+        """Have another window and other messages than usual; before the channel is open."""
+        assert self.outbound is Flow.OPENING
+        self.window = self.receive_window = window
+        self.packet = packet
+        self.send_packet = min(self._peer_packet, packet)
+
+    def accept(self, handler: ChannelHandler, type_data: bytes = b"") -> None:
         """Confirm a channel that the peer opened."""
         assert self.outbound is Flow.OPENING
         self.handler = handler
         self.inbound = self.outbound = Flow.OPEN
         self._connection.send(
-            ChannelOpenConfirmation(self.recipient, self.number, self.window, PACKET)
+            ChannelOpenConfirmation(
+                self.recipient, self.number, self.window, self.packet, type_data
+            )
         )
 
     def reject(self, reason_code: int, description: str) -> None:
@@ -150,7 +163,8 @@ class Channel:
         """What the peer said when the channel was opened or confirmed."""
         if packet == 0:
             raise ProtocolError("a channel with a maximum packet size of 0")
-        self.recipient, self.send_window, self.send_packet = recipient, window, min(packet, PACKET)
+        self.recipient, self.send_window, self._peer_packet = recipient, window, packet
+        self.send_packet = min(packet, self.packet)
 
     # -- sending ---------------------------------------------------------------------
 

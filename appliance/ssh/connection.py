@@ -150,11 +150,13 @@ class Connection(Transport):
         type_data: bytes,
         handler: ChannelHandler,
         window: int | None = None,
+        packet: int = PACKET,
     ) -> Channel:
         """Ask for a channel; the handler learns the outcome."""
         channel = self._new_channel(channel_type, window or self._settings.window)
         channel.handler = handler
-        self.send(ChannelOpen(channel_type, channel.number, channel.window, PACKET, type_data))
+        channel.packet = packet
+        self.send(ChannelOpen(channel_type, channel.number, channel.window, packet, type_data))
         return channel
 
     def _new_channel(self, channel_type: str, window: int) -> Channel:

@@ -38,6 +38,7 @@ from ..wire.messages import (
     ServiceRequest,
     Unimplemented,
 )
+from ..wire.tun import OFFLOAD_CHANNEL_TYPE
 from .auth_client import Credentials
 from .auth_server import Authority
 from .channels import WINDOW
@@ -231,6 +232,10 @@ class Transport:
     def peer_software(self) -> str:
         """The peer's software version and comments, or '' until it is known."""
         return self.peer_version.decode("latin-1").partition("-")[2].partition("-")[2]
+
+    def peer_speaks(self, extension: str) -> bool:
+        """Whether the peer's EXT_INFO names the extension (RFC 8308)."""
+        return extension in self._peer_extensions
 
     # -- sending ---------------------------------------------------------------------
 
@@ -475,6 +480,7 @@ class Transport:
                 ("server-sig-algs", algorithms.encode()),
                 ("publickey-hostbound@openssh.com", b"0"),
                 ("ping@openssh.com", b"0"),
+                (OFFLOAD_CHANNEL_TYPE, b"0"),
             )
             self._writer.packet(ExtInfo(extensions).encode())
 

@@ -3,35 +3,47 @@
 Packets are read in batches while they last, sealed into one buffer and sent at once.
 What the window does not take is dropped, as on any link that is full; while a key
 exchange runs or the socket is full, the device is not read and its own queue holds.
+
+    TunnelChannel     what both have in common
+    OpenSSHTunnel     tun@openssh.com: a packet of the device's MTU a message
+    OffloadTunnel     tun-offload@culvert.example: up to 64 KiB of one TCP flow a message
 """
 
 import errno
 import logging
 import os
+import struct
 from collections.abc import Callable
 from typing import Final
 
 from ...aio.driver import Driver
+from ...errors import MalformedMessage
 from ...ssh.channels import Channel, ChannelHandler
 from ...wire.tun import (
     FAMILY_LENGTH,
     IPV4,
     IPV6,
+    OFFLOAD_MESSAGE,
     OPENSSH_OVERHEAD,
     POINT_TO_POINT,
     SHORTEST_PACKET,
 )
-from .offload import VNET_HEADER, Writer
+from .device import set_offload
+from .offload import PLAIN, VNET_HEADER, Writer, header_is_sound
 
 _log = logging.getLogger(__name__)
 
 _IPV4: Final = IPV4.to_bytes(FAMILY_LENGTH, "big")
 _IPV6: Final = IPV6.to_bytes(FAMILY_LENGTH, "big")
 
+HEADER: Final = VNET_HEADER.size  # bytes in front of each packet of the device
+SLOT: Final = HEADER + 65536  # bytes: the largest packet that the device gives
+_LENGTH: Final = struct.Struct(">I")
+
 # Our own choices
 BATCH: Final = 32  # packets a wake-up: beyond it nothing is gained, and others wait
-HEADER: Final = VNET_HEADER.size  # bytes in front of each packet of the device
-SLOT: Final = HEADER + 65536  # bytes: the largest IP packet
+BATCH_BYTES: Final = 192 << 10  # the same, for large packets
+ENOUGH: Final = OFFLOAD_MESSAGE - _LENGTH.size - SLOT  # bytes, above which a message is sent
 
 
 class TunnelChannel(ChannelHandler):
@@ -39,6 +51,8 @@ class TunnelChannel(ChannelHandler):
 
     The device is the caller's to close, when ``ended`` is called.
     """
+
+    offload = False  # what the device's kernel leaves to us
 
     def __init__(
         self,
@@ -50,23 +64,17 @@ class TunnelChannel(ChannelHandler):
         self._loop = driver.loop
         self._device = device
         self._point_to_point = mode == POINT_TO_POINT
-        openssh = driver.connection.peer_software.startswith("OpenSSH")
-        self._overhead = OPENSSH_OVERHEAD if openssh else 0
         self._flush = driver.flush
         self._ended = ended
         self.channel: Channel
         self._writer = Writer(device, not self._point_to_point)
         self._reading = False
         self._busy = False  # whether packets came in a row last time
-        slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
-        self._slots = [
-            (slots[at : at + SLOT], (slots[at : at + SLOT],)) for at in range(0, BATCH * SLOT, SLOT)
-        ]
 
     def start(self, channel: Channel) -> None:
         """Begin, once the channel is open."""
         self.channel = channel
-        channel.overhead = self._overhead
+        set_offload(self._device, self.offload)
         self.resume()
 
     # -- from the device to the peer -------------------------------------------------
@@ -80,40 +88,8 @@ class TunnelChannel(ChannelHandler):
         self._on_readable()
 
     def _on_readable(self) -> None:
-        if not self.channel.sendable():
-            self._pause()
-            return
-        pieces = []
-        device, readv = self._device, os.readv
-        point_to_point = self._point_to_point
-        # The virtio header says nothing, as we asked for no offloads: the family goes there.
-        start = HEADER - FAMILY_LENGTH if point_to_point else HEADER
-        at_once = not self._busy
-        packets = 0
-        try:
-            for slot, target in self._slots:
-                size = readv(device, target)
-                packets += 1
-                if point_to_point:
-                    if size < HEADER + SHORTEST_PACKET:
-                        continue
-                    family = _IPV4 if slot[HEADER] >> 4 == 4 else _IPV6
-                    slot[start:HEADER] = family
-                pieces.append(slot[start:size])
-                if at_once:  # a lone packet does not wait for a look at the next
-                    at_once = False
-                    self.channel.send_batch(pieces)
-                    self._flush()
-                    pieces = []
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._device_failed(error)
-            return
-        self._busy = packets > 2
-        if pieces:
-            self.channel.send_batch(pieces)
-            self._flush()
+        """Take a batch from the device to the channel."""
+        raise NotImplementedError
 
     def _pause(self) -> None:
         if self._reading:
@@ -121,16 +97,6 @@ class TunnelChannel(ChannelHandler):
             self._loop.watch_reader(self._device, None)
 
     # -- from the peer to the device -------------------------------------------------
-
-    def data(self, view: memoryview) -> None:
-        self.channel.consume(len(view))
-        packet = view[FAMILY_LENGTH:] if self._point_to_point else view
-        if packet:
-            try:
-                self._writer.add(packet)
-            except OSError as error:
-                self._device_failed(error)
-        self.channel.ask_data_ended()
 
     def data_ended(self) -> None:
         try:
@@ -155,3 +121,133 @@ class TunnelChannel(ChannelHandler):
     def closed(self) -> None:
         self._pause()
         self._ended()
+
+
+class OpenSSHTunnel(TunnelChannel):
+    """tun@openssh.com."""
+
+    def __init__(self, device: int, mode: int, driver: Driver, ended: Callable[[], None]) -> None:
+        super().__init__(device, mode, driver, ended)
+        openssh = driver.connection.peer_software.startswith("OpenSSH")
+        self._overhead = OPENSSH_OVERHEAD if openssh else 0
+        slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
+        self._slots = [
+            (slots[at : at + SLOT], (slots[at : at + SLOT],)) for at in range(0, BATCH * SLOT, SLOT)
+        ]
+
+    def start(self, channel: Channel) -> None:
+        channel.overhead = self._overhead
+        super().start(channel)
+
+    def _on_readable(self) -> None:
+        if not self.channel.sendable():
+            self._pause()
+            return
+        pieces = []
+        device, readv = self._device, os.readv
+        point_to_point = self._point_to_point
+        # The virtio header says nothing, as we asked for no offloads: the family goes there.
+        start = HEADER - FAMILY_LENGTH if point_to_point else HEADER
+        at_once = not self._busy
+        packets = 0
+        try:
+            for slot, target in self._slots:
+                size = readv(device, target)
+                packets += 1
+                if slot[:HEADER] != PLAIN:
+                    continue  # from before, when offloads were on: lost, like any packet
+                if point_to_point:
+                    if size < HEADER + SHORTEST_PACKET:
+                        continue
+                    family = _IPV4 if slot[HEADER] >> 4 == 4 else _IPV6
+                    slot[start:HEADER] = family
+                pieces.append(slot[start:size])
+                if at_once:  # a lone packet does not wait for a look at the next
+                    at_once = False
+                    self.channel.send_batch(pieces)
+                    self._flush()
+                    pieces = []
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._device_failed(error)
+            return
+        self._busy = packets > 2
+        if pieces:
+            self.channel.send_batch(pieces)
+            self._flush()
+
+    def data(self, view: memoryview) -> None:
+        self.channel.consume(len(view))
+        packet = view[FAMILY_LENGTH:] if self._point_to_point else view
+        if packet:
+            try:
+                self._writer.add(packet)
+            except OSError as error:
+                self._device_failed(error)
+        self.channel.ask_data_ended()
+
+
+class OffloadTunnel(TunnelChannel):
+    """tun-offload@culvert.example: packets pass with the header that the device gave them."""
+
+    offload = True
+
+    def __init__(self, device: int, mode: int, driver: Driver, ended: Callable[[], None]) -> None:
+        super().__init__(device, mode, driver, ended)
+        self._buffer = bytearray(OFFLOAD_MESSAGE)
+        self._view = memoryview(self._buffer)
+
+    def _on_readable(self) -> None:
+        if not self.channel.sendable():
+            self._pause()
+            return
+        device, readv, buffer, view = self._device, os.readv, self._buffer, self._view
+        enough = ENOUGH if self._busy else 0  # a lone packet does not wait for the next
+        packets = end = total = 0
+        try:
+            while packets < BATCH and total < BATCH_BYTES:
+                start = end + _LENGTH.size
+                size = readv(device, (view[start : start + SLOT],))
+                _LENGTH.pack_into(buffer, end, size)
+                end = start + size
+                packets += 1
+                if end > enough:
+                    self._send(end)
+                    total += end
+                    end, enough = 0, ENOUGH
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._device_failed(error)
+            return
+        self._busy = packets > 2
+        if end:
+            self._send(end)
+
+    def _send(self, size: int) -> None:
+        self.channel.send_batch((self._view[:size],))
+        self._flush()
+
+    def data(self, view: memoryview) -> None:
+        self.channel.consume(len(view))
+        start, end = 0, len(view)
+        while start < end:
+            try:
+                (size,) = _LENGTH.unpack_from(view, start)
+            except struct.error as error:
+                raise MalformedMessage("a packet without its length") from error
+            start += _LENGTH.size
+            packet = view[start : start + size]
+            start += size
+            if start > end or size < HEADER:
+                raise MalformedMessage("a packet of a wrong length")
+            try:
+                if packet[:HEADER] == PLAIN:
+                    self._writer.add(packet[HEADER:])
+                elif header_is_sound(packet):
+                    self._writer.flush()
+                    os.write(self._device, packet)
+            except OSError as error:
+                self._device_failed(error)
+        self.channel.ask_data_ended()

@@ -1,8 +1,10 @@
 """A tun or tap device of Linux (Documentation/networking/tuntap).
 
-The device lives as long as its descriptor. Addresses and routes are not set here.
+A device that open_device makes lives as long as its descriptor; one that was made before
+(``ip tuntap add``) stays. Addresses and routes are not set here.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,11 +18,14 @@ PATH: Final = "/dev/net/tun"
 
 # linux/if_tun.h
 _TUNSETIFF: Final = 0x400454CA
+_TUNSETOFFLOAD: Final = 0x400454D0
+_TUNSETVNETLE: Final = 0x400454DC
 _IFF_TUN: Final = 0x0001
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _IFREQ: Final = struct.Struct("16sH22x")
+_OFFLOADS: Final = 0x01 | 0x02 | 0x04 | 0x08  # TUN_F_CSUM, _TSO4, _TSO6 and _TSO_ECN
 
 UNIT_LIMIT: Final = 999_999  # so that the name fits; OpenSSH's own limit is higher, unused
 
@@ -35,7 +40,7 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
     """A non-blocking descriptor and the device's name; packets have a virtio header.
 
     ``mode`` is POINT_TO_POINT or ETHERNET, ``unit`` a number or ANY_UNIT. Raises
-    UsageError with what to do about it.
+    UsageError with what to do about it, from the OSError if the kernel refused.
     """
     name = name_of(mode, unit)
     if unit != ANY_UNIT and not 0 <= unit <= UNIT_LIMIT:
@@ -52,6 +57,7 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
     flags = (_IFF_TUN if mode == POINT_TO_POINT else _IFF_TAP) | _IFF_NO_PI | _IFF_VNET_HDR
     try:
         answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("i", 1))
     except OSError as error:
         os.close(fd)
         why = {
@@ -61,3 +67,12 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
         }.get(error.errno or 0, error.strerror)
         raise UsageError(f"tunnel device {name}: {why}") from error
     return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
+
+
+def set_offload(device: int, on: bool) -> None:
+    """Whether TCP packets of up to 64 KiB, without their checksum, may be read from ``device``.
+
+    A kernel that cannot do it goes on with packets of the device's MTU, which are right, too.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(device, _TUNSETOFFLOAD, _OFFLOADS if on else 0)

@@ -14,12 +14,14 @@ import os
 import struct
 from typing import Final
 
-# linux/virtio_net.h: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
-VNET_HEADER: Final = struct.Struct("=BBHHHH")
+# Virtio 1.2 section 5.1.6: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
+VNET_HEADER: Final = struct.Struct("<BBHHHH")
 PLAIN: Final = bytes(VNET_HEADER.size)  # in front of a packet that stands for itself
 _NEEDS_CSUM: Final = 1
+_GSO_NONE: Final = 0
 _GSO_TCPV4: Final = 1
 _GSO_TCPV6: Final = 4
+_GSO_ECN: Final = 0x80
 
 _TCP: Final = 6
 _ACK: Final = 0x10
@@ -31,6 +33,21 @@ _ETHERTYPES: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 # Our own choice
 SHORTEST: Final = 256  # bytes: what is shorter is no part of a bulk transfer
+
+
+def header_is_sound(packet: memoryview) -> bool:
+    """Whether a peer's virtio header, in front of its packet, may be shown to the kernel.
+
+    It may say what set_offload asked for: TCP segments to be cut, a checksum to be finished.
+    """
+    if len(packet) < VNET_HEADER.size:
+        return False
+    flags, kind, header, segment, start, offset = VNET_HEADER.unpack_from(packet)
+    size = len(packet) - VNET_HEADER.size
+    kind &= ~_GSO_ECN
+    if flags & ~_NEEDS_CSUM or header > size or (flags and start + offset + 2 > size):
+        return False
+    return kind == _GSO_NONE or (kind in (_GSO_TCPV4, _GSO_TCPV6) and bool(flags and segment))
 
 
 class _Layout:

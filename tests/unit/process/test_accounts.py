@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from nacl import pwhash
 
-from appliance.config import ServerConfig
+from appliance.config.server import ServerConfig
 from appliance.crypto.keys import generate
 from appliance.process import accounts
 from tests.peers import Account, private_folder

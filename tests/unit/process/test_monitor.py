@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.config import ServerConfig
+from appliance.config.server import ServerConfig
 from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions, parse
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError

@@ -372,7 +372,7 @@ def test_start_ups_are_limited_as_10_30_100() -> None:
     """The chance to be dropped, asked of the listener itself."""
     from collections import Counter
 
-    from appliance.config import ServerConfig
+    from appliance.config.server import ServerConfig
     from appliance.process.listener import Listener
 
     listener = Listener.__new__(Listener)

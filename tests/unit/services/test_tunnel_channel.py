@@ -3,17 +3,24 @@
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import UsageError
+from appliance.errors import MalformedMessage, UsageError
 from appliance.services.tunnel import device as device_module
-from appliance.services.tunnel.channel import HEADER, TunnelChannel
+from appliance.services.tunnel.channel import (
+    BATCH,
+    HEADER,
+    OffloadTunnel,
+    OpenSSHTunnel,
+    TunnelChannel,
+)
 from appliance.services.tunnel.device import UNIT_LIMIT, name_of, open_device
 from appliance.ssh.channels import Flow
-from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
+from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POINT
 from tests.netns import Namespace
 from tests.protocol.harness import Pair, Recording
 from tests.unit.services.harness import FakeDriver
@@ -26,7 +33,11 @@ class Tunnel:
     """A tunnel at the server's end, with a socket pair in place of its device."""
 
     def __init__(
-        self, mode: int = POINT_TO_POINT, software: bytes = b"OpenSSH_9.2", **settings: int
+        self,
+        mode: int = POINT_TO_POINT,
+        software: bytes = b"OpenSSH_9.2",
+        kind: type[TunnelChannel] = OpenSSHTunnel,
+        **settings: int,
     ) -> None:
         self.pair = Pair(**settings).log_in()
         self.client, accepted = self.pair.open("tun@openssh.com")
@@ -38,9 +49,11 @@ class Tunnel:
         near.setblocking(False)
         self.near = near.detach()
         self.ended = 0
-        self.tunnel = TunnelChannel(self.near, mode, self.driver, self._end)  # type: ignore[arg-type]
+        self.tunnel = kind(self.near, mode, self.driver, self._end)  # type: ignore[arg-type]
         self.pair.server.peer_version = version  # which new keys depend on
         accepted.handler = self.tunnel
+        if kind is OffloadTunnel:
+            accepted.send_packet = OFFLOAD_MESSAGE
         self.tunnel.start(accepted)
         self.accepted = accepted
 
@@ -48,9 +61,9 @@ class Tunnel:
         self.ended += 1
         os.close(self.near)
 
-    def arrive(self, packet: bytes) -> None:
+    def arrive(self, packet: bytes, header: bytes = bytes(HEADER)) -> None:
         """The kernel has a packet for us, behind a header that asks for nothing."""
-        self.far.send(bytes(HEADER) + packet)
+        self.far.send(header + packet)
 
     @property
     def received(self) -> list[bytes]:
@@ -283,3 +296,90 @@ def test_a_real_device_carries_packets_and_says_when_it_is_gone_or_taken() -> No
         assert space.devices() == {"lo"}
     finally:
         space.close()
+
+
+# -- tun-offload ---------------------------------------------------------------------------
+
+SUPER = struct.pack("<BBHHHH", 1, 1, 40, 1460, 20, 16)  # TCP over IPv4, to be cut
+
+
+def framed(*packets: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(packet)) + packet for packet in packets)
+
+
+def test_a_packet_of_60_kb_travels_whole_with_its_header(make: Make) -> None:
+    it = make(kind=OffloadTunnel)
+    large = SUPER + V4 + bytes(60_000)
+    it.arrive(large[HEADER:], SUPER)
+    it.serve()
+    assert it.received == [framed(large)]
+
+
+def test_a_lone_packet_leaves_at_once_and_many_leave_together(make: Make) -> None:
+    it = make(kind=OffloadTunnel)
+    for _ in range(2 * BATCH):
+        it.arrive(V4)
+    it.serve(4)
+    one = framed(bytes(HEADER) + V4)
+    assert it.received[0] == one
+    assert b"".join(it.received) == one * 2 * BATCH
+    assert len(it.received) <= 4
+
+
+def test_a_message_is_taken_apart_into_its_packets(make: Make) -> None:
+    it = make(kind=OffloadTunnel)
+    packets = [SUPER + V4 + bytes(3000), bytes(HEADER) + V6, bytes(HEADER) + V4]
+    it.client.send(framed(*packets))
+    it.pair.pump()
+    assert it.at_device() == [packet[HEADER:] for packet in packets]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\0",
+        b"\0\0\0",
+        framed(b""),
+        framed(bytes(HEADER - 1)),
+        framed(bytes(HEADER) + V4)[:-1],
+        framed(bytes(HEADER) + V4) + b"\0",
+        b"\xff\xff\xff\xff" + bytes(100),
+    ],
+)
+def test_a_message_that_is_not_whole_packets_ends_the_connection(
+    make: Make, message: bytes
+) -> None:
+    it = make(kind=OffloadTunnel)
+    it.client.send(message)
+    it.pair.pump()
+    assert isinstance(it.pair.server.error, MalformedMessage)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        struct.pack("<BBHHHH", 2, 0, 0, 0, 0, 0),  # 'the checksum is right': nobody checked
+        struct.pack("<BBHHHH", 1, 3, 40, 1460, 20, 16),  # UDP fragments
+        struct.pack("<BBHHHH", 1, 5, 40, 1460, 20, 16),  # UDP segments
+        struct.pack("<BBHHHH", 1, 1, 40, 0, 20, 16),  # segments of nothing
+        struct.pack("<BBHHHH", 0, 1, 40, 1460, 20, 16),  # segments without a checksum
+        struct.pack("<BBHHHH", 1, 0, 0, 0, 39, 0),  # a checksum behind the end
+        struct.pack("<BBHHHH", 1, 0, 0, 0, 0xFFFF, 0xFFFF),
+        struct.pack("<BBHHHH", 1, 1, 41, 1460, 20, 16),  # headers longer than the packet
+    ],
+)
+def test_a_header_that_the_kernel_should_not_see_loses_its_packet_alone(
+    make: Make, header: bytes
+) -> None:
+    it = make(kind=OffloadTunnel)
+    it.client.send(framed(header + V4, bytes(HEADER) + V6))
+    it.pair.pump()
+    assert it.at_device() == [V6]
+
+
+def test_a_super_packet_left_over_from_before_never_reaches_openssh(make: Make) -> None:
+    it = make()
+    it.arrive(V4 + bytes(3000), SUPER)
+    it.arrive(V4)
+    it.serve(2)
+    assert it.received == [b"\0\0\0\2" + V4]

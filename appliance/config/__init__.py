@@ -1,0 +1,1 @@
+"""Settings: frozen classes, and how TOML files become them."""

@@ -1,0 +1,133 @@
+"""links.toml: the tunnels that this machine opens to others and keeps open."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from . import hosts
+from .mistakes import Mistake, check_ranges, check_unique, shown, within
+from .network import TunnelNetwork, check_device, check_network, is_everything
+from .reader import mistakes_in, read_table, structured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link(TunnelNetwork):
+    """One tunnel to one server. What is not said here comes from ssh_config(5)."""
+
+    name: str
+    host: str
+    port: int = 0  # 0: ssh_config's, or 22
+    user: str = ""  # '': ssh_config's, or our own
+    identity_file: str = ""
+    host_key: str = ""  # the server's public key, as in known_hosts; '': known_hosts decides
+    known_hosts_file: str = ""
+    proxy_jump: tuple[str, ...] = ()  # [user@]host[:port], the first one first
+    # The texts of both may hold a password.
+    proxy: str = field(default="", repr=False)  # http://[user:password@]host:port or socks5://...
+    proxy_command: str = field(default="", repr=False)  # as ssh_config(5) has it
+    remote_device: str = "any"  # tunN or tapN at the server
+    from_server: bool = False  # addresses, routes, MTU and DNS are what the server hands out
+    server_alive_interval: int = 15  # seconds
+    server_alive_count_max: int = 3  # times without an answer until the server is given up
+    connect_timeout: int = 15  # seconds
+    kill_switch: bool = False  # nothing for the routes leaves another way
+    ipv6_outside: bool = False  # a full tunnel for IPv4 alone is meant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinksConfig:
+    """The whole file."""
+
+    link: tuple[Link, ...] = ()
+    metrics_port: int = 0  # OpenMetrics on this port of 127.0.0.1, too; 0: on the socket only
+
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_LINK_RANGES: Final = {
+    "port": (0, 65535),
+    "server_alive_interval": (1, 3600),
+    "server_alive_count_max": (1, 100),
+    "connect_timeout": (1, 600),
+}
+_CONFIG_RANGES: Final = {"metrics_port": (0, 65535)}
+
+
+def load_links_config(path: str) -> LinksConfig:
+    """The file's links; raises UsageError."""
+    table = read_table(path)
+    with mistakes_in(path, table):
+        config = structured(LinksConfig, table)
+        check_ranges(config, _CONFIG_RANGES)
+        for index, link in enumerate(config.link):
+            with within("link", index):
+                _check_link(link)
+        check_unique((link.name for link in config.link), "link", key="name")
+        devices = [None if link.device == "any" else link.device for link in config.link]
+        check_unique(devices, "link", key="device")
+    return config
+
+
+def _check_link(link: Link) -> None:
+    if not _NAME.fullmatch(link.name):
+        raise Mistake(
+            "expected 1 to 32 letters, digits and any of _ . - behind the first one, not"
+            f" {shown(link.name)}",
+            "name",
+        )
+    if link.from_server:
+        _check_from_server(link)
+    check_network(link)
+    check_device("remote_device", link.remote_device, link.mode)
+    check_ranges(link, _LINK_RANGES)
+    _check_way(link)
+    _check_routes(link)
+
+
+def _check_from_server(link: Link) -> None:
+    """What the server hands out cannot be given as well: neither would be sure to win."""
+    for key in ("addresses", "peer", "routes", "dns", "domains"):
+        if getattr(link, key):
+            raise Mistake("comes from the server because of from_server = true", key)
+    if link.bridge:
+        raise Mistake(
+            "a port of a bridge has no addresses, so that from_server = true has no use", "bridge"
+        )
+
+
+def _check_way(link: Link) -> None:
+    """How the server is reached."""
+    _check_with(hosts.host_name, link.host, "host")
+    if link.user:
+        _check_with(hosts.user_name, link.user, "user")
+    for index, jump in enumerate(link.proxy_jump):
+        _check_with(hosts.destination, jump, "proxy_jump", index)
+    if link.proxy:
+        try:
+            hosts.proxy(link.proxy)
+        except ValueError as error:
+            raise Mistake(str(error), "proxy") from error
+    ways = [key for key in ("proxy_jump", "proxy", "proxy_command") if getattr(link, key)]
+    if len(ways) > 1:
+        raise Mistake(f"there is {ways[0]} already: only one way leads to the server", ways[1])
+    if link.host_key and link.known_hosts_file:
+        raise Mistake("there is host_key already: the file would not be read", "known_hosts_file")
+
+
+def _check_with(parse: Callable[[str], object], text: str, *place: str | int) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        raise Mistake(f"{error}, not {shown(text)}", *place) from error
+
+
+def _check_routes(link: Link) -> None:
+    if link.kill_switch and not link.routes and not link.from_server:
+        raise Mistake("there are no routes that it could guard", "kill_switch")
+    everything = is_everything(link.routes, 4) and not is_everything(link.routes, 6)
+    if everything and not link.ipv6_outside:
+        raise Mistake(
+            'IPv6 would go around the tunnel: add "::/0" to routes, or ipv6_outside = true if that'
+            " is meant",
+            "routes",
+        )

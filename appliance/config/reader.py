@@ -1,0 +1,193 @@
+"""How a TOML file becomes frozen dataclasses, and how a mistake in it is told.
+
+A field is optional when it has a default, and secret when its class's repr leaves it out. A nested
+dataclass is a table, ``[tunnel.client]``, a tuple of dataclasses an array of tables,
+``[[link]]``. Nothing is converted but lists, names of addresses and networks: a number is not
+a string, nor a truth value a number. cattrs checks the single values; it and tomllib are
+imported late, because the programs that have no file to read start without them.
+
+What values must have to do with each other is checked by the caller. An error is one line that
+names the file, the entry by its name or number, the key, and what is expected:
+
+    links.toml: link 'office': routes[1]: expected a network such as 192.168.2.0/24
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from typing import Any, Final, TypeVar, get_origin
+
+from ..errors import UsageError
+from .mistakes import Mistake, shown, within
+from .network import Address, Interface, Network
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+_NAMES: Final = ("name", "device")  # the keys by which a person knows an entry
+
+_WORDS: Final[dict[Any, str]] = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    dict[str, str]: "a table of strings",
+    tuple[str, ...]: "a list of strings",
+    Interface: "an address such as 10.9.0.1/30 or fd00:9::1/64",
+    Address: "an address such as 10.9.0.2 or fd00:9::2",
+    Network: "a network such as 192.168.2.0/24 or fd00:2::/64",
+    tuple[Interface, ...]: "a list of addresses such as 10.9.0.1/30 or fd00:9::1/64",
+    tuple[Address, ...]: "a list of addresses such as 10.9.0.2 or fd00:9::2",
+    tuple[Network, ...]: "a list of networks such as 192.168.2.0/24 or fd00:2::/64",
+}
+
+
+def read_table(path: str) -> Table:
+    """The whole file; raises UsageError."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: not a TOML file: too deeply nested") from error
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and numbers without end
+        raise UsageError(f"{path}: not a TOML file: {error}") from error
+
+
+@contextmanager
+def mistakes_in(path: str, table: Table) -> Iterator[None]:
+    """Turn a Mistake whose place begins at the top of the file into a UsageError."""
+    try:
+        yield
+    except Mistake as mistake:
+        where = [path, *_entry_and_key(table, mistake.place)]
+        raise UsageError(f"{': '.join(where)}: {mistake.text}") from mistake
+
+
+def _entry_and_key(table: Table, place: tuple[str | int, ...]) -> Iterator[str]:
+    """The place in a person's words: "link 'office'", "client.routes[1]"."""
+    match place:
+        case (str(key), int(index), *rest) if type(table[key][index]) is dict:
+            entry = table[key][index]
+            names = [entry[name] for name in _NAMES if type(entry.get(name)) is str]
+            yield f"{key} {shown(names[0])}" if names else f"{key} number {index + 1}"
+            place = tuple(rest)
+    path = ""
+    for step in place:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+    if path:
+        yield path.removeprefix(".")
+
+
+def structured(kind: type[T], table: object) -> T:
+    """The table as a ``kind``; raises Mistake for what the types do not allow."""
+    if type(table) is not dict:
+        raise Mistake(f"expected a table, not {shown(table)}")
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            raise Mistake(f"there is no key {shown(key)}{_meant(key, known)}")
+    for name, field in known.items():
+        if name not in table and field.default is field.default_factory is MISSING:
+            raise Mistake(f"the key '{name}' is missing")
+    values = {}
+    for key, value in table.items():
+        with within(key):
+            values[key] = _value(known[key], known[key].type, value)
+    return kind(**values)
+
+
+def _value(field: Field[Any], kind: Any, value: object) -> object:
+    """The value of a field, or one that stands in its list, as a ``kind``."""
+    if is_dataclass(kind):
+        return structured(kind, value)  # type: ignore[arg-type]
+    element = kind.__args__[0] if get_origin(kind) is tuple else None
+    if is_dataclass(element) or element in (Interface, Address, Network):
+        if type(value) is not list:
+            raise Mistake(f"expected {_expected(kind)}, not {shown(value)}")
+        values = []
+        for index, item in enumerate(value):
+            with within(index):
+                values.append(_value(field, element, item))
+        return tuple(values)
+    try:
+        if element is not None and type(value) is not list:
+            raise TypeError("not a list")  # cattrs would take a string's letters
+        return _converter().structure(value, kind)
+    except Exception as error:  # a whole tree of them: cattrs has no common root
+        text = f"expected {_expected(kind)}"
+        if field.repr:  # it holds no secret
+            text += f", not {shown(value)}{_close_to(kind, value)}"
+        raise Mistake(text) from error
+
+
+@cache
+def _converter() -> Any:
+    import cattrs
+
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for plain in (str, int, bool):
+        converter.register_structure_hook(plain, _strict(plain))
+    converter.register_structure_hook(Interface, lambda value, _: _parsed(Interface, value))
+    converter.register_structure_hook(Address, lambda value, _: _parsed(Address, value))
+    converter.register_structure_hook(Network, lambda value, _: _parsed(Network, value))
+    return converter
+
+
+def _strict(plain: type) -> Any:
+    def structure(value: object, _: object) -> object:
+        if type(value) is not plain:
+            raise TypeError(f"not a {plain.__name__}")
+        return value
+
+    return structure
+
+
+def _parsed(kind: Any, value: object) -> object:
+    """An address or a network from its name: no number, no netmask, no zone."""
+    pattern = {
+        Interface: r"[0-9a-fA-F.:]+(/[0-9]{1,3})?",
+        Address: r"[0-9a-fA-F.:]+",
+        Network: r"[0-9a-fA-F.:]+/[0-9]{1,3}",
+    }[kind]
+    if type(value) is not str or not re.fullmatch(pattern, value):
+        raise ValueError("not of this form")
+    if kind == Interface:
+        return ipaddress.ip_interface(value)
+    return ipaddress.ip_address(value) if kind == Address else ipaddress.ip_network(value)
+
+
+def _close_to(kind: Any, value: object) -> str:
+    """What somebody who wrote an address with a network's bits, or without, will have meant."""
+    try:
+        interface = _parsed(Interface, value)
+    except ValueError:
+        return ""
+    assert isinstance(interface, Interface)
+    if kind == Network:
+        return f" (did you mean {interface.network}?)"
+    return f" (did you mean {interface.ip}?)" if kind == Address else ""
+
+
+def _expected(kind: Any) -> str:
+    """A type in a reader's words."""
+    if kind in _WORDS:
+        return _WORDS[kind]
+    arguments: tuple[Any, ...] = kind.__args__
+    if is_dataclass(arguments[0]):
+        return "tables in double brackets"
+    if get_origin(kind) is tuple:
+        return f"a list of {len(arguments)} whole numbers"
+    return "one of " + ", ".join(arguments)
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else ""
