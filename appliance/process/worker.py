@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from ..aio.driver import Driver
+from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.server import ServerConfig
 from ..crypto.suites import Algorithms
@@ -61,6 +62,7 @@ _log = logging.getLogger(__name__)
 # Our own choices
 SESSIONS_LIMIT: Final = 10  # of one connection, OpenSSH's MaxSessions
 KEEPALIVES: Final = 3  # without an answer before the peer is given up
+TUNNEL_KEEPALIVE: Final = 15  # seconds; a dead client must not keep its device for long
 
 
 class MonitorClient:
@@ -154,7 +156,7 @@ class Worker(ConnectionHandler):
         self._monitor = monitor
         self._sessions = 0
         self._no_more_sessions = False
-        self._unanswered = 0
+        self._keepalive: KeepAlive | None = None
         self._loop = Loop()
         self._last_activity = self._loop.time()
         self.connection = Connection(
@@ -179,24 +181,18 @@ class Worker(ConnectionHandler):
 
     def authenticated(self) -> None:
         if self._config.keepalive:
-            self._loop.call_later(self._config.keepalive, self._keep_alive)
+            self._keep_alive(self._config.keepalive)
         if self._config.idle_timeout:
             self._loop.call_later(1.0, self._check_idle, -1)
 
-    def _keep_alive(self) -> None:
-        if self.connection.phase is Phase.CLOSED:
-            return
-        if self._unanswered >= KEEPALIVES:
-            _log.info("the client does not answer any more")
-            self.connection.close("no answer")
-        else:
-            self._unanswered += 1
-            self.connection.global_request("keepalive@openssh.com", b"", self._answered)
-            self._loop.call_later(self._config.keepalive, self._keep_alive)
-        self._driver.flush()
+    def _keep_alive(self, interval: int) -> None:
+        if self._keepalive is None:
+            self._keepalive = KeepAlive(self._driver, interval, KEEPALIVES, self._silent)
 
-    def _answered(self, _: bytes | None) -> None:
-        self._unanswered = 0
+    def _silent(self) -> None:
+        _log.info("the client does not answer any more")
+        self.connection.close("no answer")
+        self._driver.flush()
 
     def _check_idle(self, packets: int) -> None:
         if self.connection.phase is Phase.CLOSED:
@@ -270,6 +266,7 @@ class Worker(ConnectionHandler):
             tunnel = OpenSSHTunnel(device, wanted.mode, self._driver, ended)
             channel.accept(tunnel)
         tunnel.start(channel)
+        self._keep_alive(TUNNEL_KEEPALIVE)
 
     _OPENERS: Final[Mapping[str, Callable[["Worker", Channel, bytes], None]]] = {
         "session": _open_session,

@@ -229,6 +229,11 @@ class Transport:
         return self._writer.sequence + self._reader.sequence
 
     @property
+    def received_packets(self) -> int:
+        """A number that changes whenever a packet was received."""
+        return self._reader.sequence
+
+    @property
     def peer_software(self) -> str:
         """The peer's software version and comments, or '' until it is known."""
         return self.peer_version.decode("latin-1").partition("-")[2].partition("-")[2]

@@ -1,0 +1,69 @@
+"""Is the peer still there? A question every so often, which every SSH peer answers.
+
+It is what ClientAlive and ServerAlive do in OpenSSH: a global request that no peer knows,
+whose refusal is the answer. How long it takes is the connection's round trip.
+"""
+
+from collections.abc import Callable
+
+from ..ssh.order import Phase
+from .driver import Driver
+from .loop import Timer
+
+REQUEST = "keepalive@openssh.com"
+
+
+class KeepAlive:
+    """Asks every ``interval`` seconds; calls ``silent`` after ``count`` questions unanswered.
+
+    Whatever else arrives from the peer is an answer, too.
+    """
+
+    def __init__(
+        self, driver: Driver, interval: float, count: int, silent: Callable[[], None]
+    ) -> None:
+        self._driver = driver
+        self._interval = interval
+        self._count = count
+        self._silent = silent
+        self._unanswered = 0
+        self._packets = -1
+        self._timer: Timer
+        self.round_trip: float | None = None  # seconds, of the last answer
+        self._wait(interval)
+
+    def probe(self, patience: float) -> None:
+        """Ask now; the next question, or the end, comes after ``patience`` seconds."""
+        self._unanswered = max(self._unanswered, self._count - 1)
+        self._packets = self._driver.connection.received_packets
+        self._timer.cancel()
+        self._ask()
+        self._wait(patience)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = self._driver.loop.call_later(seconds, self._due)
+
+    def _due(self) -> None:
+        connection = self._driver.connection
+        if connection.phase is Phase.CLOSED:
+            return
+        if connection.received_packets != self._packets:
+            self._packets = connection.received_packets
+            self._unanswered = 0
+        if self._unanswered >= self._count:
+            self._silent()
+            return
+        self._ask()
+        self._wait(self._interval)
+
+    def _ask(self) -> None:
+        self._unanswered += 1
+        loop = self._driver.loop
+        asked = loop.time()
+
+        def answered(_: bytes | None) -> None:
+            self._unanswered = 0
+            self.round_trip = loop.time() - asked
+
+        self._driver.connection.global_request(REQUEST, b"", answered)
+        self._driver.flush()
