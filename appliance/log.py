@@ -47,3 +47,13 @@ def set_up(name: str, level: int, to_stderr: bool) -> None:
 def serve_connection(number: int) -> None:
     """Number every line from now on; before it, they carry the process id."""
     _Line.number = number
+
+
+def descriptors() -> set[int]:
+    """What the log is written to, for who closes all other descriptors."""
+    found = set()
+    for handler in logging.getLogger().handlers:
+        stream = getattr(handler, "socket", None) or getattr(handler, "stream", None)
+        if stream is not None:
+            found.add(stream.fileno())
+    return found

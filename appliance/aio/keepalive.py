@@ -16,20 +16,26 @@ REQUEST = "keepalive@openssh.com"
 class KeepAlive:
     """Asks every ``interval`` seconds; calls ``silent`` after ``count`` questions unanswered.
 
-    Whatever else arrives from the peer is an answer, too.
+    Whatever else arrives from the peer is an answer, too. ``answered`` gets the seconds that
+    an answer took.
     """
 
     def __init__(
-        self, driver: Driver, interval: float, count: int, silent: Callable[[], None]
+        self,
+        driver: Driver,
+        interval: float,
+        count: int,
+        silent: Callable[[], None],
+        answered: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._driver = driver
         self._interval = interval
         self._count = count
         self._silent = silent
+        self._answered = answered
         self._unanswered = 0
         self._packets = -1
         self._timer: Timer
-        self.round_trip: float | None = None  # seconds, of the last answer
         self._wait(interval)
 
     def probe(self, patience: float) -> None:
@@ -37,7 +43,7 @@ class KeepAlive:
         self._unanswered = max(self._unanswered, self._count - 1)
         self._packets = self._driver.connection.received_packets
         self._timer.cancel()
-        self._ask()
+        self.ask()
         self._wait(patience)
 
     def _wait(self, seconds: float) -> None:
@@ -53,17 +59,18 @@ class KeepAlive:
         if self._unanswered >= self._count:
             self._silent()
             return
-        self._ask()
+        self.ask()
         self._wait(self._interval)
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
+        """Ask at once, besides."""
         self._unanswered += 1
         loop = self._driver.loop
         asked = loop.time()
 
         def answered(_: bytes | None) -> None:
             self._unanswered = 0
-            self.round_trip = loop.time() - asked
+            self._answered(loop.time() - asked)
 
         self._driver.connection.global_request(REQUEST, b"", answered)
         self._driver.flush()

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from . import hosts
 from .mistakes import Mistake, check_ranges, check_unique, shown, within
 from .network import TunnelNetwork, check_device, check_network, is_everything
-from .reader import mistakes_in, read_table, structured
+from .reader import Table, mistakes_in, read_table, structured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +131,12 @@ def _check_routes(link: Link) -> None:
             " is meant",
             "routes",
         )
+
+
+def with_handed_out(link: Link, table: Table) -> Link:
+    """The link with what its server hands out: keys of TunnelNetwork. Raises UsageError."""
+    with mistakes_in("the server hands out", table):
+        given = structured(TunnelNetwork, table)
+        whole = replace(link, from_server=False, **{key: getattr(given, key) for key in table})
+        _check_link(whole)
+    return whole

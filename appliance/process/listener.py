@@ -28,7 +28,7 @@ from ..config.server import ServerConfig
 from ..crypto.keys import PrivateKey
 from ..crypto.suites import MINIMUM_RSA_BITS, default_algorithms
 from ..errors import CulvertError, UsageError
-from . import host_keys, sandbox, worker
+from . import host_keys, sandbox, tunnels, worker
 from .monitor import Monitor, Peer
 from .penalties import Ending, Penalties
 from .programs import ended_children
@@ -103,6 +103,7 @@ class Listener:
             {name: key.public.blob for name, key in self._host_keys.items()},
             _read_banner(config.banner),
         )
+        tunnels.check_keys(config.tunnel)
         self._identity = sandbox.prepare()
         self._connections = 0
         self._sources: dict[int, str] = {}  # monitors whose peer is not authenticated
@@ -124,6 +125,8 @@ class Listener:
     def run(self, sockets: list[socket.socket]) -> None:
         """Accept until SIGTERM; connections live on without us."""
         self._sockets = sockets
+        if self._identity is not None:
+            tunnels.set_up(self._config.tunnel)
         self._preload()
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
@@ -157,6 +160,8 @@ class Listener:
                 else:
                     self._accept(by_fd[fd], told_write)
         _log.info("stopped listening")
+        if self._identity is not None:
+            tunnels.take_down(self._config.tunnel)
 
     def _preload(self) -> None:
         """Do once what every connection does, so that forks find it in memory."""

@@ -7,6 +7,7 @@ together itself, so that even a worker that was taken over cannot let anybody in
 """
 
 import contextlib
+import errno
 import logging
 import os
 import pwd
@@ -19,14 +20,14 @@ from typing import Any, Final
 
 from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Permissions, from_matches
-from ..crypto.keys import PrivateKey
+from ..crypto.keys import PrivateKey, PublicKey
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import MalformedMessage, UsageError
-from ..services.tunnel.device import open_device
+from ..services.tunnel.device import name_of, open_device
 from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import Message, write_text, write_uint32
 from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
-from . import accounts, programs
+from . import accounts, programs, tunnels
 from .penalties import Ending
 from .requests import (
     DATAGRAM,
@@ -119,6 +120,9 @@ class Monitor:
         self._user: pwd.struct_passwd | None = None
         self._permissions = Permissions()
         self._authenticated = False
+        self._user_key: PublicKey | None = None  # that signed
+        self._claims: dict[str, tunnels.Claim] = {}  # of tunnel devices, by their names
+        self._superseded = False
         self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
         self._terminals_made = 0
         self._programs: dict[int, int] = {}  # pid -> descriptor for its status
@@ -134,6 +138,7 @@ class Monitor:
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_term)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
@@ -158,6 +163,12 @@ class Monitor:
                 late = True
         return self._ending(late)
 
+    def _on_term(self, *_: object) -> None:
+        """Another connection takes our tunnel's device over; its worker ends, and so do we."""
+        if self._worker_status is None:
+            self._superseded = True
+            os.kill(self._worker, signal.SIGKILL)
+
     def _ending(self, late: bool) -> Ending:
         """What the listener is to know; the worker is gone, or about to go."""
         if self._worker_status is None:
@@ -165,7 +176,7 @@ class Monitor:
         self._reap()
         if late:
             return Ending.GRACE_TIME
-        if self._worker_status:
+        if self._worker_status and not self._superseded:
             return Ending.CRASH
         if self._authenticated:
             return Ending.NORMAL
@@ -308,6 +319,7 @@ class Monitor:
         if not valid:
             return self._failed(request.user, "publickey", started, "wrong signature")
         self._permissions = permissions
+        self._user_key = self._key
         return self._satisfied_by("publickey", f"{self._key.key_type} {self._key.fingerprint()}")
 
     def _may_use_password(self, user: pwd.struct_passwd | None) -> bool:
@@ -479,28 +491,72 @@ class Monitor:
                 time.sleep(patience)
 
     def _open_tunnel(self, request: OpenTunnel) -> tuple[bytes, list[int]]:
+        if not self._permissions.tunnel_allowed:
+            raise Deny("this key may not have a tunnel")
+        unit = request.unit
+        if self._permissions.tunnel is not None:
+            if unit not in (ANY_UNIT, self._permissions.tunnel):
+                raise Deny(f"this key may have tunnel {self._permissions.tunnel} only")
+            unit = self._permissions.tunnel
+        failure = ""
+        for each in self._units(request.mode, unit):
+            try:
+                fd, name = self._open_device(request.mode, each)
+            except UsageError as error:
+                _log.warning("%s", error)
+                failure = failure or str(error)
+                continue
+            _log.info("tunnel device %s opened", name)
+            return write_text(name), [fd]
+        raise Deny(failure)
+
+    def _units(self, mode: int, unit: int) -> list[int]:
+        """The devices that may be opened, in this order: what is declared permits itself."""
+        assert self._user is not None
+        declared = self._config.tunnel
+        own = tunnels.candidates(declared, mode, unit, self._user.pw_name, self._user_key)
+        if own:
+            return [int(tunnel.device[3:]) for tunnel in own]
+        if tunnels.is_declared(declared, mode, unit):
+            raise Deny(f"{name_of(mode, unit)} is declared for somebody else")
         permitted = {
             "no": (),
             "point-to-point": (POINT_TO_POINT,),
             "ethernet": (ETHERNET,),
             "yes": (POINT_TO_POINT, ETHERNET),
         }[self._config.permit_tunnel]
-        if request.mode not in permitted:
+        if mode not in permitted:
             raise Deny("this server does not permit such a tunnel (PermitTunnel)")
-        unit = request.unit
-        if not self._permissions.tunnel_allowed:
-            raise Deny("this key may not have a tunnel")
-        if self._permissions.tunnel is not None:
-            if unit not in (ANY_UNIT, self._permissions.tunnel):
-                raise Deny(f"this key may have tunnel {self._permissions.tunnel} only")
-            unit = self._permissions.tunnel
+        return [unit]
+
+    def _open_device(self, mode: int, unit: int) -> tuple[int, str]:
+        """The device, if need be from a connection with the same key; raises UsageError."""
+        key = self._user_key
         try:
-            fd, name = open_device(request.mode, unit)
+            fd, name = open_device(mode, unit)
         except UsageError as error:
-            _log.warning("%s", error)
-            raise Deny(str(error)) from error
-        _log.info("tunnel device %s opened", name)
-        return write_text(name), [fd]
+            busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
+            if not busy or key is None or not self._end_predecessor(name_of(mode, unit), key):
+                raise
+            fd, name = open_device(mode, unit)
+        if key is not None and name not in self._claims:
+            try:
+                self._claims[name] = tunnels.Claim(name)
+                self._claims[name].take(key.fingerprint())
+            except OSError as error:  # an ordinary user's server
+                _log.debug("nobody can take over %s: %s", name, error)
+        return fd, name
+
+    @staticmethod
+    def _end_predecessor(name: str, key: PublicKey) -> bool:
+        try:
+            claim = tunnels.Claim(name)
+        except OSError:
+            return False
+        try:
+            return claim.end_predecessor(key.fingerprint())
+        finally:
+            claim.drop()
 
 
 def _motd() -> str:

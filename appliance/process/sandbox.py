@@ -5,12 +5,14 @@ deleted, so nothing can even be created in it). Always: new privileges, new proc
 core dumps, and unbounded memory.
 """
 
+import contextlib
 import ctypes
 import os
 import pwd
 import resource
 import signal
 import tempfile
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 # linux/prctl.h
@@ -63,7 +65,7 @@ def enter(identity: Identity | None) -> None:
         os.setresuid(identity.uid, identity.uid, identity.uid)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # once more: a change of identity forgets it
     for limit, value in (
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
@@ -72,6 +74,24 @@ def enter(identity: Identity | None) -> None:
         resource.setrlimit(limit, (value, value))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def descriptors(identity: Identity | None) -> set[int]:
+    """What ``enter`` needs to be open."""
+    return set() if identity is None else {identity.directory}
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends; ``enter`` does so, too."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def close_all_but(kept: Collection[int]) -> None:
+    """Close every descriptor but the standard ones and ``kept``: a fork inherits them all."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with contextlib.suppress(OSError):  # the one that reads this folder is gone again
+                os.close(int(name))
 
 
 def _prctl(option: int, value: int) -> None:

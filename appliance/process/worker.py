@@ -8,7 +8,7 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from ..aio.driver import Driver
@@ -261,12 +261,28 @@ class Worker(ConnectionHandler):
         if channel.channel_type == OFFLOAD_CHANNEL_TYPE:
             channel.resize(OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
             tunnel: TunnelChannel = OffloadTunnel(device, wanted.mode, self._driver, ended)
-            channel.accept(tunnel, HandedOut((), (), (), 0, (), ()).encode())
+            channel.accept(tunnel, self._handed_out(name).encode())
         else:
             tunnel = OpenSSHTunnel(device, wanted.mode, self._driver, ended)
             channel.accept(tunnel)
         tunnel.start(channel)
         self._keep_alive(TUNNEL_KEEPALIVE)
+
+    def _handed_out(self, device: str) -> HandedOut:
+        """What sshd.toml declares for the client at the other end of ``device``."""
+        for tunnel in self._config.tunnel:
+            if tunnel.device == device and tunnel.client.addresses:
+                client = tunnel.client
+                peer = client.peer or tuple(each.ip for each in tunnel.addresses)
+                return HandedOut(
+                    _texts(client.addresses),
+                    _texts({each.version: each for each in reversed(peer)}.values()),
+                    _texts(client.routes),
+                    client.mtu,
+                    _texts(client.dns),
+                    _texts(client.domains),
+                )
+        return HandedOut((), (), (), 0, (), ())
 
     _OPENERS: Final[Mapping[str, Callable[["Worker", Channel, bytes], None]]] = {
         "session": _open_session,
@@ -279,6 +295,10 @@ class Worker(ConnectionHandler):
             _log.info("connection closed%s", f": {error}" if error else "")
         else:
             _log.warning("connection ended: %s", error)
+
+
+def _texts(values: Iterable[object]) -> tuple[bytes, ...]:
+    return tuple(str(value).encode() for value in values)
 
 
 def serve(job: Job, sock: socket.socket, to_monitor: socket.socket) -> None:

@@ -1,0 +1,308 @@
+"""culvert up, down and status: the links of links.toml.
+
+``up`` leaves a supervisor behind, which ``status`` asks and ``down`` ends; one that runs
+already is told to read the declarations again.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from typing import Final
+
+from .. import log
+from ..config.links import Link, LinksConfig, load_links_config
+from ..errors import CulvertError, UsageError
+from ..links.control import Answer, NotRunning, request
+from ..links.status import LinkStatus, from_json, to_table
+from .login import Login
+from .options import Option, Options, help_text, parse
+from .ssh_config import load
+
+DEFAULT_FILE: Final = "/etc/culvert/links.toml"
+
+_UP: Final = (
+    Option("c", "file", f"the declarations (default {DEFAULT_FILE})"),
+    Option("check", None, "only check them"),
+    Option("dry-run", None, "only show what would change on this machine"),
+    Option("F", None, "stay in the foreground"),
+    Option("E", None, "log to standard error, not to syslog"),
+    Option("v", None, "log more"),
+)
+_STATUS: Final = (
+    Option("json", None, "for programs"),
+    Option("watch", None, "again every second, until Ctrl-C"),
+)
+_SPECS: Final = {"up": _UP, "down": (), "status": _STATUS}
+_USAGES: Final = {
+    "up": (
+        "culvert up [options] [link ...]",
+        "Connect the links that are declared in links.toml, all or those named, and keep them\n"
+        "connected. If they are already, the declarations are read again.",
+    ),
+    "down": (
+        "culvert down [link ...]",
+        "End all links, or those named, and undo what they changed on this machine.",
+    ),
+    "status": (
+        "culvert status [options] [link ...]",
+        "Show the links: state, device, server, rates, round trip, and how often they came back.",
+    ),
+}
+
+# Our own choices
+POLL: Final = 0.1  # seconds between looks at links that are on their way up
+SLACK: Final = 5.0  # seconds beyond connect_timeout that `up` waits for them
+WATCH: Final = 1.0  # seconds
+
+
+def main(arguments: list[str], name: str) -> int:
+    """Run one of the three; returns its exit status."""
+    command = f"culvert {name}"
+    try:
+        options = parse(arguments, _SPECS[name], command)
+        if "help" in options:
+            print(help_text(*_USAGES[name], _SPECS[name]))
+            return 0
+        return {"up": _up, "down": _down, "status": _status}[name](options)
+    except CulvertError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+# -- up ----------------------------------------------------------------------------------
+
+
+def _up(options: Options) -> int:
+    path = os.path.abspath(options.value("c") or DEFAULT_FILE)
+    names = options.operands
+
+    def read() -> LinksConfig:
+        return _read(path)
+
+    config = read()
+    chosen = _chosen(config, names, path)
+    if "check" in options:
+        print(f"{path}: {len(config.link)} links, nothing wrong")
+        return 0
+    if "dry-run" in options:
+        return _show_changes(chosen)
+    if os.geteuid():
+        raise UsageError("it changes the machine's network: run it as root")
+    try:
+        answers = [request("POST", f"/up/{name}") for name in names] or [request("POST", "/up")]
+    except NotRunning:
+        return _start(options, read, chosen)
+    for answer in answers:
+        _raise_unless_done(answer)
+    return _wait_for(chosen)
+
+
+def _read(path: str) -> LinksConfig:
+    """The declarations, with what only a login would find out; raises UsageError."""
+    config = load_links_config(path)
+    if not config.link:
+        raise UsageError(f"{path}: no [[link]] is declared there")
+    for link in config.link:
+        try:
+            login_for(link)
+        except UsageError as error:
+            raise UsageError(f"{path}: link '{link.name}': {error}") from error
+    return config
+
+
+def _chosen(config: LinksConfig, names: Sequence[str], path: str) -> list[Link]:
+    declared = {link.name: link for link in config.link}
+    for name in names:
+        if name not in declared:
+            raise UsageError(f"{path} declares no link '{name}'; there are {', '.join(declared)}")
+    return [declared[name] for name in names or declared]
+
+
+def login_for(link: Link) -> Login:
+    """The way to the link's server; what the link leaves open is ssh_config's."""
+    given: list[str | tuple[str, str]] = [
+        ("BatchMode", "yes"),
+        ("StrictHostKeyChecking", "yes"),
+        ("ConnectTimeout", str(link.connect_timeout)),
+    ]
+    if link.identity_file:
+        given += [("IdentityFile", link.identity_file), ("IdentitiesOnly", "yes")]
+    for keyword, value in (
+        ("Port", str(link.port or "")),
+        ("User", link.user),
+        ("UserKnownHostsFile", link.known_hosts_file),
+        ("ProxyJump", ",".join(link.proxy_jump)),
+        ("Proxy", link.proxy),
+        ("ProxyCommand", link.proxy_command),
+    ):
+        if value:
+            given.append((keyword, value))
+    options = load(link.host, given, None)
+    if link.host_key:
+        options.host_key_line = link.host_key
+    return Login(options)
+
+
+def _show_changes(links: Sequence[Link]) -> int:
+    """--dry-run: command lines that would do the same."""
+    import socket
+
+    from ..services.tunnel.kernel import free_device
+    from ..services.tunnel.network import plan
+
+    for link in links:
+        device = free_device(link.mode) if link.device == "any" else link.device
+        hop = login_for(link).first_hop
+        servers = []
+        if hop is not None:
+            try:
+                found = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
+                servers = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+            except OSError as error:
+                print(f"# {hop[0]} cannot be resolved now: {error.strerror}")
+        wanted = plan(f"link-{link.name}", link, device, servers, link.kill_switch)
+        print(f"# link {link.name}, before it connects")
+        print("\n".join(change.describe() for change in wanted.at_start))
+        print(f"# link {link.name}, when it is up")
+        if link.from_server:
+            print("# addresses and routes as the server hands them out")
+        print("\n".join(change.describe() for change in wanted.while_up))
+    return 0
+
+
+def _start(options: Options, read: Callable[[], LinksConfig], chosen: list[Link]) -> int:
+    """Become the supervisor, or leave one behind and wait for its links."""
+    from ..links.supervisor import Supervisor
+    from ..process.listener import daemonize
+
+    names = {link.name for link in chosen} if options.operands else set()
+    level = logging.DEBUG if "v" in options else logging.INFO
+    if "F" in options:
+        log.set_up("culvert-links", level, "E" in options)
+        Supervisor(read, login_for).run(names)
+        return 0
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            log.set_up("culvert-links", level, "E" in options)
+            supervisor = Supervisor(read, login_for)  # its mistakes are told here
+            daemonize()
+            log.set_up("culvert-links", level, "E" in options)
+            supervisor.run(names)
+            status = 0
+        except CulvertError as error:
+            print(f"culvert up: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    return _wait_for(chosen) if status == 0 else 1
+
+
+def _wait_for(links: Sequence[Link]) -> int:
+    """Until each link is up or will not come up so soon; tells which."""
+    waiting = {link.name: link.connect_timeout + SLACK for link in links}
+    began = time.monotonic()
+    result = 0
+    while waiting:
+        time.sleep(POLL)
+        passed = time.monotonic() - began
+        try:
+            links_now = {each.name: each for each in _ask()}
+        except NotRunning:
+            if passed > SLACK:
+                raise
+            continue
+        for name, patience in list(waiting.items()):
+            now = links_now.get(name)
+            if now is not None and now.state == "up":
+                print(f"{name}: up, {now.device} to {now.address or now.host}")
+            elif now is not None and now.state == "stopped":
+                print(f"{name}: stopped: {now.last_error}")
+                result = 1
+            elif now is not None and (now.state == "backing_off" or passed > patience):
+                error = now.last_error or "no answer yet"
+                print(f"{name}: {error}; it is tried again ('culvert status' tells)")
+                result = 1
+            else:
+                continue
+            del waiting[name]
+    return result
+
+
+def _ask() -> list[LinkStatus]:
+    return from_json(request("GET", "/status").text)
+
+
+def _raise_unless_done(answer: Answer) -> None:
+    if answer.status != 200:
+        raise CulvertError(answer.text.strip())
+
+
+# -- down --------------------------------------------------------------------------------
+
+
+def _down(options: Options) -> int:
+    if os.geteuid():
+        raise UsageError("it changes the machine's network: run it as root")
+    names = options.operands
+    try:
+        for path in [f"/down/{name}" for name in names] or ["/down"]:
+            _raise_unless_done(request("POST", path))
+    except NotRunning:
+        return _undo(names)
+    return 0
+
+
+def _undo(names: Sequence[str]) -> int:
+    """No supervisor runs: undo what one that was killed has left."""
+    from ..links.running import record_of
+    from ..links.supervisor import left_behind
+    from ..services.tunnel.kernel import reconcile
+
+    left = left_behind()
+    if names:
+        left = [path for path in left if path in {record_of(name) for name in names}]
+    if not left:
+        raise UsageError("no link is up")
+    for path in left:
+        reconcile(path, ())
+    return 0
+
+
+# -- status ------------------------------------------------------------------------------
+
+
+def _status(options: Options) -> int:
+    if "watch" not in options:
+        return _show(options)
+    while True:
+        print("\x1b[H\x1b[2J", end="")
+        _show(options)
+        sys.stdout.flush()
+        time.sleep(WATCH)
+
+
+def _show(options: Options) -> int:
+    answer = request("GET", "/status")
+    _raise_unless_done(answer)
+    links = from_json(answer.text)
+    names = options.operands
+    for name in names:
+        if name not in {link.name for link in links}:
+            raise UsageError(f"there is no link '{name}'")
+    chosen = [link for link in links if not names or link.name in names]
+    if "json" in options:
+        from ..links.status import to_json
+
+        print(to_json(chosen))
+    else:
+        width = shutil.get_terminal_size((200, 24)).columns if sys.stdout.isatty() else 200
+        print(to_table(chosen, width))
+    return 0 if all(link.state == "up" for link in chosen) else 1

@@ -1,0 +1,196 @@
+"""The process that carries one link: dials, logs in, and moves packets until it is lost.
+
+It is forked by the supervisor for each attempt, and gives up its privileges once it has
+a socket to the server: what a server sends is never read by root. The device is the
+supervisor's and stays when this process ends.
+"""
+
+import gc
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from .. import log
+from ..aio.driver import Driver
+from ..aio.keepalive import KeepAlive
+from ..aio.loop import Loop
+from ..config.links import Link
+from ..errors import AuthenticationFailed, CulvertError, HostKeyRejected, PeerError, UsageError
+from ..log import harmless
+from ..process import sandbox
+from ..services.tunnel.client import TunnelClient
+from ..ssh.connection import Connection, ConnectionHandler
+from ..wire.codec import Message
+from ..wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_CHANNEL_TYPE, POINT_TO_POINT, HandedOut
+from .reports import GO, PROBE, Alive, Failed, Opened, Resolved
+
+_log = logging.getLogger(__name__)
+
+# Our own choices
+PROBE_SECONDS: Final = 5.0  # that a server may take to answer after the network changed
+# What no new attempt would change.
+FINAL: Final = (AuthenticationFailed, HostKeyRejected, UsageError)
+
+
+class Login(Protocol):
+    """The way to an authenticated connection, in the steps between which root is given up."""
+
+    @property
+    def first_hop(self) -> tuple[str, int] | None:
+        """Host and port of whatever is dialled first; None if a command does it."""
+        ...
+
+    def load_identities(self) -> None:
+        """Read the keys, while files can be read."""
+        ...
+
+    def dial(self, addresses: Sequence[str] = ()) -> socket.socket:
+        """Connect to the first hop, by ``addresses`` if there are any."""
+        ...
+
+    def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
+        """The login; raises CulvertError."""
+        ...
+
+
+class Carrier(ConnectionHandler):
+    """One attempt at one link, to its end."""
+
+    def __init__(self, link: Link, device: int, reports: socket.socket) -> None:
+        self._link = link
+        self._device = device
+        self._reports = reports
+        self._failure: CulvertError | None = None
+
+    def run(self, login: Login, known: Sequence[str], identity: sandbox.Identity | None) -> None:
+        """Carry until the connection ends; the last report says why it did.
+
+        ``known`` are the first hop's addresses of an earlier attempt.
+        """
+        gc.enable()
+        try:
+            login.load_identities()
+            addresses = self._resolve(login) or known
+            self._report(Resolved(tuple(address.encode() for address in addresses)))
+            if self._reports.recv(1) != GO:
+                return
+            sock = login.dial(addresses)
+            sandbox.enter(identity)
+            connection = login.authenticate(sock, self)
+            self._carry(connection, sock)
+        except CulvertError as error:
+            self._failure = error
+        failure = self._failure or CulvertError("the server closed the connection")
+        self._report(Failed(isinstance(failure, FINAL), str(failure)[:1000]))
+
+    def _report(self, message: Message) -> None:
+        self._reports.sendall(message.encode())
+
+    @staticmethod
+    def _resolve(login: Login) -> list[str]:
+        if login.first_hop is None:
+            return []
+        host, port = login.first_hop
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return []  # dialling says so
+        return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
+
+    def _carry(self, connection: Connection, sock: socket.socket) -> None:
+        link = self._link
+        loop = self._loop = Loop()
+        driver = self._driver = Driver(loop, sock, connection, loop.stop)
+        self._connection = connection
+        self._address = _peer_address(sock)
+        _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
+        self._keepalive = KeepAlive(
+            driver,
+            link.server_alive_interval,
+            link.server_alive_count_max,
+            self._silent,
+            self._answered,
+        )
+        loop.watch_reader(self._reports.fileno(), self._on_order)
+        mode = ETHERNET if link.mode == "ethernet" else POINT_TO_POINT
+        unit = ANY_UNIT if link.remote_device == "any" else int(link.remote_device[3:])
+        TunnelClient(self._device, mode, unit, driver, self._opened, self._refused).start()
+        driver.start()
+        loop.run()
+
+    def _on_order(self) -> None:
+        if self._reports.recv(16) == PROBE:
+            self._keepalive.probe(PROBE_SECONDS)
+        else:  # the supervisor is gone
+            self._loop.stop()
+
+    def _opened(self, handed_out: HandedOut | None) -> None:
+        self._report(
+            Opened(
+                self._address,
+                self._connection.peer_software[:200],
+                self._connection.peer_speaks(OFFLOAD_CHANNEL_TYPE),
+                handed_out.encode() if handed_out else b"",
+            )
+        )
+        self._keepalive.ask()
+
+    def _refused(self, why: str) -> None:
+        self._fail(f"the server refuses the tunnel: {why}")
+
+    def _silent(self) -> None:
+        self._fail("the server does not answer any more")
+
+    def _fail(self, why: str) -> None:
+        self._failure = CulvertError(why)
+        self._loop.stop()
+
+    def _answered(self, round_trip: float) -> None:
+        self._report(Alive(int(round_trip * 1e6)))
+
+    def banner(self, text: str) -> None:
+        _log.info("link %s: the server says: %s", self._link.name, harmless(text).strip())
+
+    def closed(self, error: PeerError | None) -> None:
+        self._failure = self._failure or error
+
+
+def _peer_address(sock: socket.socket) -> str:
+    """Where the connection goes, as a person reads it."""
+    try:
+        return str(sock.getpeername()[0])
+    except (OSError, IndexError):  # a command's
+        return ""
+
+
+def _limit_silence(sock: socket.socket, seconds: int) -> None:
+    """Have the kernel give up, too, when nothing that we sent arrives."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
+
+
+def carry(
+    link: Link,
+    device: int,
+    reports: socket.socket,
+    login: Login,
+    known: Sequence[str],
+    identity: sandbox.Identity | None,
+) -> None:
+    """The whole of the process, which never returns."""
+    status = 0
+    try:
+        sandbox.end_with_parent()
+        sandbox.close_all_but(
+            {device, reports.fileno(), *log.descriptors(), *sandbox.descriptors(identity)}
+        )
+        Carrier(link, device, reports).run(login, known, identity)
+    except (BrokenPipeError, ConnectionResetError):  # the supervisor is gone
+        pass
+    except Exception:  # the root of a process
+        _log.exception("link %s: its process failed", link.name)
+        status = 1
+    finally:
+        os._exit(status)

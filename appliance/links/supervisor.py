@@ -1,0 +1,293 @@
+"""Keeps the declared links: starts them, answers questions about them, and undoes them.
+
+It runs as root, for the machine's network, and reads nothing that comes from a network: each
+link has a process of its own, without privileges, which reports to it (reports.py). What
+it changes is recorded on disk before, so that a supervisor that was killed is followed by
+one that knows what is left of it.
+"""
+
+import fcntl
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from ..aio.loop import Loop
+from ..aio.processor import aes_is_fast
+from ..aio.service_manager import notify
+from ..config.directories import network_records, runtime_directory
+from ..config.links import Link, LinksConfig
+from ..crypto.suites import default_algorithms
+from ..errors import CulvertError, UsageError
+from ..process import sandbox
+from ..process.rehearsal import rehearse
+from ..services.tunnel.kernel import reconcile_apart
+from . import metrics
+from .carrier import Login
+from .control import Answer, ControlSocket
+from .link import State
+from .network_watch import NetworkWatch
+from .running import RunningLink, record_of
+from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+SAMPLE_SECONDS: Final = 5.0  # over which a rate is the mean
+
+
+class Supervisor:
+    """All links of this machine, of which there is one supervisor.
+
+    ``load`` reads the declarations and raises UsageError; ``login_for`` makes the way to a
+    link's server.
+    """
+
+    def __init__(self, load: Callable[[], LinksConfig], login_for: Callable[[Link], Login]) -> None:
+        self._load = load
+        self._login_for = login_for
+        self._config = load()
+        self._links: dict[str, RunningLink] = {}
+        self._identity = sandbox.prepare()
+        self._lock = _lock()
+        self._loop = Loop()
+        self._counters: dict[str, _Counter] = {}
+        self._metrics: tuple[int, socket.socket] | None = None
+
+    def run(self, names: Collection[str]) -> None:
+        """Keep the links ``names`` (all, if there are none) until SIGTERM or 'down'."""
+        loop = self._loop
+        rehearse(default_algorithms(aes_is_fast(), "default"))
+        gc.collect()
+        gc.freeze()
+        self._undo_what_is_left(names)
+        control = ControlSocket(loop, self._answer)
+        watch = NetworkWatch(loop, self._network_changed)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.on_signal(number, loop.stop)
+        loop.on_signal(signal.SIGHUP, self._reload)
+        if self._config.metrics_port:
+            self._serve_metrics(self._config.metrics_port)
+        self._start(names)
+        loop.call_later(SAMPLE_SECONDS, self._sample)
+        self._tell()
+        notify("READY=1")
+        loop.run()
+        notify("STOPPING=1")
+        control.close()
+        watch.close()
+        self._stop(list(self._links))
+        if self._metrics is not None:
+            pid, sock = self._metrics
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+            loop.watch_reader(sock.fileno(), None)
+            sock.close()
+        loop.close()
+        os.close(self._lock)
+
+    # -- links -----------------------------------------------------------------------
+
+    def _start(self, names: Collection[str]) -> None:
+        """Start those of ``names``, or all; one whose declaration changed begins anew."""
+        for link in self._config.link:
+            if not _among(link, names):
+                continue
+            running = self._links.get(link.name)
+            if running is not None and running.link != link:
+                self._stop([link.name])
+                running = None
+            if running is None:
+                running = self._links[link.name] = RunningLink(
+                    link, self._loop, self._login_for, self._identity, self._tell
+                )
+            running.start()
+
+    def _stop(self, names: Sequence[str]) -> list[str]:
+        """Stop them and undo their changes; returns what went wrong."""
+        wrong = []
+        for name in names:
+            running = self._links.pop(name)
+            self._counters.pop(name, None)
+            try:
+                running.stop()
+            except CulvertError as error:
+                _log.error("link %s: %s", name, error)
+                wrong.append(f"{name}: {error}")
+        return wrong
+
+    def _undo_what_is_left(self, names: Collection[str]) -> None:
+        """By a supervisor that was killed, of links that are not to be started now."""
+        wanted = {record_of(link.name) for link in self._config.link if _among(link, names)}
+        for path in left_behind():
+            if path not in wanted:
+                try:
+                    reconcile_apart(path, ())
+                except CulvertError as error:
+                    _log.error("%s", error)
+
+    def _up(self, names: Collection[str]) -> None:
+        """Read the declarations again and do what they say; raises UsageError beforehand."""
+        config = self._load()
+        declared = {link.name for link in config.link}
+        for name in names:
+            if name not in declared:
+                raise UsageError(f"no link '{name}' is declared")
+        self._config = config
+        self._stop([name for name in self._links if name not in declared])
+        self._start(names)
+
+    def _reload(self) -> None:
+        try:
+            self._up(())
+        except UsageError as error:
+            _log.error("the links stay as they are: %s", error)
+
+    def _network_changed(self) -> None:
+        for running in self._links.values():
+            running.network_changed()
+
+    # -- to be seen ------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        states = [running.life.state for running in self._links.values()]
+        up = states.count(State.UP)
+        notify(f"STATUS={up} of {len(states)} links up")
+
+    def _sample(self) -> None:
+        for name, running in self._links.items():
+            counter = self._counters.setdefault(name, _Counter())
+            counter.take(running.device, self._loop.time())
+        self._loop.call_later(SAMPLE_SECONDS, self._sample)
+
+    def _status(self) -> list[LinkStatus]:
+        now = self._loop.time()
+        return [
+            _status_of(running, self._counters.setdefault(name, _Counter()), now)
+            for name, running in self._links.items()
+        ]
+
+    def _answer(self, method: str, path: str) -> Answer:
+        """One request to the control socket."""
+        verb, _, name = path.removeprefix("/").partition("/")
+        match method, verb:
+            case "GET", "status" if not name:
+                return Answer(200, to_json(self._status()) + "\n")
+            case "GET", "metrics" if not name:
+                return Answer(200, to_openmetrics(self._status()), OPENMETRICS)
+            case "POST", "up":
+                return self._on_up(name)
+            case "POST", "down":
+                return self._on_down(name)
+        return Answer(404, "no such request\n", "text/plain")
+
+    def _on_up(self, name: str) -> Answer:
+        try:
+            self._up({name} if name else ())
+        except UsageError as error:
+            return Answer(400, f"{error}\n", "text/plain")
+        return Answer(200, to_json(self._status()) + "\n")
+
+    def _on_down(self, name: str) -> Answer:
+        if name and name not in self._links:
+            return Answer(404, f"no link '{name}' is up\n", "text/plain")
+        wrong = self._stop([name] if name else list(self._links))
+        if not self._links:
+            self._loop.stop()
+        return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
+
+    def _serve_metrics(self, port: int) -> None:
+        listening = metrics.listen(port)
+        pid, sock = metrics.start(listening, self._identity)
+        listening.close()
+        self._metrics = pid, sock
+
+        def on_question() -> None:
+            if sock.recv(1):
+                sock.send(to_openmetrics(self._status()).encode())
+            else:
+                self._loop.watch_reader(sock.fileno(), None)
+
+        self._loop.watch_reader(sock.fileno(), on_question)
+
+
+class _Counter:
+    """A device's bytes at two moments."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, int, int] | None = None
+        self.received_rate = self.sent_rate = 0.0
+
+    def take(self, device: str, now: float) -> tuple[int, int]:
+        """The bytes until now, received and sent; they make the rates."""
+        # What the machine sends into a tunnel is, for the device, sent: tx.
+        received, sent = (_statistic(device, name) for name in ("rx_bytes", "tx_bytes"))
+        if self._before is not None:
+            then, received_then, sent_then = self._before
+            passed = max(now - then, 0.001)
+            self.received_rate = max(0, received - received_then) / passed
+            self.sent_rate = max(0, sent - sent_then) / passed
+        self._before = now, received, sent
+        return received, sent
+
+
+def _statistic(device: str, name: str) -> int:
+    try:
+        return int(Path(f"/sys/class/net/{device}/statistics/{name}").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatus:
+    link, life = running.link, running.life
+    network = running.network
+    return LinkStatus(
+        name=link.name,
+        host=link.host,
+        state=life.state.name.lower(),
+        since=round(now - life.since, 1),
+        device=running.device,
+        address=running.address,
+        software=running.software,
+        offload=running.offload,
+        addresses=tuple(map(str, network.addresses)),
+        routes=tuple(map(str, network.routes)),
+        received_bytes=_statistic(running.device, "rx_bytes"),
+        sent_bytes=_statistic(running.device, "tx_bytes"),
+        received_rate=round(counter.received_rate, 1),
+        sent_rate=round(counter.sent_rate, 1),
+        round_trip=running.round_trip,
+        connects=life.connects,
+        reconnects=life.reconnects,
+        retry_in=max(0.0, round(life.due - now, 1)) if life.state is State.BACKING_OFF else None,
+        last_error=life.last_error,
+    )
+
+
+def _among(link: Link, names: Collection[str]) -> bool:
+    return not names or link.name in names
+
+
+def left_behind() -> list[Path]:
+    """The records of links whose supervisor did not undo them."""
+    return sorted(network_records().glob("link-*.json"))
+
+
+def _lock() -> int:
+    """The right to be the machine's supervisor; raises UsageError if another has it."""
+    directory = runtime_directory()
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(directory / "links.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"{directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(f"{directory}: another supervisor of links runs") from error
+    return lock
