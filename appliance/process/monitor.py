@@ -491,6 +491,8 @@ class Monitor:
                 time.sleep(patience)
 
     def _open_tunnel(self, request: OpenTunnel) -> tuple[bytes, list[int]]:
+        if request.mode not in (POINT_TO_POINT, ETHERNET):
+            raise Deny("there is no such mode of a tunnel")
         if not self._permissions.tunnel_allowed:
             raise Deny("this key may not have a tunnel")
         unit = request.unit
