@@ -5,6 +5,7 @@ Until then there is nothing to do but to wait for one socket.
 
 import socket
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from ..errors import CulvertError
@@ -28,23 +29,36 @@ def dial(
     bind_address: str | None = None,
     timeout: float | None = None,
     attempts: int = 1,
+    addresses: Sequence[str] = (),
 ) -> socket.socket:
-    """Connect to the first address of ``host`` that answers; raises DialFailed."""
+    """Connect to the first address of ``host`` that answers; raises DialFailed.
+
+    With ``addresses`` it is not looked up.
+    """
     for attempt in range(attempts):
         if attempt:
             time.sleep(1.0)  # as OpenSSH does
         try:
-            return _dial_once(host, port, family, bind_address, timeout)
+            return _dial_once(host, port, family, bind_address, timeout, addresses or (host,))
         except DialFailed as error:
             failure = error
     raise failure
 
 
 def _dial_once(
-    host: str, port: int, family: str, bind_address: str | None, timeout: float | None
+    host: str,
+    port: int,
+    family: str,
+    bind_address: str | None,
+    timeout: float | None,
+    names: Sequence[str],
 ) -> socket.socket:
     try:
-        addresses = socket.getaddrinfo(host, port, FAMILIES[family], socket.SOCK_STREAM)
+        addresses = [
+            found
+            for name in names
+            for found in socket.getaddrinfo(name, port, FAMILIES[family], socket.SOCK_STREAM)
+        ]
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a host name"
         raise DialFailed(f"Could not resolve hostname {host}: {why}") from error

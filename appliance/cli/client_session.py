@@ -1,9 +1,11 @@
-"""What the client does once it is logged in: a session, a tunnel, or both."""
+"""What the client does once it is logged in: a session, a tunnel, or both; or -W."""
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 from ..aio.driver import Driver
+from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..services.session_client import CONNECTION_FAILED, SessionClient, Wanted
 from ..ssh.connection import Connection
@@ -12,6 +14,9 @@ from . import prompts
 from .ssh import environment_to_send
 from .ssh_config import HostOptions
 from .tunnel import ClientTunnel
+
+if TYPE_CHECKING:
+    from ..services.forward_client import StdioForward
 
 
 class ClientSession:
@@ -33,7 +38,7 @@ class ClientSession:
         self._quiet = quiet
         self._tunnel = tunnel
         self._session: SessionClient | None = None
-        self._unanswered = 0
+        self._forward: StdioForward | None = None
         self._failed = False
 
     def run(self) -> int:
@@ -43,6 +48,8 @@ class ClientSession:
         finally:
             if self._session is not None:
                 self._session.restore()
+            if self._forward is not None:
+                self._forward.restore()
             if self._tunnel is not None:
                 self._tunnel.close()
 
@@ -54,8 +61,11 @@ class ClientSession:
             self._tunnel.start(self._driver, self._tunnel_refused)
         if options.session_type != "none":
             self._start_session()
+        if options.stdio_forward is not None:
+            self._start_forward(options.stdio_forward)
         if options.server_alive_interval:
-            self._loop.call_later(options.server_alive_interval, self._keep_alive)
+            interval, count = options.server_alive_interval, options.server_alive_count_max
+            KeepAlive(self._driver, interval, count, self._silent)
         self._driver.start()
         self._loop.run()
         if connection.phase is not Phase.CLOSED:
@@ -99,23 +109,24 @@ class ClientSession:
             prompts.tell(f"Connection to {self._options.host} closed.")
         self._loop.stop()
 
+    def _start_forward(self, place: tuple[str, int]) -> None:
+        from ..services.forward_client import StdioForward
+
+        stdin = not self._options.stdin_null
+        self._forward = StdioForward(place, stdin, self._driver, self._forward_ended, prompts.tell)
+        self._forward.start()
+
+    def _forward_ended(self) -> None:
+        assert self._forward is not None
+        self._failed = self._failed or self._forward.failed
+        self._loop.stop()
+
     def _tunnel_refused(self) -> None:
         if self._session is None:
             self._failed = True
             self._loop.stop()
 
-    def _keep_alive(self) -> None:
-        if self._connection.phase is Phase.CLOSED:
-            return
-        if self._unanswered >= self._options.server_alive_count_max:
-            prompts.tell(f"Timeout, server {self._options.host} not responding.")
-            self._failed = True
-            self._loop.stop()
-            return
-        self._unanswered += 1
-        self._connection.global_request("keepalive@openssh.com", b"", self._answered)
-        self._driver.flush()
-        self._loop.call_later(self._options.server_alive_interval, self._keep_alive)
-
-    def _answered(self, _: bytes | None) -> None:
-        self._unanswered = 0
+    def _silent(self) -> None:
+        prompts.tell(f"Timeout, server {self._options.host} not responding.")
+        self._failed = True
+        self._loop.stop()

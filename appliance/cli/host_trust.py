@@ -1,4 +1,5 @@
-"""Is this the host that we know? StrictHostKeyChecking over the known_hosts files.
+"""Is this the host that we know? StrictHostKeyChecking over the known_hosts files, or the one
+key that somebody wrote down.
 
 Whatever goes wrong here raises, and the connection ends: the only way on is a key that
 is known, or one that the user, or the configuration, takes on trust.
@@ -6,6 +7,7 @@ is known, or one that the user, or the configuration, takes on trust.
 
 import os
 
+from ..crypto.key_files import KeyFileError, load_public_line
 from ..crypto.keys import PublicKey
 from ..crypto.known_hosts import SALT_BYTES, Decision, Lookup, add_line, lookup
 from ..crypto.suites import MINIMUM_RSA_BITS
@@ -18,11 +20,19 @@ class HostTrust:
     """What the files know of one host."""
 
     def __init__(self, options: HostOptions) -> None:
+        """Raises UsageError if ``options.host_key_line`` is none."""
         self._options = options
         self._host = options.host_key_alias or options.host_name
         self._port = 22 if options.host_key_alias else options.port
         self.passwords_are_safe = True
         self._lookups: list[tuple[str, Lookup]] = []
+        self._only: PublicKey | None = None
+        if options.host_key_line:
+            try:
+                self._only = load_public_line(options.host_key_line)[0]
+            except KeyFileError as error:
+                raise UsageError(f"the host key of {self._host}: {error}") from error
+            return
         for path in (*options.user_known_hosts_files, *options.global_known_hosts_files):
             try:
                 with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -37,6 +47,8 @@ class HostTrust:
     @property
     def known_types(self) -> tuple[str, ...]:
         """Key types that the host is known by, to be asked for first."""
+        if self._only is not None:
+            return (self._only.key_type,)
         return tuple(dict.fromkeys(t for _, found in self._lookups for t in found.key_types))
 
     def check(self, key: PublicKey) -> None:
@@ -47,6 +59,14 @@ class HostTrust:
         shortest = max(options.required_rsa_size, MINIMUM_RSA_BITS[options.profile])
         if key.key_type == "ssh-rsa" and key.bits < shortest:
             raise HostKeyRejected(f"the host key of {name} is too short: {key.bits} bits")
+        if self._only is not None:
+            if key != self._only:
+                raise HostKeyRejected(
+                    f"{name} shows {shown}, and its key is"
+                    f" {self._only.fingerprint(options.fingerprint_hash)}: somebody may be"
+                    " listening in"
+                )
+            return
         decisions = [(path, found, found.decide(key)) for path, found in self._lookups]
         kinds = {decision for _, _, decision in decisions}
         if Decision.REVOKED in kinds:

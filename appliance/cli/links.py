@@ -290,7 +290,10 @@ def _status(options: Options) -> int:
 
 
 def _show(options: Options) -> int:
-    answer = request("GET", "/status")
+    try:
+        answer = request("GET", "/status")
+    except NotRunning as error:
+        raise UsageError(f"no link is up: {error}") from error
     _raise_unless_done(answer)
     links = from_json(answer.text)
     names = options.operands

@@ -9,29 +9,15 @@ import fnmatch
 import logging
 import os
 import sys
-import time
 from typing import Final
 
 from .. import __version__
-from ..aio.processor import aes_is_fast
-from ..crypto.ciphers import CIPHERS, MACS
-from ..crypto.key_exchange import METHODS
-from ..crypto.keys import SIGNATURE_ALGORITHMS
-from ..crypto.suites import (
-    HOST_KEY_ALGORITHMS,
-    USER_KEY_ALGORITHMS,
-    Algorithms,
-    default_algorithms,
-)
-from ..errors import AuthenticationFailed, CulvertError, PeerError, UsageError
+from ..errors import CulvertError, PeerError, UsageError
 from ..log import harmless
-from ..ssh.connection import Connection, ConnectionHandler
-from ..ssh.order import Phase
-from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
-from .credentials import UserCredentials
-from .host_trust import HostTrust
+from ..ssh.connection import ConnectionHandler
+from .login import Login
 from .options import Option, Options, help_text, parse
-from .ssh_config import HostOptions, Person, load
+from .ssh_config import HostOptions, Person, keyword_fields, load
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
 
@@ -53,6 +39,8 @@ _COMMON: Final = (
 )
 SSH_SPEC: Final = (
     *_COMMON,
+    Option("J", "[user@]host[:port]", "connect through this host; several with commas"),
+    Option("W", "host:port", "connect our input and output to this place, from the server"),
     Option("w", "local[:remote]", "a VPN tunnel between tun devices; numbers, or 'any'"),
     Option("4", None, "IPv4 only"),
     Option("6", None, "IPv6 only"),
@@ -75,7 +63,7 @@ DBCLIENT_SPEC: Final = (
     Option("b", "address", "connect from this address of ours"),
     Option("W", "bytes", "receive window of a channel"),
 )
-_LATER: Final = frozenset("ALRDWJMSOXYKgBI")  # ssh's letters that this version does not have
+_LATER: Final = frozenset("ALRDMSOXYKgBI")  # ssh's letters that this version does not have
 
 # letter -> keyword of ssh_config(5); a flag has its value here
 _KEYWORDS: Final = {
@@ -85,6 +73,7 @@ _KEYWORDS: Final = {
     "c": ("Ciphers", ""),
     "m": ("MACs", ""),
     "b": ("BindAddress", ""),
+    "J": ("ProxyJump", ""),
     "e": ("EscapeChar", ""),
     "K": ("ServerAliveInterval", ""),
     "4": ("AddressFamily", "inet"),
@@ -159,7 +148,8 @@ def main(arguments: list[str], name: str) -> int:
         if "G" in options:
             print(_described(settings))
             return 0
-        return _Client(settings, line, options).run()
+        window = _window(options.value("W")) if dropbear else None
+        return _Client(settings, line, window).run()
     except UsageError as error:
         print(f"{command}: {error}", file=sys.stderr)
     except CulvertError as error:
@@ -172,6 +162,10 @@ def main(arguments: list[str], name: str) -> int:
 def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
     """The command line's settings, then those of the files."""
     given: list[str | tuple[str, str]] = []
+    if verbose := line.options.count("v"):
+        given.append(("LogLevel", f"DEBUG{min(verbose, 3)}"))
+    if "q" in line.options:
+        given.append(("LogLevel", "QUIET"))
     host = line.destination
     if host.startswith("ssh://"):
         host = host.removeprefix("ssh://").rstrip("/")
@@ -212,7 +206,23 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
         key = os.path.join(person.home, ".ssh", "id_dropbear")
         if os.path.exists(key):
             given.append(("IdentityFile", key))
-    return load(host, given, line.options.value("F"), person)
+    place = None if dropbear else line.options.value("W")
+    if place is not None:  # instead of a session
+        given = [("SessionType", "none"), ("RequestTTY", "no"), *given]
+    settings = load(host, given, line.options.value("F"), person)
+    if place is not None:
+        settings.stdio_forward = _host_and_port(place)
+    return settings
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    from ..config import hosts
+
+    with contextlib.suppress(ValueError):
+        place = hosts.destination(text)
+        if place.port and not place.user:
+            return place.host, place.port
+    raise UsageError(f"-W {text}: expected host:port, with an IPv6 address in brackets")
 
 
 def _dropbear_person() -> Person:
@@ -222,11 +232,11 @@ def _dropbear_person() -> Person:
 
 
 def _set_up_log(options: Options, settings: HostOptions) -> None:
-    verbose = options.count("v")
-    names = {"DEBUG": 1, "DEBUG1": 1, "DEBUG2": 2, "DEBUG3": 3, "VERBOSE": 1}
-    verbose = verbose or names.get(settings.log_level.upper(), 0)
-    quiet = "q" in options or settings.log_level.upper() in ("QUIET", "FATAL")
-    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+    wanted = settings.log_level
+    if wanted.startswith("DEBUG") or wanted == "VERBOSE":
+        level = logging.DEBUG
+    else:
+        level = logging.ERROR if wanted in ("QUIET", "FATAL") else logging.WARNING
     path = options.value("E")
     try:
         logging.basicConfig(level=level, filename=path, format="%(levelname)s: %(message)s")
@@ -237,13 +247,15 @@ def _set_up_log(options: Options, settings: HostOptions) -> None:
 def _described(settings: HostOptions) -> str:
     """-G: a line for each setting, in the style of ``ssh -G``."""
     rows = []
-    for field in type(settings).__annotations__:
+    for field in ("host", *keyword_fields()):
         value = getattr(settings, field)
         if value is None or value == ():
             continue
         if isinstance(value, bool):
             value = "yes" if value else "no"
-        elif isinstance(value, tuple):
+        elif field == "proxy_jump":
+            value = ",".join(value)
+        elif type(value) is tuple:
             value = " ".join(
                 "=".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value
             )
@@ -251,46 +263,14 @@ def _described(settings: HostOptions) -> str:
     return "\n".join(rows)
 
 
-def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
-    """What to offer; the types that the host is known by come first."""
-    base = default_algorithms(aes_is_fast(), options.profile)
-    host_key = options.algorithms("host_key_algorithms", base.host_key, HOST_KEY_ALGORITHMS)
-    if options.host_key_algorithms is None and trust.known_types:
-        known = trust.known_types
-        host_key = tuple(sorted(host_key, key=lambda a: SIGNATURE_ALGORITHMS[a] not in known))
-    compression = ("zlib@openssh.com", "none") if options.compression else ("none",)
-    return Algorithms(
-        options.algorithms("kex_algorithms", base.key_exchange, tuple(METHODS)),
-        host_key,
-        options.algorithms("pubkey_accepted_algorithms", base.user_key, USER_KEY_ALGORITHMS),
-        options.algorithms("ciphers", base.cipher, CIPHERS),
-        options.algorithms("macs", base.mac, MACS),
-        compression,
-    )
-
-
-def _methods(options: HostOptions) -> tuple[str, ...]:
-    """The methods to try, in order; those that need somebody to ask only if there is one."""
-    wanted = options.preferred_authentications
-    methods = wanted or ("publickey", "keyboard-interactive", "password")
-    can_ask = not options.batch_mode
-    enabled = {
-        "publickey": options.pubkey_authentication,
-        "keyboard-interactive": options.kbd_interactive_authentication and can_ask,
-        "password": options.password_authentication and can_ask,
-    }
-    return tuple(name for name in methods if enabled.get(name))
-
-
 class _Client(ConnectionHandler):
     """One run: log in, do what was asked, and report."""
 
-    def __init__(self, options: HostOptions, line: _CommandLine, letters: Options) -> None:
+    def __init__(self, options: HostOptions, line: _CommandLine, window: int | None) -> None:
         self._options = options
+        self._window = window
         self._command = line.command or options.remote_command or ""
-        self._quiet = "q" in letters
-        self._window = letters.value("W")
-        self._connection: Connection
+        self._quiet = "q" in line.options
         self._subsystem = options.session_type == "subsystem"
         if self._subsystem and not self._command:
             raise UsageError("-s needs the name of a subsystem")
@@ -300,58 +280,27 @@ class _Client(ConnectionHandler):
 
     def run(self) -> int:
         """The exit status."""
-        from ..aio.dial import dial, login
-
         options = self._options
         tunnel = None
         if options.tunnel != "no":
             from .tunnel import ClientTunnel
 
             tunnel = ClientTunnel(options)  # before the login: most mistakes are here
-        trust = HostTrust(options)
-        sock = dial(
-            options.host_name,
-            options.port,
-            options.address_family,
-            options.bind_address,
-            options.connect_timeout,
-            options.connection_attempts,
-        )
-        rekey_bytes, rekey_seconds = options.rekey_limit
-        settings = Settings(
-            _algorithms(options, trust),
-            rekey_bytes or REKEY_BYTES,
-            rekey_seconds or REKEY_SECONDS,
-        )
-        if self._window:
-            settings = settings._replace(window=_window(self._window))
-        side = ClientSide(
-            options.user,
-            trust.check,
-            UserCredentials(options, trust),
-            _methods(options),
-        )
-        self._connection = Connection(side, settings, self, os.urandom, time.monotonic())
-        login(sock, self._connection)
-        if self._connection.phase is Phase.CLOSED:
-            self._raise()
-        if options.fork_after_authentication:
-            _go_to_background()
-        from .client_session import ClientSession
+        login = Login(options, self._window)
+        try:
+            sock = login.dial()
+            connection = login.authenticate(sock, self)
+            if options.fork_after_authentication:
+                _go_to_background()
+            from .client_session import ClientSession
 
-        session = ClientSession(options, self._connection, sock, self._command, self._quiet, tunnel)
-        status = session.run()
-        if self._connection.error is not None and status == FAILURE:
-            self._raise()
-        return status
-
-    def _raise(self) -> None:
-        error = self._connection.error
-        assert error is not None
-        where = f"{self._options.host_name} port {self._options.port}"
-        if isinstance(error, AuthenticationFailed):
-            raise AuthenticationFailed(f"{self._options.user}@{self._options.host}: {error}")
-        raise type(error)(f"{where}: {error}") from error
+            session = ClientSession(options, connection, sock, self._command, self._quiet, tunnel)
+            status = session.run()
+            if connection.error is not None and status == FAILURE:
+                raise login.explained(connection.error)
+            return status
+        finally:
+            login.close()
 
     def banner(self, text: str) -> None:
         if not self._quiet:
@@ -362,7 +311,9 @@ class _Client(ConnectionHandler):
         _log.debug("connection closed: %s", error)
 
 
-def _window(text: str) -> int:
+def _window(text: str | None) -> int | None:
+    if text is None:
+        return None
     if not text.isdigit() or not 32 << 10 <= int(text) <= 64 << 20:
         raise UsageError(f"-W {text}: expected a number from {32 << 10} to {64 << 20}")
     return int(text)

@@ -18,10 +18,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..crypto.patterns import matches_list
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..config.hosts import Proxy
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,9 @@ class HostOptions:
     bind_address: str | None = None
     connect_timeout: int | None = None
     connection_attempts: int = 1
+    proxy: Proxy | None = None
+    proxy_jump: tuple[str, ...] = ()  # [user@]host[:port], the first one first
+    proxy_command: str | None = None  # for the shell
     tcp_keep_alive: bool = True
     server_alive_interval: int = 0  # 0: never
     server_alive_count_max: int = 3
@@ -101,6 +107,11 @@ class HostOptions:
     log_level: str = "INFO"
     profile: str = "default"  # default, hardened
 
+    # Of no keyword
+    config_file: str | None = None  # that is read in place of the usual ones
+    host_key_line: str = ""  # the only host key, as type and base64; known_hosts is not read
+    stdio_forward: tuple[str, int] | None = None  # host and port for our input and output
+
     def algorithms(
         self, field: str, default: Sequence[str], supported: Sequence[str]
     ) -> tuple[str, ...]:
@@ -127,6 +138,11 @@ class HostOptions:
                 f"{_spelling(field)}={written} leaves nothing; there are: {','.join(supported)}"
             )
         return tuple(dict.fromkeys(chosen))
+
+
+def keyword_fields() -> list[str]:
+    """The fields that keywords set."""
+    return [row.field for row in _SETTINGS.values()]
 
 
 def _select(names: str, supported: Sequence[str]) -> list[str]:
@@ -279,6 +295,31 @@ def _send_env(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _proxy(text: str) -> Proxy | None:
+    if text.lower() == "none":
+        return None
+    from ..config import hosts
+
+    try:
+        return hosts.proxy(text)
+    except ValueError as error:
+        raise _BadValue(str(error)) from error
+
+
+def _jumps(text: str) -> tuple[str, ...]:
+    if text.lower() == "none":
+        return ()
+    from ..config import hosts
+
+    jumps = tuple(text.split(","))
+    try:
+        for jump in jumps:
+            hosts.destination(jump)
+    except ValueError as error:
+        raise _BadValue(f"{error}, more of them behind commas, or none") from error
+    return jumps
+
+
 def _files(words: Sequence[str]) -> tuple[str, ...]:
     if "none" in map(str.lower, words):
         if len(words) > 1:
@@ -294,6 +335,7 @@ class _Setting(NamedTuple):
     field: str
     read: Callable[[Any], Any]
     takes: str = "word"  # 'word', 'words', or 'line': the rest of the line as it is
+    secret: bool = False  # no error shows the value
 
 
 _LOG_LEVEL = _one_of(
@@ -311,6 +353,9 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         _Setting("BindAddress", "bind_address", _text),
         _Setting("ConnectTimeout", "connect_timeout", _timeout),
         _Setting("ConnectionAttempts", "connection_attempts", _number(1, 1 << 31, "a number")),
+        _Setting("Proxy", "proxy", _proxy, secret=True),
+        _Setting("ProxyJump", "proxy_jump", _jumps),
+        _Setting("ProxyCommand", "proxy_command", _text, "line"),
         _Setting("TCPKeepAlive", "tcp_keep_alive", _flag),
         _Setting("ServerAliveInterval", "server_alive_interval", _time),
         _Setting("ServerAliveCountMax", "server_alive_count_max", _number(0, 1 << 31, "a number")),
@@ -407,11 +452,13 @@ _OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
     BindInterface CanonicalizeHostname CertificateFile ControlMaster DynamicForward
     ForwardAgent ForwardX11 KnownHostsCommand LocalForward NoHostAuthenticationForLocalhost
-    PermitLocalCommand PKCS11Provider ProxyCommand ProxyJump ProxyUseFdpass RefuseConnection
-    RemoteForward RevokedHostKeys
+    PermitLocalCommand PKCS11Provider ProxyUseFdpass RefuseConnection RemoteForward
+    RevokedHostKeys
 """
 _NOT_YET: Final = {name.lower(): name for name in _NOT_YET_KEYWORDS.split()}
-_REST_OF_LINE: Final = ("proxycommand", "localcommand", "knownhostscommand")
+_REST_OF_LINE: Final = ("localcommand", "knownhostscommand")
+
+_WAYS: Final = frozenset(("proxy", "proxy_jump", "proxy_command"))  # the first one given counts
 
 
 # -- lines -------------------------------------------------------------------------------
@@ -591,16 +638,16 @@ class _Reader:
             self.found[keyword] = None
 
     def _store(self, row: _Setting, words: list[str]) -> None:
+        shown = "" if row.secret else repr(" ".join(words))
         if row.takes != "words" and len(words) > 1:
-            raise self._error(f"{row.keyword}: more than one value: {' '.join(words)!r}")
+            raise self._error(f"{row.keyword}: more than one value" + (shown and f": {shown}"))
         try:
             value = row.read(words if row.takes == "words" else words[0])
         except _BadValue as error:
-            shown = " ".join(words)
-            raise self._error(f"{row.keyword}: {error}, not {shown!r}") from error
+            raise self._error(f"{row.keyword}: {error}" + (shown and f", not {shown}")) from error
         if not words[0] and row.takes != "words":
             raise self._error(f"{row.keyword}: a value is missing")
-        if not self._active:
+        if not self._active or (row.field in _WAYS and not _WAYS.isdisjoint(self.found)):
             return
         if row.field == "identity_files":
             files = self.found.setdefault(row.field, [])
@@ -792,7 +839,9 @@ def load(
         reader.final = True
         reader.found["host_name"] = reader.current_host_name().replace("%", "%%")
         turn()
-    return _resolve(reader)
+    settings = _resolve(reader)
+    settings.config_file = config_file
+    return settings
 
 
 def _resolve(reader: _Reader) -> HostOptions:
@@ -857,6 +906,10 @@ def _resolve(reader: _Reader) -> HostOptions:
             settings.identity_agent = os.environ.get(agent[1:], "")
         else:
             settings.identity_agent = path(agent, "IdentityAgent")
+    if settings.proxy_command is not None:
+        known = {letter: tokens[letter] for letter in "hnpr"}
+        command = expand(settings.proxy_command, known, "ProxyCommand")
+        settings.proxy_command = None if command.lower() == "none" else command
     if settings.remote_command is not None:
         if settings.remote_command.lower() == "none":
             settings.remote_command = None

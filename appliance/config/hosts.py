@@ -39,6 +39,12 @@ class Proxy(NamedTuple):
     user: bytes | None
     password: bytes
 
+    def __repr__(self) -> str:
+        """Without the password."""
+        user = "" if self.user is None else self.user.decode(errors="replace") + ":...@"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{user}{host}:{self.port}"
+
 
 def host_name(text: str) -> str:
     """The name or address of a host, if it is harmless; no brackets."""

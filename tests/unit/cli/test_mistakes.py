@@ -15,7 +15,7 @@ from tests.peers import CULVERT, environment, find_program, free_port
 # Another user may not be able to read the interpreter's files, so all is imported before.
 AS_NOBODY = """
 import os, sys, encodings.idna, logging.handlers
-import appliance.cli.ssh, appliance.cli.sshd, appliance.cli.tunnel, appliance.aio.dial
+import appliance.cli.ssh, appliance.cli.sshd, appliance.cli.tunnel
 import appliance.process.listener, appliance.services.tunnel.device, cattrs, tomllib, difflib
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 module = getattr(appliance.cli, sys.argv[1])
@@ -82,6 +82,13 @@ def key(tmp_path: Path) -> str:
         (["-Q", "nothing"], "expected one of"),
         (["-E", "/nonexistent/log", "host"], "/nonexistent/log"),
         (["-p", "0", "host"], "0"),
+        (["-J", "a,,b", "host"], "expected [user@]host[:port]"),
+        (["-J", "a;b", "host"], "expected [user@]host[:port]"),
+        (["-J", "host", "host"], "ProxyJump: host is the host itself"),
+        (["-W", "a", "host"], "-W a: expected host:port, with an IPv6 address in brackets"),
+        (["-W", "::1:22", "host"], "-W ::1:22: expected host:port"),
+        (["-W", "u@a:22", "host"], "-W u@a:22: expected host:port"),
+        (["-oProxy=http://u:secret@a", "host"], "Proxy: expected http://[user:password@]host:p"),
         ([], "no host given"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -331,7 +331,17 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
     for line, text in [
         ("Port x", "Port: expected a port, not 'x'"),
         ("Compresion yes", "Bad configuration option: compresion"),
-        ("ProxyJump a", "ProxyJump is not supported"),
+        ("ProxyUseFdpass yes", "ProxyUseFdpass is not supported"),
+        (
+            "ProxyJump a:0",
+            "ProxyJump: expected [user@]host[:port], more of them behind commas, or none, not "
+            "'a:0'",
+        ),
+        (
+            "Proxy proxy:3128",
+            "Proxy: expected http://[user:password@]host:port or socks5://[user:password@]host"
+            ":port",
+        ),
         ("Tunnel x", "Tunnel: expected no, point-to-point, ethernet or yes, not 'x'"),
     ]:
         with pytest.raises(UsageError) as caught:
@@ -342,8 +352,6 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "ProxyCommand nc %h %p",
-        "ProxyJump a,b",
         "LocalForward 80 host:80",
         "DynamicForward 1080",
         "ForwardAgent yes",
@@ -361,6 +369,49 @@ def test_what_is_not_supported_is_an_error_only_where_it_would_apply(
     keyword = line.split()[0]
     config(f"{keyword} no\n{line}\n")
     config(line, "host", f"{keyword}=none")
+
+
+# -- the way to the host -----------------------------------------------------------------
+
+
+def test_the_first_way_to_the_host_counts(config: Load) -> None:
+    ways = ("Proxy http://p:1", "ProxyJump a,u@b:22", "ProxyCommand nc %h %p")
+    for first in ways:
+        for second in ways:
+            options = config(f"{first}\n{second}\n")
+            found = (options.proxy, options.proxy_jump, options.proxy_command)
+            assert [bool(way) for way in found] == [way == first for way in ways]
+            options = config(f"{first.split()[0]} none\n{second}\n")
+            assert (options.proxy, options.proxy_jump, options.proxy_command) == (None, (), None)
+
+
+def test_tokens_of_a_proxy_command_are_those_of_openssh(config: Load) -> None:
+    text = "Port 7\nUser u\nHostName h.example\nProxyCommand  a '%h' %p %r %n 100%% # x \n"
+    assert config(text).proxy_command == "a 'h.example' 7 u host 100% # x"
+    for letter in "LCdiklux":
+        with pytest.raises(UsageError, match=f"ProxyCommand: %{letter} is not known"):
+            config(f"ProxyCommand nc %{letter}")
+
+
+def test_jumps_are_kept_as_they_were_written(config: Load) -> None:
+    assert config("ProxyJump a,u@b:22,[::1]:5").proxy_jump == ("a", "u@b:22", "[::1]:5")
+    options = config("ProxyJump a", "host", ("ProxyJump", "b"))
+    assert options.proxy_jump == ("b",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Proxy http://u:secret@host",
+        "Proxy http://u:secret@host:1 http://u:secret@host:1",
+        "Proxy ftp://u:secret@host:1",
+    ],
+)
+def test_a_proxys_password_is_in_no_error(config: Load, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config(text)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(config("Proxy http://u:secret@host:1").proxy)
 
 
 def test_what_only_tunes_is_accepted_with_a_debug_line(

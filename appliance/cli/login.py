@@ -1,0 +1,272 @@
+"""From the settings for a host to an authenticated connection, in steps.
+
+    load_identities   reads the keys, for who cannot open files any more later
+    dial              a socket to the host, its proxy, or a command (ProxyCommand, ProxyJump)
+    authenticate      the proxy's handshake, the server's key, and the user's
+
+What is needed of files, modules and processes is there once ``dial`` is done: between
+it and ``authenticate``, which reads the first byte from the network, privileges can be
+given up. ProxyJump is a command as in OpenSSH: this program once more, with -W.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from ..aio.dial import LOGIN_SECONDS, DialFailed, dial, login
+from ..aio.processor import aes_is_fast
+from ..crypto.ciphers import CIPHERS, MACS
+from ..crypto.key_exchange import METHODS
+from ..crypto.keys import SIGNATURE_ALGORITHMS
+from ..crypto.suites import (
+    HOST_KEY_ALGORITHMS,
+    USER_KEY_ALGORITHMS,
+    Algorithms,
+    default_algorithms,
+)
+from ..errors import AuthenticationFailed, CulvertError, PeerDisconnected, PeerError, UsageError
+from ..ssh.auth_client import Identity
+from ..ssh.connection import Connection, ConnectionHandler
+from ..ssh.order import Phase
+from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
+from .credentials import UserCredentials
+from .host_trust import HostTrust
+from .ssh_config import HostOptions
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from ..aio.proxy import Handshake
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+COMMAND_GRACE: Final = 1.0  # seconds that a command's end may lag behind that of its output
+
+# This very package, wherever it is, and nothing of the current directory.
+_OURSELVES: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from appliance.multicall import main;"
+    " sys.exit(main())"
+)
+
+
+class Login:
+    """One attempt to log in; its steps are called in order, ``close`` at the end."""
+
+    def __init__(self, options: HostOptions, window: int | None = None) -> None:
+        """``window``: bytes of a channel. Raises UsageError."""
+        self._options = options
+        self._trust = HostTrust(options)
+        self._credentials = _Credentials(options, self._trust)
+        rekey_bytes, rekey_seconds = options.rekey_limit
+        self._settings = Settings(
+            _algorithms(options, self._trust),
+            rekey_bytes or REKEY_BYTES,
+            rekey_seconds or REKEY_SECONDS,
+        )
+        if window is not None:
+            self._settings = self._settings._replace(window=window)
+        self._handshake: Handshake | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starter = 0  # the process that started it
+
+    @property
+    def first_hop(self) -> tuple[str, int] | None:
+        """Host and port of what ``dial`` connects to itself; None if a command does it."""
+        options = self._options
+        if options.proxy_jump or options.proxy_command is not None:
+            return None
+        if options.proxy is not None:
+            return options.proxy.host, options.proxy.port
+        return options.host_name, options.port
+
+    def load_identities(self) -> None:
+        """Read all keys now; ``authenticate`` opens no more files for them."""
+        self._credentials.load()
+
+    def dial(self, addresses: Sequence[str] = ()) -> socket.socket:
+        """A socket to the first hop, by ``addresses`` if there are any; raises DialFailed."""
+        options = self._options
+        if options.proxy_jump:
+            return self._start(_jump(options))
+        if options.proxy_command is not None:
+            shell = os.environ.get("SHELL") or "/bin/sh"
+            return self._start([shell, "-c", "exec " + options.proxy_command])
+        assert self.first_hop is not None
+        host, port = self.first_hop
+        if options.proxy is not None:
+            from ..aio.proxy import Handshake
+
+            self._handshake = Handshake(options.proxy, options.host_name, options.port)
+        try:
+            return dial(
+                host,
+                port,
+                options.address_family,
+                options.bind_address,
+                options.connect_timeout,
+                options.connection_attempts,
+                addresses,
+            )
+        except DialFailed as error:
+            if options.proxy is not None:
+                raise DialFailed(f"the proxy: {error}") from error
+            raise
+
+    def _start(self, argv: list[str]) -> socket.socket:
+        """Run a command that is the connection, by its standard input and output."""
+        import subprocess
+
+        ours, theirs = socket.socketpair()
+        self._starter = os.getpid()
+        _log.debug("the connection is a command's: %s", self._command_name)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    argv, stdin=theirs.fileno(), stdout=theirs.fileno()
+                )
+        except OSError as error:
+            ours.close()
+            raise DialFailed(f"{self._command_name}: {argv[0]}: {error.strerror}") from error
+        return ours
+
+    @property
+    def _command_name(self) -> str:
+        """Of the command, which may hold a password itself."""
+        jumps = self._options.proxy_jump
+        return f"ssh to the jump host {jumps[-1]}" if jumps else "ProxyCommand"
+
+    def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
+        """The connection, open for channels; raises CulvertError and closes ``sock``."""
+        options = self._options
+        try:
+            if self._handshake is not None:
+                self._handshake.run(sock, options.connect_timeout or LOGIN_SECONDS)
+            side = ClientSide(options.user, self._trust.check, self._credentials, _methods(options))
+            connection = Connection(side, self._settings, handler, os.urandom, time.monotonic())
+            login(sock, connection)
+            if connection.phase is Phase.CLOSED:
+                assert connection.error is not None
+                raise self.explained(connection.error)
+        except CulvertError:
+            sock.close()
+            raise
+        return connection
+
+    def explained(self, error: PeerError) -> CulvertError:
+        """The error that ended the connection, with the name of the host."""
+        options = self._options
+        if isinstance(error, AuthenticationFailed):
+            return AuthenticationFailed(f"{options.user}@{options.host}: {error}")
+        how = self._ended() if isinstance(error, PeerDisconnected) else ""
+        explained = type(error)(f"{options.host_name} port {options.port}: {error}{how}")
+        explained.__cause__ = error
+        return explained
+
+    def _ended(self) -> str:
+        """How the command ended, if it did."""
+        if self._process is None or os.getpid() != self._starter:
+            return ""
+        import subprocess
+
+        try:
+            status = self._process.wait(COMMAND_GRACE)
+        except subprocess.TimeoutExpired:
+            return ""
+        how = f"exit status {status}" if status >= 0 else f"signal {-status}"
+        return f"; {self._command_name} ended with {how}"
+
+    def close(self) -> None:
+        """End the command, once the connection is over.
+
+        After a fork it is no child of ours, and ends when it has nobody to talk to.
+        """
+        if self._process is None or os.getpid() != self._starter:
+            return
+        import signal
+        import subprocess
+
+        with contextlib.suppress(PermissionError):  # it has privileges that we gave up
+            self._process.send_signal(signal.SIGHUP)  # as OpenSSH does
+            try:
+                self._process.wait(COMMAND_GRACE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def _jump(options: HostOptions) -> list[str]:
+    """The client that connects us, as OpenSSH would call it (ssh.c, jump_host)."""
+    from ..config.hosts import destination
+
+    *earlier, last = options.proxy_jump
+    user, host, port = destination(last)
+    # What the jump host's name does not say comes from the files, which said it for us.
+    if (host, port or options.port, user or options.user) == (
+        options.host,
+        options.port,
+        options.user,
+    ):
+        raise UsageError(f"ProxyJump: {last} is the host itself")
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    argv = [sys.executable, "-P", "-c", _OURSELVES, root, "ssh"]
+    if user:
+        argv += ["-l", user]
+    if port:
+        argv += ["-p", str(port)]
+    if earlier:
+        argv += ["-J", ",".join(earlier)]
+    if options.config_file is not None:
+        argv += ["-F", options.config_file]
+    if options.log_level.startswith("DEBUG"):
+        argv.append("-" + "v" * int(options.log_level[5:] or 1))
+    return [*argv, "-W", f"[{options.host_name}]:{options.port}", host]
+
+
+class _Credentials(UserCredentials):
+    """The user's secrets, of which the keys may have been read before."""
+
+    _loaded: tuple[Identity, ...] | None = None
+
+    def load(self) -> None:
+        """Read the keys now."""
+        self._loaded = tuple(super().identities())
+
+    def identities(self) -> Iterable[Identity]:  # type: ignore[override]
+        return super().identities() if self._loaded is None else self._loaded
+
+
+def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
+    """What to offer; the types that the host is known by come first."""
+    base = default_algorithms(aes_is_fast(), options.profile)
+    host_key = options.algorithms("host_key_algorithms", base.host_key, HOST_KEY_ALGORITHMS)
+    if options.host_key_algorithms is None and trust.known_types:
+        known = trust.known_types
+        host_key = tuple(sorted(host_key, key=lambda a: SIGNATURE_ALGORITHMS[a] not in known))
+    compression = ("zlib@openssh.com", "none") if options.compression else ("none",)
+    return Algorithms(
+        options.algorithms("kex_algorithms", base.key_exchange, tuple(METHODS)),
+        host_key,
+        options.algorithms("pubkey_accepted_algorithms", base.user_key, USER_KEY_ALGORITHMS),
+        options.algorithms("ciphers", base.cipher, CIPHERS),
+        options.algorithms("macs", base.mac, MACS),
+        compression,
+    )
+
+
+def _methods(options: HostOptions) -> tuple[str, ...]:
+    """The methods to try, in order; those that need somebody to ask only if there is one."""
+    wanted = options.preferred_authentications
+    methods = wanted or ("publickey", "keyboard-interactive", "password")
+    can_ask = not options.batch_mode
+    enabled = {
+        "publickey": options.pubkey_authentication,
+        "keyboard-interactive": options.kbd_interactive_authentication and can_ask,
+        "password": options.password_authentication and can_ask,
+    }
+    return tuple(name for name in methods if enabled.get(name))

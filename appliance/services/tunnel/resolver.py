@@ -1,0 +1,141 @@
+"""Which name servers the machine asks: through systemd-resolved, or in /etc/resolv.conf.
+
+systemd-resolved keeps name servers for each device. Without it there is one file for all: its
+first line is then our mark with a digest of the rest, so that it is known whether somebody
+else has written it since; after it come the servers of every link that is up, and then what
+was in the file. What was there, a link or a file, is kept in the folder of the records until
+the last link is gone.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from .network import NameServers
+from .programs import Programs, find
+from .record import sync_folder, temporary, write_atomically
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+RESOLVED = Path("/run/systemd/resolve")  # is there while systemd-resolved runs
+
+_MARK: Final = "# Written by culvert, which puts the previous file back. "
+_KEPT: Final = "resolv.conf.before"
+
+
+class Resolver:
+    """The machine's name servers; ``folder`` is that of the records, whose lock is held."""
+
+    def __init__(self, folder: Path, programs: Programs) -> None:
+        self._kept = folder / _KEPT
+        self._programs = programs
+
+    def holds(self, wanted: NameServers) -> bool:
+        """Whether ``wanted`` is true. Raises OSError and NetworkError."""
+        if _resolved_runs():
+            servers = self._answer("dns", wanted.device)
+            domains = self._answer("domain", wanted.device)
+            return (servers, domains) == (list(wanted.servers), list(wanted.domains or ("~.",)))
+        text = _read()
+        return _is_ours(text) and set(_lines(wanted)) <= set(text.splitlines())
+
+    def make(self, wanted: NameServers, others: Sequence[NameServers]) -> None:
+        """Ask the servers of ``wanted`` first, then those of ``others``, the other links.
+
+        Raises OSError and NetworkError.
+        """
+        if _resolved_runs():
+            domains = wanted.domains or ("~.",)
+            self._programs.call("resolvectl", "dns", wanted.device, *wanted.servers)
+            self._programs.call("resolvectl", "domain", wanted.device, *domains)
+            return
+        if not (_is_ours(_read()) and self._kept.exists()):
+            self._keep()
+        self._write([wanted, *others])
+
+    def undo(self, gone: NameServers, others: Sequence[NameServers], device_exists: bool) -> None:
+        """Ask the servers of ``gone`` no more. Raises OSError and NetworkError."""
+        if _resolved_runs() and device_exists:
+            self._programs.call("resolvectl", "revert", gone.device)
+        for path in (RESOLV_CONF, self._kept):
+            temporary(path).unlink(missing_ok=True)
+        if not self._kept.exists():
+            return
+        if _is_ours(_read()):
+            if others:
+                self._write(others)
+                return
+            self._put_back()
+        if not others:
+            self._kept.unlink()
+
+    def _answer(self, question: str, device: str) -> list[str]:
+        # 'Link 5 (tun0): 10.9.0.53 10.9.0.54'
+        return self._programs.call("resolvectl", question, device).partition("):")[2].split()
+
+    def _keep(self) -> None:
+        if RESOLV_CONF.is_symlink():
+            kept = {"link": os.readlink(RESOLV_CONF), "text": _read()}
+        elif RESOLV_CONF.exists():
+            mode = RESOLV_CONF.stat().st_mode & 0o7777
+            kept = {"mode": str(mode), "text": _read()}
+        else:
+            kept = {"text": ""}
+        write_atomically(self._kept, json.dumps(kept).encode(), 0o600)
+
+    def _write(self, links: Sequence[NameServers]) -> None:
+        """Write the file for ``links``, whose first one is asked first."""
+        servers = [line for link in links for line in _lines(link)]
+        searched = [domain for link in links for domain in link.domains if domain[0] != "~"]
+        rest = []
+        for line in json.loads(self._kept.read_text())["text"].splitlines():
+            words = line.split()
+            if words[:1] in (["search"], ["domain"]):
+                # The last such line would hide all others.
+                searched += words[1:]
+            else:
+                rest.append(line)
+        search = [f"search {' '.join(dict.fromkeys(searched))}"] if searched else []
+        body = "".join(f"{line}\n" for line in (*dict.fromkeys(servers), *search, *rest))
+        mark = _MARK + hashlib.sha256(_bytes(body)).hexdigest()
+        write_atomically(RESOLV_CONF, _bytes(f"{mark}\n{body}"), 0o644)
+
+    def _put_back(self) -> None:
+        kept = json.loads(self._kept.read_text())
+        if "link" in kept:
+            new = temporary(RESOLV_CONF)
+            new.unlink(missing_ok=True)
+            new.symlink_to(kept["link"])
+            os.replace(new, RESOLV_CONF)
+            sync_folder(RESOLV_CONF.parent)
+        elif "mode" in kept:
+            write_atomically(RESOLV_CONF, _bytes(kept["text"]), int(kept["mode"]))
+        else:
+            RESOLV_CONF.unlink()
+
+
+def _resolved_runs() -> bool:
+    return RESOLVED.exists() and find("resolvectl") is not None
+
+
+def _lines(link: NameServers) -> list[str]:
+    return [f"nameserver {server}" for server in link.servers]
+
+
+def _is_ours(text: str) -> bool:
+    mark, _, body = text.partition("\n")
+    return mark == _MARK + hashlib.sha256(_bytes(body)).hexdigest()
+
+
+def _read() -> str:
+    """The file as it is, '' where there is none; bytes that are no UTF-8 survive ``_bytes``."""
+    try:
+        return RESOLV_CONF.read_bytes().decode(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
