@@ -396,3 +396,34 @@ class FrameCounter:
         statistics = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
         self.traffic.missed = struct.unpack("II", statistics)[1]
         self._socket.close()
+
+
+class FrameWatch:
+    """Counts the frames on a device that carry IPv4 packets for one address."""
+
+    def __init__(self, where: Namespace, device: str, address: str) -> None:
+        self._target = ip_address(address).packed
+
+        def listen() -> socket.socket:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            sock.bind((device, ETH_P_ALL))
+            sock.setblocking(False)
+            return sock
+
+        self._socket = where.inside(listen)
+        self._frames = 0
+
+    @property
+    def frames(self) -> int:
+        """How many there were until now."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame = self._socket.recv(1 << 16)
+                self._frames += frame[12:14] == b"\x08\x00" and frame[30:34] == self._target
+        return self._frames
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()

@@ -182,6 +182,7 @@ def carry(
     """The whole of the process, which never returns."""
     status = 0
     try:
+        sandbox.forget_signals()
         sandbox.end_with_parent()
         sandbox.close_all_but(
             {device, reports.fileno(), *log.descriptors(), *sandbox.descriptors(identity)}

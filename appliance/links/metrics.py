@@ -43,6 +43,7 @@ def start(sock: socket.socket, identity: sandbox.Identity | None) -> tuple[int, 
     if pid == 0:
         status = 1
         try:
+            sandbox.forget_signals()
             sandbox.close_all_but(
                 {sock.fileno(), theirs.fileno(), *log.descriptors(), *sandbox.descriptors(identity)}
             )

@@ -171,9 +171,6 @@ class RunningLink:
         self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = os.fork()
         if self._process == 0:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
             known = self._known.addresses
             carry(self.link, self._descriptor, theirs, login, known, self._identity)
         theirs.close()

@@ -222,29 +222,35 @@ class _Counter:
         self._before: tuple[float, int, int] | None = None
         self.received_rate = self.sent_rate = 0.0
 
-    def take(self, device: str, now: float) -> tuple[int, int]:
-        """The bytes until now, received and sent; they make the rates."""
-        # What the machine sends into a tunnel is, for the device, sent: tx.
-        received, sent = (_statistic(device, name) for name in ("rx_bytes", "tx_bytes"))
+    def take(self, device: str, now: float) -> None:
+        """The bytes until now make the rates."""
+        received, sent = _traffic(device)
         if self._before is not None:
             then, received_then, sent_then = self._before
             passed = max(now - then, 0.001)
             self.received_rate = max(0, received - received_then) / passed
             self.sent_rate = max(0, sent - sent_then) / passed
         self._before = now, received, sent
-        return received, sent
 
 
-def _statistic(device: str, name: str) -> int:
+def _traffic(device: str) -> tuple[int, int]:
+    """Bytes that came out of the tunnel and went into it (proc(5), /proc/net/dev)."""
     try:
-        return int(Path(f"/sys/class/net/{device}/statistics/{name}").read_text())
-    except (OSError, ValueError):
-        return 0
+        lines = Path("/proc/net/dev").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    for line in lines:
+        name, _, numbers = line.partition(":")
+        if name.strip() == device:
+            values = numbers.split()
+            return int(values[0]), int(values[8])
+    return 0, 0
 
 
 def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatus:
     link, life = running.link, running.life
     network = running.network
+    received, sent = _traffic(running.device)
     return LinkStatus(
         name=link.name,
         host=link.host,
@@ -256,8 +262,8 @@ def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatu
         offload=running.offload,
         addresses=tuple(map(str, network.addresses)),
         routes=tuple(map(str, network.routes)),
-        received_bytes=_statistic(running.device, "rx_bytes"),
-        sent_bytes=_statistic(running.device, "tx_bytes"),
+        received_bytes=received,
+        sent_bytes=sent,
         received_rate=round(counter.received_rate, 1),
         sent_rate=round(counter.sent_rate, 1),
         round_trip=running.round_trip,

@@ -237,9 +237,7 @@ class Listener:
         """In the new process: become a monitor, and never return."""
         status = Ending.CRASH
         try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
+            sandbox.forget_signals()
             for listening in self._sockets:
                 listening.close()
             for fd in self._pipes:

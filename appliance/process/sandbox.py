@@ -86,6 +86,13 @@ def end_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def forget_signals() -> None:
+    """Have the usual effect of signals again: a fork inherits its parent's handlers."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def close_all_but(kept: Collection[int]) -> None:
     """Close every descriptor but the standard ones and ``kept``: a fork inherits them all."""
     for name in os.listdir("/proc/self/fd"):

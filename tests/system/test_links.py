@@ -1,0 +1,446 @@
+"""Links between sites behind a router, while networks, programs and addresses come and go."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.netns import FrameWatch, wait_until
+from tests.sites import OUTER, LinkedSite, Routed, pause, transfer
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+# Quick to notice and to come back; the long cuts below use what people get without asking.
+EAGER = "server_alive_interval = 1\nserver_alive_count_max = 2\n"
+SERVER = """
+[[tunnel]]
+device = "tun0"
+addresses = ["10.255.0.2/30", "fd00:255::2/64"]
+peer = ["10.255.0.1", "fd00:255::1"]
+routes = ["10.1.0.0/24"]
+forward = true
+[tunnel.client]
+addresses = ["10.255.0.1/30", "fd00:255::1/64"]
+routes = ["10.2.0.0/24"]
+"""
+CLIENT = """
+device = "tun0"
+remote_device = "tun0"
+addresses = ["10.255.0.1/30", "fd00:255::1/64"]
+peer = ["10.255.0.2", "fd00:255::2"]
+routes = ["10.2.0.0/24"]
+"""
+
+
+@pytest.fixture
+def sites(folder: Path) -> Iterator[Routed]:
+    """West and east; what still runs there after the test is its mistake."""
+    with Routed(folder) as made:
+        yield made
+        for site in made.sites.values():
+            site.culvert("down", status=None)
+        left = made.close()
+    assert not left, f"still running in the sites: {left}"
+
+
+def status_of(site: LinkedSite, name: str = "east") -> dict[str, Any]:
+    links = json.loads(site.culvert("status", "--json", status=None))["links"]
+    return next(link for link in links if link["name"] == name)
+
+
+def state_of(site: LinkedSite, name: str = "east") -> str:
+    return str(status_of(site, name)["state"])
+
+
+def connected(sites: Routed, more: str = CLIENT + EAGER) -> LinkedSite:
+    """West with its link to east up, as a person brings it up."""
+    west = sites["west"]
+    sites.declare("west", sites.link("east", more))
+    assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
+    assert west.reaches(sites["east"].inner)
+    return west
+
+
+def comes_back(west: LinkedSite, address: str, timeout: float = 30) -> None:
+    assert wait_until(lambda: west.reaches(address), timeout), west.culvert("status", status=None)
+
+
+def carriers(site: LinkedSite) -> list[int]:
+    """The processes that carry the links of a site."""
+    return [pid for pid in site.space.processes() if _user(pid) != 0]
+
+
+def _user(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid or int(
+            Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()[1]
+        )
+    except OSError:
+        return 0
+
+
+def supervisor(site: LinkedSite) -> int:
+    (pid,) = (
+        pid
+        for pid in site.space.processes()
+        if b"\0up\0" in Path(f"/proc/{pid}/cmdline").read_bytes() and _user(pid) == 0
+    )
+    return pid
+
+
+# -- what is broken while a file is on its way ------------------------------------------------
+
+
+def cut(sites: Routed, seconds: float) -> None:
+    sites.router.ip("link", "set", "east", "down")
+    pause(seconds)
+    sites.router.ip("link", "set", "east", "up")
+
+
+def cut_5(sites: Routed) -> None:
+    cut(sites, 5)
+
+
+def kill_the_server(sites: Routed) -> None:
+    sites.kill_all("east")
+    pause(1)
+    sites.serve("east", SERVER)
+
+
+def restart_the_server(sites: Routed) -> None:
+    sites._programs[-1].terminate()
+    sites._programs[-1].wait(10)
+    sites.serve("east", SERVER)
+
+
+def change_the_clients_address(sites: Routed) -> None:
+    west = sites["west"].space
+    west.ip("address", "del", "192.0.1.2/24", "dev", OUTER)
+    west.ip("address", "add", "192.0.1.77/24", "dev", OUTER)
+    west.ip("route", "replace", "default", "via", "192.0.1.1")
+
+
+def stop_the_servers_worker(sites: Routed) -> None:
+    for pid in carriers(sites["east"]):
+        os.kill(pid, signal.SIGSTOP)
+
+
+def stop_the_clients_carrier_for_a_while(sites: Routed) -> None:
+    pids = carriers(sites["west"])
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    pause(6)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def kill_the_carrier(sites: Routed) -> None:
+    for pid in carriers(sites["west"]):
+        os.kill(pid, signal.SIGKILL)
+
+
+def a_wrong_route(sites: Routed) -> None:
+    west = sites["west"]
+    west.space.ip("route", "add", "blackhole", sites["east"].outer)
+    assert wait_until(lambda: state_of(west) != "up", 30)
+    west.space.ip("route", "del", "blackhole", sites["east"].outer)
+
+
+def kill_the_supervisor(sites: Routed) -> None:
+    west = sites["west"]
+    os.kill(supervisor(west), signal.SIGKILL)
+    assert wait_until(lambda: not west.space.processes(), 5)
+    west.culvert("up", "-c", str(west.links))
+
+
+BREAKAGES = (
+    cut_5,
+    kill_the_server,
+    restart_the_server,
+    change_the_clients_address,
+    stop_the_servers_worker,
+    stop_the_clients_carrier_for_a_while,
+    kill_the_carrier,
+    a_wrong_route,
+    kill_the_supervisor,
+)
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda each: each.__name__)
+def test_a_transfer_inside_the_tunnel_survives(
+    sites: Routed, breakage: Callable[[Routed], None]
+) -> None:
+    sites.serve("east", SERVER)
+    before = sites["west"].snapshot()
+    west, east = connected(sites), sites["east"]
+    with transfer(west, east, east.inner):
+        breakage(sites)
+        comes_back(west, east.inner)
+    assert wait_until(lambda: state_of(west) == "up")
+    west.culvert("down")
+    if breakage is not change_the_clients_address:
+        assert west.snapshot() == before
+
+
+@pytest.mark.timeout(300)
+def test_a_transfer_survives_a_cut_of_90_seconds_with_the_usual_keepalive(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west, east = connected(sites, CLIENT), sites["east"]
+    with transfer(west, east, east.inner):
+        cut(sites, 90)
+        comes_back(west, east.inner, 90)
+    assert status_of(west)["reconnects"] == 1
+
+
+@pytest.mark.timeout(300)
+def test_a_transfer_survives_a_server_that_stands_still_for_a_minute(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west, east = connected(sites, CLIENT), sites["east"]
+    with transfer(west, east, east.inner):
+        pids = east.space.processes()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        pause(60)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        comes_back(west, east.inner, 90)
+
+
+# -- from up to down --------------------------------------------------------------------------
+
+
+def test_down_leaves_the_machine_as_it_was_byte_for_byte(sites: Routed) -> None:
+    east, west = sites["east"], sites["west"]
+    before = west.snapshot(), east.snapshot()
+    server = sites.serve("east", SERVER)
+    more = 'forward = true\nmasquerade = "into-tunnel"\nmtu = 1400\nkill_switch = true\n'
+    connected(sites, CLIENT + EAGER + more)
+    assert west.snapshot() != before[0]
+    west.culvert("down")
+    assert west.snapshot() == before[0]
+    server.terminate()
+    server.wait(10)
+    assert east.snapshot() == before[1]
+
+
+def test_one_end_is_enough_when_the_server_hands_out_addresses(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = connected(sites, "from_server = true\n" + EAGER)
+    status = status_of(west)
+    assert status["addresses"] == ["10.255.0.1/30", "fd00:255::1/64"]
+    assert status["routes"] == ["10.2.0.0/24"]
+    assert west.reaches("fd00:255::2")
+
+
+def test_a_server_that_hands_out_nothing_stops_the_link_that_counts_on_it(sites: Routed) -> None:
+    sites.serve("east", 'permit_tunnel = "yes"')
+    sites.declare("west", sites.link("east", "from_server = true\n"))
+    said = sites["west"].culvert("up", "-c", str(sites["west"].links), status=1)
+    assert "east: stopped: the server hands out no addresses" in said
+
+
+def test_an_openssh_server_carries_a_link_too(sites: Routed) -> None:
+    east = sites["east"]
+    authorized = east.folder / "authorized_keys"
+    authorized.write_text(f"{sites.user_keys.public()}\n")
+    config = east.folder / "sshd_config"
+    config.write_text(
+        f"Port 2222\nHostKey {sites.host_keys.key()}\nPermitTunnel yes\nPermitRootLogin yes\n"
+        f"StrictModes no\nAuthorizedKeysFile {authorized}\nPidFile none\n"
+    )
+    sshd = east.space.popen(
+        ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        sites.declare("west", sites.link("east", CLIENT + EAGER))
+        west = sites["west"]
+        assert wait_until(
+            lambda: "up, tun0" in west.culvert("up", "-c", str(west.links), status=None)
+        )
+        east.space.ip("address", "add", "10.255.0.2", "peer", "10.255.0.1", "dev", "tun0")
+        east.space.ip("link", "set", "tun0", "up")
+        assert west.reaches("10.255.0.2")
+        assert not status_of(west)["offload"]
+        west.culvert("down")
+    finally:
+        sshd.terminate()
+        sshd.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("host_key", "somebody may be listening in"),
+        ("identity_file", "permission denied (publickey"),
+    ],
+)
+def test_what_is_refused_for_good_stops_the_link_with_one_line(
+    sites: Routed, wrong: str, words: str
+) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    link = sites.link("east", CLIENT + EAGER)
+    if wrong == "host_key":
+        other = " ".join(sites.user_keys.public().split()[:2])
+        link = link.replace(" ".join(sites.host_keys.public().split()[:2]), other)
+    else:
+        link = link.replace(str(sites.user_keys.key()), str(sites.host_keys.key()))
+    sites.declare("west", link)
+    (line,) = west.culvert("up", "-c", str(west.links), status=1).splitlines()
+    assert line.startswith("east: stopped: ")
+    assert words in line
+    pause(2.5)
+    assert status_of(west)["connects"] == 0
+    assert east_logins(sites) <= 1
+
+
+def east_logins(sites: Routed) -> int:
+    return sites["east"].said().count("connection from")
+
+
+def test_a_server_that_is_not_there_yet_is_tried_again(sites: Routed) -> None:
+    west = sites["west"]
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    said = west.culvert("up", "-c", str(west.links), status=1)
+    assert "Connection refused" in said
+    assert "tried again" in said
+    sites.serve("east", SERVER)
+    comes_back(west, sites["east"].inner)
+
+
+def test_a_kill_switch_lets_nothing_out_another_way(sites: Routed) -> None:
+    server = sites.serve("east", SERVER)
+    west = connected(sites, CLIENT + EAGER + "kill_switch = true\n")
+    with FrameWatch(sites.router, "west", sites["east"].inner) as outside:
+        server.terminate()
+        server.wait(10)
+        sites.kill_all("east")
+        west.space.ip("route", "del", "10.2.0.0/24", "dev", "tun0")  # as somebody might
+        assert not west.reaches(sites["east"].inner)
+        assert outside.frames == 0
+        west.culvert("down")
+        assert not west.reaches(sites["east"].inner)
+        assert outside.frames > 0  # the router sees it once nothing holds it back
+
+
+def test_up_again_reads_the_declarations_again(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = connected(sites)
+    west.culvert("up", "-c", str(west.links))
+    assert status_of(west)["reconnects"] == 0  # nothing changed, nothing happened
+    sites.declare("west", sites.link("east", CLIENT.replace('"10.2.0.0/24"', "") + EAGER))
+    west.culvert("up", "-c", str(west.links))
+    assert status_of(west)["routes"] == []
+    sites.declare("west", sites.link("east", CLIENT + EAGER + "mtu = 70000\n"))
+    said = west.culvert("up", "-c", str(west.links), status=1)
+    assert "mtu" in said
+    assert state_of(west) == "up"
+
+
+# -- three sites ------------------------------------------------------------------------------
+
+
+def test_three_sites_reach_each_other_through_the_middle_one(folder: Path) -> None:
+    with Routed(folder, ("west", "east", "north")) as sites:
+        middle, west, north = sites["east"], sites["west"], sites["north"]
+        before = {name: site.snapshot() for name, site in sites.sites.items()}
+        server = sites.serve("east", MIDDLE)
+        for number, (site, routes) in enumerate(((west, "10.3.0.0/24"), (north, "10.1.0.0/24")), 0):
+            sites.declare(
+                site.name,
+                sites.link(
+                    "east",
+                    f'device = "tun{number}"\nremote_device = "tun{number}"\n'
+                    f'addresses = ["10.255.{number}.1/30"]\npeer = ["10.255.{number}.2"]\n'
+                    f'routes = ["10.2.0.0/24", "{routes}"]\n' + EAGER,
+                ),
+            )
+            site.culvert("up", "-c", str(site.links))
+        for source, target in ((west, north), (north, west), (west, middle), (north, middle)):
+            assert source.space.succeeds(
+                "ping", "-c", "1", "-W", "2", "-I", source.inner, target.inner
+            ), f"{source.name} to {target.name}"
+        for site in (west, north):
+            site.culvert("down")
+        server.terminate()
+        server.wait(10)
+        assert {name: site.snapshot() for name, site in sites.sites.items()} == before
+        assert not sites.close()
+
+
+MIDDLE = "".join(
+    f"""
+[[tunnel]]
+device = "tun{number}"
+addresses = ["10.255.{number}.2/30"]
+peer = ["10.255.{number}.1"]
+routes = ["10.{site}.0.0/24"]
+forward = true
+"""
+    for number, site in ((0, 1), (1, 3))
+)
+
+
+# -- to be seen -------------------------------------------------------------------------------
+
+
+def test_status_and_metrics_tell_what_is_so(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    text = f"metrics_port = 9123\n[[link]]\n{sites.link('east', CLIENT + EAGER)}"
+    west.links.write_text(text)
+    west.culvert("up", "-c", str(west.links))
+    table = west.culvert("status")
+    assert "east" in table
+    assert "up" in table
+    assert west.reaches(sites["east"].inner)
+    status = status_of(west)
+    assert status["sent_bytes"] > 0
+    assert status["received_bytes"] > 0
+    assert status["round_trip"] is None or 0 < status["round_trip"] < 1
+    socket_path = west.folder / "run" / "links.sock"
+    assert socket_path.stat().st_mode & 0o777 == 0o600
+    by_socket = west.space.run("curl", "-s", "--unix-socket", str(socket_path), "http://x/metrics")
+    by_port = west.space.run("curl", "-s", "http://127.0.0.1:9123/metrics")
+    for metrics in (by_socket, by_port):
+        assert 'culvert_link_up{link="east"' in metrics
+        assert metrics.endswith("# EOF\n")
+    west.culvert("down")
+    said = west.culvert("status", status=1)
+    assert "no link is up" in said
+    assert "no link is up" in west.culvert("down", status=1)
+
+
+def test_nonsense_on_the_control_socket_disturbs_nobody(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = connected(sites)
+    for nonsense in (
+        b"",
+        b"\0" * 9000,
+        b"GET\r\n\r\n",
+        b"BREW /pot HTTP/1.1\r\n\r\n",
+        b"\xff\r\n\r\n",
+    ):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(west.folder / "run" / "links.sock"))
+            sock.sendall(nonsense)
+            sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(5)
+            while sock.recv(4096):
+                pass
+    assert state_of(west) == "up"
+
+
+def test_a_second_supervisor_is_not_started(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = connected(sites)
+    said = west.culvert("up", "-F", "-c", str(west.links))
+    assert "up, tun0" in said
+    assert len([pid for pid in west.space.processes() if _user(pid) == 0]) == 1
