@@ -44,7 +44,9 @@ $(VENV)/test: $(VENV)/runtime
 
 # Debian's packages, as COMMAND=PACKAGE.
 DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
-TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools tinyproxy=tinyproxy-bin microsocks=microsocks
+TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools \
+	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
+	busybox=busybox systemd-analyze=systemd
 
 packages-python: ; $(call install)
 packages-demo: ; $(call install,$(DEMO_TOOLS))

@@ -8,9 +8,10 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from .. import log
@@ -150,30 +151,44 @@ def login_for(link: Link) -> Login:
 
 
 def _show_changes(links: Sequence[Link]) -> int:
-    """--dry-run: command lines that would do the same."""
-    import socket
-
-    from ..services.tunnel.kernel import free_device
-    from ..services.tunnel.network import plan
+    """--dry-run: command lines that would do the same as what is still to be done."""
+    from ..links.running import record_of
+    from ..services.tunnel.kernel import free_device, pending
+    from ..services.tunnel.network import Change, Rules, plan
 
     for link in links:
         device = free_device(link.mode) if link.device == "any" else link.device
-        hop = login_for(link).first_hop
-        servers = []
-        if hop is not None:
-            try:
-                found = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
-                servers = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
-            except OSError as error:
-                print(f"# {hop[0]} cannot be resolved now: {error.strerror}")
-        wanted = plan(f"link-{link.name}", link, device, servers, link.kill_switch)
-        print(f"# link {link.name}, before it connects")
-        print("\n".join(change.describe() for change in wanted.at_start))
-        print(f"# link {link.name}, when it is up")
+        wanted = plan(f"link-{link.name}", link, device, _servers(link), link.kill_switch)
+        changes = (*wanted.at_start, *wanted.while_up)
+        undone: Sequence[Change] = ()
+        made: Sequence[Change] = changes
+        if not os.geteuid():  # others see too little to tell what is there
+            undone, made = pending(record_of(link.name), changes)
+        print(f"# link {link.name}")
+        for change in undone:
+            print(f"# undone: {change.describe()}")
+        for change in made:
+            print(change.describe())
+            if isinstance(change, Rules):
+                print(textwrap.indent(change.script, "    ").rstrip())
         if link.from_server:
             print("# addresses and routes as the server hands them out")
-        print("\n".join(change.describe() for change in wanted.while_up))
     return 0
+
+
+def _servers(link: Link) -> list[IPv4Address | IPv6Address]:
+    """The addresses of what the link dials first, as far as they can be resolved now."""
+    import socket
+
+    hop = login_for(link).first_hop
+    if hop is None:
+        return []
+    try:
+        found = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
+    except OSError as error:
+        print(f"# {hop[0]} cannot be resolved now: {error.strerror}")
+        return []
+    return [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
 
 
 def _start(options: Options, read: Callable[[], LinksConfig], chosen: list[Link]) -> int:

@@ -24,6 +24,7 @@ from typing import Final
 
 from .. import log
 from ..aio.processor import aes_is_fast
+from ..aio.service_manager import notify
 from ..config.server import ServerConfig
 from ..crypto.keys import PrivateKey
 from ..crypto.suites import MINIMUM_RSA_BITS, default_algorithms
@@ -149,6 +150,7 @@ class Listener:
         for sock in sockets:
             address, port = sock.getsockname()[:2]
             _log.info("listening on %s port %d", address, port)
+        notify("READY=1")
         while not stopped:
             for fd, _ in poll.poll():
                 if fd == wake_read:
@@ -159,6 +161,7 @@ class Listener:
                         self._release(pid)
                 else:
                     self._accept(by_fd[fd], told_write)
+        notify("STOPPING=1")
         _log.info("stopped listening")
         if self._identity is not None:
             tunnels.take_down(self._config.tunnel)

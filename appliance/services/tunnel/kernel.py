@@ -122,6 +122,19 @@ def reconcile(state_path: Path, wanted: Sequence[Change]) -> None:
             raise NetworkError(f"{state_path}: {error.strerror or error}") from error
 
 
+def pending(state_path: Path, wanted: Sequence[Change]) -> tuple[list[Change], list[Change]]:
+    """What ``reconcile`` would undo and what it would make. Raises NetworkError."""
+    with record.locked(state_path.parent) as lock:
+        try:
+            netlink = _Netlink()
+            try:
+                return _Reconciliation(state_path, netlink, Programs(lock)).pending(wanted)
+            finally:
+                netlink.close()
+        except OSError as error:
+            raise NetworkError(f"{state_path}: {error.strerror or error}") from error
+
+
 def reconcile_apart(state_path: Path, wanted: Sequence[Change]) -> None:
     """``reconcile`` in a process of its own, which has ended when this returns or raises.
 
@@ -232,6 +245,15 @@ class _Reconciliation:
         if not self._records:
             self._save()  # and so remove what a killed process may have left
         return failures
+
+    def pending(self, wanted: Sequence[Change]) -> tuple[list[Change], list[Change]]:
+        """What ``run`` would undo and make."""
+        keys = {change.key for change in wanted}
+        undone = [one.change for one in reversed(self._records) if one.change.key not in keys]
+        made = [
+            change for change in wanted if self._kinds[type(change)].find(change) is Found.MISSING
+        ]
+        return undone, made
 
     def _make(self, change: Change) -> None:
         kind = self._kinds[type(change)]

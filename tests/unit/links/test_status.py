@@ -1,0 +1,101 @@
+"""What people and programs see of the links."""
+
+import re
+
+import pytest
+
+from appliance.links.status import (
+    LinkStatus,
+    duration,
+    from_json,
+    rate,
+    to_json,
+    to_openmetrics,
+    to_table,
+)
+
+
+def link(**fields: object) -> LinkStatus:
+    usual = {
+        "name": "office", "host": "office.example.org", "state": "up", "since": 75.0,
+        "device": "tun0", "address": "192.0.2.1", "software": "Culvert_0.1.0", "offload": True,
+        "addresses": ("10.9.0.1/30",), "routes": ("192.168.2.0/24",), "received_bytes": 1000,
+        "sent_bytes": 2000, "received_rate": 125_000.0, "sent_rate": 0.0, "round_trip": 0.0123,
+        "connects": 3, "reconnects": 2, "retry_in": None, "last_error": "",
+    }  # fmt: skip
+    return LinkStatus(**(usual | fields))  # type: ignore[arg-type]
+
+
+def test_json_survives_the_round_trip() -> None:
+    links = [link(), link(name="home", state="backing_off", retry_in=3.0, round_trip=None)]
+    again = from_json(to_json(links))
+    assert to_json(again) == to_json(links)
+    assert [each.name for each in again] == ["office", "home"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"links": [1]}', '{"links": [{"name": 1}]}'])
+def test_json_of_something_else_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        from_json(text)
+
+
+def test_a_table_has_a_row_for_each_link_and_its_last_error_below() -> None:
+    waiting = link(
+        name="home", state="backing_off", retry_in=3.4, round_trip=None, last_error="no answer"
+    )
+    head, first, second, error = to_table([link(), waiting], 200).splitlines()
+    assert head.split() == [
+        "LINK", "STATE", "FOR", "DEVICE", "SERVER", "IN", "OUT", "RTT", "AGAIN",
+    ]  # fmt: skip
+    assert first.split()[:4] == ["office", "up", "1m15s", "tun0"]
+    assert "1 Mbit/s" in first
+    assert "12.3 ms" in first
+    assert "again in 3 s" in second
+    assert error.strip() == "no answer"
+
+
+def test_a_link_that_is_up_does_not_show_an_error_of_the_past() -> None:
+    assert "no answer" not in to_table([link(last_error="no answer")], 200)
+
+
+def test_a_table_fits_the_terminal() -> None:
+    text = to_table([link(state="stopped", last_error="x" * 300)], 60)
+    assert max(map(len, text.splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.9, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"),
+     (86399, "23h59m"), (86400 * 12 + 3 * 3600, "12d03h")],
+)  # fmt: skip
+def test_durations_in_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("bytes_a_second", "text"),
+    [(0, "0 bit/s"), (1, "8 bit/s"), (1540, "12.3 kbit/s"), (125e3, "1 Mbit/s"),
+     (571e6, "4.57 Gbit/s"), (1.25e12, "1e+04 Gbit/s")],
+)  # fmt: skip
+def test_rates_in_bits(bytes_a_second: float, text: str) -> None:
+    assert rate(bytes_a_second) == text
+
+
+SAMPLE = re.compile(r'([a-z_]+)\{([a-z_]+="(?:[^"\\]|\\.)*",?)+\} -?[0-9.e+-]+')
+
+
+def test_openmetrics_are_families_of_samples_and_an_end() -> None:
+    links = [link(), link(name='o"dd\\name\n', round_trip=None)]
+    *lines, end = to_openmetrics(links).splitlines()
+    assert end == "# EOF"
+    family = ""
+    for line in lines:
+        if line.startswith("# TYPE "):
+            family = line.split()[2]
+        elif not line.startswith("# HELP "):
+            match = SAMPLE.fullmatch(line)
+            assert match, line
+            assert match[1] in (family, f"{family}_total")
+    assert 'culvert_link_sent_bytes_total{link="office",host="office.example.org"} 2000' in lines
+    assert 'culvert_link_state{link="office",culvert_link_state="up"} 1' in lines
+    assert sum(line.startswith("culvert_link_round_trip_seconds{") for line in lines) == 1
