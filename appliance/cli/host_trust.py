@@ -81,7 +81,7 @@ class HostTrust:
         if strict == "yes":
             raise HostKeyRejected(
                 f"no {key.key_type} host key is known for {name} and you have requested strict "
-                "checking"
+                "checking: log in to it once by hand, or write its key down"
             )
         if strict == "ask":
             self._ask(name, shown)
