@@ -265,6 +265,7 @@ class Worker(ConnectionHandler):
         else:
             tunnel = OpenSSHTunnel(device, wanted.mode, self._driver, ended)
             channel.accept(tunnel)
+        self.connection.use_own_cipher_order()
         tunnel.start(channel)
         self._keep_alive(TUNNEL_KEEPALIVE)
 

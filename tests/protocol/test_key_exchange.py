@@ -310,3 +310,42 @@ def test_a_global_request_and_a_close_wait_for_the_end_of_a_key_exchange() -> No
     script.newkeys()
     assert script.numbers() == [81, 97]
     assert HOST_KEY.public.bits == 256
+
+
+# -- the server's own order of ciphers --------------------------------------------------------
+
+GCM, CHACHA = "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "before", "after"),
+    [
+        ((CHACHA, GCM), (GCM, CHACHA), CHACHA, GCM),
+        ((CHACHA, GCM), (CHACHA, GCM), CHACHA, CHACHA),
+        ((CHACHA,), (GCM, CHACHA), CHACHA, CHACHA),
+        ((GCM, CHACHA), (CHACHA, GCM), GCM, CHACHA),
+        ((GCM, CHACHA), (GCM, CHACHA), GCM, GCM),
+    ],
+)
+def test_a_server_may_have_its_own_order_of_ciphers_once_a_tunnel_is_worth_it(
+    client: tuple[str, ...], server: tuple[str, ...], before: str, after: str
+) -> None:
+    pair = Pair(FAST._replace(cipher=server), FAST._replace(cipher=client)).log_in()
+
+    def cipher() -> set[str]:
+        agreed = [end._negotiated for end in (pair.client, pair.server)]
+        return {choice.cipher for each in agreed for choice in (each.to_server, each.to_client)}
+
+    assert cipher() == {before}
+    exchanges = pair.client._reader.sequence
+    pair.server.use_own_cipher_order()
+    pair.pump()
+    assert cipher() == {after}
+    assert (pair.client._reader.sequence < exchanges) == (before != after)
+    ours, theirs = pair.open("session")
+    ours.send(b"still there")
+    pair.pump()
+    assert pair.server.error is pair.client.error is None
+    pair.server.rekey()
+    pair.pump()
+    assert cipher() == {after}
