@@ -2,7 +2,7 @@
 
 - A process or a file descriptor that a test leaves behind fails it.
 - A missing program (or privilege) is a skip that names it; where CI is set it is a failure.
-- Tests that share servers or need the machine's devices run in one worker, file by file.
+- Tests that share servers, or take long, run file by file, each file in one worker.
 """
 
 import contextlib
@@ -48,9 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.parent.name
         if folder in GROUPED and item.get_closest_marker("xdist_group") is None:
-            # Everything that makes namespaces and devices, or must measure time, goes together.
-            group = item.path.stem if folder == "interop" else "devices"
-            item.add_marker(pytest.mark.xdist_group(group))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
