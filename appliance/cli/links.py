@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -80,13 +80,10 @@ def main(arguments: list[str], name: str) -> int:
 
 
 def _up(options: Options) -> int:
-    path = os.path.abspath(options.value("c") or DEFAULT_FILE)
+    running = _declarations_in_use()
+    path = os.path.abspath(options.value("c") or running or DEFAULT_FILE)
     names = options.operands
-
-    def read() -> LinksConfig:
-        return _read(path)
-
-    config = read()
+    config = _read(path)
     chosen = _chosen(config, names, path)
     if "check" in options:
         print(f"{path}: {len(config.link)} links, nothing wrong")
@@ -95,13 +92,21 @@ def _up(options: Options) -> int:
         return _show_changes(chosen)
     if os.geteuid():
         raise UsageError("it changes the machine's network: run it as root")
-    try:
-        answers = [request("POST", f"/up/{name}") for name in names] or [request("POST", "/up")]
-    except NotRunning:
-        return _start(options, read, chosen)
-    for answer in answers:
-        _raise_unless_done(answer)
+    if running is None:
+        return _start(options, path, chosen)
+    if running != path:
+        raise UsageError(f"the links of {running} are up: 'culvert down' ends them")
+    for each in [f"/up/{name}" for name in names] or ["/up"]:
+        _raise_unless_done(request("POST", each))
     return _wait_for(chosen)
+
+
+def _declarations_in_use() -> str | None:
+    """The file of the supervisor that runs, if one does."""
+    try:
+        return request("GET", "/declarations").text.strip()
+    except NotRunning:
+        return None
 
 
 def _read(path: str) -> LinksConfig:
@@ -191,7 +196,7 @@ def _servers(link: Link) -> list[IPv4Address | IPv6Address]:
     return [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
 
 
-def _start(options: Options, read: Callable[[], LinksConfig], chosen: list[Link]) -> int:
+def _start(options: Options, path: str, chosen: list[Link]) -> int:
     """Become the supervisor, or leave one behind and wait for its links."""
     from ..links.supervisor import Supervisor
     from ..process.listener import daemonize
@@ -200,14 +205,14 @@ def _start(options: Options, read: Callable[[], LinksConfig], chosen: list[Link]
     level = logging.DEBUG if "v" in options else logging.INFO
     if "F" in options:
         log.set_up("culvert-links", level, "E" in options)
-        Supervisor(read, login_for).run(names)
+        Supervisor(path, _read, login_for).run(names)
         return 0
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             log.set_up("culvert-links", level, "E" in options)
-            supervisor = Supervisor(read, login_for)  # its mistakes are told here
+            supervisor = Supervisor(path, _read, login_for)  # its mistakes are told here
             daemonize()
             log.set_up("culvert-links", level, "E" in options)
             supervisor.run(names)

@@ -1,6 +1,7 @@
 """The supervisor's socket: HTTP over a unix socket that only root can open.
 
-    GET /status, GET /metrics, POST /up, POST /up/NAME, POST /down, POST /down/NAME
+    GET /status, /metrics, /declarations
+    POST /up, /up/NAME, /down, /down/NAME
 
 HTTP, so that curl and every collector of metrics can read it:
 ``curl --unix-socket /run/culvert/links.sock http://links/metrics``. A request is one line of

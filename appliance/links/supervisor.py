@@ -43,14 +43,20 @@ SAMPLE_SECONDS: Final = 5.0  # over which a rate is the mean
 class Supervisor:
     """All links of this machine, of which there is one supervisor.
 
-    ``load`` reads the declarations and raises UsageError; ``login_for`` makes the way to a
-    link's server.
+    ``load`` reads the declarations at ``path`` and raises UsageError; ``login_for`` makes the
+    way to a link's server.
     """
 
-    def __init__(self, load: Callable[[], LinksConfig], login_for: Callable[[Link], Login]) -> None:
+    def __init__(
+        self,
+        path: str,
+        load: Callable[[str], LinksConfig],
+        login_for: Callable[[Link], Login],
+    ) -> None:
+        self._path = path
         self._load = load
         self._login_for = login_for
-        self._config = load()
+        self._config = load(path)
         self._links: dict[str, RunningLink] = {}
         self._identity = sandbox.prepare()
         self._lock = _lock()
@@ -132,7 +138,7 @@ class Supervisor:
 
     def _up(self, names: Collection[str]) -> None:
         """Read the declarations again and do what they say; raises UsageError beforehand."""
-        config = self._load()
+        config = self._load(self._path)
         declared = {link.name for link in config.link}
         for name in names:
             if name not in declared:
@@ -179,6 +185,8 @@ class Supervisor:
                 return Answer(200, to_json(self._status()) + "\n")
             case "GET", "metrics" if not name:
                 return Answer(200, to_openmetrics(self._status()), OPENMETRICS)
+            case "GET", "declarations" if not name:
+                return Answer(200, f"{self._path}\n", "text/plain")
             case "POST", "up":
                 return self._on_up(name)
             case "POST", "down":

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +442,14 @@ def test_nonsense_on_the_control_socket_disturbs_nobody(sites: Routed) -> None:
 def test_a_second_supervisor_is_not_started(sites: Routed) -> None:
     sites.serve("east", SERVER)
     west = connected(sites)
-    said = west.culvert("up", "-F", "-c", str(west.links))
-    assert "up, tun0" in said
-    assert len([pid for pid in west.space.processes() if _user(pid) == 0]) == 1
+    assert "up, tun0" in west.culvert("up", "-F")
+    other = west.folder / "other.toml"
+    other.write_text(west.links.read_text())
+    said = west.culvert("up", "-c", str(other), status=1)
+    assert f"the links of {west.links} are up: 'culvert down' ends them" in said
+    supervisors = partial(roots, west)  # and for a moment whoever looks after the routes
+    assert wait_until(lambda: len(supervisors()) == 1)
+
+
+def roots(site: LinkedSite) -> list[int]:
+    return [pid for pid in site.space.processes() if _user(pid) == 0]
