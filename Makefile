@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench clean packages-python packages-demo packages-test
+.PHONY: help demo test check bench clean packages-python packages-demo packages-test packages-bench
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -25,7 +25,7 @@ check: $(VENV)/test ## look for mistakes without running anything: ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict
 
-bench: packages-test $(VENV)/test ## compare with OpenSSH and Dropbear, side by side (ROWS=login,memory RUNS=5)
+bench: packages-bench $(VENV)/test ## compare with OpenSSH, Dropbear and wireguard-go, side by side (ROWS=login,memory RUNS=5)
 	@$(PY) -m tests.bench $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS))
 
 clean: ## remove everything that the other targets made in this tree
@@ -47,10 +47,13 @@ DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
 TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools \
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
 	busybox=busybox systemd-analyze=systemd
+# wireguard-go itself is fetched by tests/bench/wireguard.py.
+BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 
 packages-python: ; $(call install)
 packages-demo: ; $(call install,$(DEMO_TOOLS))
 packages-test: ; $(call install,$(TEST_TOOLS))
+packages-bench: ; $(call install,$(BENCH_TOOLS))
 
 # RUNLEVEL=1 keeps a package that brings a service from starting it.
 define install

@@ -267,6 +267,22 @@ class Sites:
             gateway.ip("route", "replace", there.network, "via", far, "dev", device)
             gateway.ip("-6", "route", "replace", there.network6, "via", far6, "dev", device)
 
+    def configure_link(self, number: int) -> tuple[str, str]:
+        """Make tunN at both gateways the way between two inner addresses that are its own.
+
+        Returns the two addresses, the western first. Any number of links may stand side by side.
+        """
+        device = f"tun{number}"
+        west, east = (
+            f"{site.inner.rpartition('.')[0]}.{100 + number}" for site in (self.west, self.east)
+        )
+        for here, end, own, far in ((self.west, 1, west, east), (self.east, 2, east, west)):
+            add_address(here.lan, self.LAN_DEVICE, f"{own}/24")
+            add_address(here.gateway, device, f"10.255.{1 + number}.{end}/30")
+            here.gateway.ip("link", "set", device, "up")
+            here.gateway.ip("route", "replace", far, "dev", device)
+        return west, east
+
     def end_processes(self, patience: float = 2) -> list[str]:
         """Kill what still runs inside after `patience` seconds; return the names of those."""
         places = [space for site in (self.west, self.east) for space in (site.gateway, site.lan)]
@@ -310,12 +326,19 @@ def iperf3(source: Namespace, address: str, seconds: int, *words: str) -> float:
 
     Raises CommandFailed, also for a run whose result did not come back.
     """
-    output = source.run("iperf3", "-J", "-t", str(seconds), "-c", address, *words)
-    report = json.loads(output)
-    try:
-        return float(report["end"]["sum_received"]["bits_per_second"])
-    except KeyError:
-        raise CommandFailed(f"iperf3: {report.get('error', 'no result')}") from None
+    report = iperf3_report(source, address, "-t", str(seconds), *words)
+    return float(report["end"]["sum_received"]["bits_per_second"])
+
+
+def iperf3_report(source: Namespace, address: str, *words: str) -> dict[str, Any]:
+    """Return what iperf3 tells of a run to a server, as its JSON.
+
+    Raises CommandFailed, also for a run whose result did not come back.
+    """
+    report: dict[str, Any] = json.loads(source.run("iperf3", "-J", "-c", address, *words))
+    if "sum_received" not in report["end"]:
+        raise CommandFailed(f"iperf3: {report.get('error', 'no result')}")
+    return report
 
 
 @dataclass(slots=True)

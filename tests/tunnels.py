@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from tests.peers import (
     Account,
     Algorithms,
     ClientKind,
+    Invocation,
     Keyring,
     Login,
     Server,
@@ -81,6 +82,36 @@ def _settled(client: subprocess.Popen[bytes], where: Namespace, device: str) -> 
 
 
 @contextmanager
+def _connection(
+    sites: Sites, server: Server, call: Invocation, log: Path, device: str
+) -> Iterator[Tunnel]:
+    """Run a client that brings `device` to both gateways, for as long as the context lasts.
+
+    Raises NoTunnel when a device does not come, and in place of a CommandFailed from inside.
+    """
+    with log.open("wb") as output:
+        client = sites.west.gateway.popen(
+            call.argv, env=call.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    made = Tunnel(server, client, log, device)
+    try:
+        for site in (sites.west, sites.east):
+            wait_until(partial(_settled, client, site.gateway, device), 15)
+            if not site.gateway.has_device(device):
+                raise NoTunnel(f"no {device} at the {site.gateway.name}\n{made.logs()}")
+        yield made
+    except CommandFailed as error:
+        raise NoTunnel(f"{error}\n{made.logs()}") from error
+    finally:
+        end(client)
+
+
+def _keygen(server_kind: ServerKind) -> Sequence[str]:
+    """Nothing but Culvert is needed to show what Culvert does."""
+    return [*CULVERT, "keygen"] if server_kind.name == "culvert" else ["ssh-keygen"]
+
+
+@contextmanager
 def tunnel(
     sites: Sites,
     folder: Path,
@@ -96,27 +127,36 @@ def tunnel(
 
     Raises NoTunnel when a device does not come, and in place of a CommandFailed from inside.
     """
-    # Nothing but Culvert is needed to show what Culvert does.
-    keygen = [*CULVERT, "keygen"] if server_kind.name == "culvert" else ["ssh-keygen"]
-    server, login = serve_tunnels(sites, folder, server_kind, mode, keygen, server_options)
+    server, login = serve_tunnels(
+        sites, folder, server_kind, mode, _keygen(server_kind), server_options
+    )
     with server:
         device = DEVICES[mode]
         options = [f"-oTunnel={mode}", "-w", "0:0", "-N", *client_options]
         call = client_kind.invocation(server, login, None, algorithms, options)
-        log = folder / "client.log"
-        with log.open("wb") as output:
-            client = sites.west.gateway.popen(
-                call.argv, env=call.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-        made = Tunnel(server, client, log, device)
-        try:
-            for site in (sites.west, sites.east):
-                wait_until(partial(_settled, client, site.gateway, device), 15)
-                if not site.gateway.has_device(device):
-                    raise NoTunnel(f"no {device} at the {site.gateway.name}\n{made.logs()}")
+        with _connection(sites, server, call, folder / "client.log", device) as made:
             sites.configure_tunnel(device, device)
             yield made
-        except CommandFailed as error:
-            raise NoTunnel(f"{error}\n{made.logs()}") from error
-        finally:
-            end(client)
+
+
+@contextmanager
+def tunnels(
+    sites: Sites, folder: Path, client_kind: ClientKind, server_kind: ServerKind, count: int
+) -> Iterator[list[tuple[str, str]]]:
+    """Connect the gateways `count` times, to one server, with a client and a device for each.
+
+    Yields for each the two inner addresses whose packets take it, the western first. Raises
+    NoTunnel as `tunnel` does.
+    """
+    server, login = serve_tunnels(
+        sites, folder, server_kind, "point-to-point", _keygen(server_kind)
+    )
+    with server, ExitStack() as up:
+        pairs = []
+        for number in range(count):
+            options = ["-oTunnel=point-to-point", "-w", f"{number}:{number}", "-N"]
+            call = client_kind.invocation(server, login, None, DEFAULT, options)
+            log = folder / f"client{number}.log"
+            up.enter_context(_connection(sites, server, call, log, f"tun{number}"))
+            pairs.append(sites.configure_link(number))
+        yield pairs

@@ -1,110 +1,35 @@
-"""What is measured, one `Work` for each kind, and how.
+"""What is measured, one `Work` for each kind, and how it is done over connections.
 
-A contender is a client and a server. Its context manager sets both up and yields a function that
-measures once; all contenders of a work are up at the same time and take turns, so that whatever
-else the machine does meets them alike.
+How tunnels are measured stands in `vpn.py`.
 """
 
 import contextlib
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-from tests.netns import CommandFailed, Sites, iperf3
-from tests.peers import (
-    CLIENTS,
-    SERVERS,
-    Account,
-    Algorithms,
-    Invocation,
-    Keyring,
-    Login,
-    Server,
-    ServerSettings,
-    end,
-    environment,
-    start,
+from tests.bench import vpn
+from tests.bench.contest import (
+    CULVERT,
+    DROPBEAR,
+    WIREGUARD,
+    Bench,
+    Contender,
+    Line,
+    Measure,
+    Rival,
+    Sample,
+    Setup,
+    Work,
 )
-from tests.tunnels import tunnel
+from tests.bench.processes import family, proportional_set_size
+from tests.netns import CommandFailed
+from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
 
 GIBIBYTE = 1 << 30
 IDLE_CONNECTIONS = 10
 LOGINS = 40  # in each measurement of connections a second
-IPERF_SECONDS = 2  # in each direction
-PINGS = 200  # one every 10 ms
-
-Measure = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What all measurements share: a user who may log in, host keys and a folder."""
-
-    folder: Path
-    account: Account
-    user_keys: Keyring
-    host_keys: Keyring
-
-    def login(self) -> Login:
-        """Return the login that every measurement uses."""
-        return Login(self.account, self.user_keys.key())
-
-    def serve(self, name: str) -> Server:
-        """Start a server; the caller stops it."""
-        settings = ServerSettings(host_keys=[self.host_keys.key()])
-        return start(SERVERS[name], settings, self.new_folder(name))
-
-    def new_folder(self, name: str) -> Path:
-        """Return a new folder."""
-        path = self.folder / f"{len(list(self.folder.iterdir()))}-{name}"
-        path.mkdir()
-        return path
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A client and a server, by the names that `tests.peers` gives them."""
-
-    client: str
-    server: str
-
-
-CULVERT = Contender("culvert", "culvert")
-OPENSSH = Contender("openssh", "openssh")
-DROPBEAR = Contender("dbclient", "dropbear")
-
-Setup = Callable[[Bench, Contender], AbstractContextManager[Measure]]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the table: a contender's ratio to OpenSSH, and the ratio to reach."""
-
-    what: str
-    contender: Contender
-    target: float
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One kind of work, done by OpenSSH, by the contenders of its lines, and maybe by Dropbear."""
-
-    name: str
-    unit: str
-    more_is_better: bool
-    setup: Setup
-    lines: Sequence[Line]
-    dropbear: bool = False
-
-    def contenders(self) -> list[Contender]:
-        """Return who takes part, OpenSSH first."""
-        others = [line.contender for line in self.lines] + [DROPBEAR] * self.dropbear
-        return [OPENSSH, *others]
 
 
 # One connection
@@ -115,12 +40,12 @@ def login_and_true(bench: Bench, contender: Contender) -> Iterator[Measure]:
     """Measure the milliseconds that `ssh host true` takes."""
     with bench.serve(contender.server) as server:
 
-        def measure() -> float:
+        def measure() -> Sample:
             began = time.perf_counter()
             done = CLIENTS[contender.client].run(server, bench.login(), "true")
             if done.status != 0:
                 raise CommandFailed(done.stderr)
-            return (time.perf_counter() - began) * 1000
+            return Sample((time.perf_counter() - began) * 1000)
 
         yield measure
 
@@ -152,7 +77,7 @@ def download(cipher: str) -> Setup:
             call = CLIENTS[contender.client].invocation(
                 server, bench.login(), f"head -c {GIBIBYTE} /dev/zero", Algorithms(cipher=cipher)
             )
-            yield lambda: GIBIBYTE / 1e6 / _run(call, "/dev/null")
+            yield lambda: Sample(GIBIBYTE / 1e6 / _run(call, "/dev/null"))
 
     return setup
 
@@ -168,7 +93,7 @@ def upload(cipher: str) -> Setup:
             )
             argv = ["sh", "-c", f'head -c {GIBIBYTE} /dev/zero | "$@"', "sh", *call.argv]
             fed = Invocation(argv, call.env)
-            yield lambda: GIBIBYTE / 1e6 / _run(fed, "/dev/null")
+            yield lambda: Sample(GIBIBYTE / 1e6 / _run(fed, "/dev/null"))
 
     return setup
 
@@ -189,7 +114,7 @@ def logins_a_second(bench: Bench, contender: Contender) -> Iterator[Measure]:
     """Measure how many logins a second the server takes, four at a time, from AsyncSSH."""
     with bench.serve(contender.server) as server:
 
-        def measure() -> float:
+        def measure() -> Sample:
             done = subprocess.run(
                 _connections(bench, server, "logins", LOGINS),
                 env=environment(server.folder),
@@ -199,9 +124,13 @@ def logins_a_second(bench: Bench, contender: Contender) -> Iterator[Measure]:
             )
             if done.returncode != 0:
                 raise CommandFailed(f"{done.stderr}\n{server.log}")
-            return float(done.stdout)
+            return Sample(float(done.stdout))
 
         yield measure
+
+
+def _size_of_all(server: Server) -> int:
+    return sum(map(proportional_set_size, family(server.process.pid)))
 
 
 @contextlib.contextmanager
@@ -209,8 +138,8 @@ def idle_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
     """Measure the mebibytes (PSS) that one idle connection adds, over all of its processes."""
     with bench.serve(contender.server) as server:
 
-        def measure() -> float:
-            before = _proportional_set_size(server.process.pid)
+        def measure() -> Sample:
+            before = _size_of_all(server)
             holder = subprocess.Popen(
                 _connections(bench, server, "hold", IDLE_CONNECTIONS),
                 env=environment(server.folder),
@@ -222,97 +151,110 @@ def idle_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
                 if holder.stdout.readline() != b"ready\n":
                     raise CommandFailed(f"the connections did not come\n{server.log}")
                 time.sleep(1)  # what follows a login, such as the end of helper processes
-                after = _proportional_set_size(server.process.pid)
+                after = _size_of_all(server)
                 holder.stdin.close()
                 holder.wait(10)
             finally:
                 end(holder)
                 holder.stdout.close()
             time.sleep(1)  # the server's processes end
-            return (after - before) / IDLE_CONNECTIONS / (1 << 20)
+            return Sample((after - before) / IDLE_CONNECTIONS / (1 << 20))
 
         yield measure
 
 
-def _proportional_set_size(pid: int) -> int:
-    """Return the PSS, in bytes, of a process and all its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            stat = (entry / "stat").read_text()
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    family, total = [pid], 0
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-        with contextlib.suppress(OSError):
-            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-            match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
-            total += int(match[1]) * 1024 if match else 0
-    return total
+BESIDE_DROPBEAR = (Rival("Dropbear", DROPBEAR),)
+BESIDE_WIREGUARD = (Rival("wireguard-go", WIREGUARD, 1.5),)
 
 
-# Tunnels
+def _one_stream(name: str, way: str, *words: str) -> Work:
+    return Work(
+        name,
+        "Mbit/s",
+        True,
+        vpn.tcp(*words),
+        [
+            Line(f"VPN, one TCP stream {way} the server", CULVERT, 10.0, BESIDE_WIREGUARD),
+            Line("the same, OpenSSH's client", Contender("openssh", "culvert"), 1.5),
+            Line("the same, OpenSSH's server", Contender("culvert", "openssh"), 1.5),
+        ],
+    )
 
 
-@contextlib.contextmanager
-def _sites(bench: Bench, contender: Contender) -> Iterator[Sites]:
-    with Sites() as sites:
-        folder = bench.new_folder("tunnel")
-        try:
-            with tunnel(sites, folder, CLIENTS[contender.client], SERVERS[contender.server]):
-                sites.west.lan.run("ping", "-c", "3", "-i", "0.1", sites.east.inner)
-                yield sites
-        finally:
-            sites.end_processes()
-
-
-@contextlib.contextmanager
-def tunnel_throughput(bench: Bench, contender: Contender) -> Iterator[Measure]:
-    """Measure Mbit/s of one TCP stream through the tunnel, as the mean of both directions."""
-    with _sites(bench, contender) as sites:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = sites.east.lan.popen(["iperf3", "-s"], stdin=subprocess.DEVNULL, **quiet)
-        time.sleep(0.3)
-
-        def one_way(*words: str) -> float:
-            return iperf3(sites.west.lan, sites.east.inner, IPERF_SECONDS, *words) / 1e6
-
-        try:
-            yield lambda: (one_way() + one_way("-R")) / 2
-        finally:
-            end(server)
-
-
-@contextlib.contextmanager
-def tunnel_round_trip(bench: Bench, contender: Contender) -> Iterator[Measure]:
-    """Measure the mean milliseconds of a ping through an otherwise idle tunnel."""
-    with _sites(bench, contender) as sites:
-
-        def measure() -> float:
-            ping = ["ping", "-q", "-c", str(PINGS), "-i", "0.01", sites.east.inner]
-            return float(sites.west.lan.run(*ping).rpartition("= ")[2].split("/")[1])
-
-        yield measure
+def _four_streams(name: str, way: str, *words: str) -> Work:
+    return Work(
+        name,
+        "Mbit/s",
+        True,
+        vpn.tcp("-P", "4", *words),
+        [Line(f"VPN, four TCP streams {way} the server", CULVERT, 10.0, BESIDE_WIREGUARD)],
+    )
 
 
 WORKS = (
+    _one_stream("tunnel-to", "to"),
+    _one_stream("tunnel-from", "from", "-R"),
+    _four_streams("tunnel4-to", "to"),
+    _four_streams("tunnel4-from", "from", "-R"),
     Work(
-        "tunnel",
+        "tunnel-udp",
         "Mbit/s",
         True,
-        tunnel_throughput,
-        [
-            Line("VPN, one TCP stream, Culvert to Culvert", CULVERT, 2.0),
-            Line("the same, OpenSSH's client", Contender("openssh", "culvert"), 1.2),
-            Line("the same, OpenSSH's server", Contender("culvert", "openssh"), 1.2),
-        ],
+        vpn.udp,
+        [Line("VPN, UDP of 1400 bytes to the server, < 1 % lost", CULVERT, 1.5)],
     ),
     Work(
         "round-trip",
         "ms",
         False,
-        tunnel_round_trip,
-        [Line("VPN, round trip of a small packet", CULVERT, 1.3)],
+        vpn.round_trip,
+        [Line("VPN, round trip of a small packet", CULVERT, 1.1)],
+    ),
+    Work(
+        "busy-round-trip",
+        "ms",
+        False,
+        vpn.busy_round_trip,
+        [Line("the same, beside a TCP stream", CULVERT, 1.0)],
+    ),
+    Work(
+        "links",
+        "Mbit/s",
+        True,
+        vpn.links,
+        [Line("VPN, 8 links, one TCP stream in each", Contender("culvert", "culvert", 8), 1.0)],
+        base=CULVERT,
+        base_note="one link",
+    ),
+    Work(
+        "tunnel-processor",
+        "s a GiB",
+        False,
+        vpn.processor_time,
+        [
+            Line(
+                "VPN, processor time of TCP, both ends",
+                CULVERT,
+                0.2,
+                [Rival("wireguard-go", WIREGUARD)],
+            )
+        ],
+    ),
+    Work(
+        "supervisor-memory",
+        "MiB",
+        False,
+        vpn.supervisor_memory,
+        [Line("memory of `culvert up` with 8 links", CULVERT, None)],
+        base=None,
+    ),
+    Work(
+        "link-memory",
+        "MiB",
+        False,
+        vpn.link_memory,
+        [Line("memory of each link's process", CULVERT, None)],
+        base=None,
     ),
     Work(
         "download-gcm",
@@ -333,39 +275,34 @@ WORKS = (
         "MB/s",
         True,
         download("chacha20-poly1305@openssh.com"),
-        [Line("1 GiB from the server, chacha20-poly1305", CULVERT, 0.5)],
-        dropbear=True,
+        [Line("1 GiB from the server, chacha20-poly1305", CULVERT, 0.5, BESIDE_DROPBEAR)],
     ),
     Work(
         "upload-chacha",
         "MB/s",
         True,
         upload("chacha20-poly1305@openssh.com"),
-        [Line("1 GiB to the server, chacha20-poly1305", CULVERT, 0.5)],
-        dropbear=True,
+        [Line("1 GiB to the server, chacha20-poly1305", CULVERT, 0.5, BESIDE_DROPBEAR)],
     ),
     Work(
         "login",
         "ms",
         False,
         login_and_true,
-        [Line("login and `true`", CULVERT, 1.0)],
-        dropbear=True,
+        [Line("login and `true`", CULVERT, 1.0, BESIDE_DROPBEAR)],
     ),
     Work(
         "connections",
         "a second",
         True,
         logins_a_second,
-        [Line("connections until authenticated", CULVERT, 1.0)],
-        dropbear=True,
+        [Line("connections until authenticated", CULVERT, 1.0, BESIDE_DROPBEAR)],
     ),
     Work(
         "memory",
         "MiB",
         False,
         idle_memory,
-        [Line("memory of an idle connection on the server", CULVERT, 1.3)],
-        dropbear=True,
+        [Line("memory of an idle connection on the server", CULVERT, 1.3, BESIDE_DROPBEAR)],
     ),
 )
