@@ -35,11 +35,19 @@ class KeepAlive:
         self._answered = answered
         self._unanswered = 0
         self._packets = -1
+        self._probing = False
         self._timer: Timer
         self._wait(interval)
 
     def probe(self, patience: float) -> None:
-        """Ask now; the next question, or the end, comes after ``patience`` seconds."""
+        """Ask now; the next question, or the end, comes after ``patience`` seconds.
+
+        While a probe is unanswered, another changes nothing: a network that keeps changing
+        must not hide a dead peer.
+        """
+        if self._probing:
+            return
+        self._probing = True
         self._unanswered = max(self._unanswered, self._count - 1)
         self._packets = self._driver.connection.received_packets
         self._timer.cancel()
@@ -53,6 +61,7 @@ class KeepAlive:
         connection = self._driver.connection
         if connection.phase is Phase.CLOSED:
             return
+        self._probing = False
         if connection.received_packets != self._packets:
             self._packets = connection.received_packets
             self._unanswered = 0
@@ -70,6 +79,7 @@ class KeepAlive:
 
         def answered(_: bytes | None) -> None:
             self._unanswered = 0
+            self._probing = False
             self._answered(loop.time() - asked)
 
         self._driver.connection.global_request(REQUEST, b"", answered)

@@ -83,6 +83,8 @@ def _up(options: Options) -> int:
     running = _declarations_in_use()
     path = os.path.abspath(options.value("c") or running or DEFAULT_FILE)
     names = options.operands
+    if "E" in options and "F" not in options:
+        raise UsageError("-E needs -F: who stays in the background has no standard error")
     config = _read(path)
     chosen = _chosen(config, names, path)
     if "check" in options:
@@ -111,15 +113,26 @@ def _declarations_in_use() -> str | None:
 
 def _read(path: str) -> LinksConfig:
     """The declarations, with what only a login would find out; raises UsageError."""
+    from ..services.tunnel.network import plan
+
     config = load_links_config(path)
+    _check_owner(path)
     if not config.link:
         raise UsageError(f"{path}: no [[link]] is declared there")
     for link in config.link:
         try:
             login_for(link)
+            plan(f"link-{link.name}", link, "tun0" if link.device == "any" else link.device)
         except UsageError as error:
             raise UsageError(f"{path}: link '{link.name}': {error}") from error
     return config
+
+
+def _check_owner(path: str) -> None:
+    """Whoever may write the file has root run commands and change routes."""
+    status = os.stat(path)
+    if not os.geteuid() and (status.st_uid or status.st_mode & 0o022):
+        raise UsageError(f"{path}: others than root may write it: chown root, chmod go-w")
 
 
 def _chosen(config: LinksConfig, names: Sequence[str], path: str) -> list[Link]:
@@ -201,7 +214,7 @@ def _start(options: Options, path: str, chosen: list[Link]) -> int:
     from ..links.supervisor import Supervisor
     from ..process.listener import daemonize
 
-    names = {link.name for link in chosen} if options.operands else set()
+    names = {link.name for link in chosen} if options.operands else None
     level = logging.DEBUG if "v" in options else logging.INFO
     if "F" in options:
         log.set_up("culvert-links", level, "E" in options)
@@ -219,6 +232,8 @@ def _start(options: Options, path: str, chosen: list[Link]) -> int:
             status = 0
         except CulvertError as error:
             print(f"culvert up: {error}", file=sys.stderr, flush=True)
+        except Exception:  # the root of a process
+            logging.getLogger(__name__).exception("the supervisor failed")
         finally:
             os._exit(status)
     _, status = os.waitpid(pid, 0)
@@ -250,6 +265,9 @@ def _wait_for(links: Sequence[Link]) -> int:
                 error = now.last_error or "no answer yet"
                 print(f"{name}: {error}; it is tried again ('culvert status' tells)")
                 result = 1
+            elif now is None and passed > SLACK:
+                print(f"{name}: down, by somebody else")
+                result = 1
             else:
                 continue
             del waiting[name]
@@ -257,7 +275,12 @@ def _wait_for(links: Sequence[Link]) -> int:
 
 
 def _ask() -> list[LinkStatus]:
-    return from_json(request("GET", "/status").text)
+    answer = request("GET", "/status")
+    _raise_unless_done(answer)
+    try:
+        return from_json(answer.text)
+    except ValueError as error:
+        raise NotRunning(f"the supervisor's answer was cut: {error}") from error
 
 
 def _raise_unless_done(answer: Answer) -> None:
@@ -311,11 +334,9 @@ def _status(options: Options) -> int:
 
 def _show(options: Options) -> int:
     try:
-        answer = request("GET", "/status")
+        links = _ask()
     except NotRunning as error:
         raise UsageError(f"no link is up: {error}") from error
-    _raise_unless_done(answer)
-    links = from_json(answer.text)
     names = options.operands
     for name in names:
         if name not in {link.name for link in links}:

@@ -36,7 +36,7 @@ from ..ssh.order import Phase
 from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
 from .credentials import UserCredentials
 from .host_trust import HostTrust
-from .ssh_config import HostOptions
+from .ssh_config import HostOptions, load
 
 if TYPE_CHECKING:
     import subprocess
@@ -77,9 +77,15 @@ class Login:
 
     @property
     def first_hop(self) -> tuple[str, int] | None:
-        """Host and port of what ``dial`` connects to itself; None if a command does it."""
+        """Host and port of what is connected to first; None if only a command knows."""
         options = self._options
-        if options.proxy_jump or options.proxy_command is not None:
+        if options.proxy_jump:
+            from ..config.hosts import destination
+
+            _, host, port = destination(options.proxy_jump[0])
+            hop = load(host, [("Port", str(port))] if port else [], options.config_file)
+            return hop.host_name, hop.port
+        if options.proxy_command is not None:
             return None
         if options.proxy is not None:
             return options.proxy.host, options.proxy.port

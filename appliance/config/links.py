@@ -1,14 +1,14 @@
 """links.toml: the tunnels that this machine opens to others and keeps open."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from . import hosts
 from .mistakes import Mistake, check_ranges, check_unique, shown, within
 from .network import TunnelNetwork, check_device, check_network, is_everything
-from .reader import Table, mistakes_in, read_table, structured
+from .reader import mistakes_in, read_table, structured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,9 @@ class LinksConfig:
     link: tuple[Link, ...] = ()
     metrics_port: int = 0  # OpenMetrics on this port of 127.0.0.1, too; 0: on the socket only
 
+
+# Our own choice
+HANDED_OUT_LIMIT: Final = 64  # of each kind: what a server may have us do
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _LINK_RANGES: Final = {
@@ -124,6 +127,14 @@ def _check_with(parse: Callable[[str], object], text: str, *place: str | int) ->
 def _check_routes(link: Link) -> None:
     if link.kill_switch and not link.routes and not link.from_server:
         raise Mistake("there are no routes that it could guard", "kill_switch")
+    if link.proxy_command and (
+        link.kill_switch or is_everything(link.routes, 4) or is_everything(link.routes, 6)
+    ):
+        raise Mistake(
+            "nobody can tell what it connects to, which must stay outside of the tunnel: use proxy"
+            " or proxy_jump",
+            "proxy_command",
+        )
     everything = is_everything(link.routes, 4) and not is_everything(link.routes, 6)
     if everything and not link.ipv6_outside:
         raise Mistake(
@@ -133,10 +144,13 @@ def _check_routes(link: Link) -> None:
         )
 
 
-def with_handed_out(link: Link, table: Table) -> Link:
+def with_handed_out(link: Link, table: Mapping[str, object]) -> Link:
     """The link with what its server hands out: keys of TunnelNetwork. Raises UsageError."""
-    with mistakes_in("the server hands out", table):
-        given = structured(TunnelNetwork, table)
+    with mistakes_in("the server hands out", dict(table)):
+        given = structured(TunnelNetwork, dict(table))
+        for key in ("addresses", "peer", "routes", "dns", "domains"):
+            if len(getattr(given, key)) > HANDED_OUT_LIMIT:
+                raise Mistake(f"expected at most {HANDED_OUT_LIMIT}", key)
         whole = replace(link, from_server=False, **{key: getattr(given, key) for key in table})
         _check_link(whole)
     return whole

@@ -137,6 +137,8 @@ def request(method: str, path: str) -> Answer:
             data = b""
             while part := sock.recv(65536):
                 data += part
+        except PermissionError as error:
+            raise CulvertError(f"{where}: only root may ask") from error
         except TimeoutError as error:
             raise NotRunning(f"{where}: no answer within {PATIENCE:.0f} s") from error
         except OSError as error:

@@ -5,7 +5,7 @@
              due, or │    lost           lost
       network changed│     ▼              │
                     BACKING_OFF ◄─────────┘
-    DIALLING or UP ──refused──► STOPPED ──start──► DIALLING
+    DIALLING, UP or BACKING_OFF ──refused──► STOPPED ──start──► DIALLING
     anything ──stop──► IDLE
 
 Only a person, or a changed declaration, takes a link out of STOPPED: trying again what was
@@ -56,6 +56,8 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (State.UP, Event.NETWORK_CHANGED): State.UP,
     (State.BACKING_OFF, Event.DUE): State.DIALLING,
     (State.BACKING_OFF, Event.NETWORK_CHANGED): State.DIALLING,
+    (State.BACKING_OFF, Event.LOST): State.BACKING_OFF,
+    (State.BACKING_OFF, Event.REFUSED): State.STOPPED,
     (State.IDLE, Event.NETWORK_CHANGED): State.IDLE,
     (State.STOPPED, Event.NETWORK_CHANGED): State.STOPPED,
     **{(state, Event.STOP): State.IDLE for state in State},

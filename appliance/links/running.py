@@ -4,35 +4,41 @@ Attempts are made by a process each (carrier.py). What stays between them is her
 device with its addresses and routes, so that connections inside the tunnel live on.
 """
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from ipaddress import ip_address
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final
 
 from ..aio.loop import Loop, Timer
-from ..config.directories import network_records, state_directory
+from ..config.directories import network_records
 from ..config.links import Link, with_handed_out
 from ..config.network import TunnelNetwork
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
 from ..process.sandbox import Identity
-from ..services.tunnel.device import open_device
-from ..services.tunnel.kernel import free_device, reconcile_apart
-from ..services.tunnel.network import Change, plan
+from ..services.tunnel.device import is_attached, open_device
+from ..services.tunnel.kernel import free_device, reconcile_apart, recorded_device
+from ..services.tunnel.network import Change, Pin, plan
 from ..wire.tun import ETHERNET, POINT_TO_POINT, HandedOut
 from . import reports
 from .carrier import Login, carry
 from .link import Event, LinkLife, State
+from .remembered import Remembered
 
 _log = logging.getLogger(__name__)
 
-# Our own choice
+# Our own choices
 PATIENCE: Final = 2.0  # seconds of dialling, after which a changed network starts it over
+LOGIN_SECONDS: Final = 60.0  # from the connection until the tunnel is open; boards are slow
+
+_EVERYTHING: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 def record_of(name: str) -> Path:
@@ -50,6 +56,7 @@ class RunningLink:
         login_for: Callable[[Link], Login],
         identity: Identity | None,
         changed: Callable[[], None],
+        process_ended: Callable[[], None],
     ) -> None:
         self.link = link
         self.life = LinkLife(loop.time())
@@ -62,16 +69,29 @@ class RunningLink:
         self._login_for = login_for
         self._identity = identity
         self._changed = changed
-        self.network: TunnelNetwork = link  # as it is declared, or handed out by the server
+        self._process_has_ended = process_ended
         self._record = record_of(link.name)
         self._routed = self._record.exists()  # by a supervisor that was killed: leave it so
-        self._made: Sequence[Change] | None = None
-        self._known = _KnownAddresses(link.name)
+        self._made: Sequence[Change] = ()
+        self._routes_made: list[str] = []
+        self._remembered = Remembered(link)
+        self.network = self._network_at_start()
         self._descriptor = -1
-        self._process = 0
+        self.process = 0  # its id, while there is one
         self._reports: socket.socket
+        self._resolved = False  # whether the process has said so
         self._failure: reports.Failed | None = None
-        self._timer: Timer | None = None
+        self._dialled = 0.0
+        self._timer: Timer | None = None  # until the next attempt, or until this one is too slow
+
+    def _network_at_start(self) -> TunnelNetwork:
+        """As it is declared, or was handed out; before that a kill switch guards everything."""
+        link = self.link
+        if self._remembered.handed_out is not None:
+            return with_handed_out(link, self._remembered.handed_out)
+        if link.from_server and link.kill_switch:
+            return replace(link, routes=_EVERYTHING)
+        return link
 
     # -- from outside ----------------------------------------------------------------
 
@@ -84,24 +104,26 @@ class RunningLink:
         """End the connection and undo every change; raises NetworkError for what stays."""
         self._happened(Event.STOP)
         self._end_process()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._made = None
-        self._routed = False
-        self.network = self.link
+        self._close_device()
         reconcile_apart(self._record, ())
 
     def network_changed(self) -> None:
         """Whatever we wait for may be there now."""
         life = self.life
-        if self._made is not None and life.state is not State.STOPPED:
-            self._made = None  # the ways to the server may be others
+        if life.state in (State.IDLE, State.STOPPED):
+            return
+        pinned = any(isinstance(change, Pin) for change in self._made)
+        lost = self._descriptor >= 0 and not is_attached(self._descriptor)
+        if pinned or lost or self._routes_made != routes_of(self.device):
+            self._made = ()  # the ways to the server may be others, or somebody removed ours
+            if lost and self.process:
+                self._lose("the device was removed")
+                return
             if not self._apply():
                 return
         if life.state is State.UP:
             self._order(reports.PROBE)
-        elif life.state is State.DIALLING and self._loop.time() - life.since > PATIENCE:
+        elif life.state is State.DIALLING and self._loop.time() - self._dialled > PATIENCE:
             self._end_process()
             self._dial()
         self._happened(Event.NETWORK_CHANGED)
@@ -111,11 +133,11 @@ class RunningLink:
     def _happened(self, event: Event, why: str = "") -> None:
         life, name = self.life, self.link.name
         before = life.state
+        why = " ".join(harmless(why[:1000]).split())  # one line, whoever said it
         state = life.happened(event, self._loop.time(), random.random(), why)
         if state is before:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         match state:
             case State.DIALLING:
                 self._dial()
@@ -131,35 +153,66 @@ class RunningLink:
                 _log.info("link %s is down", name)
         self._changed()
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _refuse(self, why: str) -> None:
         """Something that trying again would not change."""
         self._end_process()
         self._happened(Event.REFUSED, why)
 
+    def _lose(self, why: str) -> None:
+        """Something that may be different next time."""
+        self._end_process()
+        self._happened(Event.LOST, why)
+
+    # -- the machine's network -------------------------------------------------------
+
     def _apply(self) -> bool:
-        """Have the machine's network as it should be now; False when that failed for good."""
+        """Have the machine's network as it should be now; without it, the attempt is lost."""
         link = self.link
-        if not self.device:
-            self.device = free_device(link.mode) if link.device == "any" else link.device
-        servers = [ip_address(address) for address in self._known.for_rules()]
-        owner = f"link-{link.name}"
         try:
+            if not self.device:
+                self.device = self._choose_device()
+            if self._descriptor < 0 and _exists(self.device) and not self._record.exists():
+                self._open_device()  # somebody else's may be busy, and then stays as it is
+            servers = [ip_address(address) for address in self._remembered.let_through()]
+            owner = f"link-{link.name}"
             wanted = plan(owner, self.network, self.device, servers, link.kill_switch)
             changes = wanted.at_start + (wanted.while_up if self._routed else ())
             if changes != self._made:
                 reconcile_apart(self._record, changes)
                 self._made = changes
+                self._routes_made = routes_of(self.device)
+            if self._descriptor >= 0 and not is_attached(self._descriptor):
+                self._close_device()
             if self._descriptor < 0:
-                mode = ETHERNET if link.mode == "ethernet" else POINT_TO_POINT
-                self._descriptor, _ = open_device(mode, int(self.device[3:]))
+                self._open_device()
         except CulvertError as error:
-            self._refuse(str(error))
+            self._lose(str(error))
             return False
         return True
+
+    def _choose_device(self) -> str:
+        if self.link.device != "any":
+            return self.link.device
+        return recorded_device(self._record) or free_device(self.link.mode)
+
+    def _open_device(self) -> None:
+        mode = ETHERNET if self.link.mode == "ethernet" else POINT_TO_POINT
+        self._descriptor, _ = open_device(mode, int(self.device[3:]))
+
+    def _close_device(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     # -- its process -----------------------------------------------------------------
 
     def _dial(self) -> None:
+        self._dialled = self._loop.time()
         if not self._apply():
             return
         try:
@@ -168,23 +221,26 @@ class RunningLink:
             self._refuse(str(error))
             return
         self._failure = None
+        self._resolved = False
         self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = os.fork()
-        if self._process == 0:
-            known = self._known.addresses
+        known = self._remembered.addresses
+        self.process = os.fork()
+        if self.process == 0:
             carry(self.link, self._descriptor, theirs, login, known, self._identity)
         theirs.close()
+        self._reports.setblocking(False)
         self._loop.watch_reader(self._reports.fileno(), self._on_report)
 
     def _order(self, order: bytes) -> None:
-        try:
+        """Tell the process; one that does not listen is ended by its keepalive, or its end."""
+        with contextlib.suppress(OSError):
             self._reports.send(order)
-        except OSError:
-            _log.debug("link %s: its process is gone already", self.link.name)
 
     def _on_report(self) -> None:
         try:
             data = self._reports.recv(reports.DATAGRAM)
+        except BlockingIOError:
+            return
         except ConnectionResetError:
             data = b""
         if not data:
@@ -208,22 +264,34 @@ class RunningLink:
             self._refuse(f"its process broke the rules: {error}")
 
     def _on_resolved(self, message: reports.Resolved) -> None:
-        self._known.learn([address.decode("ascii") for address in message.addresses])
+        """Once a process, before it has read anything from the server."""
+        if self._resolved:
+            raise MalformedMessage("a name was resolved twice")
+        self._resolved = True
+        self._remembered.learn_addresses([address.decode("ascii") for address in message.addresses])
         if self._apply():
             self._order(reports.GO)
+            patience = self.link.connect_timeout + LOGIN_SECONDS
+            self._stop_timer()
+            self._timer = self._loop.call_later(patience, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._lose("the server did not open the tunnel in time")
 
     def _on_opened(self, message: reports.Opened) -> None:
         if self.life.state is not State.DIALLING:
             raise MalformedMessage("a tunnel was opened twice")
-        self.address = harmless(message.address[:100])
-        self.software = harmless(message.software)
+        self.address = _one_line(message.address)
+        self.software = _one_line(message.software)
         self.offload = message.offload
         if self.link.from_server:
             try:
-                self.network = _taken(self.link, message.handed_out)
+                table = _table(message.handed_out)
+                self.network = with_handed_out(self.link, table)
             except UsageError as error:
                 self._refuse(str(error))
                 return
+            self._remembered.learn_handed_out(table)
         self._routed = True
         if self._apply():
             self._happened(Event.OPENED)
@@ -235,26 +303,55 @@ class RunningLink:
             why = f"its process ended (status {os.waitstatus_to_exitcode(status)})"
             self._happened(Event.LOST, why)
         else:
-            event = Event.REFUSED if failure.final else Event.LOST
-            self._happened(event, harmless(failure.why[:1000]))
+            self._happened(Event.REFUSED if failure.final else Event.LOST, failure.why)
 
     def _end_process(self) -> None:
-        if self._process:
-            os.kill(self._process, signal.SIGKILL)
+        if self.process:
+            os.kill(self.process, signal.SIGKILL)
             self._wait()
 
     def _wait(self) -> int:
         """Until the process has ended; its wait status."""
         self._loop.watch_reader(self._reports.fileno(), None)
         self._reports.close()
-        _, status = os.waitpid(self._process, 0)
-        self._process = 0
+        _, status = os.waitpid(self.process, 0)
+        self.process = 0
         self.round_trip = None
+        self._process_has_ended()
         return status
 
 
-def _taken(link: Link, handed_out: bytes) -> TunnelNetwork:
-    """The link's network with what the server hands out; raises UsageError."""
+def routes_of(device: str) -> list[str]:
+    """What the kernel routes there, to be compared; cheap enough for each change of the network.
+
+    Lines of proc(5)'s /proc/net/route and ipv6_route, without what counts uses.
+    """
+    found = []
+    for path, counters, name in (
+        ("/proc/net/route", (4, 5), 0),
+        ("/proc/net/ipv6_route", (6, 7), 9),
+    ):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as lines:
+            for words in map(str.split, lines):
+                if words[name] == device:
+                    found.append(" ".join(w for n, w in enumerate(words) if n not in counters))
+    return sorted(found)
+
+
+def _exists(device: str) -> bool:
+    try:
+        socket.if_nametoindex(device)
+    except OSError:
+        return False
+    return True
+
+
+def _one_line(text: str) -> str:
+    return " ".join(harmless(text[:200]).split())
+
+
+def _table(handed_out: bytes) -> Mapping[str, object]:
+    """What the server hands out, as keys of TunnelNetwork; raises UsageError."""
     what = HandedOut.decode(handed_out) if handed_out else None
     if what is None or not what.addresses:
         raise UsageError(
@@ -267,50 +364,4 @@ def _taken(link: Link, handed_out: bytes) -> TunnelNetwork:
     }
     if what.mtu:
         table["mtu"] = what.mtu
-    return with_handed_out(link, table)
-
-
-class _KnownAddresses:
-    """The addresses of the first hop, for when its name cannot be resolved.
-
-    They are kept in a file: at the next start of the machine a kill switch must let us reach
-    the server before anything else is reached.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._path = state_directory() / "addresses" / name
-        self.addresses: list[str] = []
-        try:
-            self.learn(self._path.read_text(encoding="ascii").split())
-        except (OSError, ValueError):
-            self.addresses = []
-
-    def learn(self, addresses: list[str]) -> None:
-        """Keep those that are addresses; raises ValueError for anything else."""
-        plain = [address.partition("%")[0] for address in addresses]
-        for address in plain:
-            ip_address(address)
-        if plain and plain != self.addresses:
-            self.addresses = plain
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.write_text("\n".join(plain), encoding="ascii")
-
-    def for_rules(self) -> list[str]:
-        """Whom a kill switch lets us reach: before the first answer, the name servers."""
-        return self.addresses or _name_servers()
-
-
-def _name_servers() -> list[str]:
-    found = []
-    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
-        try:
-            lines = Path(path).read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for words in map(str.split, lines):
-            if len(words) > 1 and words[0] == "nameserver":
-                try:
-                    found.append(str(ip_address(words[1].partition("%")[0])))
-                except ValueError:
-                    continue
-    return [address for address in dict.fromkeys(found) if not ip_address(address).is_loopback]
+    return table

@@ -60,13 +60,17 @@ class Supervisor:
         self._links: dict[str, RunningLink] = {}
         self._identity = sandbox.prepare()
         self._lock = _lock()
+        port = self._config.metrics_port
+        self._metrics_port = metrics.listen(port) if port else None
         self._loop = Loop()
         self._counters: dict[str, _Counter] = {}
         self._metrics: tuple[int, socket.socket] | None = None
+        self._names: set[str] | None = set()  # that are to be up; None for all
 
-    def run(self, names: Collection[str]) -> None:
-        """Keep the links ``names`` (all, if there are none) until SIGTERM or 'down'."""
+    def run(self, names: Collection[str] | None) -> None:
+        """Keep the links ``names``, or all, until SIGTERM or 'down'."""
         loop = self._loop
+        sandbox.adopt_orphans()
         rehearse(default_algorithms(aes_is_fast(), "default"))
         gc.collect()
         gc.freeze()
@@ -76,9 +80,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         loop.on_signal(signal.SIGHUP, self._reload)
-        if self._config.metrics_port:
-            self._serve_metrics(self._config.metrics_port)
-        self._start(names)
+        if self._metrics_port is not None:
+            self._serve_metrics(self._metrics_port)
+        self._up(names)
         loop.call_later(SAMPLE_SECONDS, self._sample)
         self._tell()
         notify("READY=1")
@@ -98,7 +102,7 @@ class Supervisor:
 
     # -- links -----------------------------------------------------------------------
 
-    def _start(self, names: Collection[str]) -> None:
+    def _start(self, names: Collection[str] | None) -> None:
         """Start those of ``names``, or all; one whose declaration changed begins anew."""
         for link in self._config.link:
             if not _among(link, names):
@@ -109,9 +113,21 @@ class Supervisor:
                 running = None
             if running is None:
                 running = self._links[link.name] = RunningLink(
-                    link, self._loop, self._login_for, self._identity, self._tell
+                    link,
+                    self._loop,
+                    self._login_for,
+                    self._identity,
+                    self._tell,
+                    self._end_orphans,
                 )
             running.start()
+
+    def _end_orphans(self) -> None:
+        """What a link's process has started, a ProxyCommand, ends with it."""
+        kept = {running.process for running in self._links.values()}
+        if self._metrics is not None:
+            kept.add(self._metrics[0])
+        sandbox.end_children_but(kept)
 
     def _stop(self, names: Sequence[str]) -> list[str]:
         """Stop them and undo their changes; returns what went wrong."""
@@ -126,7 +142,7 @@ class Supervisor:
                 wrong.append(f"{name}: {error}")
         return wrong
 
-    def _undo_what_is_left(self, names: Collection[str]) -> None:
+    def _undo_what_is_left(self, names: Collection[str] | None) -> None:
         """By a supervisor that was killed, of links that are not to be started now."""
         wanted = {record_of(link.name) for link in self._config.link if _among(link, names)}
         for path in left_behind():
@@ -136,22 +152,31 @@ class Supervisor:
                 except CulvertError as error:
                     _log.error("%s", error)
 
-    def _up(self, names: Collection[str]) -> None:
-        """Read the declarations again and do what they say; raises UsageError beforehand."""
+    def _up(self, names: Collection[str] | None) -> None:
+        """Read the declarations again and start ``names``; UsageError changes nothing."""
         config = self._load(self._path)
         declared = {link.name for link in config.link}
-        for name in names:
+        for name in names or ():
             if name not in declared:
                 raise UsageError(f"no link '{name}' is declared")
         self._config = config
+        if names is None:
+            self._names = None
+        elif self._names is not None:
+            self._names |= set(names)
         self._stop([name for name in self._links if name not in declared])
         self._start(names)
 
     def _reload(self) -> None:
+        """SIGHUP: the declarations may have changed; nothing is started that was not wanted."""
         try:
-            self._up(())
+            self._config = self._load(self._path)
         except UsageError as error:
             _log.error("the links stay as they are: %s", error)
+            return
+        declared = {link.name for link in self._config.link}
+        self._stop([name for name in self._links if name not in declared])
+        self._start(self._names)
 
     def _network_changed(self) -> None:
         for running in self._links.values():
@@ -195,7 +220,7 @@ class Supervisor:
 
     def _on_up(self, name: str) -> Answer:
         try:
-            self._up({name} if name else ())
+            self._up({name} if name else None)
         except UsageError as error:
             return Answer(400, f"{error}\n", "text/plain")
         return Answer(200, to_json(self._status()) + "\n")
@@ -203,22 +228,26 @@ class Supervisor:
     def _on_down(self, name: str) -> Answer:
         if name and name not in self._links:
             return Answer(404, f"no link '{name}' is up\n", "text/plain")
+        wanted = set(self._links) if self._names is None else self._names
+        self._names = wanted - {name}
         wrong = self._stop([name] if name else list(self._links))
         if not self._links:
             self._loop.stop()
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
 
-    def _serve_metrics(self, port: int) -> None:
-        listening = metrics.listen(port)
+    def _serve_metrics(self, listening: socket.socket) -> None:
         pid, sock = metrics.start(listening, self._identity)
         listening.close()
         self._metrics = pid, sock
 
         def on_question() -> None:
-            if sock.recv(1):
-                sock.send(to_openmetrics(self._status()).encode())
-            else:
-                self._loop.watch_reader(sock.fileno(), None)
+            try:
+                if sock.recv(1):
+                    sock.send(to_openmetrics(self._status()).encode())
+                    return
+            except OSError as error:
+                _log.error("metrics_port: %s", error.strerror)
+            self._loop.watch_reader(sock.fileno(), None)
 
         self._loop.watch_reader(sock.fileno(), on_question)
 
@@ -282,8 +311,8 @@ def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatu
     )
 
 
-def _among(link: Link, names: Collection[str]) -> bool:
-    return not names or link.name in names
+def _among(link: Link, names: Collection[str] | None) -> bool:
+    return names is None or link.name in names
 
 
 def left_behind() -> list[Path]:

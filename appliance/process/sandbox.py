@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 # linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 # Our own choices
@@ -84,6 +85,22 @@ def descriptors(identity: Identity | None) -> set[int]:
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends; ``enter`` does so, too."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever our descendants leave behind."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_children_but(kept: Collection[int]) -> None:
+    """Kill the children that are not ``kept``: commands that a sandboxed process started before
+    it gave up the right to end them.
+    """
+    with open("/proc/thread-self/children", encoding="ascii") as children:
+        for pid in map(int, children.read().split()):
+            if pid not in kept:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def forget_signals() -> None:

@@ -342,7 +342,7 @@ def test_a_server_may_have_its_own_order_of_ciphers_once_a_tunnel_is_worth_it(
     pair.pump()
     assert cipher() == {after}
     assert (pair.client._reader.sequence < exchanges) == (before != after)
-    ours, theirs = pair.open("session")
+    ours, _theirs = pair.open("session")
     ours.send(b"still there")
     pair.pump()
     assert pair.server.error is pair.client.error is None

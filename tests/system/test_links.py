@@ -1,12 +1,13 @@
 """Links between sites behind a router, while networks, programs and addresses come and go."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,19 @@ def _user(pid: int) -> int:
         return 0
 
 
+def roots(site: LinkedSite, applet: str) -> list[int]:
+    """The processes of an applet at a site that run as root."""
+    found = []
+    for pid in site.space.processes():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if applet.encode() in words and _user(pid) == 0:
+                found.append(pid)
+    return found
+
+
 def supervisor(site: LinkedSite) -> int:
-    (pid,) = (
-        pid
-        for pid in site.space.processes()
-        if b"\0up\0" in Path(f"/proc/{pid}/cmdline").read_bytes() and _user(pid) == 0
-    )
-    return pid
+    return min(roots(site, "up"))  # younger ones look after the routes for a moment
 
 
 # -- what is broken while a file is on its way ------------------------------------------------
@@ -447,9 +454,138 @@ def test_a_second_supervisor_is_not_started(sites: Routed) -> None:
     other.write_text(west.links.read_text())
     said = west.culvert("up", "-c", str(other), status=1)
     assert f"the links of {west.links} are up: 'culvert down' ends them" in said
-    supervisors = partial(roots, west)  # and for a moment whoever looks after the routes
-    assert wait_until(lambda: len(supervisors()) == 1)
+    assert wait_until(lambda: len(roots(west, "up")) == 1)
 
 
-def roots(site: LinkedSite) -> list[int]:
-    return [pid for pid in site.space.processes() if _user(pid) == 0]
+# -- what else breaks -------------------------------------------------------------------------
+
+
+def test_a_route_of_somebody_else_ends_one_attempt_and_not_the_supervisor(sites: Routed) -> None:
+    server = sites.serve("east", SERVER)
+    west = connected(sites)
+    server.terminate()
+    server.wait(10)
+    assert wait_until(lambda: state_of(west) == "backing_off")
+    west.space.ip("route", "replace", "10.2.0.0/24", "via", west.gateway, "dev", OUTER)
+    pause(1.5)
+    assert state_of(west) in ("backing_off", "dialling")
+    west.space.ip("route", "del", "10.2.0.0/24", "dev", OUTER)
+    sites.serve("east", SERVER)
+    comes_back(west, sites["east"].inner)
+
+
+def test_a_device_that_somebody_removed_comes_back(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = connected(sites)
+    west.space.ip("link", "del", "tun0")
+    comes_back(west, sites["east"].inner)
+    assert wait_until(lambda: state_of(west) == "up")
+
+
+def test_a_device_of_somebody_else_stays_as_it_is(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    code = "from appliance.services.tunnel.device import open_device; import time; "
+    code += "print(open_device(1, 0), flush=True); time.sleep(60)"
+    holder = west.space.popen(
+        [sys.executable, "-c", code], env=west.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        west.space.ip("link", "set", "tun0", "mtu", "1400", "up")
+        before = west.snapshot()
+        sites.declare("west", sites.link("east", CLIENT + EAGER))
+        said = west.culvert("up", "-c", str(west.links), status=1)
+        assert "tun0: it is in use" in said
+        assert west.snapshot() == before
+    finally:
+        holder.kill()
+        holder.wait()
+        assert holder.stdout is not None
+        holder.stdout.close()
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["never connected", "connected before"])
+def test_a_kill_switch_is_closed_before_the_server_has_handed_out_anything(
+    sites: Routed, known: bool
+) -> None:
+    more = "from_server = true\nkill_switch = true\n" + EAGER
+    west, target = sites["west"], sites["east"].inner
+    if known:
+        server = sites.serve("east", SERVER)
+        connected(sites, more)
+        west.culvert("down")
+        server.terminate()
+        server.wait(10)
+    sites.declare("west", sites.link("east", more))
+    west.culvert("up", "-c", str(west.links), status=1)
+    with FrameWatch(sites.router, "west", target) as outside:
+        assert not west.reaches(target)
+        assert outside.frames == 0
+        assert west.reaches("192.0.1.1") == known  # until then everything might be meant
+        west.culvert("down")
+        west.reaches(target)
+        assert outside.frames > 0
+
+
+def test_a_proxy_command_ends_with_its_link(sites: Routed) -> None:
+    west = sites["west"]
+    sites.declare("west", sites.link("east", 'proxy_command = "sleep 600"\nconnect_timeout = 1\n'))
+    west.culvert("up", "-c", str(west.links), status=1)
+    assert len(sleepers(west)) == 1
+    for number in range(3):
+        west.space.ip("address", "add", f"192.0.1.{50 + number}/24", "dev", OUTER)
+        pause(2.5)
+    assert len(sleepers(west)) == 1
+    west.culvert("down")
+    assert wait_until(lambda: not sleepers(west), 5)
+
+
+def sleepers(site: LinkedSite) -> list[int]:
+    found = []
+    for pid in site.space.processes():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0"):
+                found.append(pid)
+    return found
+
+
+def test_sighup_starts_nothing_that_was_not_wanted(sites: Routed) -> None:
+    sites.serve("east", MIDDLE)
+    west = sites["west"]
+    links = [
+        sites.link("east", f'device = "tun{n}"\nremote_device = "tun{n}"\n{EAGER}', name)
+        for n, name in ((0, "first"), (1, "second"))
+    ]
+    sites.declare("west", *links)
+    west.culvert("up", "-c", str(west.links), "first")
+    os.kill(supervisor(west), signal.SIGHUP)
+    pause(1)
+    names = [link["name"] for link in json.loads(west.culvert("status", "--json"))["links"]]
+    assert names == ["first"]
+    west.culvert("up")
+    west.culvert("down", "first")
+    os.kill(supervisor(west), signal.SIGHUP)
+    pause(1)
+    names = [link["name"] for link in json.loads(west.culvert("status", "--json"))["links"]]
+    assert names == ["second"]
+
+
+def test_any_device_is_the_same_after_the_supervisor_was_killed(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    more = CLIENT.replace('device = "tun0"\nremote_', "remote_", 1) + EAGER
+    west = connected(sites, more)
+    os.kill(supervisor(west), signal.SIGKILL)
+    assert wait_until(lambda: not west.space.processes(), 5)
+    assert "up, tun0" in west.culvert("up", "-c", str(west.links))
+    west.culvert("down")
+    assert "tun0" not in west.space.devices()
+
+
+def test_declarations_that_others_may_write_are_refused(sites: Routed) -> None:
+    west = sites["west"]
+    sites.declare("west", sites.link("east", CLIENT))
+    west.links.chmod(0o666)
+    said = west.culvert("up", "-c", str(west.links), status=1)
+    assert "others than root may write it" in said

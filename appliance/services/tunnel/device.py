@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
 import struct
 from typing import Final
 
@@ -20,6 +21,7 @@ PATH: Final = "/dev/net/tun"
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETLE: Final = 0x400454DC
+_TUNGETIFF: Final = 0x800454D2
 _IFF_TUN: Final = 0x0001
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
@@ -50,10 +52,7 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
     except FileNotFoundError as error:
         raise UsageError(f"{PATH} is missing: load the module with 'modprobe tun'") from error
     except OSError as error:
-        raise UsageError(
-            f"{PATH}: {error.strerror}: a tunnel needs root, or a device made by "
-            f"'ip tuntap add {name} user NAME'"
-        ) from error
+        raise UsageError(f"{PATH}: {error.strerror}: {_needs(name)}") from error
     flags = (_IFF_TUN if mode == POINT_TO_POINT else _IFF_TAP) | _IFF_NO_PI | _IFF_VNET_HDR
     try:
         answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
@@ -62,11 +61,34 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
         os.close(fd)
         why = {
             errno.EBUSY: "it is in use by another process",
-            errno.EPERM: "no permission: run as root (CAP_NET_ADMIN)",
+            errno.EPERM: f"no permission: {_needs(name)}",
             errno.EINVAL: "it exists and is of another kind",
         }.get(error.errno or 0, error.strerror)
         raise UsageError(f"tunnel device {name}: {why}") from error
     return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
+
+
+def _needs(name: str) -> str:
+    example = name.replace("%d", "0")
+    return f"a tunnel needs root, or a device made by 'ip tuntap add {example} user NAME'"
+
+
+def exists(name: str) -> bool:
+    """Whether there is a network device of this name."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def is_attached(device: int) -> bool:
+    """Whether the descriptor still leads to its device; False once that was deleted."""
+    try:
+        fcntl.ioctl(device, _TUNGETIFF, bytes(_IFREQ.size))
+    except OSError:
+        return False
+    return True
 
 
 def set_offload(device: int, on: bool) -> None:

@@ -179,6 +179,16 @@ def _reconcile_and_exit(state_path: Path, wanted: Sequence[Change], writer: int)
         os._exit(0)
 
 
+def recorded_device(state_path: Path) -> str | None:
+    """The device that ``state_path`` says was made, if it is there still. Raises NetworkError."""
+    try:
+        records = record.load(state_path)
+    except OSError as error:
+        raise NetworkError(f"{state_path}: {error.strerror}") from error
+    names = [each.change.name for each in records if isinstance(each.change, Device)]
+    return next((name for name in names if name in _devices()), None)
+
+
 def free_device(mode: Mode) -> str:
     """The first tunN or tapN that no device has."""
     kind = "tun" if mode == "point-to-point" else "tap"

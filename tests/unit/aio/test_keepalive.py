@@ -101,6 +101,18 @@ def test_a_probe_that_is_answered_changes_nothing() -> None:
     assert it.silences == 0
 
 
+def test_probes_without_end_do_not_hide_a_peer_that_is_gone() -> None:
+    it = Watched(interval=15, count=3)
+    it.answers = False
+    for _ in range(20):
+        if it.silences:
+            break
+        it.keepalive.probe(5)
+        it.loop.advance(2)
+    assert it.silences == 1
+    assert it.loop.now == 6
+
+
 def test_nobody_asks_on_a_connection_that_is_closed() -> None:
     it = Watched()
     it.pair.client.close()

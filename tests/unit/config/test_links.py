@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from appliance.config.links import Link, LinksConfig, load_links_config
+from appliance.config.links import (
+    HANDED_OUT_LIMIT,
+    Link,
+    LinksConfig,
+    load_links_config,
+    with_handed_out,
+)
 from appliance.errors import UsageError
 
 from .toml import write
@@ -268,6 +274,14 @@ V6 = {"addresses": ["fd00:9::1/64"]}
             "proxy_command: there is proxy_jump already",
         ),
         (
+            {"proxy_command": "nc %h %p", "kill_switch": True, "routes": ["10.2.0.0/24"]},
+            "proxy_command: nobody can tell what it connects to",
+        ),
+        (
+            {"proxy_command": "nc %h %p", "routes": ["0.0.0.0/0", "::/0"]},
+            "proxy_command: nobody can tell what it connects to",
+        ),
+        (
             {"proxy_command": "nc %h %p", "proxy": "http://a:1"},
             "proxy_command: there is proxy already",
         ),
@@ -364,3 +378,41 @@ def test_addresses_and_networks_are_objects(tmp_path: Path) -> None:
 
 def test_an_empty_file_has_no_links(tmp_path: Path) -> None:
     assert load(tmp_path, {}) == LinksConfig()
+
+
+OFFICE = Link(name="office", host="office.example.org", from_server=True)
+
+
+def test_what_the_server_hands_out_takes_the_place_of_what_is_left_open() -> None:
+    whole = with_handed_out(OFFICE, {"addresses": ["10.9.0.1/30"], "routes": ["10.2.0.0/24"]})
+    assert [str(each) for each in (*whole.addresses, *whole.routes)] == [
+        "10.9.0.1/30",
+        "10.2.0.0/24",
+    ]
+    assert (whole.name, whole.mtu) == ("office", 1500)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"addresses": ["nonsense"]}, r"addresses\[0\]: expected an address"),
+        ({"addresses": ["127.0.0.1/8"]}, "addresses"),
+        ({"addresses": ["10.9.0.1/30"], "mtu": 70_000}, "mtu: expected"),
+        ({"addresses": ["10.9.0.1/30"], "routes": ["0.0.0.0/0"]}, "IPv6 would go around"),
+        ({"addresses": ["10.9.0.1/30"], "kill_switch": True}, "there is no key 'kill_switch'"),
+        ({"addresses": ["10.9.0.1/30"], "domains": ["a b"], "dns": ["10.9.0.2"]}, "domains"),
+        (
+            {
+                "addresses": ["10.9.0.1/30"],
+                "routes": [f"10.2.{n}.0/24" for n in range(HANDED_OUT_LIMIT + 1)],
+            },
+            f"routes: expected at most {HANDED_OUT_LIMIT}",
+        ),
+    ],
+)
+def test_what_the_server_may_not_hand_out_is_refused_in_one_line(
+    table: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=f"the server hands out: .*{words}") as caught:
+        with_handed_out(OFFICE, table)
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from appliance.config.links import Link, LinksConfig, load_links_config
-from appliance.config.network import Address, Interface, Network
+from appliance.config.network import Address, Interface, Network, is_everything
 from appliance.config.server import ClientNetwork, ServerConfig, Tunnel, load_server_config
 from appliance.errors import UsageError
 
@@ -183,6 +183,9 @@ def link(draw: st.DrawFn) -> dict[str, Any]:
         and bool(table.get("from_server") or table.get("routes")),
         "ipv6_outside": draw(st.booleans()),
     }
+    routes = [ip_network(route) for route in table.get("routes", [])]
+    if table["kill_switch"] or is_everything(routes, 4) or is_everything(routes, 6):
+        table.pop("proxy_command", None)
     return table
 
 
