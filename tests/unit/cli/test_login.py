@@ -45,7 +45,8 @@ def used(login: Login) -> Iterator[socket.socket]:
         (("HostName other", "Port 7"), ("other", 7)),
         (("Proxy http://p:3128",), ("p", 3128)),
         (("ProxyCommand x",), None),
-        (("ProxyJump a,b",), None),
+        (("ProxyJump a,b",), ("a", 22)),
+        (("ProxyJump u@a:7,b",), ("a", 7)),
     ],
 )
 def test_the_first_hop_is_what_is_dialled(given: tuple[str, ...], hop: object) -> None:
