@@ -91,7 +91,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-_COLUMNS: Final = ("LINK", "STATE", "FOR", "DEVICE", "SERVER", "IN", "OUT", "RTT", "AGAIN")
+_COLUMNS: Final = ("LINK", "STATE", "FOR", "DEVICE", "SERVER", "IN", "OUT", "RTT", "RECONNECTS")
 
 
 def to_table(links: Sequence[LinkStatus], width: int) -> str:

@@ -45,7 +45,7 @@ def test_a_table_has_a_row_for_each_link_and_its_last_error_below() -> None:
     )
     head, first, second, error = to_table([link(), waiting], 200).splitlines()
     assert head.split() == [
-        "LINK", "STATE", "FOR", "DEVICE", "SERVER", "IN", "OUT", "RTT", "AGAIN",
+        "LINK", "STATE", "FOR", "DEVICE", "SERVER", "IN", "OUT", "RTT", "RECONNECTS",
     ]  # fmt: skip
     assert first.split()[:4] == ["office", "up", "1m15s", "tun0"]
     assert "1 Mbit/s" in first
