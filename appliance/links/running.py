@@ -190,7 +190,7 @@ class RunningLink:
                 self._close_device()
             if self._descriptor < 0:
                 self._open_device()
-        except CulvertError as error:
+        except (CulvertError, OSError) as error:
             self._lose(str(error))
             return False
         return True
@@ -222,12 +222,18 @@ class RunningLink:
             return
         self._failure = None
         self._resolved = False
-        self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         known = self._remembered.addresses
-        self.process = os.fork()
-        if self.process == 0:
-            carry(self.link, self._descriptor, theirs, login, known, self._identity)
-        theirs.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self.process = os.fork()
+            except OSError as error:
+                ours.close()
+                self._lose(f"no process: {error.strerror}")
+                return
+            if self.process == 0:
+                carry(self.link, self._descriptor, theirs, login, known, self._identity)
+        self._reports = ours
         self._reports.setblocking(False)
         self._loop.watch_reader(self._reports.fileno(), self._on_report)
 
