@@ -153,7 +153,13 @@ def _serve(config: ServerConfig, options: Options) -> int:
         daemonize()
         log.set_up("culvert", level, to_stderr)
     wrote_pid = _write_pid(config.pid_file, "P" in options)
-    listener.run(sockets)
+    try:
+        listener.run(sockets)
+    except UsageError as error:
+        if "F" in options:
+            raise
+        logging.getLogger(__name__).error("%s", error)  # nobody reads standard error any more
+        return 1
     if wrote_pid:
         os.unlink(config.pid_file)
     return 0

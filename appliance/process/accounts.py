@@ -12,6 +12,7 @@ import hmac
 import logging
 import os
 import pwd
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def as_user(user: pwd.struct_passwd) -> Iterator[None]:
     if os.geteuid():
         yield
         return
+    # what the monitor does at a SIGTERM, it may do only as root
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     groups = os.getgroups()
     os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
     os.setegid(user.pw_gid)
@@ -48,6 +51,7 @@ def as_user(user: pwd.struct_passwd) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def find(name: str, config: ServerConfig) -> pwd.struct_passwd | None:

@@ -85,6 +85,11 @@ class Listener:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._identity = sandbox.prepare()
+        if config.tunnel and self._identity is None:
+            raise UsageError(
+                f"[[tunnel]] makes devices and needs root: this server runs as uid {os.geteuid()}"
+            )
         keys = host_keys.load(config.host_keys, config.make_host_keys)
         self._host_keys: dict[str, PrivateKey] = {}
         for key in keys:
@@ -105,7 +110,7 @@ class Listener:
             _read_banner(config.banner),
         )
         tunnels.check_keys(config.tunnel)
-        self._identity = sandbox.prepare()
+        self._declared = tunnels.Declared(config.tunnel)
         self._connections = 0
         self._sources: dict[int, str] = {}  # monitors whose peer is not authenticated
         self._per_source: Counter[str] = Counter()
@@ -124,10 +129,10 @@ class Listener:
         self._monitor(sock, 1, None)
 
     def run(self, sockets: list[socket.socket]) -> None:
-        """Accept until SIGTERM; connections live on without us."""
+        """Accept until SIGTERM; connections live on without us, but those of declared devices."""
         self._sockets = sockets
         if self._identity is not None:
-            tunnels.set_up(self._config.tunnel)
+            self._declared.set_up()
         self._preload()
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
@@ -164,7 +169,7 @@ class Listener:
         notify("STOPPING=1")
         _log.info("stopped listening")
         if self._identity is not None:
-            tunnels.take_down(self._config.tunnel)
+            self._declared.take_down()
 
     def _preload(self) -> None:
         """Do once what every connection does, so that forks find it in memory."""
@@ -245,6 +250,7 @@ class Listener:
                 listening.close()
             for fd in self._pipes:
                 os.close(fd)
+            self._declared.close()
             status = self._monitor(sock, self._connections, told)
         except Exception:  # the root of a process
             _log.exception("the monitor failed")

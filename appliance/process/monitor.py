@@ -23,7 +23,7 @@ from ..crypto.authorized_keys import Permissions, from_matches
 from ..crypto.keys import PrivateKey, PublicKey
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import MalformedMessage, UsageError
-from ..services.tunnel.device import name_of, open_device
+from ..services.tunnel.device import exists, name_of, open_device
 from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import Message, write_text, write_uint32
 from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
@@ -34,7 +34,9 @@ from .requests import (
     GRANTED,
     REFUSED,
     TABLE,
+    TUNNELS_LIMIT,
     Begin,
+    CloseTunnel,
     OpenPty,
     OpenTunnel,
     OutcomeReply,
@@ -121,8 +123,8 @@ class Monitor:
         self._permissions = Permissions()
         self._authenticated = False
         self._user_key: PublicKey | None = None  # that signed
-        self._claims: dict[str, tunnels.Claim] = {}  # of tunnel devices, by their names
-        self._superseded = False
+        self._tunnels: dict[str, tunnels.Claim | None] = {}  # devices that the worker has
+        self._told_to_end = False
         self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
         self._terminals_made = 0
         self._programs: dict[int, int] = {}  # pid -> descriptor for its status
@@ -159,15 +161,19 @@ class Monitor:
                     self._peer.address,
                     self._config.login_grace_time,
                 )
-                os.kill(self._worker, signal.SIGKILL)
+                self._kill_worker()
                 late = True
         return self._ending(late)
 
     def _on_term(self, *_: object) -> None:
-        """Another connection takes our tunnel's device over; its worker ends, and so do we."""
+        """Somebody else is to have our tunnel's device; the worker ends, and so do we."""
+        self._told_to_end = True
+        self._kill_worker()
+
+    def _kill_worker(self) -> None:
         if self._worker_status is None:
-            self._superseded = True
-            os.kill(self._worker, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._worker, signal.SIGKILL)
 
     def _ending(self, late: bool) -> Ending:
         """What the listener is to know; the worker is gone, or about to go."""
@@ -176,7 +182,7 @@ class Monitor:
         self._reap()
         if late:
             return Ending.GRACE_TIME
-        if self._worker_status and not self._superseded:
+        if self._worker_status and not self._told_to_end:
             return Ending.CRASH
         if self._authenticated:
             return Ending.NORMAL
@@ -228,7 +234,7 @@ class Monitor:
     def _end_worker(self, why: str) -> bool:
         """A worker that breaks the rules was taken over; the answer is for ``_serve``."""
         _log.warning("the worker is ended: %s", why)
-        os.kill(self._worker, signal.SIGKILL)
+        self._kill_worker()
         return False
 
     # -- before authentication -------------------------------------------------------
@@ -500,17 +506,12 @@ class Monitor:
             if unit not in (ANY_UNIT, self._permissions.tunnel):
                 raise Deny(f"this key may have tunnel {self._permissions.tunnel} only")
             unit = self._permissions.tunnel
-        failure = ""
-        for each in self._units(request.mode, unit):
-            try:
-                fd, name = self._open_device(request.mode, each)
-            except UsageError as error:
-                _log.warning("%s", error)
-                failure = failure or str(error)
-                continue
-            _log.info("tunnel device %s opened", name)
-            return write_text(name), [fd]
-        raise Deny(failure)
+        if len(self._tunnels) >= TUNNELS_LIMIT:
+            raise Deny("too many tunnels")
+        fd, name = self._open_first(request.mode, self._units(request.mode, unit))
+        self._tunnels[name] = self._claim(name)
+        _log.info("tunnel device %s opened", name)
+        return write_text(name), [fd]
 
     def _units(self, mode: int, unit: int) -> list[int]:
         """The devices that may be opened, in this order: what is declared permits itself."""
@@ -531,34 +532,79 @@ class Monitor:
             raise Deny("this server does not permit such a tunnel (PermitTunnel)")
         return [unit]
 
-    def _open_device(self, mode: int, unit: int) -> tuple[int, str]:
-        """The device, if need be from a connection with the same key; raises UsageError."""
-        key = self._user_key
-        try:
-            fd, name = open_device(mode, unit)
-        except UsageError as error:
-            busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
-            if not busy or key is None or not self._end_predecessor(name_of(mode, unit), key):
-                raise
-            fd, name = open_device(mode, unit)
-        if key is not None and name not in self._claims:
+    def _open_first(self, mode: int, units: list[int]) -> tuple[int, str]:
+        """A device that is free; if none is, one of an earlier connection with the same key."""
+        failures = []
+        busy = []
+        for unit in units:
             try:
-                self._claims[name] = tunnels.Claim(name)
-                self._claims[name].take(key.fingerprint())
-            except OSError as error:  # an ordinary user's server
-                _log.debug("nobody can take over %s: %s", name, error)
+                return self._open_device(mode, unit)
+            except UsageError as error:
+                failures.append(str(error))
+                cause = error.__cause__
+                if isinstance(cause, OSError) and cause.errno == errno.EBUSY:
+                    busy.append(unit)
+        for unit in busy:
+            if self._end_predecessor(name_of(mode, unit)):
+                try:
+                    return self._open_device(mode, unit)
+                except UsageError as error:
+                    failures.append(str(error))
+        for failure in failures:
+            _log.warning("%s", failure)
+        raise Deny(failures[0])
+
+    def _open_device(self, mode: int, unit: int) -> tuple[int, str]:
+        """Raises UsageError."""
+        assert self._user is not None
+        declared = self._config.tunnel
+        if tunnels.is_declared(declared, mode, unit):
+            name = name_of(mode, unit)
+            if not exists(name):  # or it would be made, with no address, for as long as we live
+                raise UsageError(
+                    f"there is no {name} now: a server makes it when it starts, but not with -i, "
+                    "and removes it when it stops"
+                )
+            fd, name = open_device(mode, unit)
+        else:
+            with accounts.as_user(self._user):  # sshd_config(5), PermitTunnel
+                fd, name = open_device(mode, unit)
+            if tunnels.is_declared(declared, mode, int(name[3:])):  # any was wanted
+                os.close(fd)
+                raise UsageError(f"{name} is declared, but was removed: restart the server")
+        if name in self._tunnels:
+            os.close(fd)
+            raise UsageError(f"{name} was removed, and this connection has yet to close it")
         return fd, name
 
-    @staticmethod
-    def _end_predecessor(name: str, key: PublicKey) -> bool:
+    def _end_predecessor(self, name: str) -> bool:
+        if self._user_key is None or name in self._tunnels:
+            return False
         try:
             claim = tunnels.Claim(name)
         except OSError:
             return False
         try:
-            return claim.end_predecessor(key.fingerprint())
+            return claim.end_predecessor(self._user_key)
         finally:
-            claim.drop()
+            claim.close()
+
+    def _claim(self, name: str) -> tunnels.Claim | None:
+        try:
+            claim = tunnels.Claim(name)
+        except OSError as error:  # an ordinary user's server
+            _log.debug("nobody can take over %s: %s", name, error)
+            return None
+        claim.register(self._user_key)
+        return claim
+
+    def _close_tunnel(self, request: CloseTunnel) -> tuple[bytes, list[int]]:
+        if request.device not in self._tunnels:
+            raise Deny("no such tunnel")
+        claim = self._tunnels.pop(request.device)
+        if claim is not None:
+            claim.close()
+        return b"", []
 
 
 def _motd() -> str:
@@ -583,4 +629,5 @@ _HANDLERS: Final[dict[type[Message], Callable[[Monitor, Any], tuple[bytes, list[
     Spawn: Monitor._spawn,
     SendSignal: Monitor._send_signal,
     OpenTunnel: Monitor._open_tunnel,
+    CloseTunnel: Monitor._close_tunnel,
 }

@@ -16,6 +16,7 @@ from ..wire.codec import Boolean, Message, Name, NameList, Record, String, Strin
 DATAGRAM: Final = 160 << 10  # bytes: the longest command (128 KiB) and its environment
 GRANTED: Final = b"\0"
 REFUSED: Final = b"\1"
+TUNNELS_LIMIT: Final = 10  # of one connection at a time; worker and monitor both insist
 
 
 class Sign(Message, number=1):
@@ -88,6 +89,12 @@ class OpenTunnel(Message, number=13):
     unit: UInt32
 
 
+class CloseTunnel(Message, number=14):
+    """The worker has closed a tunnel device; answered with nothing."""
+
+    device: Name
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -125,7 +132,9 @@ TABLE: Final[dict[int, Row]] = {
         Row(OpenPty, When.AFTER, MANY),
         Row(Spawn, When.AFTER, MANY),
         Row(SendSignal, When.AFTER, MANY),
-        Row(OpenTunnel, When.AFTER, MANY),
+        # A worker that was taken over may say that it has closed what it has not.
+        Row(OpenTunnel, When.AFTER, 1000),
+        Row(CloseTunnel, When.AFTER, MANY),
     )
 }
 

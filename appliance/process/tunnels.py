@@ -3,15 +3,21 @@
 The listener makes the declared devices when the server starts and undoes them when it
 stops; in between they stay, whoever connects and goes. A client whose connection died
 unnoticed must not find its own device busy: whoever uses a device holds a lock file that
-says who it is, and who comes with the same key ends the one before.
+says who it is, and who comes with the same key ends the one before. The listener holds
+one for each device that it declares, so that no other server undoes it.
+
+The locks are those of fcntl(2): a fork does not inherit them, they go with their process,
+and the kernel knows whose they are, so that a number left in a file ends nobody. They go,
+too, when their process closes any descriptor of the file: it must not open one twice.
 """
 
 import fcntl
 import logging
 import os
 import signal
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,36 +33,115 @@ from ..wire.tun import ANY_UNIT, ETHERNET
 
 _log = logging.getLogger(__name__)
 
+# fcntl(2): struct flock, with offsets of 64 bits, as Python is compiled
+_FLOCK: Final = struct.Struct("@hhqqi0q")
+
 # Our own choices
-TAKEOVER_SECONDS: Final = 3.0  # that the one before may take to end
-TAKEOVER_POLL: Final = 0.02  # seconds
+END_SECONDS: Final = 3.0  # that a connection may take to end
+END_POLL: Final = 0.02  # seconds
+_NO_KEY: Final = "-"  # in place of a fingerprint
 
 
-def set_up(tunnels: Sequence[Tunnel]) -> None:
-    """Make the declared devices, and undo what an earlier declaration left; UsageError."""
-    try:
-        wanted = {_record(tunnel): tunnel for tunnel in tunnels}
-        for path in network_records().glob("sshd-*.json"):
-            if path not in wanted:
-                reconcile_apart(path, ())
-        for path, tunnel in wanted.items():
-            changes = plan(path.stem, tunnel, tunnel.device)
-            reconcile_apart(path, changes.at_start + changes.while_up)
-    except CulvertError as error:
-        raise UsageError(str(error)) from error
+class Lock:
+    """A file in the runtime directory that one process at a time can hold."""
 
+    def __init__(self, name: str) -> None:
+        """Raises OSError where no such file can be kept."""
+        directory = runtime_directory() / "tunnels"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-def take_down(tunnels: Sequence[Tunnel]) -> None:
-    """Undo what ``set_up`` did."""
-    for tunnel in tunnels:
+    def take(self) -> bool:
+        """Hold it until ``close``; False when another process does."""
         try:
-            reconcile_apart(_record(tunnel), ())
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def holder(self) -> int | None:
+        """The other process that holds it, 0 for one that cannot be seen from here."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else int(pid)
+
+    def close(self) -> None:
+        """Give it up, if it is ours; a fork of who holds it only closes its descriptor."""
+        os.close(self._file)
+
+
+class Declared:
+    """The devices of a server that runs: made, kept from other servers, and undone."""
+
+    def __init__(self, tunnels: Sequence[Tunnel]) -> None:
+        self._tunnels = {tunnel.device: tunnel for tunnel in tunnels}
+        self._locks: list[Lock] = []
+
+    def set_up(self) -> None:
+        """Make them, and undo what a server left that does not run any more; UsageError."""
+        try:
+            for device in self._tunnels:
+                lock = _server_lock(device)
+                self._locks.append(lock)
+                if not lock.take():
+                    raise UsageError(f"{device} is declared by another server that runs")
+            for path in network_records().glob("sshd-*.json"):
+                _undo_abandoned(path, self._tunnels)
+            for device, tunnel in self._tunnels.items():
+                changes = plan(_record(device).stem, tunnel, device)
+                reconcile_apart(_record(device), changes.at_start + changes.while_up)
         except CulvertError as error:
-            _log.error("%s", error)
+            raise UsageError(str(error)) from error
+        except OSError as error:
+            raise UsageError(f"{error.filename}: {error.strerror}") from error
+
+    def take_down(self) -> None:
+        """End the connections that use them, whose clients then find the next server; undo."""
+        self._end_connections()
+        for device in self._tunnels:
+            try:
+                reconcile_apart(_record(device), ())
+            except CulvertError as error:
+                _log.error("%s", error)
+        self.close()
+
+    def _end_connections(self) -> None:
+        claims = []
+        for device in self._tunnels:
+            try:
+                claims.append(Claim(device))
+            except OSError as error:
+                _log.error("%s: %s", error.filename, error.strerror)
+        ending = [claim for claim in claims if claim.end_holder("the server stops")]
+        for claim in ending:
+            claim.wait_until_free()
+        for claim in claims:
+            claim.close()
+
+    def close(self) -> None:
+        """Let other servers have them; in a fork: have nothing to do with them."""
+        while self._locks:
+            self._locks.pop().close()
 
 
-def _record(tunnel: Tunnel) -> Path:
-    return network_records() / f"sshd-{tunnel.device}.json"
+def _undo_abandoned(record: Path, declared: Collection[str]) -> None:
+    device = record.stem.removeprefix("sshd-")
+    if device in declared:
+        return
+    lock = _server_lock(device)
+    try:
+        if lock.take():
+            reconcile_apart(record, ())
+    finally:
+        lock.close()
+
+
+def _server_lock(device: str) -> Lock:
+    return Lock(f"{device}.server")
+
+
+def _record(device: str) -> Path:
+    return network_records() / f"sshd-{device}.json"
 
 
 def check_keys(tunnels: Sequence[Tunnel]) -> None:
@@ -102,47 +187,52 @@ def is_declared(tunnels: Sequence[Tunnel], mode: int, unit: int) -> bool:
     return unit != ANY_UNIT and name_of(mode, unit) in {tunnel.device for tunnel in tunnels}
 
 
-class Claim:
-    """Who uses a device, in a file that stays locked while they do."""
+class Claim(Lock):
+    """Who uses a device: whose lock it is, and in the file the key they came with."""
 
     def __init__(self, device: str) -> None:
         """Raises OSError where no such file can be kept."""
-        directory = runtime_directory() / "tunnels"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = directory / device
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        super().__init__(device)
+        self._device = device
 
-    def take(self, fingerprint: str) -> None:
-        """The device is ours: be found under ``fingerprint``."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return  # another connection of ours has the lock and says the same
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()} {fingerprint}".encode(), 0)
+    def register(self, key: PublicKey | None) -> None:
+        """The device is ours: be found, and be ended by who comes with the same key."""
+        self.wait_until_free()  # who had the device may be about to give this up, too
+        if self.take():
+            fingerprint = key.fingerprint() if key is not None else _NO_KEY
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()} {fingerprint}".encode(), 0)
 
-    def end_predecessor(self, fingerprint: str) -> bool:
-        """End the connection with the same key that has the device; whether there was one."""
-        if self._is_free():
+    def end_predecessor(self, key: PublicKey) -> bool:
+        """End the other connection with the same key that has the device, if there is one."""
+        if not self.end_holder("its client has come back", key.fingerprint()):
             return False
+        self.wait_until_free()
+        return True
+
+    def end_holder(self, why: str, fingerprint: str = "") -> bool:
+        """Have the other connection that has the device end, if it came with this key."""
+        pid = self.holder()
         words = os.pread(self._file, 1024, 0).decode("ascii", "replace").split()
-        if len(words) != 2 or words[1] != fingerprint or words[0] == str(os.getpid()):
+        if len(words) != 2 or words[0] != str(pid) or fingerprint not in ("", words[1]):
             return False
-        _log.info("%s is taken over from an earlier connection of the same key", self._path.name)
-        os.kill(int(words[0]), signal.SIGTERM)
-        deadline = time.monotonic() + TAKEOVER_SECONDS
-        while not self._is_free() and time.monotonic() < deadline:
-            time.sleep(TAKEOVER_POLL)
-        return True
-
-    def _is_free(self) -> bool:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            process = os.pidfd_open(int(words[0]))
+        except OSError:  # it has ended
+            return False
+        try:
+            if self.holder() != pid:  # it has, and its number may be somebody else's
+                return False
+            _log.info("the connection that uses %s is ended: %s", self._device, why)
+            signal.pidfd_send_signal(process, signal.SIGTERM)
         except OSError:
             return False
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        finally:
+            os.close(process)
         return True
 
-    def drop(self) -> None:
-        """Nobody is to find us here."""
-        os.close(self._file)
+    def wait_until_free(self) -> None:
+        """Wait for the other connection to end, but not for ever."""
+        deadline = time.monotonic() + END_SECONDS
+        while self.holder() is not None and time.monotonic() < deadline:
+            time.sleep(END_POLL)

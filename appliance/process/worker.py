@@ -42,7 +42,9 @@ from ..wire.tun import (
 )
 from .requests import (
     DATAGRAM,
+    TUNNELS_LIMIT,
     Begin,
+    CloseTunnel,
     Denied,
     OpenPty,
     OpenTunnel,
@@ -125,8 +127,11 @@ class MonitorClient:
         answer, fds = self._ask_for(OpenTunnel(mode, unit), 1)
         return fds[0], Reader(answer).text()
 
+    def close_tunnel(self, name: str) -> None:
+        self._ask_for(CloseTunnel(name), 0)
+
     def _ask_for(
-        self, request: OpenPty | Spawn | SendSignal | OpenTunnel, descriptors: int
+        self, request: OpenPty | Spawn | SendSignal | OpenTunnel | CloseTunnel, descriptors: int
     ) -> tuple[bytes, list[int]]:
         try:
             return ask(self._sock, request, descriptors)
@@ -155,6 +160,7 @@ class Worker(ConnectionHandler):
         self._config = job.config
         self._monitor = monitor
         self._sessions = 0
+        self._tunnels = 0
         self._no_more_sessions = False
         self._keepalive: KeepAlive | None = None
         self._loop = Loop()
@@ -244,6 +250,9 @@ class Worker(ConnectionHandler):
 
     def _open_tunnel(self, channel: Channel, type_data: bytes) -> None:
         wanted = TunnelOpen.decode(type_data)
+        if self._tunnels >= TUNNELS_LIMIT:
+            channel.reject(RESOURCE_SHORTAGE, "too many tunnels")
+            return
         try:
             device, name = self._monitor.open_tunnel(wanted.mode, wanted.unit)
         except Refused as refusal:
@@ -253,9 +262,12 @@ class Worker(ConnectionHandler):
         except OSError as error:
             channel.reject(CONNECT_FAILED, str(error.strerror))
             return
+        self._tunnels += 1
 
         def ended() -> None:
             os.close(device)
+            self._monitor.close_tunnel(name)
+            self._tunnels -= 1
             _log.info("tunnel device %s closed", name)
 
         if channel.channel_type == OFFLOAD_CHANNEL_TYPE:

@@ -46,3 +46,7 @@ class Privileges(Protocol):
     def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
         """A tun or tap device: its descriptor and name; modes as in OpenSSH PROTOCOL 2.3."""
         ...
+
+    def close_tunnel(self, name: str) -> None:
+        """The device's descriptor is closed: whoever wants it now may have it."""
+        ...

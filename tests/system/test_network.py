@@ -253,6 +253,24 @@ def test_device_addresses_and_routes_are_made_and_undone(machine: Machine) -> No
     machine.assert_undone()
 
 
+ATTACH = """
+import fcntl, os, struct
+descriptor = os.open("/dev/net/tun", os.O_RDWR)  # which udev lets everybody do
+os.setuid(65534)
+try:
+    fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", b"tun0", 0x1001))
+except PermissionError:
+    print("refused")
+"""
+
+
+def test_no_other_user_takes_a_device_that_waits_for_its_connection(machine: Machine) -> None:
+    machine.make(plan("office", SIMPLE, "tun0").at_start)
+    assert machine.here.run(sys.executable, "-c", ATTACH) == "refused\n"
+    machine.make(())
+    machine.assert_undone()
+
+
 def test_making_again_does_nothing_and_what_somebody_removed_is_made_again(
     machine: Machine, resolv_conf: Path
 ) -> None:

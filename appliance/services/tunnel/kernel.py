@@ -55,6 +55,7 @@ from .resolver import Resolver
 # linux/if_tun.h, linux/if.h, linux/if_addr.h, linux/rtnetlink.h
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETPERSIST: Final = 0x400454CB
+_TUNSETOWNER: Final = 0x400454CC
 _IFF_TUN: Final = 0x0001
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
@@ -456,6 +457,8 @@ class _Devices(_Links[Device]):
                 # it the one that its neighbours know.
                 address = bytes([0xFE]) + secrets.token_bytes(5)
                 self._netlink.link("set", index=index, address=address.hex(":"))
+            # Without an owner it would be anybody's who may open /dev/net/tun, as all may.
+            fcntl.ioctl(descriptor, _TUNSETOWNER, 0)
             fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
 
     def undo(self, change: Device, before: Before) -> None:

@@ -180,11 +180,12 @@ def link(draw: st.DrawFn) -> dict[str, Any]:
         "server_alive_count_max": draw(st.integers(1, 100)),
         "connect_timeout": draw(st.integers(1, 600)),
         "kill_switch": draw(st.booleans())
+        and "proxy_command" not in table
         and bool(table.get("from_server") or table.get("routes")),
         "ipv6_outside": draw(st.booleans()),
     }
     routes = [ip_network(route) for route in table.get("routes", [])]
-    if table["kill_switch"] or is_everything(routes, 4) or is_everything(routes, 6):
+    if is_everything(routes, 4) or is_everything(routes, 6):
         table.pop("proxy_command", None)
     return table
 

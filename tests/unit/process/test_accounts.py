@@ -3,6 +3,7 @@
 import logging
 import os
 import pwd
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -338,3 +339,17 @@ def test_unknown_users_and_wrong_passwords_take_alike(
     ]
     assert max(times) < 2 * min(times), times
     assert min(times) > 0.001
+
+
+@pytest.mark.root
+def test_a_signal_waits_until_we_are_ourselves_again(account: Account) -> None:
+    """The monitor's worker belongs to another user, whom this one may not kill."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(os.geteuid()))
+    try:
+        with accounts.as_user(pwd.getpwnam(account.name)):
+            signal.raise_signal(signal.SIGTERM)
+            assert os.geteuid() != 0
+        assert seen == [0]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,14 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from appliance.config.server import Tunnel
-from appliance.crypto.keys import generate
+from appliance.crypto.keys import PublicKey, generate
 from appliance.errors import UsageError
-from appliance.process.tunnels import Claim, candidates, check_keys, is_declared, is_for
+from appliance.process import tunnels
+from appliance.process.tunnels import (
+    Claim,
+    Declared,
+    Lock,
+    candidates,
+    check_keys,
+    is_declared,
+    is_for,
+)
+from appliance.services.tunnel.network import Change
 from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 
 KEY, OTHER = (generate("ssh-ed25519").public for _ in range(2))
@@ -67,24 +78,41 @@ def test_a_key_that_is_none_is_named_with_its_tunnel() -> None:
 
 
 HOLDER = """
-import os, signal, sys, time
-from appliance.process.tunnels import Claim
-claim = Claim("tun7")
-claim.take(sys.argv[1])
+import os, sys, time
+from appliance.crypto.key_files import load_public_line
+from appliance.process.tunnels import Claim, Lock
+if sys.argv[1] == "claim":
+    claim = Claim("tun7")
+    claim.register(load_public_line(sys.argv[2])[0] if sys.argv[2] else None)
+else:
+    lock = Lock("tun7.server")
+    lock.take()
+    if not os.fork():
+        lock.close()
+        os._exit(0)
+    os.wait()
 print("held", flush=True)
 time.sleep(60)
 """
+Hold = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Starts a process that has claimed tun7 under a fingerprint."""
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runtime directory."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def holder(runtime: Path) -> Iterator[Hold]:
+    """Starts a process that has claimed tun7 with a key, or has it declared."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(fingerprint: str) -> subprocess.Popen[str]:
+    def start(*words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, fingerprint], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLDER, *words], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
         assert process.stdout is not None
@@ -99,40 +127,162 @@ def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         process.stdout.close()
 
 
-def end_predecessor(fingerprint: str) -> bool:
+def end_predecessor(key: PublicKey) -> bool:
     claim = Claim("tun7")
     try:
-        return claim.end_predecessor(fingerprint)
+        return claim.end_predecessor(key)
     finally:
-        claim.drop()
+        claim.close()
 
 
-def test_the_same_key_ends_the_connection_before_it(holder: object) -> None:
-    before = holder(KEY.fingerprint())  # type: ignore[operator]
-    assert end_predecessor(KEY.fingerprint())
+def test_the_same_key_ends_the_connection_before_it(holder: Hold) -> None:
+    before = holder("claim", KEY.line())
+    assert end_predecessor(KEY)
     assert before.wait(5) == -signal.SIGTERM
 
 
-def test_another_key_ends_nobody(holder: object) -> None:
-    before = holder(KEY.fingerprint())  # type: ignore[operator]
-    assert not end_predecessor(OTHER.fingerprint())
+def test_another_key_ends_nobody(holder: Hold) -> None:
+    before = holder("claim", KEY.line())
+    assert not end_predecessor(OTHER)
     assert before.poll() is None
 
 
-def test_what_stands_in_a_file_that_nobody_locks_ends_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    (tmp_path / "tunnels").mkdir()
-    (tmp_path / "tunnels/tun7").write_text(f"{os.getppid()} {KEY.fingerprint()}")
-    assert not end_predecessor(KEY.fingerprint())
-
-
-def test_nobody_ends_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+def test_a_connection_without_a_key_is_ended_by_no_key_but_by_its_server(holder: Hold) -> None:
+    before = holder("claim", "")
+    assert not end_predecessor(KEY)
     claim = Claim("tun7")
-    claim.take(KEY.fingerprint())
-    assert not end_predecessor(KEY.fingerprint())
-    claim.drop()
-    mode = (tmp_path / "tunnels/tun7").stat().st_mode & 0o777
+    assert claim.end_holder("the server stops")
+    claim.wait_until_free()
+    claim.close()
+    assert before.wait(5) == -signal.SIGTERM
+
+
+def test_what_stands_in_a_file_that_nobody_locks_ends_nobody(runtime: Path) -> None:
+    (runtime / "tunnels").mkdir()
+    (runtime / "tunnels/tun7").write_text(f"{os.getppid()} {KEY.fingerprint()}")
+    assert not end_predecessor(KEY)
+
+
+def test_what_an_earlier_holder_wrote_ends_nobody(holder: Hold, runtime: Path) -> None:
+    """A new one has the lock already, and has not written yet."""
+    before = holder("claim", KEY.line())
+    bystander = holder("claim", "")
+    for text in (f"{bystander.pid} {KEY.fingerprint()}", f"{before.pid}", "", "x y"):
+        (runtime / "tunnels/tun7").write_text(text)
+        assert not end_predecessor(KEY)
+    assert before.poll() is bystander.poll() is None
+
+
+def test_a_connection_that_ends_meanwhile_is_not_killed(
+    holder: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be another process's by then, which is what is opened here."""
+    before = holder("claim", KEY.line())
+    holders = iter([before.pid, None, None])
+    monkeypatch.setattr(Claim, "holder", lambda self: next(holders))
+    assert not end_predecessor(KEY)
+    assert before.poll() is None
+
+
+@pytest.mark.parametrize("function", ["os.pidfd_open", "signal.pidfd_send_signal"])
+def test_a_connection_that_has_just_ended_disturbs_nobody(
+    holder: Hold, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    holder("claim", KEY.line())
+
+    def vanished(*_: object) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(function, vanished)
+    assert not end_predecessor(KEY)
+
+
+def test_nobody_ends_themselves(runtime: Path) -> None:
+    claim = Claim("tun7")
+    claim.register(KEY)
+    assert not claim.end_predecessor(KEY)
+    claim.close()
+    mode = (runtime / "tunnels/tun7").stat().st_mode & 0o777
     assert mode == 0o600
+
+
+# What a server has declared
+
+SEVEN, EIGHT = Tunnel(device="tun7"), Tunnel(device="tun8")
+
+
+@pytest.fixture
+def reconciled(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """The records that are reconciled, and whether anything is wanted of them."""
+    seen: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        tunnels,
+        "reconcile_apart",
+        lambda path, wanted: seen.append((path.name, bool(wanted))),
+    )
+    (runtime / "network").mkdir()
+    for name in ("sshd-tun7.json", "sshd-tun9.json", "office.json"):
+        (runtime / "network" / name).touch()
+    return seen
+
+
+def test_what_a_server_left_that_runs_no_more_is_undone(
+    reconciled: list[tuple[str, bool]],
+) -> None:
+    declared = Declared([EIGHT])
+    declared.set_up()
+    undone = {("sshd-tun7.json", False), ("sshd-tun9.json", False)}
+    assert set(reconciled[:2]) == undone
+    assert reconciled[2:] == [("sshd-tun8.json", True)]
+    declared.take_down()
+    assert reconciled[3:] == [("sshd-tun8.json", False)]
+
+
+def test_what_another_server_has_declared_is_left_alone(
+    holder: Hold, reconciled: list[tuple[str, bool]]
+) -> None:
+    other = holder("server")
+    second = Declared([EIGHT])
+    second.set_up()
+    assert ("sshd-tun7.json", False) not in reconciled
+    second.close()
+    reconciled.clear()
+    third = Declared([EIGHT, SEVEN])
+    with pytest.raises(UsageError, match=r"^tun7 is declared by another server that runs$"):
+        third.set_up()
+    assert reconciled == []
+    third.close()
+    other.kill()
+    other.wait()
+    third.set_up()
+    assert ("sshd-tun7.json", True) in reconciled
+    third.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    reconciled: list[tuple[str, bool]], runtime: Path
+) -> None:
+    (runtime / "tunnels").touch()
+    with pytest.raises(UsageError, match=f"^{runtime}/tunnels"):
+        Declared([SEVEN]).set_up()
+
+
+def test_a_server_that_stops_ends_the_connections_of_its_devices_first(
+    holder: Hold, reconciled: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = holder("claim", KEY.line())
+    declared = Declared([SEVEN, EIGHT])
+    declared.set_up()
+    reconcile = tunnels.reconcile_apart
+    alive: list[bool] = []
+
+    def seen(path: Path, wanted: Sequence[Change]) -> None:
+        lock = Lock("tun7")
+        alive.append(lock.holder() is not None)
+        lock.close()
+        reconcile(path, wanted)
+
+    monkeypatch.setattr(tunnels, "reconcile_apart", seen)
+    declared.take_down()
+    assert alive == [False, False]
+    assert connection.wait(5) == -signal.SIGTERM

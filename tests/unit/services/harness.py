@@ -114,6 +114,9 @@ class FakePrivileges:
     def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
         raise Refused("no tunnels here")
 
+    def close_tunnel(self, name: str) -> None:
+        raise Refused("no tunnels here")
+
     def close(self) -> None:
         for process in self.processes:
             process.kill()

@@ -18,7 +18,7 @@ from appliance.services.tunnel.channel import (
     OpenSSHTunnel,
     TunnelChannel,
 )
-from appliance.services.tunnel.device import UNIT_LIMIT, name_of, open_device
+from appliance.services.tunnel.device import UNIT_LIMIT, is_attached, name_of, open_device
 from appliance.ssh.channels import Flow
 from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POINT
 from tests.netns import Namespace
@@ -288,7 +288,9 @@ def test_a_real_device_carries_packets_and_says_when_it_is_gone_or_taken() -> No
         os.close(other)
         with pytest.raises(BlockingIOError):
             os.read(fd, 100)
+        assert is_attached(fd)
         space.ip("link", "del", "tun5")
+        assert not is_attached(fd)
         with pytest.raises(OSError) as caught:
             os.read(fd, 100)
         assert caught.value.errno in (errno.EBADFD, errno.ENODEV, errno.ENXIO)
