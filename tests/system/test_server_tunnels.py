@@ -18,7 +18,7 @@ from appliance.ssh.order import Phase
 from appliance.wire.messages import ADMINISTRATIVELY_PROHIBITED, RESOURCE_SHORTAGE
 from appliance.wire.tun import ANY_UNIT, CHANNEL_TYPE, POINT_TO_POINT
 from tests.netns import wait_until
-from tests.peers import CULVERT, Account, end
+from tests.peers import CULVERT, Account, end, temporary_account
 from tests.sites import PORT, LinkedSite, Routed, pause
 from tests.unit.process.conftest import Dialler
 
@@ -251,6 +251,13 @@ class Answers(ChannelHandler):
 
 
 @pytest.fixture
+def somebody(worker: str) -> Iterator[Account]:
+    """An ordinary user of this file's own, whose authorized_keys no other test needs."""
+    with temporary_account(f"culvert-{worker}-tun") as made:
+        yield made
+
+
+@pytest.fixture
 def dial(sites: Routed) -> Iterator[Callable[..., Dialler]]:
     """A function that logs in at east, through a socket if one is given."""
     made: list[Dialler] = []
@@ -313,10 +320,10 @@ exec "$@"
 
 
 def test_an_ordinary_user_gets_only_devices_that_were_made_for_them(
-    sites: Routed, dial: Callable[..., Dialler], account: Account
+    sites: Routed, dial: Callable[..., Dialler], somebody: Account
 ) -> None:
     east = sites["east"]
-    account.authorize([sites.user_keys.public()])
+    somebody.authorize([sites.user_keys.public()])
     config = east.folder / "sshd.toml"
     config.write_text(
         f'listen = ["{PORT}"]\nhost_keys = ["{sites.host_keys.key()}"]\npid_file = ""\n'
@@ -324,16 +331,16 @@ def test_an_ordinary_user_gets_only_devices_that_were_made_for_them(
     )
     with east.log.open("ab") as log:
         server = east.space.popen(
-            ["unshare", "--mount", "sh", "-c", OPEN_TO_ALL, str(account.home),
+            ["unshare", "--mount", "sh", "-c", OPEN_TO_ALL, str(somebody.home),
              *CULVERT, "sshd", "-F", "-E", "--config", str(config)],
             env=east.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         assert wait_until(lambda: "listening on 0.0.0.0" in east.said()), east.said()
         other = next(user.pw_name for user in pwd.getpwall() if user.pw_uid not in (0,))
-        for number, name in ((5, account.name), (6, other)):
+        for number, name in ((5, somebody.name), (6, other)):
             east.space.ip("tuntap", "add", f"tun{number}", "mode", "tun", "user", name)
-        client = dial(account=account)
+        client = dial(account=somebody)
         assert Answers().ask(client, 5).refused is None
         assert Answers().ask(client, 0).refused is None  # is declared, and for everybody
         for unit in (6, 7, ANY_UNIT):
@@ -347,11 +354,11 @@ def test_an_ordinary_user_gets_only_devices_that_were_made_for_them(
 
 
 def test_an_ordinary_users_server_refuses_to_declare_tunnels(
-    sites: Routed, account: Account
+    sites: Routed, somebody: Account
 ) -> None:
     east = sites["east"]
-    user = pwd.getpwnam(account.name)
-    folder = account.home / "server"
+    user = pwd.getpwnam(somebody.name)
+    folder = somebody.home / "server"
     folder.mkdir()
     (folder / "sshd.toml").write_text(
         f'listen = ["{PORT}"]\nhost_keys = ["{folder}/key"]\nmake_host_keys = true\n{SERVER}'

@@ -29,7 +29,14 @@ from ...wire.tun import (
     SHORTEST_PACKET,
 )
 from .device import set_offload
-from .offload import PLAIN, VNET_HEADER, Writer, header_is_sound
+from .offload import (
+    PLAIN,
+    VNET_HEADER,
+    Writer,
+    has_extension_headers,
+    header_is_sound,
+    segments,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -247,7 +254,12 @@ class OffloadTunnel(TunnelChannel):
                     self._writer.add(packet[HEADER:])
                 elif header_is_sound(packet):
                     self._writer.flush()
-                    os.write(self._device, packet)
+                    ethernet = not self._point_to_point
+                    if has_extension_headers(packet, ethernet):
+                        for segment in segments(packet, ethernet):
+                            os.write(self._device, segment)
+                    else:
+                        os.write(self._device, packet)
             except OSError as error:
                 self._device_failed(error)
         self.channel.ask_data_ended()
