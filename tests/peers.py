@@ -59,6 +59,7 @@ def find_program(name: str) -> str:
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the whole environment for a program whose home directory is `home`."""
     own = {"PATH": PATH, "HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+    own |= {"RUNTIME_DIRECTORY": str(home / "run"), "STATE_DIRECTORY": str(home / "state")}
     return own | dict(extra or {})
 
 

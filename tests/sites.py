@@ -32,10 +32,7 @@ class LinkedSite:
         self.gateway = f"192.0.{number}.1"
         self.inner = f"10.{number}.0.1"  # on a device of its own: the site's network
         self.network = f"10.{number}.0.0/24"
-        self.env = environment(self.folder) | {
-            "RUNTIME_DIRECTORY": str(self.folder / "run"),
-            "STATE_DIRECTORY": str(self.folder / "state"),
-        }
+        self.env = environment(self.folder)
         self.links = self.folder / "links.toml"
         self.log = self.folder / "log"
 
