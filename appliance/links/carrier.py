@@ -90,11 +90,11 @@ class Carrier(ConnectionHandler):
 
     @staticmethod
     def _resolve(login: Login) -> list[str]:
-        if login.first_hop is None:
+        hop = login.first_hop
+        if hop is None:
             return []
-        host, port = login.first_hop
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             return []  # dialling says so
         return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))

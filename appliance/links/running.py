@@ -23,7 +23,7 @@ from ..config.network import TunnelNetwork
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
 from ..process.sandbox import Identity
-from ..services.tunnel.device import is_attached, open_device
+from ..services.tunnel.device import exists, is_attached, open_device
 from ..services.tunnel.kernel import free_device, reconcile_apart, recorded_device
 from ..services.tunnel.network import Change, Pin, plan
 from ..wire.tun import ETHERNET, POINT_TO_POINT, HandedOut
@@ -176,7 +176,7 @@ class RunningLink:
         try:
             if not self.device:
                 self.device = self._choose_device()
-            if self._descriptor < 0 and _exists(self.device) and not self._record.exists():
+            if self._descriptor < 0 and exists(self.device) and not self._record.exists():
                 self._open_device()  # somebody else's may be busy, and then stays as it is
             servers = [ip_address(address) for address in self._remembered.let_through()]
             owner = f"link-{link.name}"
@@ -342,14 +342,6 @@ def routes_of(device: str) -> list[str]:
                 if words[name] == device:
                     found.append(" ".join(w for n, w in enumerate(words) if n not in counters))
     return sorted(found)
-
-
-def _exists(device: str) -> bool:
-    try:
-        socket.if_nametoindex(device)
-    except OSError:
-        return False
-    return True
 
 
 def _one_line(text: str) -> str:

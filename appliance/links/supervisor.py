@@ -65,7 +65,7 @@ class Supervisor:
         self._loop = Loop()
         self._counters: dict[str, _Counter] = {}
         self._metrics: tuple[int, socket.socket] | None = None
-        self._names: set[str] | None = set()  # that are to be up; None for all
+        self._names: set[str] | None = None  # that are to be up; None for all
 
     def run(self, names: Collection[str] | None) -> None:
         """Keep the links ``names``, or all, until SIGTERM or 'down'."""
@@ -82,7 +82,8 @@ class Supervisor:
         loop.on_signal(signal.SIGHUP, self._reload)
         if self._metrics_port is not None:
             self._serve_metrics(self._metrics_port)
-        self._up(names)
+        self._names = None if names is None else set(names)
+        self._start(names)
         loop.call_later(SAMPLE_SECONDS, self._sample)
         self._tell()
         notify("READY=1")

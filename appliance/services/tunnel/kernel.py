@@ -112,24 +112,24 @@ def reconcile(state_path: Path, wanted: Sequence[Change]) -> None:
     the first change that cannot be made, with all before it made and recorded; for changes that
     cannot be undone, when everything else is done.
     """
-    with record.locked(state_path.parent) as lock:
-        try:
-            netlink = _Netlink()
-            try:
-                _Reconciliation(state_path, netlink, Programs(lock)).run(wanted)
-            finally:
-                netlink.close()
-        except OSError as error:
-            raise NetworkError(f"{state_path}: {error.strerror or error}") from error
+    with _reconciliation(state_path) as reconciliation:
+        reconciliation.run(wanted)
 
 
 def pending(state_path: Path, wanted: Sequence[Change]) -> tuple[list[Change], list[Change]]:
     """What ``reconcile`` would undo and what it would make. Raises NetworkError."""
+    with _reconciliation(state_path) as reconciliation:
+        return reconciliation.pending(wanted)
+
+
+@contextlib.contextmanager
+def _reconciliation(state_path: Path) -> Iterator["_Reconciliation"]:
+    """What compares a record with the kernel, alone in its folder. Raises NetworkError."""
     with record.locked(state_path.parent) as lock:
         try:
             netlink = _Netlink()
             try:
-                return _Reconciliation(state_path, netlink, Programs(lock)).pending(wanted)
+                yield _Reconciliation(state_path, netlink, Programs(lock))
             finally:
                 netlink.close()
         except OSError as error:
