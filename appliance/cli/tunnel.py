@@ -8,7 +8,7 @@ from ..aio.driver import Driver
 from ..log import harmless
 from ..services.tunnel.client import TunnelClient
 from ..services.tunnel.device import open_device
-from ..wire.tun import ETHERNET, POINT_TO_POINT, HandedOut
+from ..wire.tun import MODES, HandedOut
 from . import prompts
 from .ssh_config import HostOptions
 
@@ -20,7 +20,7 @@ class ClientTunnel:
 
     def __init__(self, options: HostOptions) -> None:
         """Open the device; raises UsageError."""
-        self._mode = ETHERNET if options.tunnel == "ethernet" else POINT_TO_POINT
+        self._mode = MODES[options.tunnel]
         local, self._remote_unit = options.tunnel_device
         self._device, self.name = open_device(self._mode, local)
         _log.info("tunnel device %s", self.name)

@@ -21,9 +21,10 @@ from ..errors import AuthenticationFailed, CulvertError, HostKeyRejected, PeerEr
 from ..log import harmless
 from ..process import sandbox
 from ..services.tunnel.client import TunnelClient
+from ..services.tunnel.device import unit_of
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.codec import Message
-from ..wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_CHANNEL_TYPE, POINT_TO_POINT, HandedOut
+from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
 from .reports import GO, PROBE, Alive, Failed, Opened, Resolved
 
 _log = logging.getLogger(__name__)
@@ -114,8 +115,7 @@ class Carrier(ConnectionHandler):
             self._answered,
         )
         loop.watch_reader(self._reports.fileno(), self._on_order)
-        mode = ETHERNET if link.mode == "ethernet" else POINT_TO_POINT
-        unit = ANY_UNIT if link.remote_device == "any" else int(link.remote_device[3:])
+        mode, unit = MODES[link.mode], unit_of(link.remote_device)
         TunnelClient(self._device, mode, unit, driver, self._opened, self._refused).start()
         driver.start()
         loop.run()

@@ -23,10 +23,10 @@ from ..config.network import TunnelNetwork
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
 from ..process.sandbox import Identity
-from ..services.tunnel.device import exists, is_attached, open_device
+from ..services.tunnel.device import exists, is_attached, open_device, unit_of
 from ..services.tunnel.kernel import free_device, reconcile_apart, recorded_device
 from ..services.tunnel.network import Change, Pin, plan
-from ..wire.tun import ETHERNET, POINT_TO_POINT, HandedOut
+from ..wire.tun import MODES, HandedOut
 from . import reports
 from .carrier import Login, carry
 from .link import Event, LinkLife, State
@@ -133,7 +133,7 @@ class RunningLink:
     def _happened(self, event: Event, why: str = "") -> None:
         life, name = self.life, self.link.name
         before = life.state
-        why = " ".join(harmless(why[:1000]).split())  # one line, whoever said it
+        why = _one_line(why, 1000)  # whoever said it
         state = life.happened(event, self._loop.time(), random.random(), why)
         if state is before:
             return
@@ -201,8 +201,7 @@ class RunningLink:
         return recorded_device(self._record) or free_device(self.link.mode)
 
     def _open_device(self) -> None:
-        mode = ETHERNET if self.link.mode == "ethernet" else POINT_TO_POINT
-        self._descriptor, _ = open_device(mode, int(self.device[3:]))
+        self._descriptor, _ = open_device(MODES[self.link.mode], unit_of(self.device))
 
     def _close_device(self) -> None:
         if self._descriptor >= 0:
@@ -287,8 +286,8 @@ class RunningLink:
     def _on_opened(self, message: reports.Opened) -> None:
         if self.life.state is not State.DIALLING:
             raise MalformedMessage("a tunnel was opened twice")
-        self.address = _one_line(message.address)
-        self.software = _one_line(message.software)
+        self.address = _one_line(message.address, 200)
+        self.software = _one_line(message.software, 200)
         self.offload = message.offload
         if self.link.from_server:
             try:
@@ -344,8 +343,8 @@ def routes_of(device: str) -> list[str]:
     return sorted(found)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(harmless(text[:200]).split())
+def _one_line(text: str, limit: int) -> str:
+    return " ".join(harmless(text[:limit]).split())
 
 
 def _table(handed_out: bytes) -> Mapping[str, object]:

@@ -23,7 +23,7 @@ from ..crypto.authorized_keys import Permissions, from_matches
 from ..crypto.keys import PrivateKey, PublicKey
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import MalformedMessage, UsageError
-from ..services.tunnel.device import exists, name_of, open_device
+from ..services.tunnel.device import exists, name_of, open_device, unit_of
 from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import Message, write_text, write_uint32
 from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
@@ -519,7 +519,7 @@ class Monitor:
         declared = self._config.tunnel
         own = tunnels.candidates(declared, mode, unit, self._user.pw_name, self._user_key)
         if own:
-            return [int(tunnel.device[3:]) for tunnel in own]
+            return [unit_of(tunnel.device) for tunnel in own]
         if tunnels.is_declared(declared, mode, unit):
             raise Deny(f"{name_of(mode, unit)} is declared for somebody else")
         permitted = {
@@ -569,7 +569,7 @@ class Monitor:
         else:
             with accounts.as_user(self._user):  # sshd_config(5), PermitTunnel
                 fd, name = open_device(mode, unit)
-            if tunnels.is_declared(declared, mode, int(name[3:])):  # any was wanted
+            if tunnels.is_declared(declared, mode, unit_of(name)):  # any was wanted
                 os.close(fd)
                 raise UsageError(f"{name} is declared, but was removed: restart the server")
         if name in self._tunnels:

@@ -26,10 +26,10 @@ from ..config.server import Tunnel
 from ..crypto.key_files import load_public_line
 from ..crypto.keys import PublicKey
 from ..errors import CulvertError, UsageError
-from ..services.tunnel.device import name_of
+from ..services.tunnel.device import name_of, unit_of
 from ..services.tunnel.kernel import reconcile_apart
 from ..services.tunnel.network import plan
-from ..wire.tun import ANY_UNIT, ETHERNET
+from ..wire.tun import ANY_UNIT, MODES
 
 _log = logging.getLogger(__name__)
 
@@ -171,12 +171,11 @@ def candidates(
     tunnels: Sequence[Tunnel], mode: int, unit: int, user: str, key: PublicKey | None
 ) -> list[Tunnel]:
     """The declared tunnels that a client may mean, those made for its key first."""
-    kind = "ethernet" if mode == ETHERNET else "point-to-point"
     fitting = [
         tunnel
         for tunnel in tunnels
-        if tunnel.mode == kind
-        and unit in (ANY_UNIT, int(tunnel.device[3:]))
+        if MODES[tunnel.mode] == mode
+        and unit in (ANY_UNIT, unit_of(tunnel.device))
         and is_for(tunnel, user, key)
     ]
     return sorted(fitting, key=lambda tunnel: not tunnel.key)

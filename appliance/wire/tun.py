@@ -23,6 +23,7 @@ from .codec import Record, Strings, UInt32
 CHANNEL_TYPE: Final = "tun@openssh.com"
 POINT_TO_POINT: Final = 1
 ETHERNET: Final = 2
+MODES: Final = {"point-to-point": POINT_TO_POINT, "ethernet": ETHERNET}  # as ssh_config(5) has them
 ANY_UNIT: Final = 0x7FFFFFFF
 
 FAMILY_LENGTH: Final = 4

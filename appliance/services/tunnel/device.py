@@ -38,6 +38,11 @@ def name_of(mode: int, unit: int) -> str:
     return kind + ("%d" if unit == ANY_UNIT else str(unit))
 
 
+def unit_of(device: str) -> int:
+    """The number in a name such as 'tun0'; ANY_UNIT for 'any'."""
+    return ANY_UNIT if device == "any" else int(device[3:])
+
+
 def open_device(mode: int, unit: int) -> tuple[int, str]:
     """A non-blocking descriptor and the device's name; packets have a virtio header.
 
