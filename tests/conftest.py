@@ -166,8 +166,9 @@ def _opened_since(before: dict[int, str]) -> dict[int, str]:
 
 @pytest.fixture(scope="session")
 def worker(request: pytest.FixtureRequest) -> str:
-    """The name of this test process among those that run side by side."""
-    return str(getattr(request.config, "workerinput", {}).get("workerid", "main"))
+    """A name that no other test process has, of this run or of another beside it."""
+    name = getattr(request.config, "workerinput", {}).get("workerid", "main")
+    return f"{name}-{os.getpid()}"
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,8 @@ from ..crypto.keys import PrivateKey
 from ..crypto.suites import MINIMUM_RSA_BITS, default_algorithms
 from ..errors import CulvertError, UsageError
 from . import host_keys, sandbox, tunnels, worker
-from .monitor import Monitor, Peer
+from .monitor import Monitor
+from .peer import Peer
 from .penalties import Ending, Penalties
 from .programs import ended_children
 from .requests import MonitorGone

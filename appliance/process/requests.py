@@ -6,8 +6,9 @@ the table says when a request is allowed and how often.
 """
 
 import socket
+from collections.abc import Callable
 from enum import Flag, auto
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..errors import MalformedMessage, PeerError
 from ..wire.codec import Boolean, Message, Name, NameList, Record, String, Strings, Text, UInt32
@@ -137,6 +138,14 @@ TABLE: Final[dict[int, Row]] = {
         Row(CloseTunnel, When.AFTER, MANY),
     )
 }
+
+
+Reply = tuple[bytes, list[int]]  # an answer, and the descriptors beside it
+Handlers = dict[type[Message], Callable[[Any], Reply]]
+
+
+class Deny(Exception):
+    """The monitor's answer is no; the text goes to the worker."""
 
 
 class Denied(PeerError):

@@ -22,8 +22,17 @@ from appliance.config.server import ServerConfig, Tunnel
 from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions, parse
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError
-from appliance.process import accounts, monitor, requests, tunnels
-from appliance.process.monitor import Monitor, Peer
+from appliance.process import (
+    accounts,
+    authentication,
+    programs,
+    requests,
+    session_grants,
+    tunnel_grants,
+    tunnels,
+)
+from appliance.process.monitor import Monitor
+from appliance.process.peer import Peer
 from appliance.process.penalties import Ending
 from appliance.process.requests import (
     DATAGRAM,
@@ -72,7 +81,7 @@ class Office:
         address: str = "192.0.2.7",
         **changes: object,
     ) -> None:
-        monkeypatch.setattr(monitor, "FAILURE_SECONDS", 0.0001)
+        monkeypatch.setattr(authentication, "FAILURE_SECONDS", 0.0001)
         lines = lines or KEY.public.line()
         entries = list(parse(lines.encode(), lambda text: None))
         monkeypatch.setattr(accounts, "authorized_keys", lambda user, config: entries)
@@ -147,11 +156,30 @@ class Office:
 
     @property
     def is_in(self) -> bool:
-        return self.monitor._authenticated
+        return self.monitor._authentication.is_done
+
+    @property
+    def sessions(self) -> session_grants.SessionGrants:
+        assert self.monitor._sessions is not None
+        return self.monitor._sessions
+
+    @property
+    def tunnels(self) -> tunnel_grants.TunnelGrants:
+        grants = getattr(self.monitor._handlers[OpenTunnel], "__self__", None)
+        assert isinstance(grants, tunnel_grants.TunnelGrants)
+        return grants
+
+    def become(self, name: str) -> pwd.struct_passwd:
+        """Go on as if somebody else had logged in."""
+        user = pwd.getpwnam(name)
+        for grants in (self.sessions, self.tunnels):
+            grants._login = grants._login._replace(user=user)
+        return user
 
     def close(self) -> None:
-        for claim in filter(None, self.monitor._tunnels.values()):
-            claim.close()
+        if self.is_in:
+            for claim in filter(None, self.tunnels._tunnels.values()):
+                claim.close()
         self.ours.close()
         self.worker.close()
 
@@ -250,9 +278,10 @@ BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
 # The table
 
 
-def test_every_request_stands_in_the_table_with_a_handler() -> None:
+def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
+    it = office().log_in()
     kinds = {row.message for row in TABLE.values()}
-    assert kinds == set(SAMPLES) == set(monitor._HANDLERS)
+    assert kinds == set(SAMPLES) == set(it.monitor._handlers)
     declared = {
         value
         for value in vars(requests).values()
@@ -267,8 +296,8 @@ def test_nothing_that_needs_a_user_is_done_before_authentication(
     office: Make, kind: type[Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("open_terminal", "start"):
-        monkeypatch.setattr(monitor.programs, name, lambda *_: pytest.fail("it was done"))
-    monkeypatch.setattr(monitor, "open_device", lambda *_: pytest.fail("it was done"))
+        monkeypatch.setattr(programs, name, lambda *_: pytest.fail("it was done"))
+    monkeypatch.setattr(tunnel_grants, "open_device", lambda *_: pytest.fail("it was done"))
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("it was done"))
     assert office(permit_tunnel="yes").start().ends(SAMPLES[kind])
 
@@ -319,8 +348,8 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
     monkeypatch: pytest.MonkeyPatch, authenticated: bool, data: st.DataObject
 ) -> None:
     it = Office(monkeypatch)
-    monkeypatch.setattr(monitor, "open_device", lambda *_: pytest.fail("it was done"))
-    monkeypatch.setattr(monitor.programs, "start", refuse_to_start)
+    monkeypatch.setattr(tunnel_grants, "open_device", lambda *_: pytest.fail("it was done"))
+    monkeypatch.setattr(programs, "start", refuse_to_start)
     try:
         if authenticated:
             it.log_in()
@@ -337,8 +366,9 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
                 os.close(fd)
         assert it.is_in == authenticated
     finally:
-        for terminal in it.monitor._terminals.values():
-            terminal.close()
+        if it.is_in:
+            for terminal in it.sessions._terminals.values():
+                terminal.close()
         it.close()
 
 
@@ -382,7 +412,7 @@ def test_key_exchanges_before_authentication_are_limited(office: Make) -> None:
     for _ in range(9):
         it.ask(Sign("ssh-ed25519", b"x" * 32))
     assert "too many" in it.denied(Sign("ssh-ed25519", b"x" * 32))
-    assert it.monitor._session_id == SESSION
+    assert it.monitor._authentication._session_id == SESSION
     after = office().log_in()
     for _ in range(30):
         after.ask(Sign("ssh-ed25519", b"x" * 32))
@@ -410,15 +440,15 @@ def test_permissions_come_from_the_key_that_signed(office: Make, order: str) -> 
     assert it.ask(show_key(KEY)) == b""
     assert it.ask(show_key(OTHER)) == b""
     assert it.outcome(use_key(KEY)).success
-    assert it.monitor._permissions.command == "forced"
-    assert not it.monitor._permissions.pty
+    assert it.monitor._authentication._permissions.command == "forced"
+    assert not it.monitor._authentication._permissions.pty
 
 
 def test_a_key_that_was_only_shown_restricts_and_permits_nothing(office: Make) -> None:
     it = office(f'restrict,command="forced" {KEY.public.line()}').start()
     assert it.ask(show_key()) == b""
     assert it.outcome(password()).success
-    assert it.monitor._permissions == Permissions()
+    assert it.monitor._authentication._permissions == Permissions()
 
 
 WRONG: dict[str, Callable[[], Message]] = {
@@ -524,7 +554,7 @@ def test_of_two_lines_with_one_key_the_first_that_applies_counts(office: Make) -
     lines = f'from="198.51.100.1" {KEY.public.line()}\ncommand="forced" {KEY.public.line()}'
     it = office(lines).start()
     assert it.outcome(use_key()).success
-    assert it.monitor._permissions.command == "forced"
+    assert it.monitor._authentication._permissions.command == "forced"
 
 
 # Users
@@ -566,7 +596,7 @@ def test_a_failure_takes_a_multiple_of_one_time(
     office: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = office(max_auth_tries=100).start()
-    monkeypatch.setattr(monitor, "FAILURE_SECONDS", 0.02)
+    monkeypatch.setattr(authentication, "FAILURE_SECONDS", 0.02)
     for request in (
         show_key(OTHER),
         use_key(OTHER),
@@ -576,7 +606,7 @@ def test_a_failure_takes_a_multiple_of_one_time(
         started = time.perf_counter()
         it.outcome(request)
         assert time.perf_counter() - started >= 0.0199
-        it.monitor._user = None
+        it.monitor._authentication._user = None
 
 
 # Passwords
@@ -664,7 +694,7 @@ def test_what_the_first_factor_restricts_holds_after_the_second(
         started.append(arguments)
         raise OSError(11, "enough")
 
-    monkeypatch.setattr(monitor.programs, "start", start)
+    monkeypatch.setattr(programs, "start", start)
     for kind, command in (("exec", b"sh"), ("shell", b""), ("subsystem", b"sftp")):
         it.denied(Spawn(kind, command, (), 0))
         assert started[-1][1] == b"forced"
@@ -693,7 +723,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append(arguments)
         raise OSError(11, "enough")
 
-    monkeypatch.setattr(monitor.programs, "start", start)
+    monkeypatch.setattr(programs, "start", start)
     return calls
 
 
@@ -764,7 +794,7 @@ def test_a_program_runs_and_its_end_is_told(office: Make) -> None:
     assert os.read(stdout, 100) == b"hello"
     assert os.read(stderr, 100) == b"err\n"
     assert os.read(stdout, 100) == b""
-    wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
     assert os.waitstatus_to_exitcode(int.from_bytes(os.read(status, 4), "big")) == 7
     assert os.read(status, 1) == b""
     assert pid > 0
@@ -786,7 +816,7 @@ def test_a_program_has_no_descriptor_but_its_three(office: Make) -> None:
     _, fds = run(it, b"ls /proc/self/fd")
     try:
         assert os.read(fds[1], 1000).split() == [b"0", b"1", b"2", b"3"]  # ls reads with the last
-        wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+        wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
     finally:
         for fd in (*fds, secret, _write):
             os.close(fd)
@@ -801,7 +831,7 @@ def test_a_signal_goes_to_a_program_of_this_connection_only(office: Make) -> Non
     for name in ("", "9", "SIGTERM", "RTMIN", "CLD", "TERM "):
         assert "no such" in it.denied(SendSignal(pid, name))
     it.ask(SendSignal(pid, "KILL"))
-    wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
     assert int.from_bytes(os.read(fds[3], 4), "big") == signal.SIGKILL
     assert "no such" in it.denied(SendSignal(pid, "KILL"))
     for fd in fds:
@@ -814,21 +844,21 @@ def test_a_signal_is_sent_as_the_user_not_as_root(
 ) -> None:
     """A program may have become another user's, as sudo does."""
     it = office().log_in()
-    user = it.monitor._user = pwd.getpwnam(account.name)
-    it.monitor._programs[4711] = -1
+    user = it.become(account.name)
+    it.sessions._programs[4711] = -1
     seen: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda *_: seen.append(os.geteuid()))
     it.ask(SendSignal(4711, "TERM"))
     assert seen == [user.pw_uid]
-    it.monitor._programs.clear()
+    it.sessions._programs.clear()
 
 
 @pytest.mark.root
 def test_a_program_is_nobody_but_the_user(office: Make, account: Account) -> None:
     it = office().log_in()
-    user = it.monitor._user = pwd.getpwnam(account.name)
+    user = it.become(account.name)
     _, fds = run(it, b"grep -E '^(Uid|Gid|Groups)' /proc/self/status; pwd; umask")
-    wait_for(lambda: (it.monitor._reap(), not it.monitor._programs)[1])
+    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
     lines = os.read(fds[1], 1000).decode().split("\n")
     assert lines[0].split()[1:] == [str(user.pw_uid)] * 4
     assert lines[1].split()[1:] == [str(user.pw_gid)] * 4
@@ -860,7 +890,7 @@ def test_a_tunnel_needs_the_servers_and_the_keys_permission(
         opened.append((mode, unit))
         raise UsageError("enough")
 
-    monkeypatch.setattr(monitor, "open_device", open_device)
+    monkeypatch.setattr(tunnel_grants, "open_device", open_device)
     it = office(f"{options} {KEY.public.line()}".strip(), permit_tunnel=permit).log_in()
     modes = {
         "no": set(), "point-to-point": {POINT_TO_POINT}, "ethernet": {ETHERNET},
@@ -885,8 +915,8 @@ class Devices:
         self.existing = set(existing)
         self.busy: set[str] = set()
         self.opened: list[tuple[str, int]] = []
-        monkeypatch.setattr(monitor, "open_device", self._open)
-        monkeypatch.setattr(monitor, "exists", lambda name: name in self.existing)
+        monkeypatch.setattr(tunnel_grants, "open_device", self._open)
+        monkeypatch.setattr(tunnel_grants, "exists", lambda name: name in self.existing)
 
     def _open(self, mode: int, unit: int) -> tuple[int, str]:
         name = f"tun{0 if unit == ANY_UNIT else unit}"
@@ -1033,7 +1063,7 @@ def test_what_is_not_declared_is_opened_as_the_user(
 ) -> None:
     devices = Devices(monkeypatch, "tun0")
     it = office(tunnel=DECLARED[:1], permit_tunnel="yes").log_in()
-    user = it.monitor._user = pwd.getpwnam(account.name)
+    user = it.become(account.name)
     open_tunnel(it, 5)
     open_tunnel(it, 0)
     assert devices.opened == [("tun5", user.pw_uid), ("tun0", 0)]

@@ -1,0 +1,245 @@
+"""Who may log in: the monitor's part of authentication.
+
+It decides by what it put together itself: it verifies signatures over data that it makes,
+with keys that it read, so that a worker that was taken over lets nobody in.
+"""
+
+import logging
+import os
+import pwd
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from ..config.server import ServerConfig
+from ..crypto.authorized_keys import Permissions, from_matches
+from ..crypto.keys import PrivateKey, PublicKey
+from ..crypto.suites import MINIMUM_RSA_BITS
+from ..ssh.auth_server import Offer, signed_data
+from . import accounts
+from .peer import Peer
+from .requests import (
+    Begin,
+    Deny,
+    Handlers,
+    OutcomeReply,
+    RefuseAttempt,
+    Reply,
+    ShowKey,
+    Sign,
+    UseKey,
+    UsePassword,
+)
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+FAILURE_SECONDS: Final = 0.02  # a failed attempt takes a multiple of this, whatever failed
+
+
+class Login(NamedTuple):
+    """Who logged in, and what that allows."""
+
+    user: pwd.struct_passwd
+    permissions: Permissions  # of the key that signed
+    key: PublicKey | None  # that signed
+    config: ServerConfig
+
+
+class Authentication:
+    """The attempts of one connection; ``succeeded`` is called once."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        host_keys: Mapping[str, PrivateKey],
+        peer: Peer,
+        succeeded: Callable[[Login], None],
+    ) -> None:
+        self._config = config
+        self._host_keys = host_keys
+        self._peer = peer
+        self._succeeded = succeeded
+        self._session_id = b""
+        self._signatures = 0
+        self._satisfied: list[str] = []
+        self._user: pwd.struct_passwd | None = None
+        self._permissions = Permissions()
+        self._user_key: PublicKey | None = None  # that signed
+        self.failures = 0
+        self.is_done = False
+
+    @property
+    def user_is_known(self) -> bool:
+        """Whether somebody was named who may log in."""
+        return self._user is not None
+
+    def handlers(self) -> Handlers:
+        """What answers each request."""
+        return {
+            Sign: self.sign,
+            Begin: self.begin,
+            RefuseAttempt: self.refuse_attempt,
+            ShowKey: self.show_key,
+            UseKey: self.use_key,
+            UsePassword: self.use_password,
+        }
+
+    def sign(self, request: Sign) -> Reply:
+        key = self._host_keys.get(request.algorithm)
+        if key is None or not 20 <= len(request.exchange_hash) <= 64:
+            raise Deny("no such host key")
+        self._signatures += 1
+        if not self._session_id:
+            self._session_id = request.exchange_hash
+        elif not self.is_done and self._signatures > 10:
+            raise Deny("too many key exchanges before authentication")
+        return key.sign(request.algorithm, request.exchange_hash), []
+
+    def _find(self, name: str) -> pwd.struct_passwd | None:
+        """The user, who stays the same for the whole connection."""
+        if self._user is not None and self._user.pw_name != name:
+            raise Deny("the user changed")
+        user = accounts.find(name, self._config)
+        if user is not None:
+            self._user = user
+        return user
+
+    def begin(self, request: Begin) -> Reply:
+        user = self._find(request.user)
+        allowed = "password" in self._methods() and self._may_use_password(user)
+        if self._config.permit_empty_passwords and allowed and accounts.has_no_password(user):
+            return self._satisfied_by("none", "no password")
+        return self._outcome(False), []
+
+    def refuse_attempt(self, request: RefuseAttempt) -> Reply:
+        self._find(request.user)
+        method = request.method[:64]  # as it came from the client
+        return self._failed(request.user, method, time.monotonic(), "not supported")
+
+    def show_key(self, request: ShowKey) -> Reply:
+        started = time.monotonic()
+        if self._permissions_of(request) is not None:
+            return b"", []
+        return self._failed(request.user, "publickey", started, "key not accepted")
+
+    def _permissions_of(self, request: ShowKey | UseKey) -> Permissions | None:
+        """What the key's line allows, when there is one that applies now."""
+        user = self._find(request.user)
+        if user is None or "publickey" not in self._methods():
+            return None
+        for entry in accounts.authorized_keys(user, self._config):
+            allowed = entry.options
+            if (
+                entry.key.blob != request.public_key
+                or request.algorithm not in entry.key.signature_algorithms
+            ):
+                continue
+            shortest = MINIMUM_RSA_BITS[self._config.profile]
+            if entry.key.key_type == "ssh-rsa" and entry.key.bits < shortest:
+                continue
+            if allowed.from_patterns is not None and not from_matches(
+                allowed.from_patterns, self._peer.address, None
+            ):
+                _log.info(
+                    "key %s of user %s refused: not from %s",
+                    entry.key.fingerprint(),
+                    request.user,
+                    self._peer.address,
+                )
+                continue
+            if allowed.expires is not None and time.time() >= allowed.expires:
+                _log.info("key %s of user %s has expired", entry.key.fingerprint(), request.user)
+                continue
+            self._key = entry.key
+            return allowed
+        return None
+
+    def use_key(self, request: UseKey) -> Reply:
+        started = time.monotonic()
+        permissions = self._permissions_of(request)
+        bound = (b"", *(key.public.blob for key in self._host_keys.values()))
+        if permissions is None or not self._session_id or request.host_key not in bound:
+            return self._failed(request.user, "publickey", started, "key not accepted")
+        offer = Offer(request.user, request.algorithm, request.public_key, request.host_key)
+        valid = self._key.verify(
+            request.algorithm,
+            request.signature,
+            signed_data(self._session_id, offer),
+            touch_required=permissions.touch_required,
+            verify_required=permissions.verify_required,
+        )
+        if not valid:
+            return self._failed(request.user, "publickey", started, "wrong signature")
+        self._permissions = permissions
+        self._user_key = self._key
+        return self._satisfied_by("publickey", f"{self._key.key_type} {self._key.fingerprint()}")
+
+    def _may_use_password(self, user: pwd.struct_passwd | None) -> bool:
+        if not self._config.password_authentication:
+            return False
+        if user is not None and user.pw_uid == 0:
+            return self._config.permit_root_login == "yes"
+        return True
+
+    def use_password(self, request: UsePassword) -> Reply:
+        started = time.monotonic()
+        user = self._find(request.user)
+        known = request.method in ("password", "keyboard-interactive")
+        allowed = known and request.method in self._methods() and self._may_use_password(user)
+        right = accounts.password_is_right(user, request.password, self._config)
+        if not (right and allowed):
+            return self._failed(request.user, request.method, started, "wrong password")
+        return self._satisfied_by(request.method, "password")
+
+    def _methods(self) -> tuple[str, ...]:
+        """What can still be tried."""
+        passwords: tuple[str, ...] = ()
+        if self._config.password_authentication:
+            passwords = ("password", "keyboard-interactive")
+        if not self._config.publickey_and_password:
+            return ("publickey", *passwords)
+        return passwords if "publickey" in self._satisfied else ("publickey",)
+
+    def _satisfied_by(self, method: str, what: str) -> Reply:
+        assert self._user is not None
+        self._satisfied.append(method)
+        if self._config.publickey_and_password and len(self._satisfied) < 2:
+            _log.info(
+                "user %s from %s: %s accepted, one more method required",
+                self._user.pw_name,
+                self._peer.address,
+                what,
+            )
+            return self._outcome(False, partial=True), []
+        if self._user.pw_uid and os.path.exists("/etc/nologin"):
+            return self._failed(self._user.pw_name, method, time.monotonic(), "/etc/nologin")
+        self.is_done = True
+        self._succeeded(Login(self._user, self._permissions, self._user_key, self._config))
+        _log.info(
+            "user %s logged in from %s port %d with %s",
+            self._user.pw_name,
+            self._peer.address,
+            self._peer.port,
+            what,
+        )
+        return OutcomeReply(True, (), False, False).encode(), []
+
+    def _failed(self, user: str, method: str, started: float, why: str) -> Reply:
+        """Count and log a failure; it takes the same time whatever was wrong."""
+        self.failures += 1
+        _log.info(
+            "user %r from %s port %d refused: %s: %s",
+            user,
+            self._peer.address,
+            self._peer.port,
+            method,
+            why,
+        )
+        spent = time.monotonic() - started
+        time.sleep(FAILURE_SECONDS - spent % FAILURE_SECONDS)
+        final = self.failures >= self._config.max_auth_tries
+        return self._outcome(False, final=final), []
+
+    def _outcome(self, success: bool, partial: bool = False, final: bool = False) -> bytes:
+        return OutcomeReply(success, self._methods(), partial, final).encode()

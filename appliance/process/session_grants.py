@@ -1,0 +1,174 @@
+"""Terminals and programs for the user who is logged in: the monitor's part of a session."""
+
+import contextlib
+import logging
+import os
+import pwd
+import signal
+import time
+from typing import Final
+
+from ..wire.codec import write_uint32
+from . import accounts, programs
+from .authentication import Login
+from .peer import Peer
+from .requests import Deny, Handlers, OpenPty, Reply, SendSignal, Spawn
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+PROGRAMS_LIMIT: Final = 100  # of one connection at a time
+
+_SIGNALS: Final = frozenset(
+    (
+        "ABRT",
+        "ALRM",
+        "FPE",
+        "HUP",
+        "ILL",
+        "INT",
+        "KILL",
+        "PIPE",
+        "QUIT",
+        "SEGV",
+        "TERM",
+        "USR1",
+        "USR2",
+        "STOP",
+        "TSTP",
+        "CONT",
+        "WINCH",
+        "INFO",
+    )
+)  # RFC 4254 section 6.10, and what OpenSSH adds
+
+
+class SessionGrants:
+    """What the sessions of one connection were given."""
+
+    def __init__(self, login: Login, peer: Peer) -> None:
+        self._login = login
+        self._peer = peer
+        self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
+        self._terminals_made = 0
+        self._programs: dict[int, int] = {}  # pid -> descriptor for its status
+
+    def handlers(self) -> Handlers:
+        """What answers each request."""
+        return {
+            OpenPty: self.open_pty,
+            Spawn: self.spawn,
+            SendSignal: self.send_signal,
+        }
+
+    def open_pty(self, request: OpenPty) -> Reply:
+        if not self._login.permissions.pty:
+            raise Deny("this key may not have a terminal")
+        if len(self._terminals) >= PROGRAMS_LIMIT:
+            raise Deny("too many terminals")
+        try:
+            terminal = programs.open_terminal(self._login.user)
+        except OSError as error:
+            raise Deny(f"no terminal: {error.strerror}") from error
+        self._terminals_made += 1
+        self._terminals[self._terminals_made] = terminal
+        return write_uint32(self._terminals_made), [os.dup(terminal.master)]
+
+    def spawn(self, request: Spawn) -> Reply:
+        user, config = self._login.user, self._login.config
+        if len(self._programs) >= PROGRAMS_LIMIT:
+            raise Deny("too many programs")
+        terminal = self._terminals.get(request.terminal)
+        if request.terminal and terminal is None:
+            raise Deny("no terminal")
+        environment = programs.base_environment(user, config.pass_environment)
+        names, values = request.environment[::2], request.environment[1::2]
+        for variable, content in zip(names, values, strict=False):
+            # the worker has looked, too, but a worker may be taken over
+            if variable != b"TERM" and not accounts.accepts_variable(variable, config):
+                raise Deny("such a variable is not accepted")
+            environment[variable] = content
+        for name, value in self._login.permissions.environment:
+            environment[name.encode()] = os.fsencode(value)
+        peer = self._peer
+        environment[b"SSH_CLIENT"] = f"{peer.address} {peer.port} {peer.local_port}".encode()
+        environment[b"SSH_CONNECTION"] = (
+            f"{peer.address} {peer.port} {peer.local_address} {peer.local_port}".encode()
+        )
+        command = self._command(request, environment)
+        if terminal is not None:
+            environment[b"SSH_TTY"] = terminal.name.encode()
+        greeting = _motd() if config.print_motd and terminal is not None else ""
+        status_read, status_write = os.pipe()
+        try:
+            program = programs.start(user, command, environment, terminal, greeting)
+        except OSError as error:
+            os.close(status_read)
+            os.close(status_write)
+            raise Deny(f"no process: {error.strerror}") from error
+        if terminal is not None:
+            del self._terminals[request.terminal]
+            terminal.close()
+        self._programs[program.pid] = status_write
+        _log.info("user %s: %s%s", user.pw_name, request.kind, " on a terminal" if terminal else "")
+        return write_uint32(program.pid), [*program.descriptors, status_read]
+
+    def _command(self, request: Spawn, environment: programs.Environment) -> bytes | None:
+        """What runs: the forced command, the subsystem's, the one asked for, or a shell."""
+        forced = self._login.config.force_command or self._login.permissions.command
+        command: bytes | None = request.command
+        if request.kind == "subsystem":
+            known = self._login.config.subsystems.get(request.command.decode(errors="replace"))
+            if known is None and forced is None:
+                raise Deny("no such subsystem")
+            command = known.encode() if known is not None else request.command
+        elif request.kind == "shell":
+            command = None
+        if forced is not None:  # command="" allows nothing
+            if command is not None:
+                environment[b"SSH_ORIGINAL_COMMAND"] = command
+            return os.fsencode(forced)
+        return command
+
+    def send_signal(self, request: SendSignal) -> Reply:
+        if request.process not in self._programs or request.signal not in _SIGNALS:
+            raise Deny("no such process or signal")
+        number = getattr(signal, "SIG" + request.signal, None)
+        if number is not None:
+            try:
+                self._kill(self._login.user, request.process, number)
+            except OSError as error:
+                raise Deny(str(error.strerror)) from error
+        return b"", []
+
+    @staticmethod
+    def _kill(user: pwd.struct_passwd, group: int, number: int) -> None:
+        """As the user, who may do no more; a child that is just born has no group yet."""
+        for patience in (0.01, 0.03, 0.1, None):
+            try:
+                with accounts.as_user(user):
+                    os.killpg(group, number)
+                return
+            except ProcessLookupError:
+                if patience is None:
+                    raise
+                time.sleep(patience)
+
+    def ended(self, pid: int, status: int) -> None:
+        """A child of the monitor's ended; ``status`` is its wait status."""
+        fd = self._programs.pop(pid, None)
+        if fd is not None:
+            with contextlib.suppress(OSError):  # the session may be over
+                os.write(fd, write_uint32(status & 0xFFFFFFFF))
+            os.close(fd)
+
+
+def _motd() -> str:
+    text = ""
+    for path in ("/run/motd.dynamic", "/etc/motd"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text += file.read(16384)
+        except OSError:
+            continue
+    return text.replace("\n", "\r\n")

@@ -1,0 +1,135 @@
+"""Tunnel devices for the user who is logged in: what is declared, and what is permitted."""
+
+import errno
+import logging
+import os
+
+from ..errors import UsageError
+from ..services.tunnel.device import exists, name_of, open_device, unit_of
+from ..wire.codec import write_text
+from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
+from . import accounts, tunnels
+from .authentication import Login
+from .requests import TUNNELS_LIMIT, CloseTunnel, Deny, Handlers, OpenTunnel, Reply
+
+_log = logging.getLogger(__name__)
+
+
+class TunnelGrants:
+    """The devices that one connection was given."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        self._tunnels: dict[str, tunnels.Claim | None] = {}  # devices that the worker has
+
+    def handlers(self) -> Handlers:
+        """What answers each request."""
+        return {OpenTunnel: self.open_tunnel, CloseTunnel: self.close_tunnel}
+
+    def open_tunnel(self, request: OpenTunnel) -> Reply:
+        if request.mode not in (POINT_TO_POINT, ETHERNET):
+            raise Deny("there is no such mode of a tunnel")
+        if not self._login.permissions.tunnel_allowed:
+            raise Deny("this key may not have a tunnel")
+        unit = request.unit
+        if self._login.permissions.tunnel is not None:
+            if unit not in (ANY_UNIT, self._login.permissions.tunnel):
+                raise Deny(f"this key may have tunnel {self._login.permissions.tunnel} only")
+            unit = self._login.permissions.tunnel
+        if len(self._tunnels) >= TUNNELS_LIMIT:
+            raise Deny("too many tunnels")
+        fd, name = self._open_first(request.mode, self._units(request.mode, unit))
+        self._tunnels[name] = self._claim(name)
+        _log.info("tunnel device %s opened", name)
+        return write_text(name), [fd]
+
+    def _units(self, mode: int, unit: int) -> list[int]:
+        """The devices that may be opened, in this order: what is declared permits itself."""
+        declared = self._login.config.tunnel
+        own = tunnels.candidates(declared, mode, unit, self._login.user.pw_name, self._login.key)
+        if own:
+            return [unit_of(tunnel.device) for tunnel in own]
+        if tunnels.is_declared(declared, mode, unit):
+            raise Deny(f"{name_of(mode, unit)} is declared for somebody else")
+        permitted = {
+            "no": (),
+            "point-to-point": (POINT_TO_POINT,),
+            "ethernet": (ETHERNET,),
+            "yes": (POINT_TO_POINT, ETHERNET),
+        }[self._login.config.permit_tunnel]
+        if mode not in permitted:
+            raise Deny("this server does not permit such a tunnel (PermitTunnel)")
+        return [unit]
+
+    def _open_first(self, mode: int, units: list[int]) -> tuple[int, str]:
+        """A device that is free; if none is, one of an earlier connection with the same key."""
+        failures = []
+        busy = []
+        for unit in units:
+            try:
+                return self._open_device(mode, unit)
+            except UsageError as error:
+                failures.append(str(error))
+                cause = error.__cause__
+                if isinstance(cause, OSError) and cause.errno == errno.EBUSY:
+                    busy.append(unit)
+        for unit in busy:
+            if self._end_predecessor(name_of(mode, unit)):
+                try:
+                    return self._open_device(mode, unit)
+                except UsageError as error:
+                    failures.append(str(error))
+        for failure in failures:
+            _log.warning("%s", failure)
+        raise Deny(failures[0])
+
+    def _open_device(self, mode: int, unit: int) -> tuple[int, str]:
+        """Raises UsageError."""
+        declared = self._login.config.tunnel
+        if tunnels.is_declared(declared, mode, unit):
+            name = name_of(mode, unit)
+            if not exists(name):  # or it would be made, with no address, for as long as we live
+                raise UsageError(
+                    f"there is no {name} now: a server makes it when it starts, but not with -i, "
+                    "and removes it when it stops"
+                )
+            fd, name = open_device(mode, unit)
+        else:
+            with accounts.as_user(self._login.user):  # sshd_config(5), PermitTunnel
+                fd, name = open_device(mode, unit)
+            if tunnels.is_declared(declared, mode, unit_of(name)):  # any was wanted
+                os.close(fd)
+                raise UsageError(f"{name} is declared, but was removed: restart the server")
+        if name in self._tunnels:
+            os.close(fd)
+            raise UsageError(f"{name} was removed, and this connection has yet to close it")
+        return fd, name
+
+    def _end_predecessor(self, name: str) -> bool:
+        if self._login.key is None or name in self._tunnels:
+            return False
+        try:
+            claim = tunnels.Claim(name)
+        except OSError:
+            return False
+        try:
+            return claim.end_predecessor(self._login.key)
+        finally:
+            claim.close()
+
+    def _claim(self, name: str) -> tunnels.Claim | None:
+        try:
+            claim = tunnels.Claim(name)
+        except OSError as error:  # an ordinary user's server
+            _log.debug("nobody can take over %s: %s", name, error)
+            return None
+        claim.register(self._login.key)
+        return claim
+
+    def close_tunnel(self, request: CloseTunnel) -> Reply:
+        if request.device not in self._tunnels:
+            raise Deny("no such tunnel")
+        claim = self._tunnels.pop(request.device)
+        if claim is not None:
+            claim.close()
+        return b"", []
