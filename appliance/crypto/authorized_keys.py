@@ -48,15 +48,24 @@ class Permissions(NamedTuple):
     expires: int | None = None  # seconds since 1970, from which on the key is not accepted
     touch_required: bool = True  # of a security key
     verify_required: bool = False
+    # Host and port pairs; port 0 and host '*' stand for any. None: everything is permitted.
+    permit_open: tuple[tuple[str, int], ...] | None = None  # what direct-tcpip may reach
+    permit_listen: tuple[tuple[str, int], ...] | None = None  # where tcpip-forward may listen
 
 
 class Entry(NamedTuple):
-    """A line that may let somebody in, if ``from_patterns`` and ``expires`` agree."""
+    """A line that may let somebody in, if ``from_patterns`` and ``expires`` agree.
+
+    With ``is_authority`` the key lets nobody in itself but signs certificates, and
+    ``principals``, unless None, are the only ones that such a certificate may be for.
+    """
 
     key: PublicKey
     options: Permissions
     comment: str
     line_number: int
+    is_authority: bool = False
+    principals: tuple[str, ...] | None = None
 
 
 class _BadLine(Exception):
@@ -90,7 +99,7 @@ def parse(
 def _parse_line(line: str, line_number: int, local_time: LocalTime | None) -> Entry:
     if "\0" in line:
         raise _BadLine("it holds a NUL byte")
-    options = Permissions()
+    options = _Options(Permissions())
     first, _, rest = line.replace("\t", " ").partition(" ")
     if first not in _KEY_TYPES:
         if rest.lstrip().startswith("AAAA") and first.startswith(("ssh-", "ecdsa-", "sk-")):
@@ -109,7 +118,9 @@ def _parse_line(line: str, line_number: int, local_time: LocalTime | None) -> En
         raise _BadLine(str(error)) from error
     if key.key_type != words[0]:
         raise _BadLine(f"it says {_shown(words[0])} before a key of type {key.key_type}")
-    return Entry(key, options, words[2] if len(words) > 2 else "", line_number)
+    comment = words[2] if len(words) > 2 else ""
+    authority = options.is_authority, options.principals
+    return Entry(key, options.permissions, comment, line_number, *authority)
 
 
 def _shown(text: str) -> str:
@@ -175,10 +186,19 @@ _FLAGS: Final = {
 }
 
 
-def _parse_options(text: str, local_time: LocalTime | None) -> Permissions:
+class _Options(NamedTuple):
+    """What stands in front of a key."""
+
+    permissions: Permissions
+    is_authority: bool = False
+    principals: tuple[str, ...] | None = None
+
+
+def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
     """Options count from left to right: what stands behind ``restrict`` may give back."""
     fields: dict[str, Any] = {}
-    restricted = False
+    restricted = is_authority = False
+    principals: tuple[str, ...] | None = None
     for name, value in _split_options(text):
         if value is None:
             flag = _FLAGS.get(name.removeprefix("no-"))
@@ -191,6 +211,8 @@ def _parse_options(text: str, local_time: LocalTime | None) -> Permissions:
                 fields["touch_required"] = False
             elif name == "verify-required":
                 fields["verify_required"] = True
+            elif name == "cert-authority":
+                is_authority = True
             else:
                 raise _BadLine(f"option {_shown(name)} is not supported")
         elif name == "command":
@@ -212,11 +234,19 @@ def _parse_options(text: str, local_time: LocalTime | None) -> Permissions:
             fields["expires"] = min(expires, fields.get("expires", expires))
         elif name == "tunnel":
             fields["tunnel"] = _parse_unit(value)
+        elif name in _FORWARDS:
+            field = _FORWARDS[name]
+            fields[field] = (*fields.get(field, ()), _parse_forward(name, value))
+        elif name == "principals":
+            if principals is not None:
+                raise _BadLine("it has more than one option 'principals'")
+            principals = tuple(value.split(","))
         else:
             raise _BadLine(f"option {_shown(name)} is not supported")
     # 'port-forwarding' behind 'restrict' is not enough: a tunnel reaches a whole network.
     open_to_all = fields.get("port_forwarding", True) and not restricted
-    return Permissions(**fields, tunnel_allowed=open_to_all or "tunnel" in fields)
+    permissions = Permissions(**fields, tunnel_allowed=open_to_all or "tunnel" in fields)
+    return _Options(permissions, is_authority, principals)
 
 
 def _add_variable(
@@ -237,6 +267,26 @@ def _parse_unit(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > _TUNNEL_MAXIMUM:
         raise _BadLine(f"option 'tunnel' is not the number of a device but {_shown(text)}")
     return int(text)
+
+
+_FORWARDS: Final = {"permitopen": "permit_open", "permitlisten": "permit_listen"}
+
+
+def _parse_forward(name: str, text: str) -> tuple[str, int]:
+    """Host and port of 'host:port' or '[address]:port'; permitlisten may leave the host out."""
+    host, colon, port = text.rpartition(":")
+    if not colon and name == "permitlisten":
+        host = "*"
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    any_port = port == "*"
+    is_number = port.isascii() and port.isdigit() and len(port) <= 5
+    if not host or not (any_port or (is_number and 0 < int(port) < 65536)):
+        form = "[host:]port" if name == "permitlisten" else "host:port"
+        raise _BadLine(f"option '{name}' is not {form} but {_shown(text)}")
+    return host, 0 if any_port else int(port)
 
 
 def _parse_time(text: str, local_time: LocalTime | None) -> int:

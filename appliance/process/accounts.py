@@ -212,7 +212,8 @@ def authorized_keys(user: pwd.struct_passwd, config: ServerConfig) -> list[Entry
         _log.warning("keys of user %s refused: %s", user.pw_name, error)
         return []
     complain = _Complaints(path)
-    return list(parse(data, complain, lambda moment: time.mktime(moment)))
+    entries = parse(data, complain, lambda moment: time.mktime(moment))
+    return [entry for entry in entries if not entry.is_authority]  # which signs, and logs not in
 
 
 class _Complaints:

@@ -191,10 +191,8 @@ def test_a_tunnel_that_is_not_the_number_of_a_device_is_refused(unit: str) -> No
 @pytest.mark.parametrize(
     "option",
     [
-        'permitopen="host:80"',
-        'permitlisten="80"',
-        'principals="me"',
-        "cert-authority",
+        "permitopen",
+        'cert-authority="yes"',
         "nonsense",
         'nonsense="a"',
         "no-restrict",
@@ -223,6 +221,7 @@ def test_an_unknown_option_refuses_that_key_and_says_so_in_the_log(option: str) 
         'command="ls"pty',
         'command="a",command="b"',
         'from="a",from="b"',
+        'principals="a",principals="b"',
         '"pty"',
         'environment="1+1=2"',
         'environment="=2"',
@@ -255,6 +254,75 @@ def test_touch_and_verification_of_a_security_key_are_the_lines_business() -> No
     assert not permissions("no-touch-required").touch_required
     assert not permissions("pty").verify_required
     assert permissions("verify-required").verify_required
+
+
+@pytest.mark.parametrize(
+    ("value", "pair"),
+    [
+        ("host.example:80", ("host.example", 80)),
+        ("192.0.2.1:65535", ("192.0.2.1", 65535)),
+        ("[2001:db8::1]:1", ("2001:db8::1", 1)),
+        ("[host]:22", ("host", 22)),
+        ("host:*", ("host", 0)),
+        ("*:25", ("*", 25)),
+    ],
+)
+def test_permitopen_and_permitlisten_take_a_host_and_a_port(
+    value: str, pair: tuple[str, int]
+) -> None:
+    assert permissions(f'permitopen="{value}"').permit_open == (pair,)
+    assert permissions(f'permitlisten="{value}"').permit_listen == (pair,)
+    assert permissions("pty").permit_open is permissions("pty").permit_listen is None
+
+
+def test_permitlisten_without_a_host_is_for_every_address_and_permitopen_needs_one() -> None:
+    assert permissions('permitlisten="8080"').permit_listen == (("*", 8080),)
+    assert permissions('permitlisten="*"').permit_listen == (("*", 0),)
+    assert "'permitopen'" in refused('permitopen="8080"')
+    assert "'permitopen'" in refused('permitopen="*"')
+
+
+def test_several_permitopen_and_permitlisten_add_up() -> None:
+    several = permissions('permitopen="a:1",permitlisten="1",permitopen="b:2",permitlisten="c:*"')
+    assert several.permit_open == (("a", 1), ("b", 2))
+    assert several.permit_listen == (("*", 1), ("c", 0))
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        "",
+        "0",
+        "65536",
+        "0xffffffff",
+        "4294967295",
+        "no",
+        "any",
+        "-1",
+        "+1",
+        "1 ",
+        "²",
+        "http",
+        "**",
+    ],
+)
+def test_the_port_of_a_forward_is_parsed_strictly_and_a_mistake_never_means_any(port: str) -> None:
+    for name in ("permitopen", "permitlisten"):
+        for value in (f"host:{port}", f"[::1]:{port}", port):
+            assert f"'{name}'" in refused(f'{name}="{value}"')
+
+
+@pytest.mark.parametrize("value", [":80", "[]:80", "::1:80", "a:b:80", "[::1]80", "[::1:80"])
+def test_the_host_of_a_forward_is_parsed_strictly(value: str) -> None:
+    for name in ("permitopen", "permitlisten"):
+        assert f"'{name}'" in refused(f'{name}="{value}"')
+
+
+def test_a_line_may_be_of_an_authority_and_name_its_principals(log: Log) -> None:
+    options = ("cert-authority", 'cert-authority,principals="a,b c"', 'principals=""', "pty")
+    data = "".join(f"{each} {LINE}\n" for each in options).encode()
+    found = [(entry.is_authority, entry.principals) for entry in parse(data, log)]
+    assert found == [(True, None), (True, ("a", "b c")), (False, ("",)), (False, None)]
 
 
 # -- times -------------------------------------------------------------------------------

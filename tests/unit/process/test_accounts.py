@@ -49,6 +49,11 @@ def test_a_file_that_is_its_users_alone_is_read(home: Path) -> None:
     assert keys(home) == 1
 
 
+def test_the_key_of_an_authority_logs_nobody_in_itself(home: Path) -> None:
+    (home / ".ssh/authorized_keys").write_text(f"cert-authority {KEY.line()}\n")
+    assert keys(home) == 0
+
+
 @pytest.mark.parametrize("item", ["", ".ssh", ".ssh/authorized_keys"])
 @pytest.mark.parametrize("mode", [0o020, 0o002])
 def test_what_others_may_write_is_refused_and_named_in_the_log(
