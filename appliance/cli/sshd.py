@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from .. import __version__
-from ..config.server import ServerConfig, load_server_config
+from ..config.server import Forwarding, ServerConfig, load_server_config
 from ..errors import UsageError
 from .options import Option, Options, help_text, parse
 from .queries import answer as answer_query
@@ -36,9 +36,9 @@ SPEC: Final = (
     Option("W", "bytes", "receive window of a channel (default 2097152)"),
     Option("K", "seconds", "ask a silent client whether it is there (default 0: never)"),
     Option("I", "seconds", "end a connection that is idle so long (default 0: never)"),
-    Option("j", None, "no local port forwarding (there is none in this version)"),
-    Option("k", None, "no remote port forwarding (there is none in this version)"),
-    Option("a", None, "forwarded ports for every host (there are none in this version)"),
+    Option("j", None, "no local port forwarding"),
+    Option("k", None, "no remote port forwarding"),
+    Option("a", None, "the client says which hosts may reach the ports that it forwards"),
     Option("permit-tunnel", "mode", "no (default), point-to-point, ethernet or yes"),
     Option("profile", "name", "default, or hardened: post-quantum key exchange only"),
     Option("config", "file", "settings in TOML; options on the command line win"),
@@ -60,6 +60,12 @@ _FLAGS: Final[dict[str, tuple[str, Any]]] = {
     "t": ("publickey_and_password", True),
     "m": ("print_motd", False),
     "e": ("pass_environment", True),
+    "a": ("gateway_ports", "clientspecified"),
+}
+# what remains of a permission when one direction is taken from it
+_LESS: Final[dict[str, dict[Forwarding, Forwarding]]] = {
+    "j": {"yes": "remote", "local": "no"},
+    "k": {"yes": "local", "remote": "no"},
 }
 _TEXTS: Final = {
     "P": "pid_file",
@@ -112,6 +118,9 @@ def _settings(options: Options) -> ServerConfig:
             field, fixed = _FLAGS[option]
             if changes.get(field) != "no":  # -w is stricter than -g
                 changes[field] = fixed
+        elif option in _LESS:
+            before = changes.get("allow_tcp_forwarding", config.allow_tcp_forwarding)
+            changes["allow_tcp_forwarding"] = _LESS[option].get(before, before)
         elif option in _TEXTS:
             changes[_TEXTS[option]] = value
         elif option in _NUMBERS:

@@ -30,6 +30,13 @@ class Destination(NamedTuple):
     port: int
 
 
+class Endpoint(NamedTuple):
+    """``host:port``, as permit_open and permit_listen take it; '*' and 0 for any."""
+
+    host: str
+    port: int
+
+
 class Proxy(NamedTuple):
     """An HTTP or SOCKS5 proxy; ``user`` is None if it asks for nobody."""
 
@@ -80,6 +87,22 @@ def destination(text: str) -> Destination:
         )
     except ValueError as error:
         raise ValueError("expected [user@]host[:port]") from error
+
+
+def endpoint(text: str) -> Endpoint:
+    """The parts of ``host:port``, an IPv6 address in brackets; '*' for any host or port."""
+    parts = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):(.*)", text)
+    try:
+        if parts is None:
+            raise ValueError("no colon, or too many")
+        host = parts[1] or parts[2] or ""
+        return Endpoint(
+            "*" if host == "*" else host_name(host), 0 if parts[3] == "*" else _port(parts[3])
+        )
+    except ValueError as error:
+        raise ValueError(
+            "expected host:port, '*' for any, such as 192.0.2.1:22 or *:8080"
+        ) from error
 
 
 def proxy(text: str) -> Proxy:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from .hosts import user_name
+from .hosts import endpoint, user_name
 from .mistakes import Mistake, check_ranges, check_unique, shown, within
 from .network import (
     Address,
@@ -23,6 +23,8 @@ from .reader import mistakes_in, read_table, structured
 
 PermitRootLogin = Literal["yes", "prohibit-password", "no"]
 PermitTunnel = Literal["no", "point-to-point", "ethernet", "yes"]
+Forwarding = Literal["yes", "no", "local", "remote"]
+GatewayPorts = Literal["no", "yes", "clientspecified"]
 Profile = Literal["default", "hardened"]
 
 DEFAULT_HOST_KEY: Final = "/etc/culvert/ssh_host_ed25519_key"
@@ -80,6 +82,15 @@ class ServerConfig:
     accept_env: tuple[str, ...] = ("LANG", "LC_*", "COLORTERM")
     pass_environment: bool = False  # the server's own, to the user's programs
     subsystems: dict[str, str] = field(default_factory=dict)
+    permit_tty: bool = True
+    permit_user_rc: bool = True
+    disable_forwarding: bool = False  # all that follow and tunnels, whatever they say
+    allow_tcp_forwarding: Forwarding = "yes"  # "local" is -L and -D, "remote" is -R
+    allow_stream_local_forwarding: Forwarding = "yes"
+    allow_agent_forwarding: bool = True
+    gateway_ports: GatewayPorts = "no"
+    permit_open: tuple[str, ...] = ()  # host:port of -L and -D, '*' for any; () is all
+    permit_listen: tuple[str, ...] = ()  # host:port of -R
     permit_tunnel: PermitTunnel = "no"
     tunnel: tuple[Tunnel, ...] = ()
 
@@ -113,11 +124,21 @@ def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
     with mistakes_in(path, table):
         given = structured(ServerConfig, table)
         check_ranges(given, _RANGES)
+        _check_endpoints(given)
         for index, tunnel in enumerate(given.tunnel):
             with within("tunnel", index):
                 _check_tunnel(tunnel)
         check_unique((tunnel.device for tunnel in given.tunnel), "tunnel", key="device")
     return replace(defaults, **{key: getattr(given, key) for key in table})
+
+
+def _check_endpoints(config: ServerConfig) -> None:
+    for key in ("permit_open", "permit_listen"):
+        for index, text in enumerate(getattr(config, key)):
+            try:
+                endpoint(text)
+            except ValueError as error:
+                raise Mistake(f"{error}, not {shown(text)}", key, index) from error
 
 
 def _check_tunnel(tunnel: Tunnel) -> None:

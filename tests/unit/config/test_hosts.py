@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.config import hosts
-from appliance.config.hosts import Destination, Proxy
+from appliance.config.hosts import Destination, Endpoint, Proxy
 
 from .toml import patient
 
@@ -40,6 +40,33 @@ def test_a_destination_has_its_parts(text: str, parts: tuple[str, str, int]) -> 
 def test_a_destination_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected \[user@\]host\[:port\]"):
         hosts.destination(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.b:22", ("a.b", 22)),
+        ("[fd00::1]:65535", ("fd00::1", 65535)),
+        ("*:80", ("*", 80)),
+        ("[*]:80", ("*", 80)),
+        ("a:*", ("a", 0)),
+        ("*:*", ("*", 0)),
+    ],
+)
+def test_an_endpoint_has_its_parts(text: str, parts: tuple[str, int]) -> None:
+    assert hosts.endpoint(text) == Endpoint(*parts)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "", "no", "0xffffffff", "4294967318", "-1", "22 "])
+def test_a_port_that_is_none_never_means_any(port: str) -> None:
+    with pytest.raises(ValueError, match="expected host:port"):
+        hosts.endpoint(f"a:{port}")
+
+
+@pytest.mark.parametrize("text", ["", "a", "22", ":22", "[]:22", "fd00::1:22", "a*:22", "a b:22"])
+def test_an_endpoint_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected host:port"):
+        hosts.endpoint(text)
 
 
 @pytest.mark.parametrize(

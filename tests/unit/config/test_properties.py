@@ -252,6 +252,9 @@ def test_valid_links_are_read_as_they_were_written(
             "max_auth_tries": st.integers(1, 100),
             "permit_tunnel": st.sampled_from(["no", "point-to-point", "ethernet", "yes"]),
             "print_motd": st.booleans(),
+            "allow_tcp_forwarding": st.sampled_from(["yes", "no", "local", "remote"]),
+            "gateway_ports": st.sampled_from(["no", "yes", "clientspecified"]),
+            "permit_open": st.lists(st.sampled_from(["a:1", "*:*", "[fd00::1]:22"]), max_size=3),
         }
     )
 )

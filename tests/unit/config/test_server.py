@@ -57,6 +57,11 @@ def test_every_key_with_a_wrong_value_is_named_with_what_is_expected(
         ("keepalive = true", "expected a whole number"),
         ("password_authentication = 1", "expected true or false"),
         ("keepalive = 1.0", "expected a whole number"),
+        ("allow_tcp_forwarding = true", "expected one of yes, no, local, remote"),
+        ("allow_stream_local_forwarding = 'all'", "expected one of yes, no, local, remote"),
+        ("gateway_ports = false", "expected one of no, yes, clientspecified"),
+        ("permit_open = ['a:1', 'a']", "permit_open[1]: expected host:port, '*' for any"),
+        ("permit_listen = ['*:65536']", "permit_listen[0]: expected host:port, '*' for any"),
     ],
 )
 def test_what_is_expected_is_said_in_words(tmp_path: Path, text: str, words: str) -> None:
