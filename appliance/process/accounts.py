@@ -54,6 +54,14 @@ def as_user(user: pwd.struct_passwd) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def become(user: pwd.struct_passwd) -> None:
+    """Be ``user`` from now on, when we are root."""
+    if os.geteuid() == 0:
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+
+
 def find(name: str, config: ServerConfig) -> pwd.struct_passwd | None:
     """The user ``name``, when such a one may log in at all."""
     try:

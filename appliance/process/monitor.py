@@ -19,6 +19,7 @@ from ..crypto.keys import PrivateKey
 from ..errors import MalformedMessage
 from . import programs
 from .authentication import Authentication, Login
+from .forward_grants import ForwardGrants
 from .peer import Peer
 from .penalties import Ending
 from .requests import DATAGRAM, GRANTED, REFUSED, TABLE, Deny, When
@@ -51,6 +52,7 @@ class Monitor:
         self._authentication = Authentication(config, host_keys, peer, self._logged_in)
         self._handlers = self._authentication.handlers()
         self._sessions: SessionGrants | None = None
+        self._forwards: ForwardGrants | None = None
         self._deadline = (
             time.monotonic() + config.login_grace_time if config.login_grace_time else None
         )
@@ -59,7 +61,8 @@ class Monitor:
         self._deadline = None
         self._tell_listener()
         self._sessions = SessionGrants(login, self._peer)
-        for grants in (self._sessions, TunnelGrants(login)):
+        self._forwards = ForwardGrants(login)
+        for grants in (self._sessions, TunnelGrants(login), self._forwards):
             self._handlers |= grants.handlers()
 
     # -- the loop --------------------------------------------------------------------
@@ -110,6 +113,8 @@ class Monitor:
         if self._worker_status is None:
             _, self._worker_status = os.waitpid(self._worker, 0)
         self._reap()
+        if self._forwards is not None:
+            self._forwards.close()
         if late:
             return Ending.GRACE_TIME
         if self._worker_status and not self._told_to_end:

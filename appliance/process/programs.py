@@ -10,6 +10,8 @@ import termios
 from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
+from .accounts import become
+
 # Our own choices
 PIPE_SIZE: Final = 256 << 10  # bytes: four times the system's default, for fewer wake-ups
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/games"
@@ -133,10 +135,7 @@ def _become_program(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.set_wakeup_fd(-1)
         os.umask(0o022)
-        if os.geteuid() == 0:
-            os.initgroups(user.pw_name, user.pw_gid)
-            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+        become(user)
         try:
             os.chdir(user.pw_dir)
         except OSError as error:

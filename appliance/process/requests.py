@@ -96,6 +96,38 @@ class CloseTunnel(Message, number=14):
     device: Name
 
 
+class Connect(Message, number=15):
+    """Connect to a TCP port; answered with the child that does it, or 0, and a descriptor."""
+
+    host: Text
+    port: UInt32
+
+
+class ConnectLocal(Message, number=16):
+    """Connect to a Unix-domain socket; answered with its descriptor."""
+
+    path: String
+
+
+class Listen(Message, number=17):
+    """Listen on a TCP port; answered with a number, the port, and one descriptor or two."""
+
+    address: Text
+    port: UInt32
+
+
+class ListenLocal(Message, number=18):
+    """Listen on a new Unix-domain socket; answered with a number, and its descriptor."""
+
+    path: String
+
+
+class StopListening(Message, number=19):
+    """The worker listens there no more; answered with nothing."""
+
+    listener: UInt32
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -136,6 +168,11 @@ TABLE: Final[dict[int, Row]] = {
         # A worker that was taken over may say that it has closed what it has not.
         Row(OpenTunnel, When.AFTER, 1000),
         Row(CloseTunnel, When.AFTER, MANY),
+        Row(Connect, When.AFTER, MANY),
+        Row(ConnectLocal, When.AFTER, MANY),
+        Row(Listen, When.AFTER, MANY),
+        Row(ListenLocal, When.AFTER, MANY),
+        Row(StopListening, When.AFTER, MANY),
     )
 }
 
@@ -156,14 +193,16 @@ class MonitorGone(Exception):
     """The other end of the socketpair is closed."""
 
 
-def ask(sock: socket.socket, request: Message, descriptors: int = 0) -> tuple[bytes, list[int]]:
-    """Send a request and wait for its answer; raises Denied with the refusal."""
+def ask(sock: socket.socket, request: Message, *descriptors: int) -> Reply:
+    """Send a request and wait for its answer, with one of these numbers of descriptors (0 if
+    none is given); raises Denied with the refusal.
+    """
     sock.sendall(request.encode())
-    answer, fds, _, _ = socket.recv_fds(sock, DATAGRAM, max(descriptors, 1))
+    answer, fds, _, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
     if not answer:
         raise MonitorGone("the monitor ended")
     if answer[:1] == REFUSED:
         raise Denied(answer[1:].decode(errors="replace"))
-    if len(fds) != descriptors:
+    if len(fds) not in (descriptors or (0,)):
         raise MalformedMessage("the monitor sent other descriptors than expected")
     return answer[1:], fds

@@ -29,6 +29,8 @@ class TunnelGrants:
     def open_tunnel(self, request: OpenTunnel) -> Reply:
         if request.mode not in (POINT_TO_POINT, ETHERNET):
             raise Deny("there is no such mode of a tunnel")
+        if self._login.config.disable_forwarding:
+            raise Deny("this server does not forward anything (DisableForwarding)")
         if not self._login.permissions.tunnel_allowed:
             raise Deny("this key may not have a tunnel")
         unit = request.unit

@@ -11,13 +11,15 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
+from ..aio.connecting import Attempt
 from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.server import ServerConfig
 from ..crypto.suites import Algorithms
 from ..errors import PeerDisconnected, PeerError
-from ..services.base import Process, Refused
+from ..services.base import Listening, Process, Refused
+from ..services.forward_server import REQUESTS, ForwardServer
 from ..services.session import Session
 from ..services.tunnel.channel import OffloadTunnel, OpenSSHTunnel, TunnelChannel
 from ..ssh.auth_server import Offer, Outcome
@@ -25,7 +27,8 @@ from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.order import Phase
 from ..ssh.transport import ServerSide, Settings
-from ..wire.codec import Reader
+from ..wire.codec import Message, Reader
+from ..wire.forward import DIRECT_STREAMLOCAL, DIRECT_TCPIP
 from ..wire.messages import (
     ADMINISTRATIVELY_PROHIBITED,
     CONNECT_FAILED,
@@ -45,15 +48,21 @@ from .requests import (
     TUNNELS_LIMIT,
     Begin,
     CloseTunnel,
+    Connect,
+    ConnectLocal,
     Denied,
+    Listen,
+    ListenLocal,
     OpenPty,
     OpenTunnel,
     OutcomeReply,
     RefuseAttempt,
+    Reply,
     SendSignal,
     ShowKey,
     Sign,
     Spawn,
+    StopListening,
     UseKey,
     UsePassword,
     ask,
@@ -112,8 +121,6 @@ class MonitorClient:
         flat = tuple(part for pair in environment for part in pair)
         terminal = 0 if master is None else self._terminals.pop(master)
         request = Spawn(kind, command, flat, terminal)
-        if len(request.encode()) > DATAGRAM:
-            raise Refused("the command and its environment are too long")
         answer, fds = self._ask_for(request, 4 if master is None else 1)
         number = Reader(answer).uint32()
         if master is not None:
@@ -121,20 +128,41 @@ class MonitorClient:
         return Process(number, fds[0], fds[1], fds[2], fds[3])
 
     def signal(self, process: int, name: str) -> None:
-        self._ask_for(SendSignal(process, name), 0)
+        self._ask_for(SendSignal(process, name))
 
     def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
         answer, fds = self._ask_for(OpenTunnel(mode, unit), 1)
         return fds[0], Reader(answer).text()
 
     def close_tunnel(self, name: str) -> None:
-        self._ask_for(CloseTunnel(name), 0)
+        self._ask_for(CloseTunnel(name))
 
-    def _ask_for(
-        self, request: OpenPty | Spawn | SendSignal | OpenTunnel | CloseTunnel, descriptors: int
-    ) -> tuple[bytes, list[int]]:
+    def connect(self, host: str, port: int) -> Attempt:
+        answer, fds = self._ask_for(Connect(host, port), 1)
+        return Attempt(socket.socket(fileno=fds[0]), Reader(answer).uint32())
+
+    def connect_local(self, path: bytes) -> Attempt:
+        _, fds = self._ask_for(ConnectLocal(path), 1)
+        return Attempt(socket.socket(fileno=fds[0]))
+
+    def listen(self, address: str, port: int) -> Listening:
+        answer, fds = self._ask_for(Listen(address, port), 1, 2)
+        reader = Reader(answer)
+        number = reader.uint32()
+        return Listening(number, reader.uint32(), [socket.socket(fileno=fd) for fd in fds])
+
+    def listen_local(self, path: bytes) -> Listening:
+        answer, fds = self._ask_for(ListenLocal(path), 1)
+        return Listening(Reader(answer).uint32(), 0, [socket.socket(fileno=fds[0])])
+
+    def stop_listening(self, number: int) -> None:
+        self._ask_for(StopListening(number))
+
+    def _ask_for(self, request: Message, *descriptors: int) -> Reply:
+        if len(request.encode()) > DATAGRAM:
+            raise Refused("this is too long")
         try:
-            return ask(self._sock, request, descriptors)
+            return ask(self._sock, request, *descriptors)
         except Denied as error:
             raise Refused(str(error)) from error
 
@@ -178,6 +206,7 @@ class Worker(ConnectionHandler):
             self._loop.time(),
         )
         self._driver = Driver(self._loop, sock, self.connection, self._loop.stop)
+        self._forwards = ForwardServer(self._driver, monitor)
 
     def run(self) -> None:
         """Until the connection is over."""
@@ -217,6 +246,8 @@ class Worker(ConnectionHandler):
         if name == "no-more-sessions@openssh.com":
             self._no_more_sessions = True
             return b""
+        if name in REQUESTS:
+            return self._forwards.global_request(name, data)
         return None
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
@@ -301,6 +332,8 @@ class Worker(ConnectionHandler):
         "session": _open_session,
         CHANNEL_TYPE: _open_tunnel,
         OFFLOAD_CHANNEL_TYPE: _open_tunnel,
+        DIRECT_TCPIP: lambda self, *opening: self._forwards.open_tcpip(*opening),
+        DIRECT_STREAMLOCAL: lambda self, *opening: self._forwards.open_streamlocal(*opening),
     }
 
     def closed(self, error: PeerError | None) -> None:

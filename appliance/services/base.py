@@ -1,6 +1,9 @@
 """What the services of a server need done with privileges that they do not have."""
 
+import socket
 from typing import NamedTuple, Protocol
+
+from ..aio.connecting import Attempt
 
 
 class Process(NamedTuple):
@@ -16,6 +19,14 @@ class Process(NamedTuple):
     stdout: int
     stderr: int | None
     status: int
+
+
+class Listening(NamedTuple):
+    """Sockets that are listened on for the user; they are the caller's to close."""
+
+    number: int  # by which it ends
+    port: int  # 0 for a Unix-domain socket
+    sockets: list[socket.socket]
 
 
 class Refused(Exception):
@@ -49,4 +60,24 @@ class Privileges(Protocol):
 
     def close_tunnel(self, name: str) -> None:
         """The device's descriptor is closed: whoever wants it now may have it."""
+        ...
+
+    def connect(self, host: str, port: int) -> Attempt:
+        """Begin to connect to a TCP port."""
+        ...
+
+    def connect_local(self, path: bytes) -> Attempt:
+        """Begin to connect to a Unix-domain socket."""
+        ...
+
+    def listen(self, address: str, port: int) -> Listening:
+        """Listen on a TCP port; the address means what ``bind_addresses`` says."""
+        ...
+
+    def listen_local(self, path: bytes) -> Listening:
+        """Listen on a new Unix-domain socket."""
+        ...
+
+    def stop_listening(self, number: int) -> None:
+        """The sockets of a Listening are closed."""
         ...

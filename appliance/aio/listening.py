@@ -1,0 +1,172 @@
+"""Ports and Unix-domain sockets that wait for connections."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from .connecting import is_address
+from .loop import Loop
+
+_log = logging.getLogger(__name__)
+
+LOOPBACK: Final = ("127.0.0.1", "::1")
+EVERYWHERE: Final = ("0.0.0.0", "::")
+
+# Our own choices
+BACKLOG: Final = 128
+PORT_TRIES: Final = 10  # for a port that is free in IPv4 and in IPv6
+ACCEPTS: Final = 16  # connections taken a wake-up
+PAUSE: Final = 0.2  # seconds without accepting, once there was no descriptor for a connection
+
+
+class Listener:
+    """Sockets that are listened on; ``accepted`` gets each connection and owns it."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sockets: Sequence[socket.socket],
+        accepted: Callable[[socket.socket], None],
+    ) -> None:
+        self._loop = loop
+        self._sockets = {sock.fileno(): sock for sock in sockets}
+        self._accepted = accepted
+        for sock in sockets:
+            sock.setblocking(False)
+        self._watch()
+
+    def _watch(self) -> None:
+        for fd, sock in self._sockets.items():
+            self._loop.watch_reader(fd, partial(self._on_readable, sock))
+
+    def _on_readable(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            if listening.fileno() not in self._sockets:
+                return  # closed by who got the last one
+            try:
+                sock, _ = listening.accept()
+            except (BlockingIOError, ConnectionError):
+                return
+            except OSError as error:
+                _log.warning("accept: %s", error.strerror)
+                for fd in self._sockets:
+                    self._loop.watch_reader(fd, None)
+                self._loop.call_later(PAUSE, self._watch)
+                return
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._accepted(sock)
+
+    def close(self) -> None:
+        """Accept no more."""
+        for fd, sock in self._sockets.items():
+            self._loop.watch_reader(fd, None)
+            sock.close()
+        self._sockets.clear()
+
+
+def bind_addresses(address: str, gateway_ports: str) -> tuple[str, ...]:
+    """What to bind for an address that was asked for (sshd_config(5), GatewayPorts).
+
+    ``gateway_ports`` is 'no', 'yes' or 'clientspecified'; '' and '*' ask for every address.
+    """
+    if gateway_ports == "no":
+        return (address,) if address in LOOPBACK else LOOPBACK
+    if gateway_ports == "yes" or address in ("", "*"):
+        return EVERYWHERE
+    return LOOPBACK if address == "localhost" else (address,)
+
+
+def listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
+    """A socket for each address, all with the same port; 0 is any that is free.
+
+    An address of a family that this machine does not have is left out. Raises OSError.
+    """
+    tries = 1 if port else PORT_TRIES
+    while True:
+        tries -= 1
+        try:
+            return _listen(addresses, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not tries:
+                raise
+
+
+def _listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for address in addresses:
+            try:
+                sockets.append(_bind(address, port))
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                missing = error
+                continue
+            port = sockets[0].getsockname()[1]
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    if not sockets:
+        assert missing is not None
+        raise missing
+    return sockets
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    if not is_address(address):
+        raise OSError(errno.EADDRNOTAVAIL, f"'{address}' is not an address of this machine")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class LocalListener:
+    """A Unix-domain socket that is listened on, and its file."""
+
+    def __init__(self, path: bytes, mask: int = 0o177, unlink: bool = False) -> None:
+        """Make both; ``mask`` and ``unlink`` as StreamLocalBindMask and StreamLocalBindUnlink of
+        ssh_config(5). Raises OSError.
+        """
+        if not path or b"\0" in path:
+            raise OSError(errno.EINVAL, "no path of a socket")
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(mask)
+        try:
+            if unlink:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            self.socket.bind(path)
+            self._status = os.lstat(path)
+            self.socket.listen(BACKLOG)
+        except OSError as error:
+            self.socket.close()
+            if error.errno is None:  # Python's own, about its length
+                raise OSError(errno.ENAMETOOLONG, "the path of the socket is too long") from error
+            raise
+        finally:
+            os.umask(before)
+
+    def remove(self) -> None:
+        """Remove the file, if it is still the one that was made."""
+        with contextlib.suppress(OSError):
+            now = os.lstat(self.path)
+            if (now.st_dev, now.st_ino) == (self._status.st_dev, self._status.st_ino):
+                os.unlink(self.path)

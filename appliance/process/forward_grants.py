@@ -1,0 +1,190 @@
+"""Sockets for the user who is logged in: the monitor's part of forwarding.
+
+Each is made with the user's identity, so that a forward reaches no file and no port that
+the user's own programs could not. The rules are those of sshd_config(5) and of the key's
+line; what a client names is compared with them, and otherwise only handed to the kernel.
+"""
+
+import logging
+import os
+from typing import Final
+
+from ..aio import connecting
+from ..aio.listening import LocalListener, bind_addresses, listen
+from ..config.hosts import endpoint
+from ..log import harmless
+from ..wire.codec import write_uint32
+from . import accounts
+from .authentication import Login
+from .requests import (
+    Connect,
+    ConnectLocal,
+    Deny,
+    Handlers,
+    Listen,
+    ListenLocal,
+    Reply,
+    StopListening,
+)
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+LISTENERS_LIMIT: Final = 200  # of one connection at a time
+
+
+Places = tuple[tuple[str, int], ...]  # host and port; '*' and 0 stand for any
+
+
+class ForwardGrants:
+    """What one connection may reach, and what it listens on."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        config, permissions = login.config, login.permissions
+        self._permit_open = _rules(config.permit_open, permissions.permit_open)
+        self._permit_listen = _rules(config.permit_listen, permissions.permit_listen)
+        self._listeners: dict[int, LocalListener | None] = {}  # None: a TCP port
+        self._listeners_made = 0
+
+    def handlers(self) -> Handlers:
+        """What answers each request."""
+        return {
+            Connect: self.connect,
+            ConnectLocal: self.connect_local,
+            Listen: self.listen,
+            ListenLocal: self.listen_local,
+            StopListening: self.stop_listening,
+        }
+
+    # -- connecting --------------------------------------------------------------------
+
+    def connect(self, request: Connect) -> Reply:
+        """Answered with the number of the child that connects, or 0, and a descriptor."""
+        if not self._allows(self._login.config.allow_tcp_forwarding, "local"):
+            raise Deny("port forwarding is not allowed")
+        if not 0 < request.port < 65536:
+            raise Deny("there is no such port")
+        if not all(_permits(each, request.host, request.port) for each in self._permit_open):
+            raise Deny("this place may not be connected to (permitopen)")
+        try:
+            with accounts.as_user(self._login.user):
+                attempt = connecting.connect_address(request.host, request.port)
+            if attempt is None:
+                become = self._become
+                attempt = connecting.connect_name(request.host, request.port, become)
+        except OSError as error:
+            raise Deny(error.strerror or "no connection") from error
+        return write_uint32(attempt.child), [attempt.sock.detach()]
+
+    def _become(self) -> None:
+        accounts.become(self._login.user)
+
+    def connect_local(self, request: ConnectLocal) -> Reply:
+        """Answered with a descriptor."""
+        if (
+            not self._allows(self._login.config.allow_stream_local_forwarding, "local")
+            or self._permit_open  # a path is none of these places
+        ):
+            raise Deny("forwarding of sockets is not allowed")
+        try:
+            with accounts.as_user(self._login.user):
+                attempt = connecting.connect_local(self._path(request.path))
+        except OSError as error:
+            raise Deny(error.strerror or str(error)) from error
+        return b"", [attempt.sock.detach()]
+
+    def _allows(self, setting: str, direction: str) -> bool:
+        return (
+            setting in ("yes", direction)
+            and not self._login.config.disable_forwarding
+            and self._login.permissions.port_forwarding
+        )
+
+    def _path(self, path: bytes) -> bytes:
+        return os.path.join(os.fsencode(self._login.user.pw_dir), path)
+
+    # -- listening ---------------------------------------------------------------------
+
+    def listen(self, request: Listen) -> Reply:
+        """Answered with a number, the port, and a descriptor or two."""
+        if not self._allows(self._login.config.allow_tcp_forwarding, "remote"):
+            raise Deny("port forwarding is not allowed")
+        if request.port > 65535:
+            raise Deny("there is no such port")
+        if not all(_permits(each, request.address, request.port) for each in self._permit_listen):
+            raise Deny("this may not be listened on (permitlisten)")
+        self._check_limit()
+        addresses = bind_addresses(request.address, self._login.config.gateway_ports)
+        try:
+            with accounts.as_user(self._login.user):
+                sockets = listen(addresses, request.port)
+        except OSError as error:
+            raise Deny(f"port {request.port}: {error.strerror}") from error
+        port = sockets[0].getsockname()[1]
+        where = harmless(", ".join(addresses))
+        _log.info("listening on %s port %d for user %s", where, port, self._login.user.pw_name)
+        number = self._remember(None)
+        return write_uint32(number) + write_uint32(port), [sock.detach() for sock in sockets]
+
+    def listen_local(self, request: ListenLocal) -> Reply:
+        """Answered with a number, and a descriptor."""
+        if (
+            not self._allows(self._login.config.allow_stream_local_forwarding, "remote")
+            or self._permit_listen
+        ):
+            raise Deny("forwarding of sockets is not allowed")
+        self._check_limit()
+        path = self._path(request.path)
+        try:
+            with accounts.as_user(self._login.user):
+                listener = LocalListener(path)
+        except OSError as error:
+            raise Deny(str(error.strerror)) from error
+        _log.info(
+            "listening on %s for user %s",
+            harmless(path.decode(errors="replace")),
+            self._login.user.pw_name,
+        )
+        return write_uint32(self._remember(listener)), [listener.socket.detach()]
+
+    def _check_limit(self) -> None:
+        if len(self._listeners) >= LISTENERS_LIMIT:
+            raise Deny("too many forwards")
+
+    def _remember(self, local: LocalListener | None) -> int:
+        self._listeners_made += 1
+        self._listeners[self._listeners_made] = local
+        return self._listeners_made
+
+    def stop_listening(self, request: StopListening) -> Reply:
+        """Answered with nothing."""
+        if request.listener not in self._listeners:
+            raise Deny("no such forward")
+        self._remove(self._listeners.pop(request.listener))
+        return b"", []
+
+    def close(self) -> None:
+        """Remove the files of the sockets that are left."""
+        for local in self._listeners.values():
+            self._remove(local)
+        self._listeners.clear()
+
+    def _remove(self, local: LocalListener | None) -> None:
+        if local is not None:
+            with accounts.as_user(self._login.user):
+                local.remove()
+
+
+def _rules(configured: tuple[str, ...], of_key: Places | None) -> list[Places]:
+    """The lists of places that must each hold what is asked for."""
+    rules: list[Places] = []
+    if configured:
+        rules.append(tuple(endpoint(text) for text in configured))
+    return rules if of_key is None else [*rules, of_key]
+
+
+def _permits(places: Places, host: str, port: int) -> bool:
+    return any(
+        place_host in ("*", host) and place_port in (0, port) for place_host, place_port in places
+    )

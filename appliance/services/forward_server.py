@@ -1,0 +1,153 @@
+"""What a server forwards: connections that the client asks for, and ports that it has us
+listen on (RFC 4254 section 7, OpenSSH PROTOCOL 2.4).
+
+Whether something may be connected to or listened on is not decided here: Privileges says
+no, or gives a socket that was made as the user.
+"""
+
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ..aio.connecting import Attempt
+from ..aio.driver import Driver
+from ..aio.listening import Listener
+from ..log import harmless
+from ..ssh.channels import Channel, ChannelHandler
+from ..wire.forward import (
+    CANCEL_STREAMLOCAL_FORWARD,
+    CANCEL_TCPIP_FORWARD,
+    FORWARDED_STREAMLOCAL,
+    FORWARDED_TCPIP,
+    STREAMLOCAL_FORWARD,
+    TCPIP_FORWARD,
+    BoundPort,
+    DirectStreamlocal,
+    DirectTcpip,
+    ForwardedStreamlocal,
+    ForwardedTcpip,
+    StreamlocalForward,
+    TcpipForward,
+)
+from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
+from .base import Listening, Privileges, Refused
+from .forward import Arriving, Splice, originator
+
+_log = logging.getLogger(__name__)
+
+_Key = tuple[str, int] | bytes  # address and port as they were asked for, or a path
+
+
+class ForwardServer:
+    """The forwards of one connection; owns its listeners and their sockets."""
+
+    def __init__(self, driver: Driver, privileges: Privileges) -> None:
+        self._driver = driver
+        self._privileges = privileges
+        self._listeners: dict[_Key, tuple[int, Listener]] = {}
+
+    # -- the client wants a connection -------------------------------------------------
+
+    def open_tcpip(self, channel: Channel, type_data: bytes) -> None:
+        """A direct-tcpip channel."""
+        wanted = DirectTcpip.decode(type_data)
+        place = f"{harmless(wanted.host)}:{wanted.port}"
+        self._open(channel, place, lambda: self._privileges.connect(wanted.host, wanted.port))
+
+    def open_streamlocal(self, channel: Channel, type_data: bytes) -> None:
+        """A direct-streamlocal channel."""
+        path = DirectStreamlocal.decode(type_data).path
+        place = harmless(path.decode(errors="replace"))
+        self._open(channel, place, lambda: self._privileges.connect_local(path))
+
+    def _open(self, channel: Channel, place: str, connect: Callable[[], Attempt]) -> None:
+        try:
+            attempt = connect()
+        except Refused as refusal:
+            _log.info("forward to %s refused: %s", place, refusal)
+            channel.reject(ADMINISTRATIVELY_PROHIBITED, str(refusal))
+            return
+        except OSError as error:
+            channel.reject(CONNECT_FAILED, str(error.strerror))
+            return
+
+        def say(why: str) -> None:
+            _log.info("forward to %s %s", place, f"failed: {why}" if why else "opened")
+
+        Arriving(channel, self._driver, attempt, _forgotten, say)
+
+    # -- the client wants us to listen -------------------------------------------------
+
+    def global_request(self, name: str, data: bytes) -> bytes | None:
+        """The answer to one of REQUESTS, None for no."""
+        try:
+            return _REQUESTS[name](self, data)
+        except Refused as refusal:
+            _log.info("%s refused: %s", name, refusal)
+            return None
+
+    def _forward_tcpip(self, data: bytes) -> bytes:
+        wanted = TcpipForward.decode(data)
+        key = (wanted.address, wanted.port)
+        if wanted.port and key in self._listeners:
+            raise Refused("this is listened on already")
+        listening = self._privileges.listen(wanted.address, wanted.port)
+        port = listening.port
+
+        def accepted(sock: socket.socket) -> None:
+            opening = ForwardedTcpip(wanted.address, port, *originator(sock))
+            self._accepted(sock, FORWARDED_TCPIP, opening.encode())
+
+        self._listen((wanted.address, port), listening, accepted)
+        return b"" if wanted.port else BoundPort(port).encode()
+
+    def _forward_streamlocal(self, data: bytes) -> bytes:
+        path = StreamlocalForward.decode(data).path
+        if path in self._listeners:
+            raise Refused("this is listened on already")
+
+        def accepted(sock: socket.socket) -> None:
+            self._accepted(sock, FORWARDED_STREAMLOCAL, ForwardedStreamlocal(path).encode())
+
+        self._listen(path, self._privileges.listen_local(path), accepted)
+        return b""
+
+    def _listen(
+        self, key: _Key, listening: Listening, accepted: Callable[[socket.socket], None]
+    ) -> None:
+        listener = Listener(self._driver.loop, listening.sockets, accepted)
+        self._listeners[key] = (listening.number, listener)
+
+    def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
+        splice = Splice(sock, self._driver, _forgotten)
+        splice.attach(self._driver.connection.open_channel(channel_type, opening, splice))
+        self._driver.flush()
+
+    def _cancel_tcpip(self, data: bytes) -> bytes:
+        wanted = TcpipForward.decode(data)
+        return self._cancel((wanted.address, wanted.port))
+
+    def _cancel_streamlocal(self, data: bytes) -> bytes:
+        return self._cancel(StreamlocalForward.decode(data).path)
+
+    def _cancel(self, key: _Key) -> bytes:
+        if key not in self._listeners:
+            raise Refused("this is not listened on")
+        number, listener = self._listeners.pop(key)
+        listener.close()
+        self._privileges.stop_listening(number)
+        return b""
+
+
+def _forgotten(handler: ChannelHandler) -> None:
+    """A forwarded connection is over: nobody counts them, but the limit of channels."""
+
+
+_REQUESTS: Final[Mapping[str, Callable[[ForwardServer, bytes], bytes]]] = {
+    TCPIP_FORWARD: ForwardServer._forward_tcpip,
+    CANCEL_TCPIP_FORWARD: ForwardServer._cancel_tcpip,
+    STREAMLOCAL_FORWARD: ForwardServer._forward_streamlocal,
+    CANCEL_STREAMLOCAL_FORWARD: ForwardServer._cancel_streamlocal,
+}
+REQUESTS: Final = frozenset(_REQUESTS)

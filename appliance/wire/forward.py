@@ -1,0 +1,74 @@
+"""The words of forwarding: TCP connections (RFC 4254 section 7) and Unix-domain sockets
+(OpenSSH PROTOCOL 2.4).
+
+    direct-*      the client asks the server to connect to a place
+    forwarded-*   the server has a connection for a place that the client had it listen on
+"""
+
+from typing import Final
+
+from .codec import Record, String, Text, UInt32
+
+DIRECT_TCPIP: Final = "direct-tcpip"
+FORWARDED_TCPIP: Final = "forwarded-tcpip"
+DIRECT_STREAMLOCAL: Final = "direct-streamlocal@openssh.com"
+FORWARDED_STREAMLOCAL: Final = "forwarded-streamlocal@openssh.com"
+
+TCPIP_FORWARD: Final = "tcpip-forward"
+CANCEL_TCPIP_FORWARD: Final = "cancel-tcpip-forward"
+STREAMLOCAL_FORWARD: Final = "streamlocal-forward@openssh.com"
+CANCEL_STREAMLOCAL_FORWARD: Final = "cancel-streamlocal-forward@openssh.com"
+
+
+class DirectTcpip(Record):
+    """The opening of a direct-tcpip channel (RFC 4254 section 7.2)."""
+
+    host: Text
+    port: UInt32
+    originator_address: Text
+    originator_port: UInt32
+
+
+class ForwardedTcpip(Record):
+    """The opening of a forwarded-tcpip channel: the address as it was asked for, and the port
+    that is really listened on (RFC 4254 section 7.2).
+    """
+
+    address: Text
+    port: UInt32
+    originator_address: Text
+    originator_port: UInt32
+
+
+class TcpipForward(Record):
+    """Begin to listen, or cease to (RFC 4254 section 7.1)."""
+
+    address: Text
+    port: UInt32  # 0: any, and the answer is a BoundPort
+
+
+class BoundPort(Record):
+    """The answer when any port was wanted."""
+
+    port: UInt32
+
+
+class DirectStreamlocal(Record):
+    """The opening of a direct-streamlocal channel."""
+
+    path: String
+    reserved: String = b""
+    reserved_number: UInt32 = 0
+
+
+class ForwardedStreamlocal(Record):
+    """The opening of a forwarded-streamlocal channel."""
+
+    path: String
+    reserved: String = b""
+
+
+class StreamlocalForward(Record):
+    """Begin to listen on a socket, or cease to."""
+
+    path: String
