@@ -154,7 +154,7 @@ class LocalListener:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             self.socket.bind(path)
-            self._status = os.lstat(path)
+            self._identity = _identity(path)
             self.socket.listen(BACKLOG)
         except OSError as error:
             self.socket.close()
@@ -167,6 +167,11 @@ class LocalListener:
     def remove(self) -> None:
         """Remove the file, if it is still the one that was made."""
         with contextlib.suppress(OSError):
-            now = os.lstat(self.path)
-            if (now.st_dev, now.st_ino) == (self._status.st_dev, self._status.st_ino):
+            if _identity(self.path) == self._identity:
                 os.unlink(self.path)
+
+
+def _identity(path: bytes) -> tuple[int, int, int]:
+    """Of a file; the time is there because a number is used again."""
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_mtime_ns

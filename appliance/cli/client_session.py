@@ -1,22 +1,33 @@
-"""What the client does once it is logged in: a session, a tunnel, or both; or -W."""
+"""What the client does once it is logged in: a session, a tunnel, forwards; or -W."""
 
+import contextlib
+import logging
 import os
+import signal
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
+from ..config.forwards import Forward
 from ..services.session_client import CONNECTION_FAILED, SessionClient, Wanted
+from ..ssh.channels import Channel
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
+from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
 from . import prompts
 from .ssh import environment_to_send
 from .ssh_config import HostOptions
 from .tunnel import ClientTunnel
 
 if TYPE_CHECKING:
-    from ..services.forward_client import StdioForward
+    from ..services.forward_client import ForwardClient
+    from ..services.stdio_forward import StdioForward
+
+_log = logging.getLogger(__name__)
 
 
 class ClientSession:
@@ -38,7 +49,10 @@ class ClientSession:
         self._quiet = quiet
         self._tunnel = tunnel
         self._session: SessionClient | None = None
-        self._forward: StdioForward | None = None
+        self._session_over = False
+        self._stdio_forward: StdioForward | None = None
+        self._forwards: ForwardClient | None = None
+        self._forwards_to_come = 0
         self._failed = False
 
     def run(self) -> int:
@@ -48,8 +62,10 @@ class ClientSession:
         finally:
             if self._session is not None:
                 self._session.restore()
-            if self._forward is not None:
-                self._forward.restore()
+            if self._stdio_forward is not None:
+                self._stdio_forward.restore()
+            if self._forwards is not None:
+                self._forwards.close()
             if self._tunnel is not None:
                 self._tunnel.close()
 
@@ -59,13 +75,17 @@ class ClientSession:
         self._driver = Driver(self._loop, self._sock, connection, self._loop.stop)
         if self._tunnel is not None:
             self._tunnel.start(self._driver, self._tunnel_refused)
-        if options.session_type != "none":
-            self._start_session()
         if options.stdio_forward is not None:
-            self._start_forward(options.stdio_forward)
+            self._start_stdio_forward(options.stdio_forward)
+        else:
+            self._start_forwards(options.forwards)
+        if options.session_type != "none" and not self._failed:
+            self._start_session()
         if options.server_alive_interval:
             interval, count = options.server_alive_interval, options.server_alive_count_max
             KeepAlive(self._driver, interval, count, self._silent)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self._loop.on_signal(number, partial(self._end_by, number))
         self._driver.start()
         self._loop.run()
         if connection.phase is not Phase.CLOSED:
@@ -75,6 +95,77 @@ class ClientSession:
         if self._failed or self._session is None:
             return CONNECTION_FAILED if self._failed or connection.error else 0
         return self._session.status
+
+    # -- forwards ----------------------------------------------------------------------
+
+    def _start_forwards(self, forwards: tuple[Forward, ...]) -> None:
+        """And go to the background, if that is wanted, once it is known what became of them."""
+        self._forwards_to_come = 1 + len(forwards)
+        for forward in forwards:
+            self._client().add(forward, self._forward_started)
+        self._forward_started("")
+
+    def _forward_started(self, why: str) -> None:
+        if why:
+            failing = self._options.exit_on_forward_failure
+            prompts.tell(f"{'Error' if failing else 'Warning'}: {why}")
+            if failing:
+                self._failed = True
+                self._loop.stop()
+                return
+        self._forwards_to_come -= 1
+        if not self._forwards_to_come and self._options.fork_after_authentication:
+            _go_to_background()
+
+    def _client(self) -> "ForwardClient":
+        """The forwards, which most sessions do not have."""
+        if self._forwards is None:
+            from ..services.forward_client import ForwardClient, Settings
+
+            options = self._options
+            settings = Settings(
+                options.gateway_ports,
+                options.stream_local_bind_mask,
+                options.stream_local_bind_unlink,
+                options.permit_remote_open,
+            )
+            self._forwards = ForwardClient(
+                settings, self._driver, self._tell, self._leave_when_over
+            )
+        return self._forwards
+
+    def _tell(self, text: str) -> None:
+        """Something that only informs."""
+        if not self._quiet:
+            prompts.tell(text)
+
+    def channel_open(self, channel: Channel, type_data: bytes) -> None:
+        """The server opens a channel."""
+        if self._forwards is None:
+            channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
+        else:
+            self._forwards.channel_open(channel, type_data)
+
+    def _start_stdio_forward(self, place: tuple[str, int]) -> None:
+        from ..services.stdio_forward import StdioForward
+
+        stdin = not self._options.stdin_null
+        self._stdio_forward = StdioForward(
+            place, stdin, self._driver, self._stdio_forward_ended, prompts.tell
+        )
+        self._stdio_forward.start()
+
+    def _stdio_forward_ended(self) -> None:
+        assert self._stdio_forward is not None
+        self._failed = self._failed or self._stdio_forward.failed
+        self._loop.stop()
+
+    def _tunnel_refused(self) -> None:
+        if self._session is None:
+            self._failed = True
+            self._loop.stop()
+
+    # -- the session -------------------------------------------------------------------
 
     def _start_session(self) -> None:
         options, connection = self._options, self._connection
@@ -98,35 +189,48 @@ class ClientSession:
             not options.stdin_null and not options.fork_after_authentication,
             (options.escape_char or "").encode("latin-1"),
         )
-        session = SessionClient(wanted, self._driver, self._session_ended, prompts.tell)
+        command_line = self._escape_command if options.enable_escape_commandline else None
+        session = SessionClient(
+            wanted, self._driver, self._session_ended, prompts.tell, command_line
+        )
         self._session = session
         session.start(connection.open_channel("session", b"", session))
+
+    def _escape_command(self, text: str, done: Callable[[str], None]) -> None:
+        """A line of ~C."""
+        from .escape_command import carry_out
+
+        carry_out(text, self._client(), done)
 
     def _session_ended(self) -> None:
         session = self._session
         assert session is not None
+        self._session_over = True
         if session.on_terminal and not self._quiet:
             prompts.tell(f"Connection to {self._options.host} closed.")
-        self._loop.stop()
+        self._leave_when_over()
 
-    def _start_forward(self, place: tuple[str, int]) -> None:
-        from ..services.forward_client import StdioForward
-
-        stdin = not self._options.stdin_null
-        self._forward = StdioForward(place, stdin, self._driver, self._forward_ended, prompts.tell)
-        self._forward.start()
-
-    def _forward_ended(self) -> None:
-        assert self._forward is not None
-        self._failed = self._failed or self._forward.failed
-        self._loop.stop()
-
-    def _tunnel_refused(self) -> None:
-        if self._session is None:
-            self._failed = True
+    def _leave_when_over(self) -> None:
+        """Forwarded connections may outlive the session that they came with."""
+        if self._session_over and not (self._forwards and self._forwards.connections):
             self._loop.stop()
+
+    def _end_by(self, number: int) -> None:
+        _log.info("killed by signal %d", number)
+        self._failed = True
+        self._loop.stop()
 
     def _silent(self) -> None:
         prompts.tell(f"Timeout, server {self._options.host} not responding.")
         self._failed = True
         self._loop.stop()
+
+
+def _go_to_background() -> None:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)

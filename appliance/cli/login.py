@@ -220,7 +220,10 @@ def _jump(options: HostOptions) -> list[str]:
     ):
         raise UsageError(f"ProxyJump: {last} is the host itself")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    argv = [sys.executable, "-P", "-c", _OURSELVES, root, "ssh"]
+    argv = [sys.executable, "-P", "-c", _OURSELVES, root]
+    if options.jump_command:
+        return [*argv, *options.jump_command]
+    argv.append("ssh")
     if user:
         argv += ["-l", user]
     if port:

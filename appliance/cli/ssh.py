@@ -9,15 +9,19 @@ import fnmatch
 import logging
 import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import __version__
 from ..errors import CulvertError, PeerError, UsageError
 from ..log import harmless
+from ..ssh.channels import Channel
 from ..ssh.connection import ConnectionHandler
 from .login import Login
 from .options import Option, Options, help_text, parse
 from .ssh_config import HostOptions, Person, keyword_fields, load
+
+if TYPE_CHECKING:
+    from .client_session import ClientSession
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
 
@@ -41,6 +45,10 @@ SSH_SPEC: Final = (
     *_COMMON,
     Option("J", "[user@]host[:port]", "connect through this host; several with commas"),
     Option("W", "host:port", "connect our input and output to this place, from the server"),
+    Option("L", "[address:]port:host:port", "a port here leads to a place of the server's", True),
+    Option("R", "[address:]port:host:port", "a port of the server leads to a place of ours", True),
+    Option("D", "[address:]port", "a SOCKS port here leads wherever its clients want", True),
+    Option("g", None, "let other hosts use the ports of -L and -D"),
     Option("w", "local[:remote]", "a VPN tunnel between tun devices; numbers, or 'any'"),
     Option("4", None, "IPv4 only"),
     Option("6", None, "IPv6 only"),
@@ -60,10 +68,15 @@ DBCLIENT_SPEC: Final = (
     *_COMMON,
     Option("y", None, "accept an unknown host key; -yy any host key", True),
     Option("K", "seconds", "ask a silent server whether it is there"),
+    Option("L", "[address:]port:host:port", "a port here leads to a place of the server's", True),
+    Option("R", "[address:]port:host:port", "a port of the server leads to a place of ours", True),
+    Option("g", None, "let other hosts use the ports of -L"),
+    Option("J", "command", "connect by a command's input and output: dbclient's ProxyCommand"),
+    Option("B", "host:port", "connect our input and output to this place, from the server"),
     Option("b", "address", "connect from this address of ours"),
     Option("W", "bytes", "receive window of a channel"),
 )
-_LATER: Final = frozenset("ALRDMSOXYKgBI")  # ssh's letters that this version does not have
+_LATER: Final = frozenset("AMSOXYKBI")  # ssh's letters that this version does not have
 
 # letter -> keyword of ssh_config(5); a flag has its value here
 _KEYWORDS: Final = {
@@ -74,6 +87,10 @@ _KEYWORDS: Final = {
     "m": ("MACs", ""),
     "b": ("BindAddress", ""),
     "J": ("ProxyJump", ""),
+    "L": ("LocalForward", ""),
+    "R": ("RemoteForward", ""),
+    "D": ("DynamicForward", ""),
+    "g": ("GatewayPorts", "yes"),
     "e": ("EscapeChar", ""),
     "K": ("ServerAliveInterval", ""),
     "4": ("AddressFamily", "inet"),
@@ -167,6 +184,12 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
     if "q" in line.options:
         given.append(("LogLevel", "QUIET"))
     host = line.destination
+    hops = ""
+    if dropbear:
+        hops, _, last = host.rpartition(",")
+        host, port = _dropbear_hop(last)
+        given += [("Port", port)] if port else []
+        given += [("ProxyJump", _as_jumps(hops))] if hops else []
     if host.startswith("ssh://"):
         host = host.removeprefix("ssh://").rstrip("/")
         before, colon, port = host.rpartition(":")
@@ -178,14 +201,13 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
     if at:
         host = after
         given.append(("User", user))
-    if dropbear and "/" in host:
-        host, _, port = host.partition("/")
-        given.append(("Port", port))
     for option, value in line.options:
         if option == "o":
             given.append(value)
         elif option == "w":
             given += [("TunnelDevice", value)]
+        elif option == "J" and dropbear:
+            given.append(("ProxyCommand", value.replace("%", "%%")))
         elif option in _KEYWORDS:
             keyword, fixed = _KEYWORDS[option]
             given.append((keyword, fixed or value))
@@ -206,13 +228,38 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
         key = os.path.join(person.home, ".ssh", "id_dropbear")
         if os.path.exists(key):
             given.append(("IdentityFile", key))
-    place = None if dropbear else line.options.value("W")
+    place = line.options.value("B" if dropbear else "W")
     if place is not None:  # instead of a session
         given = [("SessionType", "none"), ("RequestTTY", "no"), *given]
     settings = load(host, given, line.options.value("F"), person)
     if place is not None:
         settings.stdio_forward = _host_and_port(place)
+    if hops:  # Dropbear has one set of options for all hosts
+        there = f"[{settings.host_name}]:{settings.port}"
+        settings.jump_command = ("dbclient", *_same_everywhere(line.options), "-B", there, hops)
     return settings
+
+
+def _dropbear_hop(text: str) -> tuple[str, str]:
+    """``[user@]host`` and the port of one of dbclient's hosts: behind '^', or '/' as of old."""
+    user, at, place = text.rpartition("@")
+    host, _, port = place.replace("^", "/").partition("/")
+    return user + at + host, port
+
+
+def _as_jumps(hops: str) -> str:
+    """Dropbear's list of hosts, as -J of ssh writes it."""
+    jumps = []
+    for host, port in map(_dropbear_hop, hops.split(",")):
+        user, at, name = host.rpartition("@")
+        jumps.append(f"{user}{at}[{name}]:{port}" if port else f"{user}{at}{name}")
+    return ",".join(jumps)
+
+
+def _same_everywhere(options: Options) -> list[str]:
+    """What holds for every hop."""
+    keys = [word for key in options.values("i") for word in ("-i", key)]
+    return keys + ["-y"] * options.count("y")
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -247,8 +294,12 @@ def _set_up_log(options: Options, settings: HostOptions) -> None:
 def _described(settings: HostOptions) -> str:
     """-G: a line for each setting, in the style of ``ssh -G``."""
     rows = []
-    for field in ("host", *keyword_fields()):
+    for field in dict.fromkeys(("host", *keyword_fields())):
         value = getattr(settings, field)
+        if field == "forwards":
+            names = {"L": "local", "R": "remote", "D": "dynamic"}
+            rows += [f"{names[each.direction]}forward {each}" for each in value]
+            continue
         if value is None or value == ():
             continue
         if isinstance(value, bool):
@@ -275,6 +326,7 @@ class _Client(ConnectionHandler):
         if self._subsystem and not self._command:
             raise UsageError("-s needs the name of a subsystem")
         self._no_session = options.session_type == "none"
+        self._session: ClientSession | None = None
         if options.fork_after_authentication and not (self._command or self._no_session):
             raise UsageError("-f needs a command to run, or -N")
 
@@ -290,17 +342,21 @@ class _Client(ConnectionHandler):
         try:
             sock = login.dial()
             connection = login.authenticate(sock, self)
-            if options.fork_after_authentication:
-                _go_to_background()
             from .client_session import ClientSession
 
-            session = ClientSession(options, connection, sock, self._command, self._quiet, tunnel)
-            status = session.run()
+            self._session = ClientSession(
+                options, connection, sock, self._command, self._quiet, tunnel
+            )
+            status = self._session.run()
             if connection.error is not None and status == FAILURE:
                 raise login.explained(connection.error)
             return status
         finally:
             login.close()
+
+    def channel_open(self, channel: Channel, type_data: bytes) -> None:
+        assert self._session is not None  # who opens channels has to have been asked to
+        self._session.channel_open(channel, type_data)
 
     def banner(self, text: str) -> None:
         if not self._quiet:
@@ -328,13 +384,3 @@ def environment_to_send(options: HostOptions) -> tuple[tuple[str, str], ...]:
     }
     sent.update(dict(options.set_env))
     return tuple(sent.items())
-
-
-def _go_to_background() -> None:
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    with contextlib.suppress(OSError):
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.close(null)

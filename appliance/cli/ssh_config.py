@@ -24,6 +24,7 @@ from ..crypto.patterns import matches_list
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from ..config.forwards import Forward
     from ..config.hosts import Proxy
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,14 @@ class HostOptions:
     stdin_null: bool = False
     fork_after_authentication: bool = False
     escape_char: str | None = "~"  # one character; None: no escapes
+    forwards: tuple[Forward, ...] = ()  # in the order in which they were given
+    gateway_ports: bool = False
+    exit_on_forward_failure: bool = False
+    clear_all_forwardings: bool = False
+    stream_local_bind_mask: int = 0o177
+    stream_local_bind_unlink: bool = False
+    permit_remote_open: tuple[tuple[str, int], ...] | None = None  # None: any place
+    enable_escape_commandline: bool = True
     tunnel: Tunnel = "no"
     tunnel_device: tuple[int, int] = (TUNNEL_ANY, TUNNEL_ANY)  # local, remote
     log_level: str = "INFO"
@@ -111,6 +120,7 @@ class HostOptions:
     config_file: str | None = None  # that is read in place of the usual ones
     host_key_line: str = ""  # the only host key, as type and base64; known_hosts is not read
     stdio_forward: tuple[str, int] | None = None  # host and port for our input and output
+    jump_command: tuple[str, ...] = ()  # the applet and words that connect us, not ssh with -W
 
     def algorithms(
         self, field: str, default: Sequence[str], supported: Sequence[str]
@@ -320,6 +330,37 @@ def _jumps(text: str) -> tuple[str, ...]:
     return jumps
 
 
+def _forward(direction: str) -> Callable[[Sequence[str]], Forward]:
+    """Of one word as on the command line, or of two: where to listen, and the target."""
+
+    def read(words: Sequence[str]) -> Forward:
+        from ..config import forwards
+
+        try:
+            return forwards.forward(direction, ":".join(words))
+        except ValueError as error:
+            raise _BadValue(str(error)) from error
+
+    return read
+
+
+def _mask(text: str) -> int:
+    if not text or len(text) > 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
+        raise _BadValue("expected an octal mask such as 0177")
+    return int(text, 8)
+
+
+def _remote_places(words: Sequence[str]) -> tuple[tuple[str, int], ...] | None:
+    if len(words) == 1 and words[0].lower() in ("any", "none"):
+        return None if words[0].lower() == "any" else ()
+    from ..config import hosts
+
+    try:
+        return tuple(hosts.endpoint(word) for word in words)
+    except ValueError as error:
+        raise _BadValue(f"{error}; or any, or none") from error
+
+
 def _files(words: Sequence[str]) -> tuple[str, ...]:
     if "none" in map(str.lower, words):
         if len(words) > 1:
@@ -401,6 +442,16 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         _Setting("StdinNull", "stdin_null", _flag),
         _Setting("ForkAfterAuthentication", "fork_after_authentication", _flag),
         _Setting("EscapeChar", "escape_char", _escape),
+        _Setting("EnableEscapeCommandline", "enable_escape_commandline", _flag),
+        _Setting("LocalForward", "forwards", _forward("L"), "words"),
+        _Setting("RemoteForward", "forwards", _forward("R"), "words"),
+        _Setting("DynamicForward", "forwards", _forward("D"), "words"),
+        _Setting("GatewayPorts", "gateway_ports", _flag),
+        _Setting("ExitOnForwardFailure", "exit_on_forward_failure", _flag),
+        _Setting("ClearAllForwardings", "clear_all_forwardings", _flag),
+        _Setting("StreamLocalBindMask", "stream_local_bind_mask", _mask),
+        _Setting("StreamLocalBindUnlink", "stream_local_bind_unlink", _flag),
+        _Setting("PermitRemoteOpen", "permit_remote_open", _remote_places, "words"),
         _Setting(
             "Tunnel",
             "tunnel",
@@ -433,27 +484,23 @@ _ALIASES: Final = {
 _TUNING_KEYWORDS: Final = """
     addkeystoagent canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
     canonicalizepermittedcnames casignaturealgorithms channeltimeout checkhostip cipher
-    clearallforwardings compressionlevel controlpath controlpersist enableescapecommandline
-    enablesshkeysign exitonforwardfailure fallbacktorsh forwardx11timeout forwardx11trusted
-    gatewayports globalknownhostsfile2 gssapiauthentication gssapiclientidentity
+    compressionlevel controlpath controlpersist enablesshkeysign fallbacktorsh forwardx11timeout
+    forwardx11trusted globalknownhostsfile2 gssapiauthentication gssapiclientidentity
     gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange gssapirenewalforcesrekey
     gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
-    hostbasedkeytypes ipqos kbdinteractivedevices localcommand logverbose
-    obscurekeystroketiming permitremoteopen protocol rhostsauthentication
-    rhostsrsaauthentication rsaauthentication securitykeyprovider smartcarddevice
-    streamlocalbindmask streamlocalbindunlink syslogfacility tag updatehostkeys
-    useprivilegedport useroaming usersh userknownhostsfile2 verifyhostkeydns visualhostkey
-    warnweakcrypto xauthlocation
+    hostbasedkeytypes ipqos kbdinteractivedevices localcommand logverbose obscurekeystroketiming
+    protocol rhostsauthentication rhostsrsaauthentication rsaauthentication securitykeyprovider
+    smartcarddevice syslogfacility tag updatehostkeys useprivilegedport useroaming usersh
+    userknownhostsfile2 verifyhostkeydns visualhostkey warnweakcrypto xauthlocation
 """
 _TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 
 # OpenSSH has them, Culvert has not: keyword -> the values that switch it off.
 _OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
-    BindInterface CanonicalizeHostname CertificateFile ControlMaster DynamicForward
-    ForwardAgent ForwardX11 KnownHostsCommand LocalForward NoHostAuthenticationForLocalhost
-    PermitLocalCommand PKCS11Provider ProxyUseFdpass RefuseConnection RemoteForward
-    RevokedHostKeys
+    BindInterface CanonicalizeHostname CertificateFile ControlMaster ForwardAgent ForwardX11
+    KnownHostsCommand NoHostAuthenticationForLocalhost PermitLocalCommand PKCS11Provider
+    ProxyUseFdpass RefuseConnection RevokedHostKeys
 """
 _NOT_YET: Final = {name.lower(): name for name in _NOT_YET_KEYWORDS.split()}
 _REST_OF_LINE: Final = ("localcommand", "knownhostscommand")
@@ -653,6 +700,10 @@ class _Reader:
             files = self.found.setdefault(row.field, [])
             if value not in files:
                 files.append(value)
+        elif row.field == "forwards":
+            found = self.found.setdefault(row.field, [])
+            if value not in found:
+                found.append(value)
         elif row.field == "send_env":
             patterns = self.found.setdefault(row.field, [])
             for pattern in value:
@@ -881,6 +932,17 @@ def _resolve(reader: _Reader) -> HostOptions:
                     raise UsageError(f"{keyword}: %{letter} stands for {value!r}, not for a file")
         return expand_environment(expand(reader.tilde(text), known, keyword), keyword)
 
+    settings.forwards = tuple(
+        each._replace(
+            **{
+                part: path(place, "a forward")
+                for part, place in (("listen", each.listen), ("target", each.target))
+                if isinstance(place, str)
+            }
+        )
+        for each in settings.forwards
+        if not settings.clear_all_forwardings
+    )
     settings.identity_files_given = "identity_files" in reader.found
     if settings.identity_files_given:
         files = [each for each in settings.identity_files if each.lower() != "none"]

@@ -83,7 +83,7 @@ def destination(text: str) -> Destination:
         host, port = place, None
     try:
         return Destination(
-            user_name(user) if at else "", host_name(host), 0 if port is None else _port(port)
+            user_name(user) if at else "", host_name(host), 0 if port is None else port_number(port)
         )
     except ValueError as error:
         raise ValueError("expected [user@]host[:port]") from error
@@ -97,7 +97,7 @@ def endpoint(text: str) -> Endpoint:
             raise ValueError("no colon, or too many")
         host = parts[1] or parts[2] or ""
         return Endpoint(
-            "*" if host == "*" else host_name(host), 0 if parts[3] == "*" else _port(parts[3])
+            "*" if host == "*" else host_name(host), 0 if parts[3] == "*" else port_number(parts[3])
         )
     except ValueError as error:
         raise ValueError(
@@ -111,7 +111,7 @@ def proxy(text: str) -> Proxy:
     if match is None:
         raise ValueError(_PROXY_FORM)
     try:
-        host, port = host_name(match["host"].strip("[]")), _port(match["port"])
+        host, port = host_name(match["host"].strip("[]")), port_number(match["port"])
         user = None if match["user"] is None else _unquoted(match["user"])
         password = _unquoted(match["password"] or "")
     except ValueError as error:
@@ -124,7 +124,7 @@ def proxy(text: str) -> Proxy:
     return Proxy(match["scheme"], host, port, user, password)
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise ValueError("expected a port")
     return int(text)

@@ -1,12 +1,13 @@
-"""A forwarded connection: a socket here, a channel, and a socket at the peer's side.
+"""A forwarded connection: descriptors here, a channel, and a socket at the peer's side.
 
-Each direction ends on its own, as a TCP connection's do: the end of what the socket says
-becomes the channel's EOF, and the channel's EOF shuts the socket down for writing. Neither
-end holds more than a window of what the other has not taken.
+Each direction ends on its own, as a TCP connection's do: the end of what is read here
+becomes the channel's EOF, and the channel's EOF ends what is written here. Neither side
+holds more than a window of what the other has not taken.
 """
 
 import contextlib
 import socket
+from abc import abstractmethod
 from collections.abc import Callable
 
 from ..aio.connecting import Attempt, Connecting
@@ -17,49 +18,20 @@ from ..wire.messages import CONNECT_FAILED
 
 
 class Splice(ChannelHandler):
-    """One socket and one channel; owns the socket.
+    """Two descriptors, which may be one, and a channel that ``attach`` names."""
 
-    For a channel that we open, this is its handler from the start, and ``attach`` tells
-    it the channel. ``refused`` gets the peer's words if it does not open.
-    """
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        driver: Driver,
-        ended: Callable[["Splice"], None],
-        refused: Callable[[str], None] | None = None,
-        first: bytes = b"",
-    ) -> None:
-        """``first``: what the socket has said already."""
-        sock.setblocking(False)
-        self._sock = sock
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._ended = ended
-        self._refused = refused
-        self._first = first
         self._input_over = self._output_over = self._closed = False
 
-    def attach(self, channel: Channel) -> None:
-        """This is the channel."""
-        fd = self._sock.fileno()
+    def attach(self, channel: Channel, read_fd: int, write_fd: int) -> None:
+        """These belong together; nothing is read before ``opened``."""
         self._channel = channel
-        self._source = Source(fd, channel, self._driver, self._input_ended)
-        self._sink = Sink(fd, channel, self._driver, self._broken)
-
-    @property
-    def channel(self) -> Channel:
-        """That was attached."""
-        return self._channel
+        self._source = Source(read_fd, channel, self._driver, self._input_ended)
+        self._sink = Sink(write_fd, channel, self._driver, self._broken)
 
     def opened(self, type_data: bytes) -> None:
-        if self._first:
-            self._channel.send(self._first)  # never more than a first window
         self._source.start()
-
-    def open_failed(self, reason_code: int, description: str) -> None:
-        if self._refused is not None:
-            self._refused(description)
 
     def data(self, view: memoryview) -> None:
         self._sink.write(view)
@@ -80,8 +52,7 @@ class Splice(ChannelHandler):
 
     def _output_ended(self) -> None:
         self._output_over = True
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
+        self._end_output()
         self._close_if_over()
 
     def _close_if_over(self) -> None:
@@ -99,6 +70,34 @@ class Splice(ChannelHandler):
         self._source.stop()
         self._sink.when_drained(self._release)
 
+    @abstractmethod
+    def _end_output(self) -> None:
+        """Tell whoever reads what we write that this was all."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """The channel is closed, and everything is written."""
+
+
+class SocketSplice(Splice):
+    """A channel with a socket of its own; ``ended`` is called when both are closed."""
+
+    def __init__(
+        self, sock: socket.socket, driver: Driver, ended: Callable[[ChannelHandler], None]
+    ) -> None:
+        super().__init__(driver)
+        sock.setblocking(False)
+        self._sock = sock
+        self._ended = ended
+
+    def join(self, channel: Channel) -> None:
+        """This is the channel."""
+        self.attach(channel, self._sock.fileno(), self._sock.fileno())
+
+    def _end_output(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
     def _release(self) -> None:
         self._sock.close()
         self._ended(self)
@@ -115,7 +114,7 @@ class Arriving(ChannelHandler):
         ended: Callable[[ChannelHandler], None],
         say: Callable[[str], None],
     ) -> None:
-        """``say`` is told whether it worked: '' or why not."""
+        """``say`` is told what came of it: '', or why it failed."""
         self._channel = channel
         self._driver = driver
         self._ended = ended
@@ -125,8 +124,8 @@ class Arriving(ChannelHandler):
 
     def _connected(self, sock: socket.socket) -> None:
         self._say("")
-        splice = Splice(sock, self._driver, self._ended)
-        splice.attach(self._channel)
+        splice = SocketSplice(sock, self._driver, self._ended)
+        splice.join(self._channel)
         self._channel.accept(splice)
         splice.opened(b"")
         self._driver.flush()
@@ -145,10 +144,8 @@ class Arriving(ChannelHandler):
 
 def originator(sock: socket.socket) -> tuple[str, int]:
     """Who is connected, as a channel's opening names it (RFC 4254 section 7.2)."""
-    try:
+    with contextlib.suppress(OSError):  # it may be gone again
         address = sock.getpeername()
-    except OSError:  # gone again
-        return "127.0.0.1", 65535
-    if isinstance(address, tuple):
-        return address[0], address[1]
+        if isinstance(address, tuple):
+            return address[0], address[1]
     return "127.0.0.1", 65535  # of a Unix-domain socket, as OpenSSH names it

@@ -1,124 +1,473 @@
-"""Our standard input and output, and a port far away that the server connects to (ssh -W).
-
-Each direction ends on its own, as a TCP connection's do: our end of file becomes the
-channel's, and the channel's becomes one for who reads our output.
+"""The client's forwards: ports here that lead to places the server reaches (-L, -D), and ports
+there that lead to places we reach (-R); RFC 4254 section 7, OpenSSH PROTOCOL 2.4.
 """
 
 import contextlib
+import logging
 import os
 import socket
-import stat
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
+from ..aio.connecting import (
+    Attempt,
+    Connecting,
+    connect_address,
+    connect_local,
+    connect_name,
+    is_address,
+)
 from ..aio.driver import Driver
-from ..aio.relay import Sink, Source, wants_nonblocking
+from ..aio.listening import Listener, LocalListener, bind_addresses, listen
+from ..aio.loop import Loop
+from ..config.forwards import REMOTE, Forward, Place, TcpPlace
+from ..errors import MalformedMessage
 from ..log import harmless
 from ..ssh.channels import Channel, ChannelHandler
-from ..wire.codec import Record, Text, UInt32
+from ..wire.codec import Record
+from ..wire.forward import (
+    CANCEL_STREAMLOCAL_FORWARD,
+    CANCEL_TCPIP_FORWARD,
+    DIRECT_STREAMLOCAL,
+    DIRECT_TCPIP,
+    FORWARDED_STREAMLOCAL,
+    FORWARDED_TCPIP,
+    STREAMLOCAL_FORWARD,
+    TCPIP_FORWARD,
+    BoundPort,
+    DirectStreamlocal,
+    DirectTcpip,
+    ForwardedStreamlocal,
+    ForwardedTcpip,
+    StreamlocalForward,
+    TcpipForward,
+)
+from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
+from ..wire.socks import Dialogue
+from .forward import Arriving, SocketSplice, originator
 
-CHANNEL_TYPE: Final = "direct-tcpip"  # RFC 4254 section 7.2
+_log = logging.getLogger(__name__)
+
+# Our own choices
+SOCKS_SECONDS: Final = 60  # that a client may take to say what it wants
+_SOCKS_READ: Final = 4096  # bytes
+
+Done = Callable[[str], None]  # gets '', or why it failed
 
 
-class DirectTcpip(Record):
-    """What the channel's opening says (RFC 4254 section 7.2)."""
+class Settings(NamedTuple):
+    """What ssh_config(5) says about all forwards."""
 
-    host: Text
-    port: UInt32
-    originator_address: Text
-    originator_port: UInt32
+    gateway_ports: bool = False
+    stream_local_bind_mask: int = 0o177
+    stream_local_bind_unlink: bool = False
+    permit_remote_open: tuple[tuple[str, int], ...] | None = None  # None: any place
 
 
-class StdioForward(ChannelHandler):
-    """The channel; ``ended`` is called once it is closed and its output is written."""
+class ForwardClient:
+    """The forwards of one connection; owns the sockets that listen, and their files."""
 
     def __init__(
         self,
-        place: tuple[str, int],
-        stdin: bool,
+        settings: Settings,
         driver: Driver,
-        ended: Callable[[], None],
         say: Callable[[str], None],
+        idle: Callable[[], None],
     ) -> None:
-        """``stdin``: whether to read ours."""
-        self._place = place
-        self._stdin = stdin
+        """``idle`` is called when the last forwarded connection is over."""
+        self._settings = settings
         self._driver = driver
-        self._ended = ended
         self._say = say
-        self.failed = False
-        self._input_over = self._output_over = False
-        self._made_nonblocking = False
+        self._idle = idle
+        self._listeners: dict[Place, tuple[Listener, LocalListener | None]] = {}
+        self._remote: dict[TcpPlace | bytes, Forward] = {}  # as the server names them
+        self._connections: set[ChannelHandler] = set()
 
-    def start(self) -> None:
-        """Ask for the channel."""
-        host, port = self._place
-        # The originator of a channel without a socket of its own, as OpenSSH names it.
-        opening = DirectTcpip(host, port, "127.0.0.1", 65535)
-        driver = self._driver
-        channel = driver.connection.open_channel(CHANNEL_TYPE, opening.encode(), self)
-        self._channel: Channel = channel
-        if wants_nonblocking(1) and os.get_blocking(1):
-            os.set_blocking(1, False)
-            self._made_nonblocking = True
-        self._sink = Sink(1, channel, driver, channel.close)
-        self._source = Source(0, channel, driver, self._input_ended)
+    @property
+    def connections(self) -> int:
+        """How many are open, or about to be."""
+        return len(self._connections)
+
+    def add(self, forward: Forward, done: Done) -> None:
+        """Begin to forward."""
+        if forward.direction == REMOTE:
+            self._add_remote(forward, done)
+            return
+        try:
+            self._add_local(forward)
+        except OSError as error:
+            done(f"cannot listen on {forward.listen}: {error.strerror}")
+        else:
+            done("")
+
+    def cancel(self, forward: Forward, done: Done) -> None:
+        """Forward no new connections; what ``forward`` leads to does not matter."""
+        if forward.direction == REMOTE:
+            self._cancel_remote(forward, done)
+        elif forward.listen in self._listeners:
+            self._close(*self._listeners.pop(forward.listen))
+            done("")
+        else:
+            done(f"nothing listens on {forward.listen}")
+
+    def close(self) -> None:
+        """Listen no more; connections live on."""
+        for listener, file in self._listeners.values():
+            self._close(listener, file)
+        self._listeners.clear()
+
+    @staticmethod
+    def _close(listener: Listener, file: LocalListener | None) -> None:
+        listener.close()
+        if file is not None:
+            file.remove()
+
+    # -- ports here --------------------------------------------------------------------
+
+    def _add_local(self, forward: Forward) -> None:
+        if forward.listen in self._listeners:
+            raise OSError(0, "it is forwarded already")
+        settings = self._settings
+        file = None
+        if isinstance(forward.listen, str):
+            mask, unlink = settings.stream_local_bind_mask, settings.stream_local_bind_unlink
+            file = LocalListener(os.fsencode(forward.listen), mask, unlink)
+            sockets = [file.socket]
+        else:
+            host, port = forward.listen
+            gateway = "yes" if settings.gateway_ports and host is None else "clientspecified"
+            addresses = bind_addresses("localhost" if host is None else host, gateway)
+            sockets = listen([_address(each) for each in addresses], port)
+
+        def accepted(sock: socket.socket) -> None:
+            if forward.target is None:
+                _SocksClient(sock, self._driver.loop, self._connect)
+            else:
+                self._connect(sock, forward.target, None)
+
+        self._listeners[forward.listen] = Listener(self._driver.loop, sockets, accepted), file
+
+    def _connect(self, sock: socket.socket, target: Place, dialogue: Dialogue | None) -> None:
+        """Have the server connect to a place for who is connected to ``sock``."""
+        opening: Record
+        if isinstance(target, str):
+            kind, opening = DIRECT_STREAMLOCAL, DirectStreamlocal(os.fsencode(target))
+        else:
+            assert target.host is not None
+            kind = DIRECT_TCPIP
+            opening = DirectTcpip(target.host, target.port, *originator(sock))
+        leaving = _Leaving(sock, self._driver, self._over, self._say, dialogue)
+        self._connections.add(leaving)
+        leaving.join(self._driver.connection.open_channel(kind, opening.encode(), leaving))
+        self._driver.flush()
+
+    def _over(self, handler: ChannelHandler) -> None:
+        self._connections.discard(handler)
+        if not self._connections:
+            self._idle()
+
+    # -- ports there -------------------------------------------------------------------
+
+    def _add_remote(self, forward: Forward, done: Done) -> None:
+        listen = forward.listen
+
+        def answered(data: bytes | None) -> None:
+            if data is None:
+                where = f"path {listen}" if isinstance(listen, str) else f"port {listen.port}"
+                done(f"remote port forwarding failed for listen {where}")
+                return
+            if isinstance(listen, str):
+                self._remote[os.fsencode(listen)] = forward
+            else:
+                port = listen.port
+                if not port:
+                    port = BoundPort.decode(data).port
+                    target = forward.target or "SOCKS"
+                    self._say(f"Allocated port {port} for remote forward to {target}")
+                self._remote[TcpPlace(_asked_for(listen), port)] = forward
+            done("")
+
+        if isinstance(listen, str):
+            name, wanted = STREAMLOCAL_FORWARD, StreamlocalForward(os.fsencode(listen)).encode()
+        else:
+            name = TCPIP_FORWARD
+            wanted = TcpipForward(_asked_for(listen), listen.port).encode()
+        self._driver.connection.global_request(name, wanted, answered)
+        self._driver.flush()
+
+    def _cancel_remote(self, forward: Forward, done: Done) -> None:
+        listen = forward.listen
+        key: TcpPlace | bytes
+        if isinstance(listen, str):
+            key = os.fsencode(listen)
+            name, wanted = CANCEL_STREAMLOCAL_FORWARD, StreamlocalForward(key).encode()
+        else:
+            key = TcpPlace(_asked_for(listen), listen.port)
+            name = CANCEL_TCPIP_FORWARD
+            wanted = TcpipForward(_asked_for(listen), listen.port).encode()
+        if self._remote.pop(key, None) is None:
+            done(f"nothing listens on {listen} of the server")
+            return
+
+        def answered(data: bytes | None) -> None:
+            done("the server refuses to cancel it" if data is None else "")
+
+        self._driver.connection.global_request(name, wanted, answered)
+        self._driver.flush()
+
+    def channel_open(self, channel: Channel, type_data: bytes) -> None:
+        """The server has a connection: for us, if we asked for it."""
+        if channel.channel_type == FORWARDED_TCPIP:
+            opening = ForwardedTcpip.decode(type_data)
+            forward = self._forward_to(opening.address, opening.port)
+        elif channel.channel_type == FORWARDED_STREAMLOCAL:
+            forward = self._remote.get(ForwardedStreamlocal.decode(type_data).path)
+        else:
+            forward = None
+        if forward is None:
+            channel.reject(ADMINISTRATIVELY_PROHIBITED, "this was not asked for")
+        elif forward.target is None:
+            self._connections.add(
+                _RemoteSocks(channel, self._driver, self._permitted, self._over, self._say)
+            )
+        else:
+            self._reach(forward.target, channel)
+
+    def _forward_to(self, address: str, port: int) -> Forward | None:
+        """The forward with this address; if the server writes it otherwise, with this port."""
+        exactly = self._remote.get(TcpPlace(address, port))
+        if exactly is not None:
+            return exactly
+        found = [
+            forward
+            for place, forward in self._remote.items()
+            if isinstance(place, TcpPlace) and place.port == port
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _reach(self, target: Place, channel: Channel) -> None:
+        """Connect to a place here, for a channel of the server's."""
+        try:
+            attempt = _attempt(target)
+        except OSError as error:
+            self._say(f"connect to {target} failed: {error.strerror}")
+            channel.reject(CONNECT_FAILED, str(error.strerror))
+            return
+
+        def say(why: str) -> None:
+            _reap(attempt)
+            if why:
+                self._say(f"connect to {target} failed: {why}")
+
+        self._connections.add(Arriving(channel, self._driver, attempt, self._over, say))
+
+    def _permitted(self, place: TcpPlace) -> bool:
+        """Whether the server may name this place (ssh_config(5), PermitRemoteOpen)."""
+        rules = self._settings.permit_remote_open
+        return rules is None or any(
+            host in ("*", place.host) and port in (0, place.port) for host, port in rules
+        )
+
+
+class _Leaving(SocketSplice):
+    """A connection to a port here, on its way to a place that the server reaches."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        driver: Driver,
+        ended: Callable[[ChannelHandler], None],
+        say: Callable[[str], None],
+        dialogue: Dialogue | None,
+    ) -> None:
+        """``dialogue``: in which a SOCKS client named the place, and now waits."""
+        super().__init__(sock, driver, ended)
+        self._say = say
+        self._dialogue = dialogue
 
     def opened(self, type_data: bytes) -> None:
-        if self._stdin:
-            self._source.start()
-        else:
-            self._input_ended()
+        if self._dialogue is not None:
+            _tell(self._sock, self._dialogue.answer(True))
+            if self._dialogue.rest:
+                self._channel.send(self._dialogue.rest)
+        super().opened(type_data)
 
     def open_failed(self, reason_code: int, description: str) -> None:
-        host, port = self._place
-        self._say(f"culvert: the server does not connect to {host}:{port}: {harmless(description)}")
-        self.failed = True
+        self._say(f"channel {self._channel.number}: open failed: {harmless(description)}")
+        if self._dialogue is not None:
+            _tell(self._sock, self._dialogue.answer(False))
+
+
+class _SocksClient:
+    """A connection to a port of -D, until it says where it wants to go."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        wanted: Callable[[socket.socket, Place, Dialogue], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = loop
+        self._wanted = wanted
+        self._dialogue = Dialogue()
+        self._patience = loop.call_later(SOCKS_SECONDS, self._close)
+        loop.watch_reader(sock.fileno(), self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(_SOCKS_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close()
+            return
+        try:
+            self._dialogue.receive(data)
+        except MalformedMessage as error:
+            _log.debug("SOCKS: %s", error)
+            _tell(self._sock, self._dialogue.reply)
+            self._close()
+            return
+        _tell(self._sock, self._dialogue.reply)
+        if self._dialogue.place is not None:
+            self._patience.cancel()
+            self._loop.watch_reader(self._sock.fileno(), None)
+            self._wanted(self._sock, TcpPlace(*self._dialogue.place), self._dialogue)
+
+    def _close(self) -> None:
+        self._patience.cancel()
+        self._loop.watch_reader(self._sock.fileno(), None)
+        self._sock.close()
+
+
+class _RemoteSocks(ChannelHandler):
+    """A connection to a port of -R without a target, until it is where it wants to go."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        driver: Driver,
+        permitted: Callable[[TcpPlace], bool],
+        ended: Callable[[ChannelHandler], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._channel = channel
+        self._driver = driver
+        self._permitted = permitted
+        self._ended = ended
+        self._say = say
+        self._dialogue = Dialogue()
+        self._connecting: Connecting | None = None
+        self._early = bytearray()  # what came while we connect
+        self._patience = driver.loop.call_later(SOCKS_SECONDS, self._give_up)
+        channel.accept(self)
+
+    def _give_up(self) -> None:
+        self._channel.close()
+        self._driver.flush()
 
     def data(self, view: memoryview) -> None:
-        self._sink.write(view)
+        if self._connecting is not None:
+            self._early += view  # at most a window: who takes it gives the window back
+            return
+        try:
+            self._dialogue.receive(view)
+        except MalformedMessage as error:
+            _log.debug("SOCKS: %s", error)
+            self._answer(self._dialogue.reply)
+            self._channel.close()
+            return
+        self._channel.consume(len(view) - len(self._dialogue.rest))
+        self._answer(self._dialogue.reply)
+        if self._dialogue.place is not None:
+            self._connect(TcpPlace(*self._dialogue.place))
 
-    def extended_data(self, code: int, view: memoryview) -> None:
-        self._channel.consume(len(view))
+    def _answer(self, data: bytes) -> None:
+        if data and self._channel.sendable() >= len(data):
+            self._channel.send(data)
 
-    def resume(self) -> None:
-        if self._stdin:
-            self._source.start()
+    def _connect(self, place: TcpPlace) -> None:
+        if not self._permitted(place):
+            self._failed(f"{place} is not permitted (PermitRemoteOpen)")
+            return
+        try:
+            attempt = _attempt(place)
+        except OSError as error:
+            self._failed(f"connect to {place} failed: {error.strerror}")
+            return
 
-    def _input_ended(self) -> None:
-        self._input_over = True
-        self._channel.eof()
-        self._close_if_over()
+        def connected(sock: socket.socket) -> None:
+            _reap(attempt)
+            self._connected(sock)
+
+        def failed(why: str) -> None:
+            _reap(attempt)
+            self._failed(f"connect to {place} failed: {why}")
+
+        self._connecting = Connecting(self._driver.loop, attempt, connected, failed)
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._patience.cancel()
+        self._answer(self._dialogue.answer(True))
+        splice = SocketSplice(sock, self._driver, lambda _: self._ended(self))
+        splice.join(self._channel)
+        self._channel.handler = splice
+        splice.opened(b"")
+        with memoryview(self._dialogue.rest + self._early) as early:
+            splice.data(early)
+        self._driver.flush()
+
+    def _failed(self, why: str) -> None:
+        self._say(why)
+        self._answer(self._dialogue.answer(False))
+        self._channel.close()
+        self._driver.flush()
 
     def eof(self) -> None:
-        self._sink.when_drained(self._output_ended)
-
-    def _output_ended(self) -> None:
-        self._output_over = True
-        _end_output()
-        self._close_if_over()
-
-    def _close_if_over(self) -> None:
-        if self._input_over and self._output_over:
-            self._channel.close()
-            self._driver.flush()
+        """It wants nothing any more."""
+        self._give_up()
 
     def closed(self) -> None:
-        self._source.stop()
-        self._sink.when_drained(self._ended)
-
-    def restore(self) -> None:
-        """Leave the descriptors as they were."""
-        if self._made_nonblocking:
-            with contextlib.suppress(OSError):
-                os.set_blocking(1, True)
+        self._patience.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._ended(self)
 
 
-def _end_output() -> None:
-    """Let the reader of our standard output know that there is no more."""
-    if stat.S_ISSOCK(os.fstat(1).st_mode):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(1)) as output:
-            output.shutdown(socket.SHUT_WR)
-    null = os.open(os.devnull, os.O_WRONLY)  # so that nothing else gets the number
-    os.dup2(null, 1)
-    os.close(null)
+def _asked_for(place: TcpPlace) -> str:
+    """The address to send to the server: without one, it is to be local (ssh(1), -R)."""
+    if place.host is None:
+        return "localhost"
+    return "" if place.host == "*" else place.host
+
+
+def _attempt(target: Place) -> Attempt:
+    """Begin to connect to a place here; raises OSError."""
+    if isinstance(target, str):
+        return connect_local(os.fsencode(target))
+    assert target.host is not None
+    attempt = connect_address(target.host, target.port)
+    return attempt or connect_name(target.host, target.port, lambda: None)
+
+
+def _reap(attempt: Attempt) -> None:
+    if attempt.child:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(attempt.child, 0)
+
+
+def _address(host: str) -> str:
+    """The address of a name of this machine; raises OSError."""
+    if is_address(host):
+        return host
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+
+
+def _tell(sock: socket.socket, data: bytes) -> None:
+    """A few bytes, for which there is always room; the client may be gone."""
+    with contextlib.suppress(OSError):
+        sock.send(data)

@@ -32,7 +32,7 @@ from ..wire.forward import (
 )
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
 from .base import Listening, Privileges, Refused
-from .forward import Arriving, Splice, originator
+from .forward import Arriving, SocketSplice, originator
 
 _log = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ class ForwardServer:
         self._listeners[key] = (listening.number, listener)
 
     def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
-        splice = Splice(sock, self._driver, _forgotten)
-        splice.attach(self._driver.connection.open_channel(channel_type, opening, splice))
+        splice = SocketSplice(sock, self._driver, _forgotten)
+        splice.join(self._driver.connection.open_channel(channel_type, opening, splice))
         self._driver.flush()
 
     def _cancel_tcpip(self, data: bytes) -> bytes:

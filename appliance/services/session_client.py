@@ -37,6 +37,9 @@ class Wanted(NamedTuple):
     escape: bytes  # one character, or none
 
 
+CommandLine = Callable[[str, Callable[[str], None]], None]  # a line, and who gets the answer
+
+
 class SessionClient(ChannelHandler):
     """One session; ``ended`` is called once its output is written."""
 
@@ -46,11 +49,14 @@ class SessionClient(ChannelHandler):
         driver: Driver,
         ended: Callable[[], None],
         say: Callable[[str], None],
+        command_line: CommandLine | None,
     ) -> None:
+        """``command_line`` carries out what is typed after ~C."""
         self._wanted = wanted
         self._driver = driver
         self._ended = ended
         self._say = say
+        self._command_line = command_line
         self.status = CONNECTION_FAILED
         self._channel: Channel
         self._source: Source | None = None
@@ -167,10 +173,9 @@ class SessionClient(ChannelHandler):
         action = {
             ord("."): self._disconnect,
             0x1A: self._suspend,
-            ord("#"): lambda: self._print(
-                f"The following connections are open:\r\n  #{self._channel.number} session"
-            ),
+            ord("#"): self._list,
             ord("B"): lambda: self._channel.request("break", write_uint32(1000)),
+            ord("C"): self._read_command,
             ord("R"): self._driver.connection.rekey,
             ord("?"): self._help,
         }.get(byte)
@@ -192,6 +197,7 @@ class SessionClient(ChannelHandler):
                     f" {escape}^Z  - suspend the client",
                     f" {escape}#   - list the channels",
                     f" {escape}B   - send a BREAK",
+                    f" {escape}C   - type a command, such as -L8080:localhost:80",
                     f" {escape}R   - exchange new keys",
                     f" {escape}?   - this message",
                     f" {escape}{escape}   - send the escape character",
@@ -199,6 +205,24 @@ class SessionClient(ChannelHandler):
                 )
             )
         )
+
+    def _list(self) -> None:
+        channels = self._driver.connection.open_channels()
+        rows = [f"  #{channel.number} {channel.channel_type}" for channel in channels]
+        self._print("\r\n".join(("The following connections are open:", *rows)))
+
+    def _read_command(self) -> None:
+        """What is typed next is for us, up to the end of the line."""
+        if self._command_line is None or self._raw is None:
+            self._print("commandline disabled")
+            return
+        self._raw.restore()
+        try:
+            os.write(2, b"\r\nssh> ")
+            line = os.read(0, 4096).decode(errors="replace")
+        finally:
+            self._raw.enter()
+        self._command_line(line, lambda text: self._print(text.replace("\n", "\r\n")))
 
     def _disconnect(self) -> None:
         self._print("Disconnected.")

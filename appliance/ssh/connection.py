@@ -54,7 +54,7 @@ from .transport import (
 
 # Our own choices
 UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
-CHANNELS_LIMIT: Final = 1000  # that a peer may have open
+CHANNELS_LIMIT: Final = 5000  # of one connection; a browser's forwards are hundreds
 
 # An enum's attribute is slow to look up, for once a packet.
 _CLOSED: Final = Phase.CLOSED
@@ -164,6 +164,10 @@ class Connection(Transport):
         self._next_channel += 1
         channel = self._channels[number] = Channel(self, number, channel_type, window)
         return channel
+
+    def open_channels(self) -> tuple[Channel, ...]:
+        """Those that are there, or about to be."""
+        return tuple(self._channels.values())
 
     def forget(self, channel: Channel) -> None:
         """A channel is closed in both directions."""

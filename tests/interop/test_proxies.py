@@ -36,6 +36,7 @@ from tests.peers import (
     environment,
     find_program,
     free_port,
+    start,
 )
 
 OPENSSH = ["ssh"]
@@ -297,6 +298,8 @@ def test_a_real_proxy_refuses(ssh: Ssh, request: pytest.FixtureRequest, scheme: 
         ("openssh", "dropbear"),
         ("openssh,dropbear", "culvert"),
         ("dropbear,openssh", "culvert"),
+        ("culvert", "openssh"),
+        ("culvert,openssh,culvert", "dropbear"),
     ],
 )
 def test_a_login_through_jump_hosts(ssh: Ssh, config: Path, jumps: str, target: str) -> None:
@@ -422,12 +425,39 @@ def test_a_place_that_is_not_there_is_told(ssh: Ssh, hop: str) -> None:
     assert line.startswith(f"culvert: the server does not connect to 127.0.0.1:{port}: ")
 
 
-def test_our_server_refuses_to_be_a_jump_host_in_plain_words(ssh: Ssh) -> None:
-    done = ssh("-J", "culvert", "openssh", "echo in")
+def test_a_jump_host_that_forwards_nothing_says_so(
+    ssh: Ssh, config: Path, host_keys: Keyring, tmp_path: Path, hosts: dict[str, Server]
+) -> None:
+    settings = tmp_path / "sshd.toml"
+    settings.write_text("allow_tcp_forwarding = 'no'\n")
+    keys = hosts["culvert"].settings.authorized_keys
+    options = ("--config", str(settings))
+    closed = ServerSettings([host_keys.key()], authorized_keys=keys, options=options)
+    with start(SERVERS["culvert"], closed, tmp_path / "closed") as server:
+        config.write_text(
+            f"Host closed\n HostName {server.address}\n Port {server.port}\n"
+            f" UserKnownHostsFile {server.known_hosts}\n" + config.read_text()
+        )
+        done = ssh("-J", "closed", "openssh", "echo in")
     assert done.returncode == 255
     first, last = done.stderr.decode().splitlines()
     assert first.startswith("culvert: the server does not connect to 127.0.0.1:")
-    assert last.endswith("ssh to the jump host culvert ended with exit status 255")
+    assert first.endswith("port forwarding is not allowed")
+    assert last.endswith("ssh to the jump host closed ended with exit status 255")
+
+
+def test_dbclient_names_its_hops_with_commas(
+    login: Login, hosts: dict[str, Server], tmp_path: Path
+) -> None:
+    """All have the one key, and -y as in Dropbear accepts what is not known."""
+    first, second, third = (hosts[name] for name in ("dropbear", "culvert", "openssh"))
+    route = f"{login.user}@{first.address}/{first.port},{login.user}@{second.address}^{second.port}"
+    argv = [*CULVERT, "dbclient", "-y", "-i", str(login.key), "-l", login.user]
+    argv += [f"{route},{third.address}^{third.port}", "echo in"]
+    done = subprocess.run(
+        argv, env=environment(tmp_path, {"USER": login.user}), capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"in\n"), done.stderr
 
 
 # -- mistakes ------------------------------------------------------------------------------

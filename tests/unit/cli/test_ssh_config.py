@@ -352,8 +352,6 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "LocalForward 80 host:80",
-        "DynamicForward 1080",
         "ForwardAgent yes",
         "ForwardX11 yes",
         "ControlMaster auto",

@@ -42,6 +42,10 @@ from appliance.process.requests import (
     TUNNELS_LIMIT,
     Begin,
     CloseTunnel,
+    Connect,
+    ConnectLocal,
+    Listen,
+    ListenLocal,
     OpenPty,
     OpenTunnel,
     OutcomeReply,
@@ -50,6 +54,7 @@ from appliance.process.requests import (
     ShowKey,
     Sign,
     Spawn,
+    StopListening,
     UseKey,
     UsePassword,
     When,
@@ -270,6 +275,11 @@ SAMPLES: dict[type[Message], Message] = {
     SendSignal: SendSignal(1, "TERM"),
     OpenTunnel: OpenTunnel(1, 0),
     CloseTunnel: CloseTunnel("tun0"),
+    Connect: Connect("192.0.2.1", 80),
+    ConnectLocal: ConnectLocal(b"/run/s"),
+    Listen: Listen("localhost", 8080),
+    ListenLocal: ListenLocal(b"/run/s"),
+    StopListening: StopListening(1),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -288,7 +298,10 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
         if isinstance(value, type) and issubclass(value, Message) and value is not Message
     }
     assert declared == kinds
-    assert [OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel] == AFTER
+    assert [
+        *(OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
+        *(Connect, ConnectLocal, Listen, ListenLocal, StopListening),
+    ] == AFTER
 
 
 @pytest.mark.parametrize("kind", AFTER)

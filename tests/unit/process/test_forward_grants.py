@@ -1,0 +1,235 @@
+"""What a user may reach and listen on: the settings, the key's line, and the user's own rights."""
+
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.config.server import ServerConfig
+from appliance.crypto.authorized_keys import Permissions, parse
+from appliance.crypto.keys import generate
+from appliance.process.authentication import Login
+from appliance.process.forward_grants import LISTENERS_LIMIT, ForwardGrants
+from appliance.process.requests import (
+    Connect,
+    ConnectLocal,
+    Deny,
+    Listen,
+    ListenLocal,
+    Reply,
+    StopListening,
+)
+from tests.peers import Account
+
+KEY = generate("ssh-ed25519").public.line()
+ME = pwd.getpwuid(os.geteuid())
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port of the loopback that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock.getsockname()[1]
+
+
+def grants(
+    options: str = "", user: pwd.struct_passwd = ME, permissions: Permissions | None = None,
+    **settings: object,
+) -> ForwardGrants:  # fmt: skip
+    """What somebody gets whose key has these options."""
+    if permissions is None:
+        (entry,) = parse(f"{options} {KEY}".strip().encode(), pytest.fail)
+        permissions = entry.options
+    config = replace(ServerConfig(), **settings)  # type: ignore[arg-type]
+    return ForwardGrants(Login(user, permissions, None, config))
+
+
+def close(reply: Reply) -> None:
+    for fd in reply[1]:
+        os.close(fd)
+
+
+def may(what: ForwardGrants, request: Connect | ConnectLocal | Listen | ListenLocal) -> bool:
+    try:
+        close(what.handlers()[type(request)](request))
+    except Deny:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("setting", "connects", "listens"),
+    [("yes", True, True), ("no", False, False), ("local", True, False), ("remote", False, True)],
+)
+def test_each_direction_is_allowed_on_its_own(
+    port: int, tmp_path: Path, setting: str, connects: bool, listens: bool
+) -> None:
+    it = grants(allow_tcp_forwarding=setting, allow_stream_local_forwarding="no")
+    assert may(it, Connect("127.0.0.1", port)) == connects
+    assert may(it, Listen("localhost", 0)) == listens
+    path = str(tmp_path / "there").encode()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        sock.listen()
+        assert not may(it, ConnectLocal(path))
+        it = grants(allow_stream_local_forwarding=setting, allow_tcp_forwarding="no")
+        assert may(it, ConnectLocal(path)) == connects
+    assert may(it, ListenLocal(str(tmp_path / "here").encode())) == listens
+    assert not may(it, Connect("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["no-port-forwarding", "restrict", 'restrict,command="true"', 'command="x",no-port-forwarding'],
+)
+def test_a_key_without_port_forwarding_has_no_sockets_either(
+    port: int, tmp_path: Path, options: str
+) -> None:
+    """CVE-2025-14282: a forced command that forbids forwarding forbids stream-local sockets."""
+    it = grants(options)
+    assert not may(it, Connect("127.0.0.1", port))
+    assert not may(it, Listen("localhost", 0))
+    assert not may(it, ListenLocal(str(tmp_path / "here").encode()))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "there"))
+        sock.listen()
+        assert not may(it, ConnectLocal(str(tmp_path / "there").encode()))
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+
+
+def test_disable_forwarding_outweighs_everything(port: int, tmp_path: Path) -> None:
+    it = grants("restrict,port-forwarding", disable_forwarding=True)
+    assert not may(it, Connect("127.0.0.1", port))
+    assert not may(it, Listen("localhost", 0))
+    assert not may(it, ListenLocal(str(tmp_path / "here").encode()))
+
+
+def test_permitopen_names_what_may_be_reached(port: int) -> None:
+    it = grants(f'permitopen="127.0.0.1:{port}",permitopen="localhost:*"')
+    assert may(it, Connect("127.0.0.1", port))
+    assert may(it, Connect("localhost", port))
+    assert not may(it, Connect("127.0.0.1", port + 1))
+    assert not may(it, Connect("::1", port))
+    assert not may(it, ConnectLocal(b"/run/dbus/system_bus_socket"))
+    it = grants(permit_open=(f"*:{port}",))
+    assert may(it, Connect("127.0.0.1", port))
+    assert not may(it, Connect("127.0.0.1", port + 1))
+
+
+def test_the_settings_and_the_key_must_both_permit(port: int) -> None:
+    it = grants(f'permitopen="127.0.0.1:{port}"', permit_open=("localhost:*",))
+    assert not may(it, Connect("127.0.0.1", port))
+    assert not may(it, Connect("localhost", port))
+
+
+def test_permitlisten_names_where_may_be_listened() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        free = sock.getsockname()[1]
+    it = grants(f'permitlisten="localhost:{free}"')
+    assert may(it, Listen("localhost", free))
+    assert not may(it, Listen("", free))
+    assert not may(it, Listen("localhost", 0))
+    assert not may(it, ListenLocal(b"/tmp/somewhere"))
+    assert may(grants(f'permitlisten="{free}"'), Listen("", free))
+
+
+@pytest.mark.parametrize("port", [0, 65536, 0xFFFFFFFF])
+def test_a_port_that_is_none_is_refused_before_anything_is_made(port: int) -> None:
+    it = grants()
+    assert not may(it, Connect("127.0.0.1", port))
+    if port:
+        assert not may(it, Listen("localhost", port))
+
+
+@pytest.mark.parametrize("value", ["", "no", "65536", "0xffffffff", "-1", "0"])
+def test_a_rule_with_a_bad_port_lets_nobody_in(value: str) -> None:
+    for option in (f'permitopen="host:{value}"', f'permitlisten="{value}"'):
+        told: list[str] = []
+        assert not list(parse(f"{option} {KEY}".encode(), told.append))
+        assert "so this key is refused" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("gateway_ports", "asked", "bound"),
+    [
+        ("no", "localhost", {"127.0.0.1", "::1"}),
+        ("no", "", {"127.0.0.1", "::1"}),
+        ("no", "0.0.0.0", {"127.0.0.1", "::1"}),
+        ("no", "::1", {"::1"}),
+        ("yes", "localhost", {"0.0.0.0", "::"}),
+        ("clientspecified", "", {"0.0.0.0", "::"}),
+        ("clientspecified", "*", {"0.0.0.0", "::"}),
+        ("clientspecified", "localhost", {"127.0.0.1", "::1"}),
+        ("clientspecified", "127.0.0.1", {"127.0.0.1"}),
+    ],
+)
+def test_gateway_ports(gateway_ports: str, asked: str, bound: set[str]) -> None:
+    answer, fds = grants(gateway_ports=gateway_ports).listen(Listen(asked, 0))
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    assert {sock.getsockname()[0] for sock in sockets} == bound
+    ports = {sock.getsockname()[1] for sock in sockets}
+    assert ports == {int.from_bytes(answer[4:8], "big")}
+    for sock in sockets:
+        sock.close()
+
+
+def test_a_name_is_no_address_to_listen_on() -> None:
+    with pytest.raises(Deny, match="'example' is not an address"):
+        grants(gateway_ports="clientspecified").listen(Listen("example", 0))
+
+
+@pytest.mark.root
+def test_a_socket_is_the_users(account: Account, port: int) -> None:
+    user = pwd.getpwnam(account.name)
+    it = grants(user=user)
+    path = Path(user.pw_dir, "s")
+    _, fds = it.listen_local(ListenLocal(b"s"))  # in the home, when it is not said
+    status = path.stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (user.pw_uid, 0o600)
+    for reply in ((b"", fds), it.connect(Connect("127.0.0.1", port))):
+        (fd,) = reply[1]
+        assert os.fstat(fd).st_uid == user.pw_uid
+        os.close(fd)
+    assert not may(it, Listen("localhost", 999))  # only root has such ports
+    assert not may(it, ListenLocal(b"/root/s"))
+    assert not may(it, ConnectLocal(b"/root/s"))
+    it.close()
+    assert not path.exists()
+
+
+def test_a_sockets_file_goes_with_its_forward_but_nobody_elses(tmp_path: Path) -> None:
+    it = grants()
+    path = tmp_path / "s"
+    close(it.listen_local(ListenLocal(bytes(path))))
+    assert not may(it, ListenLocal(bytes(path)))  # it is there
+    it.stop_listening(StopListening(1))
+    assert not path.exists()
+    close(it.listen_local(ListenLocal(bytes(path))))
+    path.unlink()
+    path.write_text("somebody else's")
+    it.close()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("path", [b"", b"\0abstract", b"a\0b", b"/tmp/" + b"x" * 200])
+def test_a_path_that_is_none_is_refused(path: bytes) -> None:
+    it = grants()
+    assert not may(it, ConnectLocal(path))
+    assert not may(it, ListenLocal(path))
+
+
+def test_a_connection_listens_on_so_many_ports_and_no_more() -> None:
+    it = grants()
+    for _ in range(LISTENERS_LIMIT):
+        close(it.listen(Listen("127.0.0.1", 0)))
+    with pytest.raises(Deny, match="too many"):
+        it.listen(Listen("127.0.0.1", 0))
+    it.stop_listening(StopListening(7))
+    close(it.listen(Listen("127.0.0.1", 0)))
+    with pytest.raises(Deny):
+        it.stop_listening(StopListening(7))
