@@ -44,10 +44,11 @@ class ClientSession:
     ) -> None:
         self._options = options
         self._connection = connection
-        self._sock = sock
         self._command = command
         self._quiet = quiet
         self._tunnel = tunnel
+        self._loop = Loop()
+        self._driver = Driver(self._loop, sock, connection, self._loop.stop)
         self._session: SessionClient | None = None
         self._session_over = False
         self._stdio_forward: StdioForward | None = None
@@ -68,11 +69,10 @@ class ClientSession:
                 self._forwards.close()
             if self._tunnel is not None:
                 self._tunnel.close()
+            self._loop.close()
 
     def _run(self) -> int:
         options, connection = self._options, self._connection
-        self._loop = Loop()
-        self._driver = Driver(self._loop, self._sock, connection, self._loop.stop)
         if self._tunnel is not None:
             self._tunnel.start(self._driver, self._tunnel_refused)
         if options.stdio_forward is not None:
@@ -91,7 +91,6 @@ class ClientSession:
         if connection.phase is not Phase.CLOSED:
             connection.close("disconnected by user")
             self._driver.flush()
-        self._loop.close()
         if self._failed or self._session is None:
             return CONNECTION_FAILED if self._failed or connection.error else 0
         return self._session.status
@@ -208,6 +207,8 @@ class ClientSession:
         self._session_over = True
         if session.on_terminal and not self._quiet:
             prompts.tell(f"Connection to {self._options.host} closed.")
+        if session.disconnected:
+            self._loop.stop()
         self._leave_when_over()
 
     def _leave_when_over(self) -> None:

@@ -5,6 +5,7 @@ or REFUSED), a record or a text, and descriptors beside it. The monitor trusts n
 the table says when a request is allowed and how often.
 """
 
+import os
 import socket
 from collections.abc import Callable
 from enum import Flag, auto
@@ -198,11 +199,15 @@ def ask(sock: socket.socket, request: Message, *descriptors: int) -> Reply:
     none is given); raises Denied with the refusal.
     """
     sock.sendall(request.encode())
-    answer, fds, _, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
+    answer, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
     if not answer:
         raise MonitorGone("the monitor ended")
     if answer[:1] == REFUSED:
         raise Denied(answer[1:].decode(errors="replace"))
+    if flags & socket.MSG_CTRUNC:  # it came, but there was no room for its descriptors
+        for fd in fds:
+            os.close(fd)
+        raise Denied("no descriptor is left")
     if len(fds) not in (descriptors or (0,)):
         raise MalformedMessage("the monitor sent other descriptors than expected")
     return answer[1:], fds

@@ -104,7 +104,10 @@ class SocketSplice(Splice):
 
 
 class Arriving(ChannelHandler):
-    """A channel that the peer opens, while the connection that it is for comes about."""
+    """A channel that the peer opens, while the connection that it is for comes about.
+
+    ``ended`` is called with it when that fails, or when the connection is over.
+    """
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class Arriving(ChannelHandler):
 
     def _connected(self, sock: socket.socket) -> None:
         self._say("")
-        splice = SocketSplice(sock, self._driver, self._ended)
+        splice = SocketSplice(sock, self._driver, lambda _: self._ended(self))
         splice.join(self._channel)
         self._channel.accept(splice)
         splice.opened(b"")

@@ -58,6 +58,7 @@ class SessionClient(ChannelHandler):
         self._say = say
         self._command_line = command_line
         self.status = CONNECTION_FAILED
+        self.disconnected = False  # by ~.
         self._channel: Channel
         self._source: Source | None = None
         self._stdout: Sink
@@ -226,6 +227,7 @@ class SessionClient(ChannelHandler):
 
     def _disconnect(self) -> None:
         self._print("Disconnected.")
+        self.disconnected = True
         self._finish()
 
     def _suspend(self) -> None:
