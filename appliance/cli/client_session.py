@@ -126,6 +126,7 @@ class ClientSession:
                 options.gateway_ports,
                 options.stream_local_bind_mask,
                 options.stream_local_bind_unlink,
+                options.forward_agent,
                 options.permit_remote_open,
             )
             self._forwards = ForwardClient(
@@ -140,10 +141,10 @@ class ClientSession:
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         """The server opens a channel."""
-        if self._forwards is None:
+        if self._forwards is None and not self._options.forward_agent:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
         else:
-            self._forwards.channel_open(channel, type_data)
+            self._client().channel_open(channel, type_data)
 
     def _start_stdio_forward(self, place: tuple[str, int]) -> None:
         from ..services.stdio_forward import StdioForward
@@ -187,6 +188,7 @@ class ClientSession:
             terminal,
             not options.stdin_null and not options.fork_after_authentication,
             (options.escape_char or "").encode("latin-1"),
+            bool(options.forward_agent),
         )
         command_line = self._escape_command if options.enable_escape_commandline else None
         session = SessionClient(

@@ -16,6 +16,7 @@ from ..crypto.key_files import (
 from ..crypto.keys import PrivateKey, PublicKey
 from ..log import harmless
 from ..ssh.auth_client import Identity
+from ..ssh.connection import Connection
 from . import prompts
 from .host_trust import HostTrust
 from .ssh_config import HostOptions
@@ -30,6 +31,7 @@ class UserCredentials:
         self._options = options
         self._trust = trust
         self._passwords = 0
+        self.connection: Connection | None = None  # that they are for, once there is one
 
     # -- keys ------------------------------------------------------------------------
 
@@ -59,6 +61,8 @@ class UserCredentials:
 
         try:
             agent = Agent(path)
+            if self.connection is not None:
+                agent.bind(self.connection.host_binding, forwarding=False)
             keys = list(agent.keys())
         except OSError as error:
             _debug(f"agent {path}: {error}")

@@ -155,6 +155,7 @@ class Login:
                 self._handshake.run(sock, options.connect_timeout or LOGIN_SECONDS)
             side = ClientSide(options.user, self._trust.check, self._credentials, _methods(options))
             connection = Connection(side, self._settings, handler, os.urandom, time.monotonic())
+            self._credentials.connection = connection
             login(sock, connection)
             if connection.phase is Phase.CLOSED:
                 assert connection.error is not None

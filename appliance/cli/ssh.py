@@ -61,7 +61,8 @@ SSH_SPEC: Final = (
     Option("n", None, "read nothing from standard input"),
     Option("Q", "what", "list what is supported: cipher, mac, kex, key, compression"),
     Option("x", None, ""),
-    Option("a", None, ""),
+    Option("A", None, "let programs there use our agent"),
+    Option("a", None, "let nobody use our agent (default)"),
     Option("k", None, ""),
 )
 DBCLIENT_SPEC: Final = (
@@ -72,11 +73,12 @@ DBCLIENT_SPEC: Final = (
     Option("R", "[address:]port:host:port", "a port of the server leads to a place of ours", True),
     Option("g", None, "let other hosts use the ports of -L"),
     Option("J", "command", "connect by a command's input and output: dbclient's ProxyCommand"),
+    Option("A", None, "let programs there use our agent"),
     Option("B", "host:port", "connect our input and output to this place, from the server"),
     Option("b", "address", "connect from this address of ours"),
     Option("W", "bytes", "receive window of a channel"),
 )
-_LATER: Final = frozenset("AMSOXYKBI")  # ssh's letters that this version does not have
+_LATER: Final = frozenset("MSOXYKBI")  # ssh's letters that this version does not have
 
 # letter -> keyword of ssh_config(5); a flag has its value here
 _KEYWORDS: Final = {
@@ -90,6 +92,8 @@ _KEYWORDS: Final = {
     "L": ("LocalForward", ""),
     "R": ("RemoteForward", ""),
     "D": ("DynamicForward", ""),
+    "A": ("ForwardAgent", "yes"),
+    "a": ("ForwardAgent", "no"),
     "g": ("GatewayPorts", "yes"),
     "e": ("EscapeChar", ""),
     "K": ("ServerAliveInterval", ""),

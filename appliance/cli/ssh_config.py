@@ -103,6 +103,7 @@ class HostOptions:
     stdin_null: bool = False
     fork_after_authentication: bool = False
     escape_char: str | None = "~"  # one character; None: no escapes
+    forward_agent: str = ""  # the path of the agent to forward; '' for none
     forwards: tuple[Forward, ...] = ()  # in the order in which they were given
     gateway_ports: bool = False
     exit_on_forward_failure: bool = False
@@ -443,6 +444,7 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         _Setting("ForkAfterAuthentication", "fork_after_authentication", _flag),
         _Setting("EscapeChar", "escape_char", _escape),
         _Setting("EnableEscapeCommandline", "enable_escape_commandline", _flag),
+        _Setting("ForwardAgent", "forward_agent", _text),
         _Setting("LocalForward", "forwards", _forward("L"), "words"),
         _Setting("RemoteForward", "forwards", _forward("R"), "words"),
         _Setting("DynamicForward", "forwards", _forward("D"), "words"),
@@ -498,7 +500,7 @@ _TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 # OpenSSH has them, Culvert has not: keyword -> the values that switch it off.
 _OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
-    BindInterface CanonicalizeHostname CertificateFile ControlMaster ForwardAgent ForwardX11
+    BindInterface CanonicalizeHostname CertificateFile ControlMaster ForwardX11
     KnownHostsCommand NoHostAuthenticationForLocalhost PermitLocalCommand PKCS11Provider
     ProxyUseFdpass RefuseConnection RevokedHostKeys
 """
@@ -958,16 +960,26 @@ def _resolve(reader: _Reader) -> HostOptions:
         settings.user_known_hosts_files = tuple(
             os.path.join(person.home, ".ssh", name) for name in ("known_hosts", "known_hosts2")
         )
-    agent = settings.identity_agent
-    if agent is not None:
-        if agent.lower() == "none":
+
+    def agent(text: str, keyword: str) -> str:
+        if text.startswith("$") and not text.startswith("${"):
+            return os.environ.get(text[1:], "")
+        return path(text, keyword)
+
+    if settings.identity_agent is not None:
+        if settings.identity_agent.lower() == "none":
             settings.identity_agent = ""
-        elif agent == "SSH_AUTH_SOCK":
+        elif settings.identity_agent == "SSH_AUTH_SOCK":
             settings.identity_agent = None
-        elif agent.startswith("$") and not agent.startswith("${"):
-            settings.identity_agent = os.environ.get(agent[1:], "")
         else:
-            settings.identity_agent = path(agent, "IdentityAgent")
+            settings.identity_agent = agent(settings.identity_agent, "IdentityAgent")
+    usual = settings.identity_agent
+    if settings.forward_agent.lower() in ("no", "false"):
+        settings.forward_agent = ""
+    elif settings.forward_agent.lower() in ("yes", "true"):
+        settings.forward_agent = os.environ.get("SSH_AUTH_SOCK", "") if usual is None else usual
+    elif settings.forward_agent:
+        settings.forward_agent = agent(settings.forward_agent, "ForwardAgent")
     if settings.proxy_command is not None:
         known = {letter: tokens[letter] for letter in "hnpr"}
         command = expand(settings.proxy_command, known, "ProxyCommand")

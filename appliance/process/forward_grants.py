@@ -5,8 +5,10 @@ the user's own programs could not. The rules are those of sshd_config(5) and of 
 line; what a client names is compared with them, and otherwise only handed to the kernel.
 """
 
+import contextlib
 import logging
 import os
+import tempfile
 from typing import Final
 
 from ..aio import connecting
@@ -22,6 +24,7 @@ from .requests import (
     Deny,
     Handlers,
     Listen,
+    ListenAgent,
     ListenLocal,
     Reply,
     StopListening,
@@ -46,6 +49,7 @@ class ForwardGrants:
         self._permit_listen = _rules(config.permit_listen, permissions.permit_listen)
         self._listeners: dict[int, LocalListener | None] = {}  # None: a TCP port
         self._listeners_made = 0
+        self._agent: LocalListener | None = None
 
     def handlers(self) -> Handlers:
         """What answers each request."""
@@ -55,6 +59,7 @@ class ForwardGrants:
             Listen: self.listen,
             ListenLocal: self.listen_local,
             StopListening: self.stop_listening,
+            ListenAgent: self.listen_agent,
         }
 
     # -- connecting --------------------------------------------------------------------
@@ -164,8 +169,34 @@ class ForwardGrants:
         self._remove(self._listeners.pop(request.listener))
         return b"", []
 
+    # -- the client's agent --------------------------------------------------------------
+
+    def listen_agent(self, request: ListenAgent) -> Reply:
+        """Answered with a descriptor; programs find the socket in SSH_AUTH_SOCK."""
+        if (
+            not self._login.permissions.agent_forwarding
+            or not self._login.config.allow_agent_forwarding
+            or self._login.config.disable_forwarding
+        ):
+            raise Deny("agent forwarding is not allowed")
+        try:
+            with accounts.as_user(self._login.user):
+                folder = tempfile.mkdtemp(prefix="ssh-", dir="/tmp")
+                self._agent = LocalListener(os.fsencode(f"{folder}/agent.{os.getpid()}"))
+        except OSError as error:
+            raise Deny(f"no socket for the agent: {error.strerror}") from error
+        return b"", [self._agent.socket.detach()]
+
+    def environment(self) -> dict[bytes, bytes]:
+        """What programs need to know of all this."""
+        return {} if self._agent is None else {b"SSH_AUTH_SOCK": self._agent.path}
+
     def close(self) -> None:
         """Remove the files of the sockets that are left."""
+        if self._agent is not None:
+            self._remove(self._agent)
+            with accounts.as_user(self._login.user), contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(self._agent.path))
         for local in self._listeners.values():
             self._remove(local)
         self._listeners.clear()

@@ -60,8 +60,8 @@ class Monitor:
     def _logged_in(self, login: Login) -> None:
         self._deadline = None
         self._tell_listener()
-        self._sessions = SessionGrants(login, self._peer)
         self._forwards = ForwardGrants(login)
+        self._sessions = SessionGrants(login, self._peer, self._forwards.environment)
         for grants in (self._sessions, TunnelGrants(login), self._forwards):
             self._handlers |= grants.handlers()
 

@@ -129,6 +129,10 @@ class StopListening(Message, number=19):
     listener: UInt32
 
 
+class ListenAgent(Message, number=20):
+    """Listen for programs that want the client's agent; answered with a descriptor."""
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -174,6 +178,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(Listen, When.AFTER, MANY),
         Row(ListenLocal, When.AFTER, MANY),
         Row(StopListening, When.AFTER, MANY),
+        Row(ListenAgent, When.AFTER, 1),
     )
 }
 

@@ -6,6 +6,7 @@ import os
 import pwd
 import signal
 import time
+from collections.abc import Callable
 from typing import Final
 
 from ..wire.codec import write_uint32
@@ -46,8 +47,12 @@ _SIGNALS: Final = frozenset(
 class SessionGrants:
     """What the sessions of one connection were given."""
 
-    def __init__(self, login: Login, peer: Peer) -> None:
+    def __init__(
+        self, login: Login, peer: Peer, more_environment: Callable[[], programs.Environment]
+    ) -> None:
+        """``more_environment``: what other grants tell programs."""
         self._login = login
+        self._more_environment = more_environment
         self._peer = peer
         self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
         self._terminals_made = 0
@@ -95,6 +100,7 @@ class SessionGrants:
         environment[b"SSH_CONNECTION"] = (
             f"{peer.address} {peer.port} {peer.local_address} {peer.local_port}".encode()
         )
+        environment |= self._more_environment()
         command = self._command(request, environment)
         if terminal is not None:
             environment[b"SSH_TTY"] = terminal.name.encode()

@@ -52,6 +52,7 @@ from .requests import (
     ConnectLocal,
     Denied,
     Listen,
+    ListenAgent,
     ListenLocal,
     OpenPty,
     OpenTunnel,
@@ -157,6 +158,10 @@ class MonitorClient:
 
     def stop_listening(self, number: int) -> None:
         self._ask_for(StopListening(number))
+
+    def listen_agent(self) -> socket.socket:
+        _, fds = self._ask_for(ListenAgent(), 1)
+        return socket.socket(fileno=fds[0])
 
     def _ask_for(self, request: Message, *descriptors: int) -> Reply:
         if len(request.encode()) > DATAGRAM:
@@ -272,6 +277,7 @@ class Worker(ConnectionHandler):
                 self._monitor,
                 self._driver,
                 self._config.accept_env,
+                self._forwards.forward_agent,
                 self._session_closed,
             )
         )

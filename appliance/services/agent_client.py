@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 
 from ..crypto.keys import PublicKey, load_public_key
 from ..errors import MalformedMessage
-from ..wire.codec import Message, Reader, String, UInt32, write_uint32
+from ..ssh.transport import HostBinding
+from ..wire.codec import Boolean, Message, Reader, Record, String, UInt32, write_uint32
 
 _REQUEST_IDENTITIES: Final = b"\x0b"
 _IDENTITIES_ANSWER: Final = 12
@@ -28,6 +29,19 @@ class _SignResponse(Message, number=14):
     signature: String
 
 
+class _Extension(Message, number=27):
+    name: String
+
+
+class _SessionBind(Record):
+    """OpenSSH PROTOCOL.agent 1: what follows the extension's name."""
+
+    host_key: String
+    session_id: String
+    signature: String
+    is_forwarding: Boolean
+
+
 class AgentKey(NamedTuple):
     """A key of the agent's."""
 
@@ -38,18 +52,32 @@ class AgentKey(NamedTuple):
 class Agent:
     """One connection to an agent; any failure of it is an OSError."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(TIMEOUT)
+        self._sock.settimeout(timeout)
         try:
             self._sock.connect(path)
         except OSError:
             self._sock.close()
             raise
 
+    @property
+    def socket(self) -> socket.socket:
+        """For who goes on without us, and then owns it."""
+        return self._sock
+
     def close(self) -> None:
         """Let the agent go."""
         self._sock.close()
+
+    def bind(self, binding: HostBinding, forwarding: bool) -> None:
+        """Say which connection this is for, so that the agent can use keys that are restricted to
+        some hosts (ssh-add -h); an older agent does not understand.
+
+        ``forwarding``: whether a host further away will talk to the agent.
+        """
+        bind = _SessionBind(*binding, forwarding)
+        self._ask(_Extension(b"session-bind@openssh.com").encode() + bind.encode())
 
     def keys(self) -> Iterator[AgentKey]:
         """The keys that we can use."""

@@ -78,6 +78,10 @@ class Privileges(Protocol):
         """Listen on a new Unix-domain socket."""
         ...
 
+    def listen_agent(self) -> socket.socket:
+        """A Unix-domain socket that programs which are spawned later take for their agent's."""
+        ...
+
     def stop_listening(self, number: int) -> None:
         """The sockets of a Listening are closed."""
         ...

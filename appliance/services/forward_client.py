@@ -26,6 +26,7 @@ from ..log import harmless
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Record
 from ..wire.forward import (
+    AUTH_AGENT,
     CANCEL_STREAMLOCAL_FORWARD,
     CANCEL_TCPIP_FORWARD,
     DIRECT_STREAMLOCAL,
@@ -44,11 +45,13 @@ from ..wire.forward import (
 )
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
 from ..wire.socks import Dialogue
+from .agent_client import Agent
 from .forward import Arriving, SocketSplice, originator
 
 _log = logging.getLogger(__name__)
 
 # Our own choices
+AGENT_SECONDS: Final = 5.0  # that the agent may take to hear for whom it will work
 SOCKS_SECONDS: Final = 60  # that a client may take to say what it wants
 _SOCKS_READ: Final = 4096  # bytes
 
@@ -61,6 +64,7 @@ class Settings(NamedTuple):
     gateway_ports: bool = False
     stream_local_bind_mask: int = 0o177
     stream_local_bind_unlink: bool = False
+    agent: str = ""  # the path of the one that programs there may use
     permit_remote_open: tuple[tuple[str, int], ...] | None = None  # None: any place
 
 
@@ -217,6 +221,9 @@ class ForwardClient:
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         """The server has a connection: for us, if we asked for it."""
+        if channel.channel_type == AUTH_AGENT and self._settings.agent:
+            self._reach_agent(self._settings.agent, channel)
+            return
         if channel.channel_type == FORWARDED_TCPIP:
             opening = ForwardedTcpip.decode(type_data)
             forward = self._forward_to(opening.address, opening.port)
@@ -260,6 +267,21 @@ class ForwardClient:
                 self._say(f"connect to {target} failed: {why}")
 
         self._connections.add(Arriving(channel, self._driver, attempt, self._over, say))
+
+    def _reach_agent(self, path: str, channel: Channel) -> None:
+        """Let a program there talk to the agent, which learns that it is not us."""
+        try:
+            agent = Agent(path, AGENT_SECONDS)
+            agent.bind(self._driver.connection.host_binding, forwarding=True)
+        except OSError as error:
+            self._say(f"agent {path}: {error}")
+            channel.reject(CONNECT_FAILED, "there is no agent")
+            return
+        splice = SocketSplice(agent.socket, self._driver, self._over)
+        self._connections.add(splice)
+        splice.join(channel)
+        channel.accept(splice)
+        splice.opened(b"")
 
     def _permitted(self, place: TcpPlace) -> bool:
         """Whether the server may name this place (ssh_config(5), PermitRemoteOpen)."""

@@ -16,6 +16,7 @@ from ..aio.listening import Listener
 from ..log import harmless
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.forward import (
+    AUTH_AGENT,
     CANCEL_STREAMLOCAL_FORWARD,
     CANCEL_TCPIP_FORWARD,
     FORWARDED_STREAMLOCAL,
@@ -46,6 +47,7 @@ class ForwardServer:
         self._driver = driver
         self._privileges = privileges
         self._listeners: dict[_Key, tuple[int, Listener]] = {}
+        self._agent: Listener | None = None
 
     # -- the client wants a connection -------------------------------------------------
 
@@ -118,6 +120,15 @@ class ForwardServer:
     ) -> None:
         listener = Listener(self._driver.loop, listening.sockets, accepted)
         self._listeners[key] = (listening.number, listener)
+
+    def forward_agent(self) -> None:
+        """Let programs of the sessions to come reach the client's agent; raises Refused."""
+        if self._agent is None:
+
+            def accepted(sock: socket.socket) -> None:
+                self._accepted(sock, AUTH_AGENT, b"")
+
+            self._agent = Listener(self._driver.loop, [self._privileges.listen_agent()], accepted)
 
     def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
         splice = SocketSplice(sock, self._driver, _forgotten)

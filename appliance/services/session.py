@@ -17,6 +17,7 @@ from ..aio.driver import Driver
 from ..aio.relay import Sink, Source
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Boolean, Name, Record, String, Text, UInt32, write_uint32
+from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
 from .base import Privileges, Process, Refused
 from .terminal import apply_modes, set_size
@@ -87,6 +88,7 @@ class Session(ChannelHandler):
         privileges: Privileges,
         driver: Driver,
         accept_environment: tuple[str, ...],
+        forward_agent: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
         self._driver = driver
@@ -94,6 +96,7 @@ class Session(ChannelHandler):
         self._channel = channel
         self._privileges = privileges
         self._accept_environment = accept_environment
+        self._forward_agent = forward_agent
         self._ended = ended
         self._environment: list[tuple[bytes, bytes]] = []
         self._master: int | None = None
@@ -116,6 +119,13 @@ class Session(ChannelHandler):
             return False
 
     # -- before it runs --------------------------------------------------------------
+
+    def _auth_agent_req(self, data: bytes) -> bool:
+        Nothing.decode(data)
+        if self._state is not _State.NEW:
+            return False
+        self._forward_agent()
+        return True
 
     def _pty_req(self, data: bytes) -> bool:
         request = PtyRequest.decode(data)
@@ -315,5 +325,6 @@ _REQUESTS: Final[dict[str, Callable[[Session, bytes], bool]]] = {
     "window-change": Session._window_change,
     "signal": Session._signal,
     "break": Session._break,
+    AUTH_AGENT_REQUEST: Session._auth_agent_req,
     "eow@openssh.com": Session._end_of_write,
 }

@@ -19,6 +19,7 @@ from ..errors import MalformedMessage
 from ..log import harmless
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Reader, write_uint32
+from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
 from .session import Command, EnvironmentVariable, ExitSignal, PtyRequest, WindowChange
 from .terminal import encode_modes, get_size
@@ -35,6 +36,7 @@ class Wanted(NamedTuple):
     terminal: bool  # have one at the other end
     stdin: bool  # read ours
     escape: bytes  # one character, or none
+    agent: bool  # let the program use ours
 
 
 CommandLine = Callable[[str, Callable[[str], None]], None]  # a line, and who gets the answer
@@ -95,6 +97,8 @@ class SessionClient(ChannelHandler):
             channel.request("pty-req", request.encode(), self._pty_answered)
             if local:
                 self._driver.loop.on_signal(signal.SIGWINCH, self._resized)
+        if wanted.agent:
+            channel.request(AUTH_AGENT_REQUEST)
         for name, value in wanted.environment:
             variable = EnvironmentVariable(name.encode(), os.fsencode(value))
             channel.request("env", variable.encode())

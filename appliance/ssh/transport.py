@@ -103,6 +103,14 @@ class ClientSide(NamedTuple):
     methods: tuple[str, ...] = ("publickey", "keyboard-interactive", "password")
 
 
+class HostBinding(NamedTuple):
+    """How the server proved its key when the connection began, for who has to be told."""
+
+    host_key: bytes
+    session_id: bytes
+    signature: bytes  # over the session id
+
+
 class Transport:
     """Everything up to the messages themselves; a subclass gives those of authentication and
     of channels a meaning.
@@ -140,10 +148,16 @@ class Transport:
         self._held_bytes = 0
         self._keys_since = now
         self._host_key = b""
+        self._host_signature = b""  # of the first key exchange; a client's only
         self._peer_extensions: dict[str, bytes] = {}
         self._peer_takes_extensions = False
         self._writer.raw(self._our_version + b"\r\n")
         self._begin_exchange()
+
+    @property
+    def host_binding(self) -> HostBinding:
+        """A client's, once it is authenticated or about to be."""
+        return HostBinding(self._host_key, self.session_id, self._host_signature)
 
     # -- what a subclass adds --------------------------------------------------------
 
@@ -450,6 +464,7 @@ class Transport:
         if self._first:
             side.check_host_key(key)
             self._host_key = message.host_key
+            self._host_signature = message.signature
         elif message.host_key != self._host_key:
             raise KeyExchangeFailed("the server changed its host key during the connection")
         self._send_newkeys(handshake)

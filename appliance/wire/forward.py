@@ -14,6 +14,9 @@ FORWARDED_TCPIP: Final = "forwarded-tcpip"
 DIRECT_STREAMLOCAL: Final = "direct-streamlocal@openssh.com"
 FORWARDED_STREAMLOCAL: Final = "forwarded-streamlocal@openssh.com"
 
+AUTH_AGENT: Final = "auth-agent@openssh.com"  # OpenSSH PROTOCOL.agent: the opening has no data
+AUTH_AGENT_REQUEST: Final = "auth-agent-req@openssh.com"  # of a session's channel
+
 TCPIP_FORWARD: Final = "tcpip-forward"
 CANCEL_TCPIP_FORWARD: Final = "cancel-tcpip-forward"
 STREAMLOCAL_FORWARD: Final = "streamlocal-forward@openssh.com"

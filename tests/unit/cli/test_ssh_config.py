@@ -352,7 +352,6 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "ForwardAgent yes",
         "ForwardX11 yes",
         "ControlMaster auto",
         "CertificateFile x",

@@ -45,6 +45,7 @@ from appliance.process.requests import (
     Connect,
     ConnectLocal,
     Listen,
+    ListenAgent,
     ListenLocal,
     OpenPty,
     OpenTunnel,
@@ -280,6 +281,7 @@ SAMPLES: dict[type[Message], Message] = {
     Listen: Listen("localhost", 8080),
     ListenLocal: ListenLocal(b"/run/s"),
     StopListening: StopListening(1),
+    ListenAgent: ListenAgent(),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -300,7 +302,7 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
     assert declared == kinds
     assert [
         *(OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
-        *(Connect, ConnectLocal, Listen, ListenLocal, StopListening),
+        *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent),
     ] == AFTER
 
 
