@@ -140,14 +140,20 @@ def _bind(address: str, port: int) -> socket.socket:
 class LocalListener:
     """A Unix-domain socket that is listened on, and its file."""
 
-    def __init__(self, path: bytes, mask: int = 0o177, unlink: bool = False) -> None:
+    def __init__(
+        self,
+        path: bytes,
+        mask: int = 0o177,
+        unlink: bool = False,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> None:
         """Make both; ``mask`` and ``unlink`` as StreamLocalBindMask and StreamLocalBindUnlink of
         ssh_config(5). Raises OSError.
         """
         if not path or b"\0" in path:
             raise OSError(errno.EINVAL, "no path of a socket")
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = socket.socket(socket.AF_UNIX, kind)
         before = os.umask(mask)
         try:
             if unlink:

@@ -13,19 +13,23 @@ from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.forwards import Forward
-from ..services.session_client import CONNECTION_FAILED, SessionClient, Wanted
+from ..services.session_client import CONNECTION_FAILED, SessionClient, Streams
+from ..services.terminal import get_size
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
 from . import prompts
-from .ssh import environment_to_send
+from .raw_terminal import RawTerminal
+from .session_request import session_request
 from .ssh_config import HostOptions
 from .tunnel import ClientTunnel
 
 if TYPE_CHECKING:
+    from ..aio.loop import Timer
     from ..services.forward_client import ForwardClient
     from ..services.stdio_forward import StdioForward
+    from .control_master import ControlMaster, ControlSocket
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class ClientSession:
         command: str,
         quiet: bool,
         tunnel: ClientTunnel | None,
+        control: "ControlSocket | None",
     ) -> None:
         self._options = options
         self._connection = connection
@@ -55,6 +60,10 @@ class ClientSession:
         self._forwards: ForwardClient | None = None
         self._forwards_to_come = 0
         self._failed = False
+        self._master: ControlMaster | None = None
+        self._patience: Timer | None = None  # of a master that nobody uses
+        if control is not None:
+            self._share(control)
 
     def run(self) -> int:
         """The exit status."""
@@ -65,6 +74,8 @@ class ClientSession:
                 self._session.restore()
             if self._stdio_forward is not None:
                 self._stdio_forward.restore()
+            if self._master is not None:
+                self._master.close()
             if self._forwards is not None:
                 self._forwards.close()
             if self._tunnel is not None:
@@ -101,10 +112,10 @@ class ClientSession:
         """And go to the background, if that is wanted, once it is known what became of them."""
         self._forwards_to_come = 1 + len(forwards)
         for forward in forwards:
-            self._client().add(forward, self._forward_started)
-        self._forward_started("")
+            self._client().add(forward, partial(self._forward_started, forward))
+        self._forward_known()
 
-    def _forward_started(self, why: str) -> None:
+    def _forward_started(self, forward: Forward, why: str, port: int) -> None:
         if why:
             failing = self._options.exit_on_forward_failure
             prompts.tell(f"{'Error' if failing else 'Warning'}: {why}")
@@ -112,6 +123,12 @@ class ClientSession:
                 self._failed = True
                 self._loop.stop()
                 return
+        if port:
+            target = forward.target or "SOCKS"
+            self._tell(f"Allocated port {port} for remote forward to {target}")
+        self._forward_known()
+
+    def _forward_known(self) -> None:
         self._forwards_to_come -= 1
         if not self._forwards_to_come and self._options.fork_after_authentication:
             _go_to_background()
@@ -149,9 +166,9 @@ class ClientSession:
     def _start_stdio_forward(self, place: tuple[str, int]) -> None:
         from ..services.stdio_forward import StdioForward
 
-        stdin = not self._options.stdin_null
+        stdin = None if self._options.stdin_null else 0
         self._stdio_forward = StdioForward(
-            place, stdin, self._driver, self._stdio_forward_ended, prompts.tell
+            place, stdin, 1, self._driver, self._stdio_forward_ended, prompts.tell
         )
         self._stdio_forward.start()
 
@@ -169,32 +186,21 @@ class ClientSession:
 
     def _start_session(self) -> None:
         options, connection = self._options, self._connection
-        kind = "shell"
-        if options.session_type == "subsystem":
-            kind = "subsystem"
-        elif self._command:
-            kind = "exec"
-        terminal = options.request_tty == "force" or (
-            os.isatty(0)
-            and (
-                options.request_tty == "yes"
-                or (options.request_tty == "auto" and kind == "shell" and not options.stdin_null)
-            )
-        )
-        wanted = Wanted(
-            kind,
-            os.fsencode(self._command),
-            environment_to_send(options),
-            terminal,
-            not options.stdin_null and not options.fork_after_authentication,
-            (options.escape_char or "").encode("latin-1"),
-            bool(options.forward_agent),
-        )
+        wanted = session_request(options, self._command)
+        terminal = RawTerminal() if os.isatty(0) else None
         command_line = self._escape_command if options.enable_escape_commandline else None
         session = SessionClient(
-            wanted, self._driver, self._session_ended, prompts.tell, command_line
+            wanted,
+            Streams(0, 1, 2),
+            terminal,
+            self._driver,
+            self._session_ended,
+            prompts.tell,
+            command_line,
         )
         self._session = session
+        if terminal is not None and wanted.terminal is not None:
+            self._loop.on_signal(signal.SIGWINCH, lambda: session.resized(*get_size(0)))
         session.start(connection.open_channel("session", b"", session))
 
     def _escape_command(self, text: str, done: Callable[[str], None]) -> None:
@@ -214,9 +220,40 @@ class ClientSession:
         self._leave_when_over()
 
     def _leave_when_over(self) -> None:
-        """Forwarded connections may outlive the session that they came with."""
-        if self._session_over and not (self._forwards and self._forwards.connections):
+        """Forwarded connections and other clients may outlive the session they came with."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._forwards is not None and self._forwards.connections:
+            return
+        if self._master is not None and self._master.sessions:
+            return
+        persist = self._options.control_persist
+        if self._session_over:
             self._loop.stop()
+        elif self._master is not None and persist:
+            self._patience = self._loop.call_later(persist, self._leave_if_unused)
+
+    def _leave_if_unused(self) -> None:
+        assert self._master is not None
+        if not self._master.sessions and not (self._forwards and self._forwards.connections):
+            self._loop.stop()
+
+    def _share(self, control: "ControlSocket") -> None:
+        """Let other clients use the connection."""
+        from .control_master import ControlMaster
+
+        options = self._options
+        self._master = ControlMaster(
+            control,
+            self._driver,
+            self._client,
+            options.host,
+            options.control_master in ("ask", "autoask"),
+            self._leave_when_over,
+            self._loop.stop,
+        )
+        self._leave_when_over()
 
     def _end_by(self, number: int) -> None:
         _log.info("killed by signal %d", number)

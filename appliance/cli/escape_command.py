@@ -30,8 +30,9 @@ def carry_out(text: str, forwards: ForwardClient, done: Callable[[str], None]) -
         done(f"Bad forwarding specification: {error}")
         return
 
-    def told(why: str) -> None:
-        done(f"{why}." if why else "Canceled." if cancelled else "Forwarding.")
+    def told(why: str, port: int) -> None:
+        success = "Canceled." if cancelled else "Forwarding."
+        done(f"{why}." if why else f"{success} Allocated port {port}." if port else success)
 
     if cancelled:
         forwards.cancel(wanted, told)

@@ -188,6 +188,10 @@ class Login:
         how = f"exit status {status}" if status >= 0 else f"signal {-status}"
         return f"; {self._command_name} ended with {how}"
 
+    def abandon(self) -> None:
+        """The connection is another process's now, and so is the command."""
+        self._process = None
+
     def close(self) -> None:
         """End the command, once the connection is over.
 

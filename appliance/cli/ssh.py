@@ -5,23 +5,19 @@ up, and only those that the command uses.
 """
 
 import contextlib
-import fnmatch
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Final
 
 from .. import __version__
-from ..errors import CulvertError, PeerError, UsageError
+from ..errors import CulvertError, UsageError
 from ..log import harmless
-from ..ssh.channels import Channel
-from ..ssh.connection import ConnectionHandler
-from .login import Login
 from .options import Option, Options, help_text, parse
 from .ssh_config import HostOptions, Person, keyword_fields, load
 
 if TYPE_CHECKING:
-    from .client_session import ClientSession
+    pass
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
 
@@ -49,6 +45,9 @@ SSH_SPEC: Final = (
     Option("R", "[address:]port:host:port", "a port of the server leads to a place of ours", True),
     Option("D", "[address:]port", "a SOCKS port here leads wherever its clients want", True),
     Option("g", None, "let other hosts use the ports of -L and -D"),
+    Option("M", None, "let other clients share the connection; -MM: ask before each", True),
+    Option("S", "path", "the socket by which clients share a connection, or none"),
+    Option("O", "command", "tell who shares: check, exit, stop, forward or cancel (-L -R -D)"),
     Option("w", "local[:remote]", "a VPN tunnel between tun devices; numbers, or 'any'"),
     Option("4", None, "IPv4 only"),
     Option("6", None, "IPv6 only"),
@@ -78,7 +77,7 @@ DBCLIENT_SPEC: Final = (
     Option("b", "address", "connect from this address of ours"),
     Option("W", "bytes", "receive window of a channel"),
 )
-_LATER: Final = frozenset("MSOXYKBI")  # ssh's letters that this version does not have
+_LATER: Final = frozenset("XYKBI")  # ssh's letters that this version does not have
 
 # letter -> keyword of ssh_config(5); a flag has its value here
 _KEYWORDS: Final = {
@@ -94,6 +93,7 @@ _KEYWORDS: Final = {
     "D": ("DynamicForward", ""),
     "A": ("ForwardAgent", "yes"),
     "a": ("ForwardAgent", "no"),
+    "S": ("ControlPath", ""),
     "g": ("GatewayPorts", "yes"),
     "e": ("EscapeChar", ""),
     "K": ("ServerAliveInterval", ""),
@@ -169,8 +169,10 @@ def main(arguments: list[str], name: str) -> int:
         if "G" in options:
             print(_described(settings))
             return 0
+        if (what := options.value("O")) is not None:
+            return _tell_master(what, settings)
         window = _window(options.value("W")) if dropbear else None
-        return _Client(settings, line, window).run()
+        return _run(settings, line, window)
     except UsageError as error:
         print(f"{command}: {error}", file=sys.stderr)
     except CulvertError as error:
@@ -217,6 +219,8 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
             given.append((keyword, fixed or value))
     if "w" in line.options:
         given.append(("Tunnel", "point-to-point"))
+    if masters := line.options.count("M"):
+        given.append(("ControlMaster", "ask" if masters > 1 else "yes"))
     terminals = line.options.count("t")
     if terminals:
         given.append(("RequestTTY", "force" if terminals > 1 else "yes"))
@@ -318,57 +322,15 @@ def _described(settings: HostOptions) -> str:
     return "\n".join(rows)
 
 
-class _Client(ConnectionHandler):
-    """One run: log in, do what was asked, and report."""
+def _tell_master(command: str, settings: HostOptions) -> int:
+    """-O: the exit status."""
+    from .control_client import COMMANDS, ControlClient
 
-    def __init__(self, options: HostOptions, line: _CommandLine, window: int | None) -> None:
-        self._options = options
-        self._window = window
-        self._command = line.command or options.remote_command or ""
-        self._quiet = "q" in line.options
-        self._subsystem = options.session_type == "subsystem"
-        if self._subsystem and not self._command:
-            raise UsageError("-s needs the name of a subsystem")
-        self._no_session = options.session_type == "none"
-        self._session: ClientSession | None = None
-        if options.fork_after_authentication and not (self._command or self._no_session):
-            raise UsageError("-f needs a command to run, or -N")
-
-    def run(self) -> int:
-        """The exit status."""
-        options = self._options
-        tunnel = None
-        if options.tunnel != "no":
-            from .tunnel import ClientTunnel
-
-            tunnel = ClientTunnel(options)  # before the login: most mistakes are here
-        login = Login(options, self._window)
-        try:
-            sock = login.dial()
-            connection = login.authenticate(sock, self)
-            from .client_session import ClientSession
-
-            self._session = ClientSession(
-                options, connection, sock, self._command, self._quiet, tunnel
-            )
-            status = self._session.run()
-            if connection.error is not None and status == FAILURE:
-                raise login.explained(connection.error)
-            return status
-        finally:
-            login.close()
-
-    def channel_open(self, channel: Channel, type_data: bytes) -> None:
-        assert self._session is not None  # who opens channels has to have been asked to
-        self._session.channel_open(channel, type_data)
-
-    def banner(self, text: str) -> None:
-        if not self._quiet:
-            sys.stderr.write(harmless(text))
-            sys.stderr.flush()
-
-    def closed(self, error: PeerError | None) -> None:
-        _log.debug("connection closed: %s", error)
+    if command not in COMMANDS:
+        raise UsageError(f"-O {command}: expected one of {', '.join(COMMANDS)}")
+    if settings.control_path is None:
+        raise UsageError("-O needs a ControlPath; give one with -S")
+    return ControlClient(settings).command(command)
 
 
 def _window(text: str | None) -> int | None:
@@ -379,12 +341,21 @@ def _window(text: str | None) -> int | None:
     return int(text)
 
 
-def environment_to_send(options: HostOptions) -> tuple[tuple[str, str], ...]:
-    """SendEnv's variables, then SetEnv's."""
-    sent = {
-        name: value
-        for name, value in os.environ.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.send_env)
-    }
-    sent.update(dict(options.set_env))
-    return tuple(sent.items())
+def _run(options: HostOptions, line: _CommandLine, window: int | None) -> int:
+    """Do what was asked: over a connection that is there, or over one of our own."""
+    command = line.command or options.remote_command or ""
+    quiet = "q" in line.options
+    if options.session_type == "subsystem" and not command:
+        raise UsageError("-s needs the name of a subsystem")
+    if options.fork_after_authentication and not (command or options.session_type == "none"):
+        raise UsageError("-f needs a command to run, or -N")
+    if options.control_path is not None and options.control_master not in ("yes", "ask"):
+        from .control_client import ControlClient, NoMaster
+
+        try:
+            return ControlClient(options).run(command, quiet)
+        except NoMaster as error:
+            _log.debug("%s", error)
+    from .client import Client
+
+    return Client(options, command, quiet).run(window)

@@ -103,6 +103,9 @@ class HostOptions:
     stdin_null: bool = False
     fork_after_authentication: bool = False
     escape_char: str | None = "~"  # one character; None: no escapes
+    control_master: str = "no"  # yes, no, ask, auto, autoask
+    control_path: str | None = None
+    control_persist: int | None = None  # seconds; None: ends with its own session; 0: never
     forward_agent: str = ""  # the path of the agent to forward; '' for none
     forwards: tuple[Forward, ...] = ()  # in the order in which they were given
     gateway_ports: bool = False
@@ -234,6 +237,12 @@ def _time(text: str) -> int:
 
 def _timeout(text: str) -> int | None:
     return None if text.lower() == "none" else _time(text)
+
+
+def _persist(text: str) -> int | None:
+    if text.lower() in ("no", "false"):
+        return None
+    return 0 if text.lower() in ("yes", "true") else _time(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -444,6 +453,13 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         _Setting("ForkAfterAuthentication", "fork_after_authentication", _flag),
         _Setting("EscapeChar", "escape_char", _escape),
         _Setting("EnableEscapeCommandline", "enable_escape_commandline", _flag),
+        _Setting(
+            "ControlMaster",
+            "control_master",
+            _one_of("yes", "no", "ask", "auto", "autoask", true="yes", false="no"),
+        ),
+        _Setting("ControlPath", "control_path", _text),
+        _Setting("ControlPersist", "control_persist", _persist),
         _Setting("ForwardAgent", "forward_agent", _text),
         _Setting("LocalForward", "forwards", _forward("L"), "words"),
         _Setting("RemoteForward", "forwards", _forward("R"), "words"),
@@ -486,7 +502,7 @@ _ALIASES: Final = {
 _TUNING_KEYWORDS: Final = """
     addkeystoagent canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
     canonicalizepermittedcnames casignaturealgorithms channeltimeout checkhostip cipher
-    compressionlevel controlpath controlpersist enablesshkeysign fallbacktorsh forwardx11timeout
+    compressionlevel enablesshkeysign fallbacktorsh forwardx11timeout
     forwardx11trusted globalknownhostsfile2 gssapiauthentication gssapiclientidentity
     gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange gssapirenewalforcesrekey
     gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
@@ -500,7 +516,7 @@ _TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 # OpenSSH has them, Culvert has not: keyword -> the values that switch it off.
 _OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
-    BindInterface CanonicalizeHostname CertificateFile ControlMaster ForwardX11
+    BindInterface CanonicalizeHostname CertificateFile ForwardX11
     KnownHostsCommand NoHostAuthenticationForLocalhost PermitLocalCommand PKCS11Provider
     ProxyUseFdpass RefuseConnection RevokedHostKeys
 """
@@ -973,6 +989,9 @@ def _resolve(reader: _Reader) -> HostOptions:
             settings.identity_agent = None
         else:
             settings.identity_agent = agent(settings.identity_agent, "IdentityAgent")
+    if settings.control_path is not None:
+        none = settings.control_path.lower() == "none"
+        settings.control_path = None if none else path(settings.control_path, "ControlPath")
     usual = settings.identity_agent
     if settings.forward_agent.lower() in ("no", "false"):
         settings.forward_agent = ""

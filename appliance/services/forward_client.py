@@ -55,7 +55,7 @@ AGENT_SECONDS: Final = 5.0  # that the agent may take to hear for whom it will w
 SOCKS_SECONDS: Final = 60  # that a client may take to say what it wants
 _SOCKS_READ: Final = 4096  # bytes
 
-Done = Callable[[str], None]  # gets '', or why it failed
+Done = Callable[[str, int], None]  # gets '' or why it failed, and a port that was allocated
 
 
 class Settings(NamedTuple):
@@ -100,9 +100,9 @@ class ForwardClient:
         try:
             self._add_local(forward)
         except OSError as error:
-            done(f"cannot listen on {forward.listen}: {error.strerror}")
+            done(f"cannot listen on {forward.listen}: {error.strerror}", 0)
         else:
-            done("")
+            done("", 0)
 
     def cancel(self, forward: Forward, done: Done) -> None:
         """Forward no new connections; what ``forward`` leads to does not matter."""
@@ -110,9 +110,9 @@ class ForwardClient:
             self._cancel_remote(forward, done)
         elif forward.listen in self._listeners:
             self._close(*self._listeners.pop(forward.listen))
-            done("")
+            done("", 0)
         else:
-            done(f"nothing listens on {forward.listen}")
+            done(f"nothing listens on {forward.listen}", 0)
 
     def close(self) -> None:
         """Listen no more; connections live on."""
@@ -178,18 +178,15 @@ class ForwardClient:
         def answered(data: bytes | None) -> None:
             if data is None:
                 where = f"path {listen}" if isinstance(listen, str) else f"port {listen.port}"
-                done(f"remote port forwarding failed for listen {where}")
+                done(f"remote port forwarding failed for listen {where}", 0)
                 return
+            allocated = 0
             if isinstance(listen, str):
                 self._remote[os.fsencode(listen)] = forward
             else:
-                port = listen.port
-                if not port:
-                    port = BoundPort.decode(data).port
-                    target = forward.target or "SOCKS"
-                    self._say(f"Allocated port {port} for remote forward to {target}")
-                self._remote[TcpPlace(_asked_for(listen), port)] = forward
-            done("")
+                allocated = 0 if listen.port else BoundPort.decode(data).port
+                self._remote[TcpPlace(_asked_for(listen), allocated or listen.port)] = forward
+            done("", allocated)
 
         if isinstance(listen, str):
             name, wanted = STREAMLOCAL_FORWARD, StreamlocalForward(os.fsencode(listen)).encode()
@@ -210,11 +207,11 @@ class ForwardClient:
             name = CANCEL_TCPIP_FORWARD
             wanted = TcpipForward(_asked_for(listen), listen.port).encode()
         if self._remote.pop(key, None) is None:
-            done(f"nothing listens on {listen} of the server")
+            done(f"nothing listens on {listen} of the server", 0)
             return
 
         def answered(data: bytes | None) -> None:
-            done("the server refuses to cancel it" if data is None else "")
+            done("the server refuses to cancel it" if data is None else "", 0)
 
         self._driver.connection.global_request(name, wanted, answered)
         self._driver.flush()

@@ -16,9 +16,18 @@ from typing import Final
 from ..aio.driver import Driver
 from ..aio.relay import Sink, Source
 from ..ssh.channels import Channel, ChannelHandler
-from ..wire.codec import Boolean, Name, Record, String, Text, UInt32, write_uint32
+from ..wire.codec import write_uint32
 from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
+from ..wire.session import (
+    Command,
+    EnvironmentVariable,
+    ExitSignal,
+    Nothing,
+    PtyRequest,
+    SignalRequest,
+    WindowChange,
+)
 from .base import Privileges, Process, Refused
 from .terminal import apply_modes, set_size
 
@@ -29,48 +38,6 @@ ENVIRONMENT_LIMIT: Final = 100  # variables of a peer's
 VARIABLE_LIMIT: Final = 4096  # bytes of one
 TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may lag behind the exit
 STATUS_GRACE: Final = 0.2  # seconds that the exit may lag behind the output's end
-
-
-class PtyRequest(Record):
-    term: Text
-    columns: UInt32
-    rows: UInt32
-    width: UInt32
-    height: UInt32
-    modes: String
-
-
-class WindowChange(Record):
-    columns: UInt32
-    rows: UInt32
-    width: UInt32
-    height: UInt32
-
-
-class EnvironmentVariable(Record):
-    variable: String
-    value: String
-
-
-class Command(Record):
-    """Of exec and subsystem."""
-
-    command: String
-
-
-class SignalRequest(Record):
-    signal: Name
-
-
-class ExitSignal(Record):
-    signal: Name
-    core_dumped: Boolean
-    error_message: Text = ""
-    language_tag: Text = ""
-
-
-class Nothing(Record):
-    """The data of requests that carry none."""
 
 
 class _State(Enum):

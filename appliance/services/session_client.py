@@ -1,17 +1,14 @@
-"""A session channel on the client: our terminal or pipes, and a program far away.
+"""A session channel on the client: three descriptors here, and a program far away.
 
-On a terminal that is in raw mode, the escape character at the start of a line
-commands the client itself (ssh(1), ESCAPE CHARACTERS).
+They are our own, or those of another client that shares our connection. On a terminal
+that is in raw mode, the escape character at the start of a line commands the client
+itself (ssh(1), ESCAPE CHARACTERS).
 """
 
 import contextlib
 import os
-import signal
-import sys
-import termios
-import tty
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from ..aio.driver import Driver
 from ..aio.relay import Sink, Source, wants_nonblocking
@@ -21,8 +18,7 @@ from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Reader, write_uint32
 from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
-from .session import Command, EnvironmentVariable, ExitSignal, PtyRequest, WindowChange
-from .terminal import encode_modes, get_size
+from ..wire.session import Command, EnvironmentVariable, ExitSignal, PtyRequest, WindowChange
 
 CONNECTION_FAILED: Final = 255  # ssh(1), EXIT STATUS
 
@@ -32,11 +28,35 @@ class Wanted(NamedTuple):
 
     kind: str  # shell, exec, subsystem
     command: bytes
-    environment: tuple[tuple[str, str], ...]
-    terminal: bool  # have one at the other end
+    environment: tuple[tuple[bytes, bytes], ...]
+    terminal: PtyRequest | None  # to have one at the other end
     stdin: bool  # read ours
     escape: bytes  # one character, or none
     agent: bool  # let the program use ours
+
+
+class Streams(NamedTuple):
+    """The descriptors of a session at the client."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class Terminal(Protocol):
+    """The terminal that the descriptors are."""
+
+    def enter(self) -> None:
+        """Have every key go to the program at once."""
+        ...
+
+    def restore(self) -> None:
+        """Have it as it was."""
+        ...
+
+    def suspend(self) -> None:
+        """Stop, until somebody says to go on (SIGTSTP)."""
+        ...
 
 
 CommandLine = Callable[[str, Callable[[str], None]], None]  # a line, and who gets the answer
@@ -48,13 +68,17 @@ class SessionClient(ChannelHandler):
     def __init__(
         self,
         wanted: Wanted,
+        streams: Streams,
+        terminal: Terminal | None,
         driver: Driver,
         ended: Callable[[], None],
         say: Callable[[str], None],
-        command_line: CommandLine | None,
+        command_line: CommandLine | None = None,
     ) -> None:
         """``command_line`` carries out what is typed after ~C."""
         self._wanted = wanted
+        self._streams = streams
+        self._terminal = terminal
         self._driver = driver
         self._ended = ended
         self._say = say
@@ -65,7 +89,7 @@ class SessionClient(ChannelHandler):
         self._source: Source | None = None
         self._stdout: Sink
         self._stderr: Sink
-        self._raw: RawTerminal | None = None
+        self._is_raw = False
         self._made_nonblocking: list[int] = []
         self._finished = False
         self._at_line_start = True
@@ -74,34 +98,27 @@ class SessionClient(ChannelHandler):
     @property
     def on_terminal(self) -> bool:
         """Whether our terminal serves the session."""
-        return self._raw is not None
+        return self._is_raw
 
     def start(self, channel: Channel) -> None:
         """Prepare, while the channel is being opened."""
         self._channel = channel
-        for fd in (1, 2):
+        _, stdout, stderr = self._streams
+        for fd in (stdout, stderr):
             if wants_nonblocking(fd) and os.get_blocking(fd):
                 os.set_blocking(fd, False)
                 self._made_nonblocking.append(fd)
-        self._stdout = Sink(1, channel, self._driver, self._output_broken)
-        self._stderr = Sink(2, channel, self._driver, self._output_broken)
+        self._stdout = Sink(stdout, channel, self._driver, self._output_broken)
+        self._stderr = Sink(stderr, channel, self._driver, self._output_broken)
 
     def opened(self, type_data: bytes) -> None:
         wanted, channel = self._wanted, self._channel
-        local = os.isatty(0)
-        if wanted.terminal:
-            columns, rows, width, height = get_size(0) if local else (80, 24, 0, 0)
-            modes = encode_modes(0) if local else b"\0"
-            term = os.environ.get("TERM", "dumb")
-            request = PtyRequest(term, columns, rows, width, height, modes)
-            channel.request("pty-req", request.encode(), self._pty_answered)
-            if local:
-                self._driver.loop.on_signal(signal.SIGWINCH, self._resized)
+        if wanted.terminal is not None:
+            channel.request("pty-req", wanted.terminal.encode(), self._pty_answered)
         if wanted.agent:
             channel.request(AUTH_AGENT_REQUEST)
         for name, value in wanted.environment:
-            variable = EnvironmentVariable(name.encode(), os.fsencode(value))
-            channel.request("env", variable.encode())
+            channel.request("env", EnvironmentVariable(name, value).encode())
         data = b"" if wanted.kind == "shell" else Command(wanted.command).encode()
         channel.request(wanted.kind, data, self._started)
 
@@ -111,8 +128,9 @@ class SessionClient(ChannelHandler):
     def _pty_answered(self, success: bool) -> None:
         if not success:
             self._say("PTY allocation request failed on channel 0")
-        elif os.isatty(0) and self._wanted.stdin:
-            self._raw = RawTerminal()
+        elif self._terminal is not None and self._wanted.stdin:
+            self._terminal.enter()
+            self._is_raw = True
 
     def _started(self, success: bool) -> None:
         if not success:
@@ -122,9 +140,9 @@ class SessionClient(ChannelHandler):
         if not self._wanted.stdin:
             self._channel.eof()
             return
-        transform = self._escapes if self._raw is not None and self._wanted.escape else None
+        transform = self._escapes if self._is_raw and self._wanted.escape else None
         self._source = Source(
-            0, self._channel, self._driver, self._channel.eof, transform=transform
+            self._streams.stdin, self._channel, self._driver, self._channel.eof, transform=transform
         )
         self._source.start()
 
@@ -147,9 +165,10 @@ class SessionClient(ChannelHandler):
         """Our reader is gone: tell the program, as a pipe would (OpenSSH PROTOCOL 2.1)."""
         self._channel.request("eow@openssh.com")
 
-    def _resized(self) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.request("window-change", WindowChange(*get_size(0)).encode())
+    def resized(self, columns: int, rows: int, width: int, height: int) -> None:
+        """The window has another size now: in characters, and in pixels."""
+        size = WindowChange(columns, rows, width, height)
+        self._channel.request("window-change", size.encode())
         self._driver.flush()
 
     # -- escapes ---------------------------------------------------------------------
@@ -190,7 +209,7 @@ class SessionClient(ChannelHandler):
         return True
 
     def _print(self, text: str) -> None:
-        os.write(2, f"\r\n{text}\r\n".encode())
+        os.write(self._streams.stderr, f"\r\n{text}\r\n".encode())
 
     def _help(self) -> None:
         escape = self._wanted.escape.decode("latin-1")
@@ -218,15 +237,15 @@ class SessionClient(ChannelHandler):
 
     def _read_command(self) -> None:
         """What is typed next is for us, up to the end of the line."""
-        if self._command_line is None or self._raw is None:
+        if self._command_line is None or self._terminal is None:
             self._print("commandline disabled")
             return
-        self._raw.restore()
+        self._terminal.restore()
         try:
-            os.write(2, b"\r\nssh> ")
-            line = os.read(0, 4096).decode(errors="replace")
+            os.write(self._streams.stderr, b"\r\nssh> ")
+            line = os.read(self._streams.stdin, 4096).decode(errors="replace")
         finally:
-            self._raw.enter()
+            self._terminal.enter()
         self._command_line(line, lambda text: self._print(text.replace("\n", "\r\n")))
 
     def _disconnect(self) -> None:
@@ -235,12 +254,8 @@ class SessionClient(ChannelHandler):
         self._finish()
 
     def _suspend(self) -> None:
-        if self._raw is not None:
-            self._raw.restore()
-        os.kill(os.getpid(), signal.SIGTSTP)
-        if self._raw is not None:
-            self._raw.enter()
-        self._resized()
+        if self._terminal is not None:
+            self._terminal.suspend()
 
     # -- the end ---------------------------------------------------------------------
 
@@ -262,6 +277,16 @@ class SessionClient(ChannelHandler):
     def eof(self) -> None:
         """Nothing: the status may still come."""
 
+    def abandon(self) -> None:
+        """Whose descriptors they are went away: hang up."""
+        if self._source is not None:
+            self._source.stop()
+        for sink in (self._stdout, self._stderr):
+            sink.stop()
+        self._finished = True
+        self.restore()
+        self._channel.close()
+
     def closed(self) -> None:
         if self._source is not None:
             self._source.stop()
@@ -275,26 +300,8 @@ class SessionClient(ChannelHandler):
 
     def restore(self) -> None:
         """Leave terminal and descriptors as they were."""
-        if self._raw is not None:
-            self._raw.restore()
+        if self._is_raw and self._terminal is not None:
+            self._terminal.restore()
         for fd in self._made_nonblocking:
             with contextlib.suppress(OSError):
                 os.set_blocking(fd, True)
-
-
-class RawTerminal:
-    """Our own terminal in raw mode."""
-
-    def __init__(self) -> None:
-        self._before: list[Any] = termios.tcgetattr(0)
-        self.enter()
-
-    def enter(self) -> None:
-        """Every key goes to the program at once."""
-        tty.setraw(0, termios.TCSADRAIN)
-
-    def restore(self) -> None:
-        """As it was."""
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(0, termios.TCSADRAIN, self._before)
-        sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Our standard input and output, and a port far away that the server connects to (ssh -W)."""
+"""Two descriptors, and a port far away that the server connects to (ssh -W)."""
 
 import contextlib
 import os
@@ -19,15 +19,17 @@ class StdioForward(Splice):
     def __init__(
         self,
         place: tuple[str, int],
-        stdin: bool,
+        stdin: int | None,
+        stdout: int,
         driver: Driver,
         ended: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
-        """``stdin``: whether to read ours."""
+        """``stdin``: None to send nothing."""
         super().__init__(driver)
         self._place = place
         self._stdin = stdin
+        self._stdout = stdout
         self._ended = ended
         self._say = say
         self.failed = False
@@ -38,14 +40,15 @@ class StdioForward(Splice):
         host, port = self._place
         # The originator of a channel without a socket of its own, as OpenSSH names it.
         opening = DirectTcpip(host, port, "127.0.0.1", 65535)
-        if wants_nonblocking(1) and os.get_blocking(1):
-            os.set_blocking(1, False)
+        if wants_nonblocking(self._stdout) and os.get_blocking(self._stdout):
+            os.set_blocking(self._stdout, False)
             self._made_nonblocking = True
         connection = self._driver.connection
-        self.attach(connection.open_channel(DIRECT_TCPIP, opening.encode(), self), 0, 1)
+        channel = connection.open_channel(DIRECT_TCPIP, opening.encode(), self)
+        self.attach(channel, self._stdin if self._stdin is not None else -1, self._stdout)
 
     def opened(self, type_data: bytes) -> None:
-        if self._stdin:
+        if self._stdin is not None:
             super().opened(type_data)
         else:
             self._source.stop()
@@ -57,13 +60,21 @@ class StdioForward(Splice):
         self.failed = True
 
     def _end_output(self) -> None:
-        """Let the reader of our standard output know that there is no more."""
-        if stat.S_ISSOCK(os.fstat(1).st_mode):
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(1)) as output:
+        """Let the reader of our output know that there is no more."""
+        fd = self._stdout
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as output:
                 output.shutdown(socket.SHUT_WR)
         null = os.open(os.devnull, os.O_WRONLY)  # so that nothing else gets the number
-        os.dup2(null, 1)
+        os.dup2(null, fd)
         os.close(null)
+
+    def abandon(self) -> None:
+        """Whose descriptors they are went away: hang up."""
+        self._source.stop()
+        self._sink.stop()
+        self.restore()
+        self._channel.close()
 
     def _release(self) -> None:
         self._ended()
@@ -72,4 +83,4 @@ class StdioForward(Splice):
         """Leave the descriptors as they were."""
         if self._made_nonblocking:
             with contextlib.suppress(OSError):
-                os.set_blocking(1, True)
+                os.set_blocking(self._stdout, True)

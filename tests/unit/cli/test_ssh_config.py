@@ -353,7 +353,6 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
     "line",
     [
         "ForwardX11 yes",
-        "ControlMaster auto",
         "CertificateFile x",
     ],
 )

@@ -1,0 +1,107 @@
+"""A client with a connection of its own: from the login to what was asked for."""
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import PeerError
+from ..log import harmless
+from ..ssh.channels import Channel
+from ..ssh.connection import ConnectionHandler
+from .login import Login
+from .prompts import tell
+from .ssh_config import HostOptions
+
+if TYPE_CHECKING:
+    from .client_session import ClientSession
+    from .control_master import ControlSocket
+
+_log = logging.getLogger(__name__)
+
+
+class Client(ConnectionHandler):
+    """One run: log in, do what was asked, and report."""
+
+    def __init__(self, options: HostOptions, command: str, quiet: bool) -> None:
+        self._options = options
+        self._command = command
+        self._quiet = quiet
+        self._session: ClientSession | None = None
+
+    def run(self, window: int | None) -> int:
+        """The exit status; ``window``: bytes of a channel."""
+        options = self._options
+        tunnel = None
+        if options.tunnel != "no":
+            from .tunnel import ClientTunnel
+
+            tunnel = ClientTunnel(options)  # before the login: most mistakes are here
+        login = Login(options, window)
+        try:
+            sock = login.dial()
+            connection = login.authenticate(sock, self)
+            control = self._control_socket()
+            if control is not None and options.control_persist is not None:
+                if os.fork():
+                    login.abandon()
+                    sock.close()
+                    control.socket.close()
+                    return self._first_client()
+                options = self._become_master()
+            from ..services.session_client import CONNECTION_FAILED
+            from .client_session import ClientSession
+
+            self._session = ClientSession(
+                options, connection, sock, self._command, self._quiet, tunnel, control
+            )
+            status = self._session.run()
+            if connection.error is not None and status == CONNECTION_FAILED:
+                raise login.explained(connection.error)
+            return status
+        finally:
+            login.close()
+
+    def _control_socket(self) -> "ControlSocket | None":
+        options = self._options
+        if options.control_path is None or options.control_master == "no":
+            return None
+        from .control_master import ControlSocket
+
+        try:
+            return ControlSocket(options.control_path)
+        except FileExistsError:
+            tell(f"ControlSocket {options.control_path} already exists, disabling multiplexing")
+            return None
+
+    def _become_master(self) -> HostOptions:
+        """In the background, without a session of our own."""
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.close(null)
+        options = self._options
+        options.session_type = "none"
+        options.forwards = ()
+        options.stdio_forward = None
+        options.fork_after_authentication = False
+        return options
+
+    def _first_client(self) -> int:
+        """What we are when the master has gone to the background."""
+        from .control_client import ControlClient
+
+        return ControlClient(self._options).run(self._command, self._quiet, is_first=True)
+
+    def channel_open(self, channel: Channel, type_data: bytes) -> None:
+        assert self._session is not None  # who opens channels has to have been asked to
+        self._session.channel_open(channel, type_data)
+
+    def banner(self, text: str) -> None:
+        if not self._quiet:
+            sys.stderr.write(harmless(text))
+            sys.stderr.flush()
+
+    def closed(self, error: PeerError | None) -> None:
+        _log.debug("connection closed: %s", error)

@@ -1,0 +1,196 @@
+"""A client that shares the connection of another one (ControlPath of ssh_config(5)), and -O."""
+
+import os
+import signal
+import socket
+from types import FrameType
+from typing import Final
+
+from ..config.forwards import Forward, TcpPlace
+from ..errors import CulvertError, MalformedMessage, UsageError
+from ..services.session_client import CONNECTION_FAILED
+from ..services.terminal import get_size
+from ..wire.codec import Message
+from . import prompts
+from .control_messages import (
+    PACKET,
+    AddForward,
+    CancelForward,
+    Check,
+    Cooked,
+    Done,
+    Ended,
+    Exit,
+    NewSession,
+    NewStdioForward,
+    Raw,
+    Running,
+    Say,
+    Stop,
+    Suspend,
+    WindowSize,
+)
+from .raw_terminal import RawTerminal
+from .session_request import session_request
+from .ssh_config import HostOptions
+
+COMMANDS: Final = ("check", "exit", "stop", "forward", "cancel")
+
+_ANSWERS: Final = {kind.number: kind for kind in (Running, Done, Say, Raw, Cooked, Suspend, Ended)}
+
+
+class NoMaster(CulvertError):
+    """Nobody answers at the control socket."""
+
+
+class ControlClient:
+    """One connection to a master."""
+
+    def __init__(self, options: HostOptions) -> None:
+        """Raises NoMaster."""
+        assert options.control_path is not None
+        self._options = options
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.connect(options.control_path)
+        except OSError as error:
+            self._socket.close()
+            why = error.strerror or str(error)
+            if isinstance(error, ConnectionRefusedError):  # of one that was killed
+                os.unlink(options.control_path)
+            raise NoMaster(f"Control socket connect({options.control_path}): {why}") from error
+
+    def command(self, name: str) -> int:
+        """Carry out -O; the exit status."""
+        if name == "check":
+            self._send(Check())
+            answer = self._receive()
+            if not isinstance(answer, Running):
+                return CONNECTION_FAILED
+            prompts.tell(f"Master running (pid={answer.process})")
+            return 0
+        if name in ("forward", "cancel"):
+            failures = [
+                why
+                for each in self._options.forwards
+                if (why := self._forward(each, AddForward if name == "forward" else CancelForward))
+            ]
+            for why in failures:
+                prompts.tell(f"culvert: {why}")
+            return CONNECTION_FAILED if failures else 0
+        self._send(Exit() if name == "exit" else Stop())
+        answer = self._receive()
+        if not isinstance(answer, Done):
+            return CONNECTION_FAILED
+        prompts.tell("Exit request sent." if name == "exit" else "Stop listening request sent.")
+        return 0
+
+    def _forward(self, wanted: Forward, kind: type[AddForward] | type[CancelForward]) -> str:
+        """'' if it worked."""
+        listen = wanted.listen
+        if self._options.gateway_ports and isinstance(listen, TcpPlace) and listen.host is None:
+            wanted = wanted._replace(listen=TcpPlace("*", listen.port))
+        self._send(kind(wanted.direction, str(wanted)))
+        while not isinstance(answer := self._receive(), Done):
+            if isinstance(answer, Say):
+                prompts.tell(answer.text)
+            else:
+                return "the master ended"
+        if answer.port:
+            print(answer.port)
+        return answer.why
+
+    def run(self, command: str, quiet: bool, is_first: bool = False) -> int:
+        """A session, or what there is in its place; the exit status.
+
+        ``is_first``: the master is there for us.
+        """
+        options = self._options
+        for each in options.forwards:
+            if why := self._forward(each, AddForward):
+                prompts.tell(f"Warning: {why}")
+                if options.exit_on_forward_failure:
+                    if is_first:
+                        self._send(Exit())
+                    return CONNECTION_FAILED
+        if options.stdio_forward is not None:
+            host, port = options.stdio_forward
+            self._send(NewStdioForward(host, port, not options.stdin_null), 2)
+        elif options.session_type != "none":
+            wanted = session_request(options, command)
+            self._send(
+                NewSession(
+                    wanted.kind,
+                    wanted.command,
+                    tuple(part for pair in wanted.environment for part in pair),
+                    b"" if wanted.terminal is None else wanted.terminal.encode(),
+                    os.isatty(0),
+                    wanted.stdin,
+                    wanted.escape,
+                    wanted.agent,
+                ),
+                3,
+            )
+        if options.fork_after_authentication and os.fork():
+            os._exit(0)
+        ended = self._serve_terminal()
+        if ended is None:
+            prompts.tell("Control socket closed: the connection is gone.")
+            return CONNECTION_FAILED
+        if ended.on_terminal and not quiet:
+            prompts.tell(f"Shared connection to {options.host} closed.")
+        return ended.status
+
+    def _serve_terminal(self) -> Ended | None:
+        """Do with our terminal what the master says, until the session has ended."""
+        terminal = RawTerminal() if os.isatty(0) else None
+
+        def resized(number: int, frame: FrameType | None) -> None:
+            self._send(WindowSize(*get_size(0)))
+
+        def killed(number: int, frame: FrameType | None) -> None:
+            raise SystemExit(CONNECTION_FAILED)
+
+        if terminal is not None:
+            signal.signal(signal.SIGWINCH, resized)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, killed)
+        try:
+            while True:
+                message = self._receive()
+                if isinstance(message, Say):
+                    prompts.tell(message.text)
+                elif message is None or isinstance(message, Ended):
+                    return message
+                elif terminal is None:
+                    continue
+                elif isinstance(message, Raw):
+                    terminal.enter()
+                elif isinstance(message, Cooked):
+                    terminal.restore()
+                elif isinstance(message, Suspend):
+                    terminal.suspend()
+        finally:
+            if terminal is not None:
+                terminal.restore()
+
+    def _send(self, message: Message, descriptors: int = 0) -> None:
+        data = message.encode()
+        if len(data) > PACKET:
+            raise UsageError("the command and its environment are too long to share a connection")
+        try:
+            socket.send_fds(self._socket, [data], list(range(descriptors)))
+        except OSError as error:
+            raise NoMaster(f"the master of the connection: {error.strerror}") from error
+
+    def _receive(self) -> Message | None:
+        """None once the master is gone."""
+        try:
+            data = self._socket.recv(PACKET)
+        except OSError:
+            return None
+        kind = _ANSWERS.get(data[0]) if data else None
+        try:
+            return None if kind is None else kind.decode(data)
+        except MalformedMessage:
+            return None

@@ -1,0 +1,103 @@
+"""What passes over a control socket between clients that share one connection.
+
+Each message is one packet of a Unix-domain SOCK_SEQPACKET socket. The descriptors that a
+session uses come beside NewSession and NewStdioForward.
+
+    client -> master   one of the requests; for a session also WindowSize, as often as it changes
+    master -> client   Running, Done; for a session Say, Raw, Cooked, Suspend, and at last Ended
+"""
+
+from typing import Final
+
+from ..wire.codec import Boolean, Message, String, Strings, Text, UInt32
+
+# Our own choice
+PACKET: Final = 192 << 10  # bytes: the longest command (128 KiB) and its environment
+
+
+class Check(Message, number=1):
+    """Answered with Running."""
+
+
+class Exit(Message, number=2):
+    """End the connection; answered with Done."""
+
+
+class Stop(Message, number=3):
+    """Take no more clients; answered with Done."""
+
+
+class AddForward(Message, number=4):
+    """Answered with Done."""
+
+    direction: Text
+    text: Text
+
+
+class CancelForward(Message, number=5):
+    """Answered with Done."""
+
+    direction: Text
+    text: Text
+
+
+class NewSession(Message, number=6):
+    """With three descriptors."""
+
+    kind: Text
+    command: String
+    environment: Strings  # name, value, name, value ...
+    pty_request: String  # empty for no terminal
+    is_terminal: Boolean  # whether the first descriptor is one
+    stdin: Boolean  # whether to read it
+    escape: String
+    agent: Boolean
+
+
+class NewStdioForward(Message, number=7):
+    """With two descriptors."""
+
+    host: Text
+    port: UInt32
+    stdin: Boolean
+
+
+class WindowSize(Message, number=8):
+    columns: UInt32
+    rows: UInt32
+    width: UInt32
+    height: UInt32
+
+
+class Running(Message, number=20):
+    process: UInt32
+
+
+class Done(Message, number=21):
+    """'' if it worked, otherwise why not; and a port that was allocated, or 0."""
+
+    why: Text = ""
+    port: UInt32 = 0
+
+
+class Say(Message, number=22):
+    """A line for the user."""
+
+    text: Text
+
+
+class Raw(Message, number=23):
+    """Have every key go to the program."""
+
+
+class Cooked(Message, number=24):
+    """Have the terminal as it was."""
+
+
+class Suspend(Message, number=25):
+    """Stop, until the shell says to go on."""
+
+
+class Ended(Message, number=26):
+    status: UInt32
+    on_terminal: Boolean

@@ -1,0 +1,44 @@
+"""What a command line asks of a session: its program, terminal and environment."""
+
+import fnmatch
+import os
+
+from ..services.session_client import Wanted
+from .raw_terminal import pty_request
+from .ssh_config import HostOptions
+
+
+def session_request(options: HostOptions, command: str) -> Wanted:
+    """``command``: of the command line, or the subsystem's name."""
+    kind = "shell"
+    if options.session_type == "subsystem":
+        kind = "subsystem"
+    elif command:
+        kind = "exec"
+    terminal = options.request_tty == "force" or (
+        os.isatty(0)
+        and (
+            options.request_tty == "yes"
+            or (options.request_tty == "auto" and kind == "shell" and not options.stdin_null)
+        )
+    )
+    return Wanted(
+        kind,
+        os.fsencode(command),
+        _environment_to_send(options),
+        pty_request() if terminal else None,
+        not options.stdin_null and not options.fork_after_authentication,
+        (options.escape_char or "").encode("latin-1"),
+        bool(options.forward_agent),
+    )
+
+
+def _environment_to_send(options: HostOptions) -> tuple[tuple[bytes, bytes], ...]:
+    """SendEnv's variables, then SetEnv's."""
+    sent = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.send_env)
+    }
+    sent.update(dict(options.set_env))
+    return tuple((os.fsencode(name), os.fsencode(value)) for name, value in sent.items())

@@ -1,0 +1,45 @@
+"""The data of a session's requests (RFC 4254 section 6)."""
+
+from .codec import Boolean, Name, Record, String, Text, UInt32
+
+
+class PtyRequest(Record):
+    term: Text
+    columns: UInt32
+    rows: UInt32
+    width: UInt32
+    height: UInt32
+    modes: String
+
+
+class WindowChange(Record):
+    columns: UInt32
+    rows: UInt32
+    width: UInt32
+    height: UInt32
+
+
+class EnvironmentVariable(Record):
+    variable: String
+    value: String
+
+
+class Command(Record):
+    """Of exec and subsystem."""
+
+    command: String
+
+
+class SignalRequest(Record):
+    signal: Name
+
+
+class ExitSignal(Record):
+    signal: Name
+    core_dumped: Boolean
+    error_message: Text = ""
+    language_tag: Text = ""
+
+
+class Nothing(Record):
+    """The data of requests that carry none."""
