@@ -33,7 +33,7 @@ class Refused(Exception):
     """The privileged side says no; the text says why."""
 
 
-class Privileges(Protocol):
+class SessionPrivileges(Protocol):
     """Each call may raise Refused, and blocks until it is done."""
 
     def open_pty(self) -> int:
@@ -54,13 +54,9 @@ class Privileges(Protocol):
         """Send a signal by its name without SIG (RFC 4254 section 6.10)."""
         ...
 
-    def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
-        """A tun or tap device: its descriptor and name; modes as in OpenSSH PROTOCOL 2.3."""
-        ...
 
-    def close_tunnel(self, name: str) -> None:
-        """The device's descriptor is closed: whoever wants it now may have it."""
-        ...
+class ForwardPrivileges(Protocol):
+    """The same, for forwards."""
 
     def connect(self, host: str, port: int) -> Attempt:
         """Begin to connect to a TCP port."""

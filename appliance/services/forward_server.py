@@ -1,7 +1,7 @@
 """What a server forwards: connections that the client asks for, and ports that it has us
 listen on (RFC 4254 section 7, OpenSSH PROTOCOL 2.4).
 
-Whether something may be connected to or listened on is not decided here: Privileges says
+Whether something may be connected to or listened on is not decided here: its privileges say
 no, or gives a socket that was made as the user.
 """
 
@@ -32,7 +32,7 @@ from ..wire.forward import (
     TcpipForward,
 )
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
-from .base import Listening, Privileges, Refused
+from .base import ForwardPrivileges, Listening, Refused
 from .forward import Arriving, SocketSplice, originator
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _Key = tuple[str, int] | bytes  # address and port as they were asked for, or a 
 class ForwardServer:
     """The forwards of one connection; owns its listeners and their sockets."""
 
-    def __init__(self, driver: Driver, privileges: Privileges) -> None:
+    def __init__(self, driver: Driver, privileges: ForwardPrivileges) -> None:
         self._driver = driver
         self._privileges = privileges
         self._listeners: dict[_Key, tuple[int, Listener]] = {}

@@ -28,7 +28,7 @@ from ..wire.session import (
     SignalRequest,
     WindowChange,
 )
-from .base import Privileges, Process, Refused
+from .base import Process, Refused, SessionPrivileges
 from .terminal import apply_modes, set_size
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Session(ChannelHandler):
     def __init__(
         self,
         channel: Channel,
-        privileges: Privileges,
+        privileges: SessionPrivileges,
         driver: Driver,
         accept_environment: tuple[str, ...],
         forward_agent: Callable[[], None],

@@ -111,12 +111,6 @@ class FakePrivileges:
     def signal(self, process: int, name: str) -> None:
         self._ask("signal", name)
 
-    def open_tunnel(self, mode: int, unit: int) -> tuple[int, str]:
-        raise Refused("no tunnels here")
-
-    def close_tunnel(self, name: str) -> None:
-        raise Refused("no tunnels here")
-
     def close(self) -> None:
         for process in self.processes:
             process.kill()
@@ -134,16 +128,23 @@ class SessionTest:
         self.accepted: Channel = accepted
         self.driver = FakeDriver(self.pair, self.pair.server)
         self.privileges = FakePrivileges()
-        self.ended = 0
+        self.ended = self.agents = 0
+        self.no_agent = False
         self.session = Session(
             accepted,
             self.privileges,
             self.driver,
             ("LANG", "LC_*"),
+            self._forward_agent,
             self._end,  # type: ignore[arg-type]
         )
         accepted.handler = self.session
         self.replies: list[bool] = []
+
+    def _forward_agent(self) -> None:
+        if self.no_agent:
+            raise Refused("no")
+        self.agents += 1
 
     def _end(self) -> None:
         self.ended += 1

@@ -343,3 +343,15 @@ def test_a_signal_without_a_name_is_told_all_the_same(make: Make) -> None:
     it.run_until(lambda: it.has("closed"))
     (event,) = [e for e in it.client.events if e[0] == "request" and "exit" in str(e[1])]
     assert event[1] == "exit-signal"
+
+
+def test_the_agent_is_asked_for_before_the_program_runs(make: Make) -> None:
+    it = make()
+    assert it.request("auth-agent-req@openssh.com")
+    assert it.agents == 1
+    it.no_agent = True
+    assert not it.request("auth-agent-req@openssh.com")
+    it.no_agent = False
+    assert it.request("exec", Command(b"true").encode())
+    assert not it.request("auth-agent-req@openssh.com")
+    assert it.agents == 1
