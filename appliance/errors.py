@@ -10,6 +10,7 @@ CulvertError
     HostKeyRejected     the server's key is not the one we trust
     PeerDisconnected    it said goodbye, or the network did
     AuthenticationFailed  no method that we have satisfied the server
+  CertificateRefused    a certificate does not vouch for what it is shown for
   UsageError            a mistake of the person at the keyboard or in a file
 """
 
@@ -71,6 +72,10 @@ class PeerDisconnected(PeerError):
     """The peer sent DISCONNECT, or its end of the connection is gone."""
 
     reason = 11
+
+
+class CertificateRefused(CulvertError):
+    """A genuine certificate that is not good here and now; the text says why."""
 
 
 class UsageError(CulvertError):

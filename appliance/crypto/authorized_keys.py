@@ -12,7 +12,7 @@ from __future__ import annotations
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ..errors import MalformedMessage
 from .keys import SIGNATURE_ALGORITHMS, PublicKey, load_public_key
@@ -21,6 +21,7 @@ from .patterns import matches
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
+Parsed = TypeVar("Parsed")  # of a line
 LocalTime = Callable[[tuple[int, int, int, int, int, int, int, int, int]], float]
 
 # Of OpenSSH
@@ -29,6 +30,7 @@ _TUNNEL_MAXIMUM: Final = TUNNEL_ANY - 2
 _KEY_TYPES: Final = frozenset(SIGNATURE_ALGORITHMS.values())
 
 # Our own choices
+FORWARDS_LIMIT: Final = 1000  # permitopen options of a line, and as many permitlisten
 LOG_LIMIT: Final = 20  # lines about one file: its owner must not be able to flood the log
 
 
@@ -44,13 +46,67 @@ class Permissions(NamedTuple):
     user_rc: bool = True
     tunnel_allowed: bool = True  # tun@openssh.com at all
     tunnel: int | None = None  # the only unit allowed; TUNNEL_ANY: only an open for 'any'
-    from_patterns: str | None = None  # for from_matches
+    from_patterns: tuple[str, ...] = ()  # for from_matches, each of them
     expires: int | None = None  # seconds since 1970, from which on the key is not accepted
     touch_required: bool = True  # of a security key
     verify_required: bool = False
     # Host and port pairs; port 0 and host '*' stand for any. None: everything is permitted.
     permit_open: tuple[tuple[str, int], ...] | None = None  # what direct-tcpip may reach
     permit_listen: tuple[tuple[str, int], ...] | None = None  # where tcpip-forward may listen
+
+    def restricted_by(self, other: Permissions) -> Permissions | None:
+        """What both grant, as of a line and a certificate, or of two keys that are required.
+
+        None if they force different commands: obeying one would break the other's word.
+        The environment is that of the first which has one.
+        """
+        if None not in (self.command, other.command) and self.command != other.command:
+            return None
+        tunnels = {self.tunnel, other.tunnel} - {None}
+        return Permissions(
+            pty=self.pty and other.pty,
+            command=other.command if self.command is None else self.command,
+            environment=self.environment or other.environment,
+            port_forwarding=self.port_forwarding and other.port_forwarding,
+            agent_forwarding=self.agent_forwarding and other.agent_forwarding,
+            x11_forwarding=self.x11_forwarding and other.x11_forwarding,
+            user_rc=self.user_rc and other.user_rc,
+            tunnel_allowed=self.tunnel_allowed and other.tunnel_allowed and len(tunnels) < 2,
+            tunnel=self.tunnel if other.tunnel is None else other.tunnel,
+            from_patterns=self.from_patterns + other.from_patterns,
+            expires=min(filter(None, (self.expires, other.expires)), default=None),
+            touch_required=self.touch_required or other.touch_required,
+            verify_required=self.verify_required or other.verify_required,
+            permit_open=_in_both(self.permit_open, other.permit_open),
+            permit_listen=_in_both(self.permit_listen, other.permit_listen),
+        )
+
+    def refusal(self, address: str, now: float) -> str:
+        """Why they do not hold for a client at ``address`` now (seconds since 1970), or ''."""
+        for patterns in self.from_patterns:
+            if not from_matches(patterns, address, None):
+                return f"not from {address}"
+        return "expired" if self.expires is not None and now >= self.expires else ""
+
+
+Pairs = tuple[tuple[str, int], ...] | None
+
+
+def _in_both(first: Pairs, second: Pairs) -> Pairs:
+    """The hosts and ports that both lists permit."""
+    if first is None or second is None:
+        return second if first is None else first
+    both = (_narrower(one, other) for one in first for other in second)
+    return tuple(dict.fromkeys(pair for pair in both if pair is not None))
+
+
+def _narrower(one: tuple[str, int], other: tuple[str, int]) -> tuple[str, int] | None:
+    (host, port), (other_host, other_port) = one, other
+    if (host != other_host and "*" not in (host, other_host)) or (
+        port != other_port and 0 not in (port, other_port)
+    ):
+        return None
+    return other_host if host == "*" else host, port or other_port
 
 
 class Entry(NamedTuple):
@@ -80,6 +136,25 @@ def parse(
     ``local_time`` is time.mktime: it reads an expiry-time that does not end in Z. Without
     it such a time counts as UTC. The caller limits the size of the file.
     """
+    return _parse_lines(data, log, local_time, _parse_line)
+
+
+def parse_principals(
+    data: bytes, log: Callable[[str], None], local_time: LocalTime | None = None
+) -> Iterator[tuple[str, Permissions]]:
+    """The names of an AuthorizedPrincipalsFile, each with the options in front of it.
+
+    As ``parse``: a line with a mistake admits nobody (sshd_config(5)).
+    """
+    return _parse_lines(data, log, local_time, _parse_principal)
+
+
+def _parse_lines(
+    data: bytes,
+    log: Callable[[str], None],
+    local_time: LocalTime | None,
+    parse_line: Callable[[str, int, LocalTime | None], Parsed],
+) -> Iterator[Parsed]:
     complaints = 0
     for line_number, raw in enumerate(data.split(b"\n"), 1):
         # Bytes of no known encoding come out of a command or comment as they went in.
@@ -87,7 +162,7 @@ def parse(
         if not line or line.startswith("#"):
             continue
         try:
-            yield _parse_line(line, line_number, local_time)
+            yield parse_line(line, line_number, local_time)
         except _BadLine as error:
             complaints += 1
             if complaints <= LOG_LIMIT:
@@ -121,6 +196,18 @@ def _parse_line(line: str, line_number: int, local_time: LocalTime | None) -> En
     comment = words[2] if len(words) > 2 else ""
     authority = options.is_authority, options.principals
     return Entry(key, options.permissions, comment, line_number, *authority)
+
+
+def _parse_principal(
+    line: str, line_number: int, local_time: LocalTime | None
+) -> tuple[str, Permissions]:
+    end = _end_of_options(line)
+    if end == len(line):
+        return line, Permissions()
+    principal = line[end:].strip(" \t")
+    if "\0" in line or " " in principal or "\t" in principal:
+        raise _BadLine("it is not one principal with options in front")
+    return principal, _parse_options(line[:end], local_time).permissions
 
 
 def _shown(text: str) -> str:
@@ -228,23 +315,28 @@ def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
                 list(_sources(value))
             except ValueError as error:
                 raise _BadLine(f"option 'from' holds {_shown(str(error))}") from error
-            fields["from_patterns"] = value
+            fields["from_patterns"] = (value,)
         elif name == "expiry-time":
             expires = _parse_time(value, local_time)
             fields["expires"] = min(expires, fields.get("expires", expires))
         elif name == "tunnel":
             fields["tunnel"] = _parse_unit(value)
         elif name in _FORWARDS:
-            field = _FORWARDS[name]
-            fields[field] = (*fields.get(field, ()), _parse_forward(name, value))
+            pairs = fields.setdefault(_FORWARDS[name], [])
+            if len(pairs) == FORWARDS_LIMIT:
+                raise _BadLine(f"it has more than {FORWARDS_LIMIT} options {_shown(name)}")
+            pairs.append(_parse_forward(name, value))
         elif name == "principals":
             if principals is not None:
                 raise _BadLine("it has more than one option 'principals'")
-            principals = tuple(value.split(","))
+            principals = tuple(filter(None, value.split(",")))
         else:
             raise _BadLine(f"option {_shown(name)} is not supported")
     # 'port-forwarding' behind 'restrict' is not enough: a tunnel reaches a whole network.
     open_to_all = fields.get("port_forwarding", True) and not restricted
+    for name in _FORWARDS.values():
+        if name in fields:
+            fields[name] = tuple(fields[name])
     permissions = Permissions(**fields, tunnel_allowed=open_to_all or "tunnel" in fields)
     return _Options(permissions, is_authority, principals)
 

@@ -41,6 +41,7 @@ SK_ED25519: Final = "sk-ssh-ed25519@openssh.com"  # PROTOCOL.u2f
 SK_ECDSA: Final = "sk-ecdsa-sha2-nistp256@openssh.com"
 SK_USER_PRESENT: Final = 0x01  # flags of a security key's signature
 SK_USER_VERIFIED: Final = 0x04
+_CERTIFICATE: Final = "-cert-v01@openssh.com"  # PROTOCOL.certkeys
 
 # Signature algorithm -> key type, in our order of preference (no SHA-1, no DSA).
 SIGNATURE_ALGORITHMS: Final[dict[str, str]] = {
@@ -53,6 +54,25 @@ SIGNATURE_ALGORITHMS: Final[dict[str, str]] = {
     SK_ED25519: SK_ED25519,
     SK_ECDSA: SK_ECDSA,
 }
+
+
+def is_certificate_name(algorithm: str) -> bool:
+    """Whether a key type or signature algorithm is that of a certificate."""
+    return algorithm.endswith(_CERTIFICATE)
+
+
+def certificate_name(algorithm: str) -> str:
+    """What a certificate of keys of this type, or with such signatures, is called."""
+    return algorithm.removesuffix("@openssh.com") + _CERTIFICATE
+
+
+def plain_name(algorithm: str) -> str:
+    """The name without the certificate; any other name as it is."""
+    if not is_certificate_name(algorithm):
+        return algorithm
+    plain = algorithm.removesuffix(_CERTIFICATE)
+    return plain + "@openssh.com" if plain.startswith("sk-") else plain
+
 
 # Our own choices
 RSA_BITS_MINIMUM: Final = 2048  # shorter moduli are within reach of a patient attacker
@@ -355,6 +375,18 @@ def load_public_key(blob: bytes) -> PublicKey:
     key = loader(blob, reader)
     reader.end()
     return key
+
+
+def load_offered_key(blob: bytes) -> PublicKey:
+    """The key of a blob, or the certificate, as a peer may offer either.
+
+    A Certificate (which see) vouches for nothing until it is checked. Raises MalformedMessage.
+    """
+    if not Reader(blob).string().endswith(_CERTIFICATE.encode()):
+        return load_public_key(blob)
+    from .certificates import load_certificate
+
+    return load_certificate(blob)
 
 
 class PrivateKey:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import Permissions, from_matches
+from ..crypto.authorized_keys import Permissions
 from ..crypto.keys import PrivateKey, PublicKey
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..ssh.auth_server import Offer, signed_data
@@ -138,18 +138,14 @@ class Authentication:
             shortest = MINIMUM_RSA_BITS[self._config.profile]
             if entry.key.key_type == "ssh-rsa" and entry.key.bits < shortest:
                 continue
-            if allowed.from_patterns is not None and not from_matches(
-                allowed.from_patterns, self._peer.address, None
-            ):
+            refusal = allowed.refusal(self._peer.address, time.time())
+            if refusal:
                 _log.info(
-                    "key %s of user %s refused: not from %s",
+                    "key %s of user %s refused: %s",
                     entry.key.fingerprint(),
                     request.user,
-                    self._peer.address,
+                    refusal,
                 )
-                continue
-            if allowed.expires is not None and time.time() >= allowed.expires:
-                _log.info("key %s of user %s has expired", entry.key.fingerprint(), request.user)
                 continue
             self._key = entry.key
             return allowed

@@ -104,6 +104,16 @@ class Reader:
             raise MalformedMessage("an mpint of zero is the empty string")
         return int.from_bytes(data, "big", signed=True)
 
+    @property
+    def offset(self) -> int:
+        """How many bytes were read."""
+        return self._offset
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing is left."""
+        return self._offset == len(self._data)
+
     def rest(self) -> bytes:
         """Whatever is left."""
         return self.take(len(self._data) - self._offset)

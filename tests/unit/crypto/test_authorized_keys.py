@@ -322,7 +322,7 @@ def test_a_line_may_be_of_an_authority_and_name_its_principals(log: Log) -> None
     options = ("cert-authority", 'cert-authority,principals="a,b c"', 'principals=""', "pty")
     data = "".join(f"{each} {LINE}\n" for each in options).encode()
     found = [(entry.is_authority, entry.principals) for entry in parse(data, log)]
-    assert found == [(True, None), (True, ("a", "b c")), (False, ("",)), (False, None)]
+    assert found == [(True, None), (True, ("a", "b c")), (False, ()), (False, None)]
 
 
 # -- times -------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_from_matches_addresses_networks_and_names(
     patterns: str, address: str, hostname: str | None, matches: bool
 ) -> None:
     assert from_matches(patterns, address, hostname) is matches
-    assert permissions(f'from="{patterns}"').from_patterns == patterns
+    assert permissions(f'from="{patterns}"').from_patterns == (patterns,)
 
 
 @pytest.mark.parametrize(

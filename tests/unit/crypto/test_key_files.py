@@ -223,7 +223,7 @@ def test_a_file_that_holds_no_usable_key_is_refused_with_the_reason(data: bytes,
 
 
 def test_a_key_that_lives_in_a_security_key_is_refused_with_what_to_do() -> None:
-    from tests.unit.crypto.test_keys import Token
+    from tests.security_keys import Token
 
     public = Token("sk-ssh-ed25519@openssh.com").public
     parts = [write_name("none"), write_name("none"), write_string(b""), write_uint32(1)]

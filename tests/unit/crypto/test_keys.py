@@ -5,9 +5,7 @@ from binascii import a2b_base64, b2a_base64
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +27,7 @@ from appliance.wire.codec import (
     write_string,
     write_uint32,
 )
+from tests.security_keys import Token
 from tests.unit.crypto.conftest import KINDS, RunProgram
 
 DATA = b"the exchange hash"
@@ -308,34 +307,6 @@ def test_a_key_of_a_type_that_we_do_not_know_is_refused(key_type: str) -> None:
 
 
 # -- security keys -----------------------------------------------------------------------
-
-
-class Token:
-    """A FIDO device made of software."""
-
-    def __init__(self, key_type: str, application: bytes = b"ssh:") -> None:
-        self.key_type = key_type
-        self.application = application
-        if key_type == SK_ED25519:
-            self.edwards = ed25519.Ed25519PrivateKey.generate()
-            fields = write_string(self.edwards.public_key().public_bytes_raw())
-        else:
-            self.curve = ec.generate_private_key(ec.SECP256R1())
-            plain = PrivateKey(self.curve).public.blob
-            fields = plain[4 + len("ecdsa-sha2-nistp256") :]
-        self.public = load_public_key(write_name(key_type) + fields + write_string(application))
-
-    def sign(self, data: bytes, flags: int, application: bytes | None = None) -> bytes:
-        tail = bytes([flags]) + write_uint32(7)
-        scope = self.application if application is None else application
-        signed = hashlib.sha256(scope).digest() + tail + hashlib.sha256(data).digest()
-        if self.key_type == SK_ED25519:
-            raw = self.edwards.sign(signed)
-        else:
-            raw = b"".join(
-                map(write_mpint, decode_dss_signature(self.curve.sign(signed, ec.ECDSA(SHA256()))))
-            )
-        return write_name(self.key_type) + write_string(raw) + tail
 
 
 @pytest.fixture(scope="module", params=[SK_ED25519, SK_ECDSA])

@@ -1,0 +1,349 @@
+"""Certificates: a public key, and what an authority says of it (OpenSSH's PROTOCOL.certkeys).
+
+The authority signs the key together with a purpose (to log in, or to be a host), the names it
+is good for, the time it is good in, and options. Who trusts the authority need not know
+the key. A certificate is a PublicKey whose blob is the whole certificate and whose signatures
+are made by the key within; their algorithms have names of their own, the one inside a signature
+is the plain one::
+
+    key type                                   signature algorithm
+    ssh-ed25519-cert-v01@openssh.com           the same name
+    ssh-rsa-cert-v01@openssh.com               rsa-sha2-512-cert-v01@openssh.com and -256-
+
+``load_certificate`` reads a stranger's bytes: it raises MalformedMessage and nothing else,
+also when the signature is not the authority's, so a Certificate that exists says what its
+authority said. Whether anybody trusts that authority is the caller's question; ``check`` and
+``is_for`` answer the others. A certificate that names nobody is good for nobody, and a name
+is one name whatever characters it has: both have let strangers in elsewhere.
+"""
+
+from collections.abc import Collection, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ..errors import CertificateRefused, MalformedMessage
+from ..wire.codec import (
+    Reader,
+    Record,
+    String,
+    Text,
+    UInt32,
+    UInt64,
+    write_name,
+    write_string,
+    write_text,
+)
+from .keys import (
+    RSA,
+    SIGNATURE_ALGORITHMS,
+    PrivateKey,
+    PublicKey,
+    certificate_name,
+    load_public_key,
+    plain_name,
+)
+
+if TYPE_CHECKING:
+    from .authorized_keys import Permissions
+
+# Of PROTOCOL.certkeys
+FOREVER: Final = 0xFFFFFFFFFFFFFFFF  # valid_before of a certificate that never expires
+FORCE_COMMAND: Final = "force-command"
+SOURCE_ADDRESS: Final = "source-address"
+VERIFY_REQUIRED: Final = "verify-required"
+NO_TOUCH_REQUIRED: Final = "no-touch-required"
+_CRITICAL: Final = frozenset((FORCE_COMMAND, SOURCE_ADDRESS, VERIFY_REQUIRED))
+PERMITS: Final = {  # extension -> field of Permissions that it grants
+    "permit-X11-forwarding": "x11_forwarding",
+    "permit-agent-forwarding": "agent_forwarding",
+    "permit-port-forwarding": "port_forwarding",
+    "permit-pty": "pty",
+    "permit-user-rc": "user_rc",
+}
+# Key type -> how many strings it consists of, each with its length in front.
+_KEY_FIELDS: Final = {
+    "ssh-ed25519": 1,
+    "ecdsa-sha2-nistp256": 2,
+    "ecdsa-sha2-nistp384": 2,
+    "ecdsa-sha2-nistp521": 2,
+    RSA: 2,
+    "sk-ssh-ed25519@openssh.com": 2,
+    "sk-ecdsa-sha2-nistp256@openssh.com": 3,
+}
+_PLAIN_TYPES: Final = {certificate_name(name): name for name in _KEY_FIELDS}
+
+# Our own choices
+PRINCIPALS_LIMIT: Final = 256  # OpenSSH's
+NONCE_BYTES: Final = 32  # as many as OpenSSH takes
+AUTHORITY_ALGORITHMS: Final = tuple(SIGNATURE_ALGORITHMS)  # SHA-1 is not among them
+
+
+class Kind(IntEnum):
+    """What a certificate is for."""
+
+    USER = 1
+    HOST = 2
+
+
+class _Body(Record):
+    """What stands between the key and the signature."""
+
+    serial: UInt64
+    kind: UInt32
+    key_id: Text
+    principals: String
+    valid_after: UInt64
+    valid_before: UInt64
+    critical_options: String
+    extensions: String
+    reserved: String
+    authority: String
+
+
+Options = tuple[tuple[str, bytes], ...]
+
+
+class Terms(NamedTuple):
+    """What an authority says of a key; see ``issue``."""
+
+    kind: Kind
+    key_id: str
+    principals: tuple[str, ...] = ()
+    serial: int = 0
+    valid_after: int = 0  # seconds since 1970
+    valid_before: int = FOREVER  # the first second in which it is not valid any more
+    critical_options: Options = ()  # whoever does not know one refuses the certificate
+    extensions: Options = ()  # whoever does not know one ignores it
+
+
+class Certificate(PublicKey):
+    """A key whose ``authority`` vouches for it by ``terms``."""
+
+    __slots__ = ("authority", "authority_algorithm", "key", "terms")
+
+    def __init__(self, blob: bytes, key: PublicKey, terms: Terms, authority: PublicKey) -> None:
+        super().__init__(certificate_name(key.key_type), blob, key.bits)
+        self.key = key
+        self.terms = terms
+        self.authority = authority
+        self.authority_algorithm = ""  # of the authority's signature
+
+    @property
+    def signature_algorithms(self) -> tuple[str, ...]:
+        return tuple(map(certificate_name, self.key.signature_algorithms))
+
+    def verify(
+        self,
+        algorithm: str,
+        signature: bytes,
+        data: bytes,
+        *,
+        touch_required: bool = True,
+        verify_required: bool = False,
+    ) -> bool:
+        """As a key's; ``algorithm`` is a certificate's, the one in ``signature`` the key's."""
+        return algorithm in self.signature_algorithms and self.key.verify(
+            plain_name(algorithm),
+            signature,
+            data,
+            touch_required=touch_required,
+            verify_required=verify_required,
+        )
+
+    def fingerprint(self, hash: str = "sha256") -> str:
+        """The key's own, as ssh-keygen shows it."""
+        return self.key.fingerprint(hash)
+
+    def check(self, kind: Kind, now: float, algorithms: Collection[str], rsa_bits: int) -> None:
+        """Raise CertificateRefused unless it is good for ``kind`` at ``now``, seconds since 1970.
+
+        ``algorithms`` are those that an authority may sign with, ``rsa_bits`` the shortest RSA
+        key, which holds for the authority's as well. The caller trusts ``authority``, and asks
+        ``is_for`` for whom the certificate is.
+        """
+        terms = self.terms
+        if terms.kind is not kind:
+            raise CertificateRefused(f"it is a {terms.kind.name.lower()} certificate")
+        if self.authority_algorithm not in algorithms:
+            raise CertificateRefused(
+                f"its authority signs with {self.authority_algorithm}, which is not accepted here"
+            )
+        for key in (self.key, self.authority):
+            if key.key_type == RSA and key.bits < rsa_bits:
+                raise CertificateRefused(f"it holds an RSA key of {key.bits} bits")
+        if now < terms.valid_after:
+            raise CertificateRefused("it is not yet valid")
+        if now >= terms.valid_before:
+            raise CertificateRefused("it has expired")
+        if not terms.principals:
+            raise CertificateRefused("it names no principals, so it is good for nobody")
+        known = _CRITICAL if kind is Kind.USER else ()
+        for name, _ in terms.critical_options:
+            if name not in known:
+                raise CertificateRefused(f"it has the critical option {name!r}, unknown here")
+
+    def is_for(self, names: Collection[str]) -> bool:
+        """Whether one of its principals is among the names; never by parts or patterns."""
+        return any(principal in names for principal in self.terms.principals)
+
+    def permissions(self) -> "Permissions":
+        """What a user's certificate grants, once it is checked.
+
+        Raises CertificateRefused for an option whose value cannot be read.
+        """
+        from .authorized_keys import Permissions
+
+        try:
+            critical = {name: _value(name, data) for name, data in self.terms.critical_options}
+            known = (*PERMITS, NO_TOUCH_REQUIRED)
+            extensions = [
+                name for name, data in self.terms.extensions if name in known and _flag(name, data)
+            ]
+        except MalformedMessage as error:
+            raise CertificateRefused(str(error)) from error
+        grants: dict[str, Any] = {field: name in extensions for name, field in PERMITS.items()}
+        sources = critical.get(SOURCE_ADDRESS)
+        return Permissions(
+            **grants,
+            command=critical.get(FORCE_COMMAND),
+            from_patterns=() if sources is None else (_checked_sources(sources),),
+            tunnel_allowed=grants["port_forwarding"],
+            expires=None if self.terms.valid_before == FOREVER else self.terms.valid_before,
+            touch_required=NO_TOUCH_REQUIRED not in extensions,
+            verify_required=VERIFY_REQUIRED in critical,
+        )
+
+
+def _value(name: str, data: bytes) -> str | None:
+    """The text of a critical option; None for one that is only there."""
+    if name not in (FORCE_COMMAND, SOURCE_ADDRESS):
+        _flag(name, data)
+        return None
+    reader = Reader(data)
+    value = reader.string()
+    reader.end()
+    if b"\0" in value:
+        raise MalformedMessage(f"its option {name} holds a NUL byte")
+    return value.decode(errors="surrogateescape")
+
+
+def _flag(name: str, data: bytes) -> bool:
+    if data:
+        raise MalformedMessage(f"its option {name} has a value, where none belongs")
+    return True
+
+
+def _checked_sources(text: str) -> str:
+    """A comma list of addresses and networks, without wildcards, names and negation."""
+    from ipaddress import ip_network
+
+    for each in text.split(","):
+        try:
+            ip_network(each)
+        except ValueError as error:
+            raise CertificateRefused(f"its option {SOURCE_ADDRESS} is not readable") from error
+    return text
+
+
+# -- reading -----------------------------------------------------------------------------
+
+
+def load_certificate(blob: bytes) -> Certificate:
+    """The certificate of a blob, signed as it says; raises MalformedMessage."""
+    reader = Reader(blob)
+    plain_type = _PLAIN_TYPES.get(reader.name())
+    if plain_type is None:
+        raise MalformedMessage("a certificate is of a type that is not supported")
+    reader.string()  # the nonce, which makes what is signed unpredictable
+    fields = [write_string(reader.string()) for _ in range(_KEY_FIELDS[plain_type])]
+    body = _Body.read(reader)
+    signature = reader.string()
+    reader.end()
+    if body.kind not in set(Kind):
+        raise MalformedMessage("a certificate is neither for users nor for hosts")
+    if "\0" in body.key_id:
+        raise MalformedMessage("a certificate's key id holds a NUL byte")
+    terms = Terms(
+        Kind(body.kind),
+        body.key_id,
+        _read_principals(body.principals),
+        body.serial,
+        body.valid_after,
+        body.valid_before,
+        _read_options(body.critical_options),
+        _read_options(body.extensions),
+    )
+    key = load_public_key(write_name(plain_type) + b"".join(fields))
+    # A certificate is no authority: load_public_key knows keys only.
+    certificate = Certificate(blob, key, terms, load_public_key(body.authority))
+    _check_signature(certificate, blob[: -len(write_string(signature))], signature)
+    return certificate
+
+
+def _check_signature(certificate: Certificate, signed: bytes, signature: bytes) -> None:
+    algorithm = Reader(signature).name()
+    # Whether somebody touched the authority's security key is the authority's business.
+    if not certificate.authority.verify(algorithm, signature, signed, touch_required=False):
+        raise MalformedMessage("a certificate's signature is not its authority's")
+    certificate.authority_algorithm = algorithm
+
+
+def _read_principals(data: bytes) -> tuple[str, ...]:
+    reader = Reader(data)
+    principals: list[str] = []
+    while not reader.at_end:
+        principal = reader.text()
+        if not principal or "\0" in principal or len(principals) == PRINCIPALS_LIMIT:
+            raise MalformedMessage("a certificate's principals are too many, or one is no name")
+        principals.append(principal)
+    return tuple(principals)
+
+
+def _read_options(data: bytes) -> Options:
+    """Pairs of name and value, in the order of their names, each name once."""
+    reader = Reader(data)
+    options: list[tuple[str, bytes]] = []
+    while not reader.at_end:
+        name = reader.name()
+        if options and name <= options[-1][0]:
+            raise MalformedMessage("a certificate's options are repeated or out of order")
+        options.append((name, reader.string()))
+    return tuple(options)
+
+
+# -- writing -----------------------------------------------------------------------------
+
+
+def issue(
+    authority: PrivateKey, algorithm: str, key: PublicKey, terms: Terms, nonce: bytes
+) -> Certificate:
+    """A certificate for ``key``, signed by ``authority`` with ``algorithm``.
+
+    ``nonce`` is NONCE_BYTES random bytes; the options may come in any order. Raises
+    MalformedMessage for terms that no reader would accept.
+    """
+    body = _Body(
+        terms.serial,
+        terms.kind,
+        terms.key_id,
+        b"".join(map(write_text, terms.principals)),
+        terms.valid_after,
+        terms.valid_before,
+        _write_options(terms.critical_options),
+        _write_options(terms.extensions),
+        b"",
+        authority.public.blob,
+    )
+    fields = key.blob[len(write_name(key.key_type)) :]
+    name = write_name(certificate_name(key.key_type))
+    signed = name + write_string(nonce) + fields + body.encode()
+    return load_certificate(signed + write_string(authority.sign(algorithm, signed)))
+
+
+def _write_options(options: Sequence[tuple[str, bytes]]) -> bytes:
+    return b"".join(write_name(name) + write_string(data) for name, data in sorted(options))
+
+
+def text_option(name: str, value: str) -> tuple[str, bytes]:
+    """A critical option with a text, for ``Terms``."""
+    return name, write_string(value.encode(errors="surrogateescape"))
