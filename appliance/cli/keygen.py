@@ -1,5 +1,7 @@
 """culvert keygen: make keys, show them, change their passphrases, tend known_hosts.
 
+Certificates and revocation lists stand in files of their own, which are read when wanted.
+
 It speaks ssh-keygen's options for these jobs; called dropbearkey or dropbearconvert it speaks
 theirs. A file that is written appears whole or not at all: it is made under another name in
 the same directory, 0600, never through a link that somebody left there, and takes its place
@@ -18,7 +20,7 @@ from typing import Final
 
 from ..crypto import key_files, known_hosts
 from ..crypto.key_files import KeyFileError, WrongPassphrase
-from ..crypto.keys import ED25519, RSA, PrivateKey, PublicKey, generate
+from ..crypto.keys import ED25519, RSA, PrivateKey, PublicKey, generate, is_certificate_name
 from ..errors import CulvertError, UsageError
 from .options import Option, Options, help_text, parse
 
@@ -97,7 +99,7 @@ def read_file(path: str, private: bool = False) -> bytes:
     return data
 
 
-def _load_private(path: str, passphrase: bytes | None) -> PrivateKey:
+def load_private(path: str, passphrase: bytes | None) -> PrivateKey:
     """The key of a file, asking for its passphrase unless one is given."""
     data = read_file(path, private=True)
     try:
@@ -177,11 +179,13 @@ def _default_comment() -> str:
     return f"{name}@{os.uname().nodename}"
 
 
-def _kind(key: PublicKey) -> str:
-    """ED25519, ECDSA, RSA, or one of these with -SK."""
+def kind(key: PublicKey) -> str:
+    """ED25519, ECDSA, RSA, or one of these with -SK or -CERT."""
     name = key.key_type.removeprefix("sk-").removeprefix("ssh-").partition("-")[0]
     name = name.partition("@")[0].upper()
-    return name + "-SK" if key.key_type.startswith("sk-") else name
+    if key.key_type.startswith("sk-"):
+        name += "-SK"
+    return name + "-CERT" if is_certificate_name(key.key_type) else name
 
 
 def _key_type(name: str, bits: int | None) -> tuple[str, int | None]:
@@ -233,17 +237,31 @@ _KEYGEN_OPTIONS: Final = (
     Option("F", "HOST", "find a host in known_hosts; [HOST]:PORT for another port than 22"),
     Option("R", "HOST", "remove a host from known_hosts"),
     Option("H", None, "hash all names in known_hosts, so that it betrays nobody"),
+    Option("s", "AUTHORITY", "sign the keys in FILES with this private key: certificates"),
+    Option("I", "ID", "the certificates' name in the logs of servers"),
+    Option("n", "NAMES", "the users, or hosts, that they are good for, with commas between"),
+    Option("h", None, "they are for hosts, not for users"),
+    Option("V", "FROM:TO", "their time: +52w, or 20300101:20310101, always:+1d, -1h:forever"),
+    Option("O", "OPTION", "clear, no-pty, force-command=COMMAND, source-address=LIST ...", True),
+    Option("z", "NUMBER", "their serial, +1 counts up; or the version of a revocation list"),
+    Option("L", None, "show what a certificate says"),
+    Option("k", None, "make the revocation list -f of the keys in FILES"),
+    Option("u", None, "add to it"),
+    Option("Q", None, "ask the revocation list -f for the keys in FILES"),
     Option("m", "FORMAT", "format to write: RFC4716 (OpenSSH's, the default), PEM or dropbear"),
     Option("a", "ROUNDS", "how long the passphrase is hashed, by default 24 rounds"),
     Option("v", None, ""),  # accepted, without effect
     Option("o", None, ""),
     Option("Z", "CIPHER", ""),
-    Option("h", None, ""),
 )
 _KEYGEN_USAGE: Final = """\
 culvert keygen [-t TYPE] [-b BITS] [-f FILE] [-N PASSPHRASE] [-C COMMENT] [-q]
 culvert keygen -y | -l | -p | -c  [-f FILE]
-culvert keygen -F HOST | -R HOST | -H  [-f KNOWN_HOSTS]"""
+culvert keygen -F HOST | -R HOST | -H  [-f KNOWN_HOSTS]
+culvert keygen -s AUTHORITY -I ID [-h] [-n NAMES] [-V FROM:TO] [-O OPTION] [-z NUMBER] FILES
+culvert keygen -L [-f CERTIFICATE]
+culvert keygen -k -f LIST [-u] [-s AUTHORITY.pub] [-z NUMBER] FILES
+culvert keygen -Q -f LIST FILES"""
 _KEYGEN_ABOUT: Final = """\
 Make a pair of keys to log in with, and look after keys and known_hosts files.
 
@@ -259,9 +277,17 @@ examples:
 
 def _keygen(arguments: list[str], name: str) -> None:
     options = parse(arguments, _KEYGEN_OPTIONS, name)
-    if "help" in options or "h" in options:
+    if "help" in options or ("h" in options and "s" not in options):
         print(help_text(_KEYGEN_USAGE, _KEYGEN_ABOUT, _KEYGEN_OPTIONS, _KEYGEN_FOOTER), end="")
         return
+    if "k" in options or "Q" in options:
+        from . import keygen_revocation
+
+        return keygen_revocation.run(options)
+    if "s" in options:
+        from . import keygen_certificates
+
+        return keygen_certificates.sign(options)
     if options.operands:
         raise UsageError(f"too many arguments: {options.operands[0]!r}; try '{name} --help'")
     jobs: list[tuple[str, Callable[[Options], None]]] = [
@@ -272,13 +298,14 @@ def _keygen(arguments: list[str], name: str) -> None:
         ("R", _remove_host),
         ("H", _hash_hosts),
         ("l", _show_fingerprints),
+        ("L", _show_certificates),
     ]
     chosen = [job for letter, job in jobs if letter in options]
     if "F" in options:  # -l and -H tell how to print what is found
         chosen = [job for job in chosen if job not in (_show_fingerprints, _hash_hosts)]
     if len(chosen) > 1:
         raise UsageError(
-            f"only one of -y, -l, -p, -c, -F, -R and -H at a time; try '{name} --help'"
+            f"only one of -y, -l, -L, -p, -c, -F, -R and -H at a time; try '{name} --help'"
         )
     (chosen[0] if chosen else _make_key)(options)
 
@@ -348,7 +375,7 @@ def _key_path(options: Options) -> str:
 
 
 def _show_public(options: Options) -> None:
-    key = _load_private(_key_path(options), _passphrase(options, "P"))
+    key = load_private(_key_path(options), _passphrase(options, "P"))
     print(key.public.line(key.comment))
 
 
@@ -361,7 +388,7 @@ def _show_fingerprints(options: Options) -> None:
     try:
         public = key_files.load_public_part(data)
         if public is None and (b"-----BEGIN " in data or data.startswith(b"\0\0\0")):
-            key = _load_private(path, _passphrase(options, "P"))
+            key = load_private(path, _passphrase(options, "P"))
             public, comment = key.public, key.comment
     except KeyFileError as error:
         raise KeyFileError(f"{path}: {error}") from error
@@ -384,6 +411,12 @@ def _show_fingerprints(options: Options) -> None:
         raise UsageError(f"{path}: no key is in it")
 
 
+def _show_certificates(options: Options) -> None:
+    from . import keygen_certificates
+
+    keygen_certificates.show(_key_path(options), _hash(options))
+
+
 def _comment_beside(path: str, public: PublicKey) -> str:
     """The comment in the .pub file, if it is there and of this key."""
     try:
@@ -396,24 +429,24 @@ def _comment_beside(path: str, public: PublicKey) -> str:
 def _key_in_line(line: str) -> tuple[PublicKey, str]:
     """The key of a line of a .pub, authorized_keys or known_hosts file."""
     try:
-        return key_files.load_public_line(line)
+        return key_files.load_offered_line(line)
     except KeyFileError:
         at, quoted = 0, False
         while at < len(line) and (quoted or line[at] not in " \t"):
             quoted ^= line[at] == '"' and line[at - 1 : at] != "\\"
             at += 1
-        key, comment = key_files.load_public_line(line[at:])
+        key, comment = key_files.load_offered_line(line[at:])
         return key, comment or line[:at]
 
 
 def _print_fingerprint(key: PublicKey, hash: str, comment: str) -> None:
     shown = "".join(c if c.isprintable() else "?" for c in comment) or "no comment"
-    print(f"{key.bits} {key.fingerprint(hash)} {shown} ({_kind(key)})")
+    print(f"{key.bits} {key.fingerprint(hash)} {shown} ({kind(key)})")
 
 
 def _change_passphrase(options: Options) -> None:
     path = _key_path(options)
-    key = _load_private(path, _passphrase(options, "P"))
+    key = load_private(path, _passphrase(options, "P"))
     if key.comment:
         print(f"Key has comment '{key.comment}'")
     write_whole(path, _dump(key, _ask_new(options), options), replace=True)
@@ -425,7 +458,7 @@ def _change_comment(options: Options) -> None:
     given = _passphrase(options, "P")
     if given is None and _is_encrypted(read_file(path, private=True)):
         given = _ask(f"passphrase for {path}")
-    key = _load_private(path, given or b"")
+    key = load_private(path, given or b"")
     print(f"Old comment: {key.comment}" if key.comment else "No existing comment")
     comment = options.value("C")
     if comment is None:
@@ -483,18 +516,18 @@ def _find_host(options: Options) -> None:
             except CulvertError as error:
                 raise UsageError(f"{path} line {line.number}: {error}") from error
             comment = f" {line.comment}" if line.comment else ""
-            print(f"{text} {_kind(key)} {key.fingerprint(_hash(options))}{comment}")
+            print(f"{text} {kind(key)} {key.fingerprint(_hash(options))}{comment}")
         elif "H" in options and not line.marker:
             salt = os.urandom(known_hosts.SALT_BYTES)
             print(f"{known_hosts.hash_host(name, salt)} {line.key_type} {line.encoded}")
         else:
             _write_text(line.text + "\n")
     if not found:
-        raise _Silent
+        raise Silent
 
 
-class _Silent(Exception):
-    """Exit status 1 without a word, as ssh-keygen -F does for a host that is not there."""
+class Silent(Exception):
+    """Exit status 1 without another word, as of ssh-keygen -F for a host that is not there."""
 
 
 def _write_text(text: str) -> None:
@@ -572,7 +605,7 @@ def _dropbearkey(arguments: list[str], name: str) -> None:
     if path is None:
         raise UsageError(f"the key's file is missing: -f FILE; try '{name} --help'")
     if "y" in options:
-        key = _load_private(path, None)
+        key = load_private(path, None)
     elif kind is None:
         raise UsageError(f"the key's type is missing: -t TYPE; try '{name} --help'")
     else:
@@ -613,7 +646,7 @@ def _dropbearconvert(arguments: list[str], name: str) -> None:
         if kind not in ("openssh", "dropbear"):
             raise UsageError(f"the type {kind!r} is neither openssh nor dropbear")
     is_dropbear = read_file(source_path, private=True).startswith(b"\0\0\0")
-    key = _load_private(source_path, None)
+    key = load_private(source_path, None)
     if is_dropbear != (source == "dropbear"):
         raise UsageError(f"{source_path}: not in the format {source}")
     data = key_files.dump_openssh(key) if target == "openssh" else key_files.dump_dropbear(key)
@@ -636,7 +669,7 @@ def main(arguments: list[str], name: str = "keygen") -> int:
     try:
         program(arguments, command)
         sys.stdout.flush()
-    except _Silent:
+    except Silent:
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)

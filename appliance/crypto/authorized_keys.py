@@ -317,7 +317,10 @@ def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
                 raise _BadLine(f"option 'from' holds {_shown(str(error))}") from error
             fields["from_patterns"] = (value,)
         elif name == "expiry-time":
-            expires = _parse_time(value, local_time)
+            try:
+                expires = parse_time(value, local_time)
+            except ValueError as error:
+                raise _BadLine(f"option 'expiry-time' is {error}") from error
             fields["expires"] = min(expires, fields.get("expires", expires))
         elif name == "tunnel":
             fields["tunnel"] = _parse_unit(value)
@@ -381,12 +384,15 @@ def _parse_forward(name: str, text: str) -> tuple[str, int]:
     return host, 0 if any_port else int(port)
 
 
-def _parse_time(text: str, local_time: LocalTime | None) -> int:
-    """YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with Z behind it for UTC."""
+def parse_time(text: str, local_time: LocalTime | None) -> int:
+    """Seconds since 1970 of YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with Z behind it for UTC.
+
+    Raises ValueError. Without ``local_time`` every time is one of UTC.
+    """
     from datetime import UTC, datetime
 
     digits = text[:-1] if text[-1:] in ("Z", "z") else text
-    mistake = _BadLine(f"option 'expiry-time' is not YYYYMMDD[HHMM[SS]][Z] but {_shown(text)}")
+    mistake = ValueError(f"not YYYYMMDD[HHMM[SS]][Z] but {_shown(text)}")
     if len(digits) not in (8, 12, 14) or not digits.isascii() or not digits.isdigit():
         raise mistake
     full = digits.ljust(14, "0")
@@ -394,14 +400,14 @@ def _parse_time(text: str, local_time: LocalTime | None) -> int:
     try:
         moment = datetime(int(full[:4]), month, day, hour, minute, second, tzinfo=UTC)
         if digits != text or local_time is None:
-            expires = int(moment.timestamp())
+            seconds = int(moment.timestamp())
         else:
-            expires = int(local_time((*moment.timetuple()[:8], -1)))
+            seconds = int(local_time((*moment.timetuple()[:8], -1)))
     except (ValueError, OverflowError) as error:
         raise mistake from error
-    if expires <= 0:
+    if seconds <= 0:
         raise mistake
-    return expires
+    return seconds
 
 
 def _sources(patterns: str) -> Iterator[tuple[bool, str, IPv4Network | IPv6Network | None]]:

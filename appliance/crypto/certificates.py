@@ -194,7 +194,11 @@ class Certificate(PublicKey):
         from .authorized_keys import Permissions
 
         try:
-            critical = {name: _value(name, data) for name, data in self.terms.critical_options}
+            critical = {
+                name: _value(name, data)
+                for name, data in self.terms.critical_options
+                if name in _CRITICAL
+            }
             known = (*PERMITS, NO_TOUCH_REQUIRED)
             extensions = [
                 name for name, data in self.terms.extensions if name in known and _flag(name, data)

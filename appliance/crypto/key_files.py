@@ -29,7 +29,7 @@ from ..wire.codec import (
     write_string,
     write_uint32,
 )
-from .keys import ED25519, RSA, PrivateKey, PublicKey, load_public_key
+from .keys import ED25519, RSA, PrivateKey, PublicKey, load_offered_key, load_public_key
 
 if TYPE_CHECKING:
     from .keys import Secret
@@ -151,11 +151,20 @@ def load_public_part(data: bytes) -> PublicKey | None:
 
 def load_public_line(line: str) -> tuple[PublicKey, str]:
     """Key and comment of the one line of a .pub file; raises KeyFileError."""
+    return _load_line(line, load_public_key)
+
+
+def load_offered_line(line: str) -> tuple[PublicKey, str]:
+    """As ``load_public_line``, or of a -cert.pub file: then the key is a Certificate."""
+    return _load_line(line, load_offered_key)
+
+
+def _load_line(line: str, load: Callable[[bytes], PublicKey]) -> tuple[PublicKey, str]:
     words = line.strip().split(None, 2)
     if len(words) < 2:
         raise KeyFileError("not a public key: expected a line like 'ssh-ed25519 AAAA... comment'")
     try:
-        key = load_public_key(a2b_base64(words[1].encode(), strict_mode=True))
+        key = load(a2b_base64(words[1].encode(), strict_mode=True))
     except (Base64Error, UnicodeEncodeError) as error:
         raise KeyFileError("not a public key: its second word is not base64") from error
     except MalformedMessage as error:

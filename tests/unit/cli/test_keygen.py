@@ -295,7 +295,7 @@ def test_a_comment_is_changed_in_both_files(key: Path, terminal: Terminal) -> No
         (["-b", "9" * 5000], "option -b: expected a number, not '" + "9" * 5000 + "'"),
         (
             ["-y", "-l"],
-            "only one of -y, -l, -p, -c, -F, -R and -H at a time; try 'culvert keygen --help'",
+            "only one of -y, -l, -L, -p, -c, -F, -R and -H at a time; try 'culvert keygen --help'",
         ),
         (["key"], "too many arguments: 'key'; try 'culvert keygen --help'"),
         (["-f", "{0}/no/key", "-N", ""], "{0}/no/key: No such file or directory"),

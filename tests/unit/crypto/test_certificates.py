@@ -55,7 +55,11 @@ def certificate(
     algorithm: str = "",
     **terms: Any,
 ) -> Certificate:
-    settings = {"kind": Kind.USER, "key_id": "who", "principals": ("alice",)} | terms
+    settings: dict[str, Any] = {
+        "kind": Kind.USER,
+        "key_id": "who",
+        "principals": ("alice",),
+    } | terms
     algorithm = algorithm or authority.public.signature_algorithms[0]
     return issue(authority, algorithm, key, Terms(**settings), bytes(NONCE_BYTES))
 
