@@ -4,7 +4,7 @@ from typing import Final
 
 from ..crypto.ciphers import CIPHERS, MACS
 from ..crypto.key_exchange import METHODS
-from ..crypto.suites import COMPRESSIONS, HOST_KEY_ALGORITHMS, USER_KEY_ALGORITHMS
+from ..crypto.suites import COMPRESSIONS, HOST_KEY_ALGORITHMS, SIGNATURES, USER_KEY_ALGORITHMS
 from ..errors import UsageError
 
 _LISTS: Final[dict[str, tuple[str, ...]]] = {
@@ -13,8 +13,9 @@ _LISTS: Final[dict[str, tuple[str, ...]]] = {
     "kex": tuple(METHODS),
     "key": ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
             "ssh-rsa", "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
-    "sig": USER_KEY_ALGORITHMS,
+    "sig": SIGNATURES,
     "HostKeyAlgorithms": HOST_KEY_ALGORITHMS,
+    "PubkeyAcceptedAlgorithms": USER_KEY_ALGORITHMS,
     "compression": COMPRESSIONS,
 }  # fmt: skip
 

@@ -57,7 +57,10 @@ _FLAGS: Final[dict[str, tuple[str, Any]]] = {
     "s": ("password_authentication", False),
     "g": ("permit_root_login", "prohibit-password"),
     "B": ("permit_empty_passwords", True),
-    "t": ("publickey_and_password", True),
+    "t": (
+        "authentication_methods",
+        ("publickey,password", "publickey,keyboard-interactive"),
+    ),
     "m": ("print_motd", False),
     "e": ("pass_environment", True),
     "a": ("gateway_ports", "clientspecified"),

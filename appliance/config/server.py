@@ -58,15 +58,23 @@ class ServerConfig:
     listen: tuple[str, ...] = ("22",)  # [address:]port
     host_keys: tuple[str, ...] = (DEFAULT_HOST_KEY,)
     make_host_keys: bool = False  # those of host_keys that are missing
+    host_certificates: tuple[str, ...] = ()  # files, each of one of host_keys
     pid_file: str = "/run/culvert.pid"
     profile: Profile = "default"
 
     permit_root_login: PermitRootLogin = "yes"
     password_authentication: bool = True
     permit_empty_passwords: bool = False
-    publickey_and_password: bool = False  # both, in this order
+    # Each of them is a list with commas, of which every method is required, in its order.
+    authentication_methods: tuple[str, ...] = ()  # () is any one method
+    totp_file: str = ""  # lines of user:base32, for keyboard-interactive:totp
     password_file: str = ""  # lines of user:argon2id-hash, in place of the system's hashes
     authorized_keys_directory: str = "~/.ssh"
+    trusted_user_ca_keys: str = ""  # a file: authorities whose certificates let users in
+    authorized_principals_file: str = ""  # %u, %h, %U: for whom such certificates must be
+    revoked_keys: str = ""  # a file: a revocation list, or public keys
+    pubkey_accepted_algorithms: tuple[str, ...] = ()  # () is the profile's
+    ca_signature_algorithms: tuple[str, ...] = ()
     allow_group: str = ""
     max_auth_tries: int = 6
     login_grace_time: int = 120
@@ -118,6 +126,9 @@ _KEY: Final = re.compile(
 )
 
 
+_PRINCIPALS: Final = re.compile("(?:[^%]|%[uhU%])*")  # sshd_config(5), TOKENS
+
+
 def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
     """The file's settings over ``defaults``; raises UsageError."""
     table = read_table(path)
@@ -125,6 +136,12 @@ def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
         given = structured(ServerConfig, table)
         check_ranges(given, _RANGES)
         _check_endpoints(given)
+        if not _PRINCIPALS.fullmatch(given.authorized_principals_file):
+            text = shown(given.authorized_principals_file)
+            raise Mistake(
+                f"expected a path with no tokens but %u, %h, %U and %%, not {text}",
+                "authorized_principals_file",
+            )
         for index, tunnel in enumerate(given.tunnel):
             with within("tunnel", index):
                 _check_tunnel(tunnel)

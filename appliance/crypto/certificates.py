@@ -35,7 +35,6 @@ from ..wire.codec import (
 )
 from .keys import (
     RSA,
-    SIGNATURE_ALGORITHMS,
     PrivateKey,
     PublicKey,
     certificate_name,
@@ -75,7 +74,6 @@ _PLAIN_TYPES: Final = {certificate_name(name): name for name in _KEY_FIELDS}
 # Our own choices
 PRINCIPALS_LIMIT: Final = 256  # OpenSSH's
 NONCE_BYTES: Final = 32  # as many as OpenSSH takes
-AUTHORITY_ALGORITHMS: Final = tuple(SIGNATURE_ALGORITHMS)  # SHA-1 is not among them
 
 
 class Kind(IntEnum):

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 from ..errors import KeyExchangeFailed
 from .ciphers import AEAD, CIPHERS, MACS
 from .key_exchange import METHODS
+from .keys import certificate_name
 
 # OpenSSH PROTOCOL 1.10 and RFC 8308 section 2.1: markers among the key exchange methods
 STRICT_CLIENT: Final = "kex-strict-c-v00@openssh.com"
@@ -12,7 +13,7 @@ STRICT_SERVER: Final = "kex-strict-s-v00@openssh.com"
 EXT_INFO_CLIENT: Final = "ext-info-c"
 EXT_INFO_SERVER: Final = "ext-info-s"
 
-HOST_KEY_ALGORITHMS: Final = (
+_HOST_SIGNATURES: Final = (
     "ssh-ed25519",
     "ecdsa-sha2-nistp256",
     "ecdsa-sha2-nistp384",
@@ -20,11 +21,13 @@ HOST_KEY_ALGORITHMS: Final = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-USER_KEY_ALGORITHMS: Final = (
-    *HOST_KEY_ALGORITHMS,
+SIGNATURES: Final = (  # of a user's key, and of an authority under a certificate
+    *_HOST_SIGNATURES,
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
+HOST_KEY_ALGORITHMS: Final = (*_HOST_SIGNATURES, *map(certificate_name, _HOST_SIGNATURES))
+USER_KEY_ALGORITHMS: Final = (*SIGNATURES, *map(certificate_name, SIGNATURES))
 MINIMUM_RSA_BITS: Final = {"default": 2048, "hardened": 3072}  # of a profile, any key's
 COMPRESSIONS: Final = ("none", "zlib@openssh.com")
 
@@ -38,6 +41,7 @@ class Algorithms(NamedTuple):
     cipher: tuple[str, ...]
     mac: tuple[str, ...]
     compression: tuple[str, ...]
+    authority: tuple[str, ...] = SIGNATURES  # under certificates
 
 
 class Choice(NamedTuple):
@@ -59,12 +63,15 @@ def default_algorithms(aes_is_fast: bool, profile: str = "default") -> Algorithm
     key_exchange = tuple(METHODS)
     host_key: tuple[str, ...] = HOST_KEY_ALGORITHMS
     user_key: tuple[str, ...] = USER_KEY_ALGORITHMS
+    authority: tuple[str, ...] = SIGNATURES
     if profile == "hardened":
         key_exchange = ("mlkem768x25519-sha256",)
-        host_key = ("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256")
-        user_key = (*host_key, "sk-ssh-ed25519@openssh.com")
+        plain = ("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256")
+        authority = (*plain, "sk-ssh-ed25519@openssh.com")
+        host_key = (*plain, *map(certificate_name, plain))
+        user_key = (*authority, *map(certificate_name, authority))
         macs = tuple(mac for mac in MACS if mac.endswith("-etm@openssh.com"))
-    return Algorithms(key_exchange, host_key, user_key, ciphers, macs, COMPRESSIONS)
+    return Algorithms(key_exchange, host_key, user_key, ciphers, macs, COMPRESSIONS, authority)
 
 
 def choose(what: str, client: tuple[str, ...], server: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import Entry, parse
+from ..crypto.authorized_keys import Entry, Permissions, parse, parse_principals
 
 _log = logging.getLogger(__name__)
 
@@ -206,22 +206,52 @@ def _argon2(stored: bytes, password: bytes) -> bool:
 
 
 def authorized_keys(user: pwd.struct_passwd, config: ServerConfig) -> list[Entry]:
-    """The entries that let ``user`` in; a file that others may change holds none."""
+    """The entries that let ``user`` in; a file that others may change holds none.
+
+    Those with ``is_authority`` let in by their certificates only.
+    """
     folder = config.authorized_keys_directory
     if folder == "~" or folder.startswith("~/"):
         folder = user.pw_dir + folder[1:]
     path = os.path.join(user.pw_dir, folder, "authorized_keys")
+    data = _read_of(user, path)
+    return list(parse(data, _Complaints(path), lambda moment: time.mktime(moment)))
+
+
+def authorized_principals(
+    user: pwd.struct_passwd, config: ServerConfig
+) -> list[tuple[str, Permissions]]:
+    """For whom a certificate must be to let ``user`` in, and the options of each name.
+
+    The file may be named with %u, %h, %U and %%, and stands in the home unless its path is
+    absolute (sshd_config(5), AuthorizedPrincipalsFile).
+    """
+    if "/" in user.pw_name or user.pw_name.startswith("."):
+        return []  # from a directory service, perhaps: no name of a file
+    tokens = {"u": user.pw_name, "h": user.pw_dir, "U": str(user.pw_uid)}
+    parts = config.authorized_principals_file.split("%")
+    path = parts.pop(0)
+    while parts:
+        part = parts.pop(0)
+        if not part:  # '%%'; the configuration has no other token and no % at its end
+            path += "%" + parts.pop(0)
+        else:
+            path += tokens[part[0]] + part[1:]
+    path = os.path.join(user.pw_dir, path)
+    data = _read_of(user, path)
+    return list(parse_principals(data, _Complaints(path), lambda moment: time.mktime(moment)))
+
+
+def _read_of(user: pwd.struct_passwd, path: str) -> bytes:
+    """The bytes of a user's file, none if it is not there or others may change it."""
     try:
         with as_user(user):
-            data = _read_trusted(path, user)
+            return _read_trusted(path, user)
     except FileNotFoundError:
-        return []
+        return b""
     except (OSError, UntrustedFile) as error:
         _log.warning("keys of user %s refused: %s", user.pw_name, error)
-        return []
-    complain = _Complaints(path)
-    entries = parse(data, complain, lambda moment: time.mktime(moment))
-    return [entry for entry in entries if not entry.is_authority]  # which signs, and logs not in
+        return b""
 
 
 class _Complaints:

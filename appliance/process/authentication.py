@@ -13,12 +13,14 @@ from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Permissions
-from ..crypto.keys import PrivateKey, PublicKey
-from ..crypto.suites import MINIMUM_RSA_BITS
+from ..crypto.keys import PublicKey
 from ..ssh.auth_server import Offer, signed_data
-from . import accounts
+from ..wire.codec import write_text
+from . import accounts, factors, totp
+from .host_keys import HostKey
 from .peer import Peer
 from .requests import (
+    AskPrompt,
     Begin,
     Deny,
     Handlers,
@@ -30,19 +32,22 @@ from .requests import (
     UseKey,
     UsePassword,
 )
+from .user_keys import Grant, UserKeys
 
 _log = logging.getLogger(__name__)
 
 # Our own choice
 FAILURE_SECONDS: Final = 0.02  # a failed attempt takes a multiple of this, whatever failed
 
+_PROMPTS: Final = {factors.DIALOGUE: "Password: ", factors.CODE: "Verification code: "}
+
 
 class Login(NamedTuple):
     """Who logged in, and what that allows."""
 
     user: pwd.struct_passwd
-    permissions: Permissions  # of the key that signed
-    key: PublicKey | None  # that signed
+    permissions: Permissions  # of every key that signed
+    key: PublicKey | None  # that signed, the last one
     config: ServerConfig
 
 
@@ -52,7 +57,7 @@ class Authentication:
     def __init__(
         self,
         config: ServerConfig,
-        host_keys: Mapping[str, PrivateKey],
+        host_keys: Mapping[str, HostKey],
         peer: Peer,
         succeeded: Callable[[Login], None],
     ) -> None:
@@ -62,10 +67,11 @@ class Authentication:
         self._succeeded = succeeded
         self._session_id = b""
         self._signatures = 0
-        self._satisfied: list[str] = []
+        self._factors = factors.Factors(config)
+        self._keys = UserKeys(config, peer.address)
         self._user: pwd.struct_passwd | None = None
-        self._permissions = Permissions()
-        self._user_key: PublicKey | None = None  # that signed
+        self._permissions = Permissions()  # what every key that signed grants
+        self._used_keys: list[PublicKey] = []
         self.failures = 0
         self.is_done = False
 
@@ -83,6 +89,7 @@ class Authentication:
             ShowKey: self.show_key,
             UseKey: self.use_key,
             UsePassword: self.use_password,
+            AskPrompt: self.ask_prompt,
         }
 
     def sign(self, request: Sign) -> Reply:
@@ -107,9 +114,9 @@ class Authentication:
 
     def begin(self, request: Begin) -> Reply:
         user = self._find(request.user)
-        allowed = "password" in self._methods() and self._may_use_password(user)
+        allowed = factors.PASSWORD in self._factors.next and self._may_use_password(user)
         if self._config.permit_empty_passwords and allowed and accounts.has_no_password(user):
-            return self._satisfied_by("none", "no password")
+            return self._satisfied_by(factors.PASSWORD, "no password")
         return self._outcome(False), []
 
     def refuse_attempt(self, request: RefuseAttempt) -> Reply:
@@ -117,59 +124,52 @@ class Authentication:
         method = request.method[:64]  # as it came from the client
         return self._failed(request.user, method, time.monotonic(), "not supported")
 
+    def ask_prompt(self, request: AskPrompt) -> Reply:
+        """The same for everybody: it tells nothing of who exists."""
+        self._find(request.user)
+        return write_text(_PROMPTS[self._factors.dialogue]), []
+
+    # -- keys ------------------------------------------------------------------------
+
     def show_key(self, request: ShowKey) -> Reply:
         started = time.monotonic()
-        if self._permissions_of(request) is not None:
+        if self._grant(request) is not None:
             return b"", []
         return self._failed(request.user, "publickey", started, "key not accepted")
 
-    def _permissions_of(self, request: ShowKey | UseKey) -> Permissions | None:
-        """What the key's line allows, when there is one that applies now."""
+    def _grant(self, request: ShowKey | UseKey) -> Grant | None:
+        """What the key would grant; one that was used already is no second factor."""
         user = self._find(request.user)
-        if user is None or "publickey" not in self._methods():
+        if user is None or factors.PUBLICKEY not in self._factors.next:
             return None
-        for entry in accounts.authorized_keys(user, self._config):
-            allowed = entry.options
-            if (
-                entry.key.blob != request.public_key
-                or request.algorithm not in entry.key.signature_algorithms
-            ):
-                continue
-            shortest = MINIMUM_RSA_BITS[self._config.profile]
-            if entry.key.key_type == "ssh-rsa" and entry.key.bits < shortest:
-                continue
-            refusal = allowed.refusal(self._peer.address, time.time())
-            if refusal:
-                _log.info(
-                    "key %s of user %s refused: %s",
-                    entry.key.fingerprint(),
-                    request.user,
-                    refusal,
-                )
-                continue
-            self._key = entry.key
-            return allowed
-        return None
+        grant = self._keys.grant(user, request.algorithm, request.public_key, time.time())
+        return None if grant is None or grant.plain_key in self._used_keys else grant
 
     def use_key(self, request: UseKey) -> Reply:
         started = time.monotonic()
-        permissions = self._permissions_of(request)
+        grant = self._grant(request)
         bound = (b"", *(key.public.blob for key in self._host_keys.values()))
-        if permissions is None or not self._session_id or request.host_key not in bound:
+        if grant is None or not self._session_id or request.host_key not in bound:
             return self._failed(request.user, "publickey", started, "key not accepted")
         offer = Offer(request.user, request.algorithm, request.public_key, request.host_key)
-        valid = self._key.verify(
+        valid = grant.key.verify(
             request.algorithm,
             request.signature,
             signed_data(self._session_id, offer),
-            touch_required=permissions.touch_required,
-            verify_required=permissions.verify_required,
+            touch_required=grant.permissions.touch_required,
+            verify_required=grant.permissions.verify_required,
         )
         if not valid:
             return self._failed(request.user, "publickey", started, "wrong signature")
+        permissions = self._permissions.restricted_by(grant.permissions)
+        if permissions is None:
+            why = "it forces another command than the key before"
+            return self._failed(request.user, "publickey", started, why)
         self._permissions = permissions
-        self._user_key = self._key
-        return self._satisfied_by("publickey", f"{self._key.key_type} {self._key.fingerprint()}")
+        self._used_keys.append(grant.plain_key)
+        return self._satisfied_by(factors.PUBLICKEY, str(grant))
+
+    # -- passwords and codes ---------------------------------------------------------
 
     def _may_use_password(self, user: pwd.struct_passwd | None) -> bool:
         if not self._config.password_authentication:
@@ -181,26 +181,26 @@ class Authentication:
     def use_password(self, request: UsePassword) -> Reply:
         started = time.monotonic()
         user = self._find(request.user)
-        known = request.method in ("password", "keyboard-interactive")
-        allowed = known and request.method in self._methods() and self._may_use_password(user)
+        factor = {
+            "password": factors.PASSWORD,
+            "keyboard-interactive": self._factors.dialogue,
+        }.get(request.method, "")
+        if factor == factors.CODE:
+            right = totp.accepts(user, request.password, self._config.totp_file, time.time())
+            if not right:
+                return self._failed(request.user, request.method, started, "wrong code")
+            return self._satisfied_by(factor, "a code")
+        allowed = factor in self._factors.next and self._may_use_password(user)
         right = accounts.password_is_right(user, request.password, self._config)
         if not (right and allowed):
             return self._failed(request.user, request.method, started, "wrong password")
-        return self._satisfied_by(request.method, "password")
+        return self._satisfied_by(factor, "password")
 
-    def _methods(self) -> tuple[str, ...]:
-        """What can still be tried."""
-        passwords: tuple[str, ...] = ()
-        if self._config.password_authentication:
-            passwords = ("password", "keyboard-interactive")
-        if not self._config.publickey_and_password:
-            return ("publickey", *passwords)
-        return passwords if "publickey" in self._satisfied else ("publickey",)
+    # -- outcomes --------------------------------------------------------------------
 
-    def _satisfied_by(self, method: str, what: str) -> Reply:
+    def _satisfied_by(self, factor: str, what: str) -> Reply:
         assert self._user is not None
-        self._satisfied.append(method)
-        if self._config.publickey_and_password and len(self._satisfied) < 2:
+        if not self._factors.satisfy(factor):
             _log.info(
                 "user %s from %s: %s accepted, one more method required",
                 self._user.pw_name,
@@ -209,9 +209,10 @@ class Authentication:
             )
             return self._outcome(False, partial=True), []
         if self._user.pw_uid and os.path.exists("/etc/nologin"):
-            return self._failed(self._user.pw_name, method, time.monotonic(), "/etc/nologin")
+            return self._failed(self._user.pw_name, factor, time.monotonic(), "/etc/nologin")
         self.is_done = True
-        self._succeeded(Login(self._user, self._permissions, self._user_key, self._config))
+        key = self._used_keys[-1] if self._used_keys else None
+        self._succeeded(Login(self._user, self._permissions, key, self._config))
         _log.info(
             "user %s logged in from %s port %d with %s",
             self._user.pw_name,
@@ -238,4 +239,4 @@ class Authentication:
         return self._outcome(False, final=final), []
 
     def _outcome(self, success: bool, partial: bool = False, final: bool = False) -> bytes:
-        return OutcomeReply(success, self._methods(), partial, final).encode()
+        return OutcomeReply(success, self._factors.method_names, partial, final).encode()

@@ -1,15 +1,70 @@
-"""The server's host keys: read, or made on first use, whole or not at all."""
+"""The server's host keys: read, or made on first use, whole or not at all; their certificates."""
 
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..crypto.key_files import KeyFileError, dump_openssh, load_private_key
-from ..crypto.keys import PrivateKey, generate
+from ..crypto.key_files import KeyFileError, dump_openssh, load_offered_line, load_private_key
+from ..crypto.keys import RSA, PrivateKey, PublicKey, generate, plain_name
 from ..errors import UsageError
 
 _log = logging.getLogger(__name__)
+
+
+class HostKey(NamedTuple):
+    """A key, and how it is shown: as itself, or as a certificate of it."""
+
+    private: PrivateKey
+    public: PublicKey  # or a Certificate
+
+    def sign(self, algorithm: str, data: bytes) -> bytes:
+        """A signature blob; ``algorithm`` is one of ``public.signature_algorithms``."""
+        return self.private.sign(plain_name(algorithm), data)
+
+
+def by_algorithm(
+    keys: Sequence[PrivateKey], certificates: Sequence[str], shortest: int
+) -> dict[str, HostKey]:
+    """What signs under each name; ``certificates`` are files. Raises UsageError.
+
+    A certificate that is not for a host, or of none of the keys, is a mistake; one that has
+    expired is named in the log, and left to clients to refuse. RSA keys have ``shortest``
+    bits or more.
+    """
+    found: dict[str, HostKey] = {}
+    for key in keys:
+        if key.public.key_type == RSA and key.public.bits < shortest:
+            raise UsageError(f"this profile wants RSA host keys of {shortest} bits or more")
+        for algorithm in key.public.signature_algorithms:
+            found.setdefault(algorithm, HostKey(key, key.public))
+    for path in certificates:
+        host_key = _with_certificate(keys, path)
+        for algorithm in host_key.public.signature_algorithms:
+            found.setdefault(algorithm, host_key)
+    return found
+
+
+def _with_certificate(keys: Sequence[PrivateKey], path: str) -> HostKey:
+    from ..crypto.certificates import Certificate, Kind
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            certificate, _ = load_offered_line(file.read(1 << 20))
+    except KeyFileError as error:
+        raise UsageError(f"host certificate {path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"host certificate {path}: {error.strerror}") from error
+    if not isinstance(certificate, Certificate) or certificate.terms.kind is not Kind.HOST:
+        raise UsageError(f"host certificate {path}: it is no certificate for hosts")
+    key = next((key for key in keys if key.public == certificate.key), None)
+    if key is None:
+        raise UsageError(f"host certificate {path}: it is of none of the host keys")
+    if not certificate.terms.valid_after <= time.time() < certificate.terms.valid_before:
+        _log.warning("host certificate %s is not valid now", path)
+    return HostKey(key, certificate)
 
 
 def load(paths: Sequence[str], make: bool) -> list[PrivateKey]:

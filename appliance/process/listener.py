@@ -26,10 +26,9 @@ from .. import log
 from ..aio.processor import aes_is_fast
 from ..aio.service_manager import notify
 from ..config.server import ServerConfig
-from ..crypto.keys import PrivateKey
-from ..crypto.suites import MINIMUM_RSA_BITS, default_algorithms
+from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import CulvertError, UsageError
-from . import host_keys, sandbox, tunnels, worker
+from . import factors, host_keys, sandbox, tunnels, user_keys, worker
 from .monitor import Monitor
 from .peer import Peer
 from .penalties import Ending, Penalties
@@ -92,16 +91,10 @@ class Listener:
                 f"[[tunnel]] makes devices and needs root: this server runs as uid {os.geteuid()}"
             )
         keys = host_keys.load(config.host_keys, config.make_host_keys)
-        self._host_keys: dict[str, PrivateKey] = {}
-        for key in keys:
-            shortest = MINIMUM_RSA_BITS[config.profile]
-            if key.public.key_type == "ssh-rsa" and key.public.bits < shortest:
-                raise UsageError(
-                    f"the {config.profile} profile wants RSA host keys of {shortest} bits or more"
-                )
-            for algorithm in key.public.signature_algorithms:
-                self._host_keys.setdefault(algorithm, key)
-        algorithms = default_algorithms(aes_is_fast(), config.profile)
+        self._host_keys = host_keys.by_algorithm(
+            keys, config.host_certificates, MINIMUM_RSA_BITS[config.profile]
+        )
+        algorithms = user_keys.algorithms(config, aes_is_fast())
         if not set(algorithms.host_key) & set(self._host_keys):
             raise UsageError("no host key that this profile accepts")
         self._job = worker.Job(
@@ -110,6 +103,7 @@ class Listener:
             {name: key.public.blob for name, key in self._host_keys.items()},
             _read_banner(config.banner),
         )
+        factors.sequences(config)
         tunnels.check_keys(config.tunnel)
         self._declared = tunnels.Declared(config.tunnel)
         self._connections = 0

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..config.server import ServerConfig
-from ..crypto.keys import PrivateKey
 from ..errors import MalformedMessage
 from . import programs
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
+from .host_keys import HostKey
 from .peer import Peer
 from .penalties import Ending
 from .requests import DATAGRAM, GRANTED, REFUSED, TABLE, Deny, When
@@ -35,7 +35,7 @@ class Monitor:
     def __init__(
         self,
         config: ServerConfig,
-        host_keys: Mapping[str, PrivateKey],
+        host_keys: Mapping[str, HostKey],
         peer: Peer,
         sock: socket.socket,
         worker: int,

@@ -31,6 +31,9 @@ class _Authority:
     def key(self, offer: Offer, signature: bytes) -> Outcome:
         return Outcome(True)
 
+    def prompt(self, user: str) -> str:
+        return ""
+
     def password(self, user: str, method: str, password: bytes) -> Outcome:
         return Outcome(False)
 

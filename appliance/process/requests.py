@@ -66,6 +66,12 @@ class UsePassword(Message, number=6):
     password: String
 
 
+class AskPrompt(Message, number=7):
+    """What keyboard-interactive asks for; answered with a text."""
+
+    user: Text
+
+
 class OpenPty(Message, number=10):
     """Answered with a number, not 0, and the master side."""
 
@@ -167,6 +173,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(ShowKey, When.BEFORE, 100),
         Row(UseKey, When.BEFORE, 100),
         Row(UsePassword, When.BEFORE, 100),
+        Row(AskPrompt, When.BEFORE, 100),
         Row(OpenPty, When.AFTER, MANY),
         Row(Spawn, When.AFTER, MANY),
         Row(SendSignal, When.AFTER, MANY),

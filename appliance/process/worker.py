@@ -46,6 +46,7 @@ from ..wire.tun import (
 from .requests import (
     DATAGRAM,
     TUNNELS_LIMIT,
+    AskPrompt,
     Begin,
     CloseTunnel,
     Connect,
@@ -106,6 +107,9 @@ class MonitorClient:
 
     def password(self, user: str, method: str, password: bytes) -> Outcome:
         return _outcome(ask(self._sock, UsePassword(user, method, password))[0])
+
+    def prompt(self, user: str) -> str:
+        return Reader(ask(self._sock, AskPrompt(user))[0]).text()
 
     def open_pty(self) -> int:
         answer, fds = self._ask_for(OpenPty(), 1)

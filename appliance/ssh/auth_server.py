@@ -66,8 +66,12 @@ class Authority(Protocol):
         """A signature blob over ``signed_data`` with the connection's session id."""
         ...
 
+    def prompt(self, user: str) -> str:
+        """What keyboard-interactive asks for; the answer goes to ``password``."""
+        ...
+
     def password(self, user: str, method: str, password: bytes) -> Outcome:
-        """A password, by the method 'password' or 'keyboard-interactive'."""
+        """A password or code, by the method 'password' or 'keyboard-interactive'."""
         ...
 
 
@@ -179,7 +183,8 @@ class AuthServer:
         if method == "keyboard-interactive":
             _KeyboardInteractiveFields.decode(fields)
             self._state = _State.DIALOGUE
-            return UserauthInfoRequest("", "", "", (("Password: ", False),)).encode()
+            prompt = self._authority.prompt(user)
+            return UserauthInfoRequest("", "", "", ((prompt, False),)).encode()
         return self._answer(self._authority.refuse(user, method))
 
     def _publickey(self, user: str, method: str, reader: Reader) -> bytes:

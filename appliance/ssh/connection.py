@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from ..crypto.keys import plain_name
 from ..errors import MalformedMessage, PeerError, ProtocolError
 from ..wire.codec import Buffer
 from ..wire.messages import (
@@ -219,7 +220,7 @@ class Connection(Transport):
         algorithms = self._settings.algorithms.user_key
         if known is not None:
             names = known.decode("latin-1").split(",")
-            algorithms = tuple(name for name in algorithms if name in names)
+            algorithms = tuple(name for name in algorithms if plain_name(name) in names)
         bound = (
             self._host_key if "publickey-hostbound@openssh.com" in self._peer_extensions else b""
         )

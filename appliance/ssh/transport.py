@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from .. import __version__
-from ..crypto.keys import PublicKey, load_public_key
+from ..crypto.keys import PublicKey, is_certificate_name, load_offered_key, load_public_key
 from ..crypto.suites import EXT_INFO_CLIENT, STRICT_CLIENT, STRICT_SERVER, Algorithms
 from ..errors import KeyExchangeFailed, PeerDisconnected, PeerError, ProtocolError
 from ..wire.codec import Buffer, Message
@@ -98,7 +98,7 @@ class ClientSide(NamedTuple):
     """What makes a connection a client's."""
 
     user: str
-    check_host_key: Callable[[PublicKey], None]  # raises HostKeyRejected
+    check_host_key: Callable[[PublicKey], None]  # or a Certificate; raises HostKeyRejected
     credentials: Credentials
     methods: tuple[str, ...] = ("publickey", "keyboard-interactive", "password")
 
@@ -456,9 +456,10 @@ class Transport:
     def _on_kex_reply(self, message: KexReply) -> None:
         handshake, side = self._handshake, self._side
         assert handshake is not None and isinstance(side, ClientSide)
-        key = load_public_key(message.host_key)
-        handshake.finish(message.server_public, message.host_key)
         algorithm = handshake.negotiated.host_key
+        load = load_offered_key if is_certificate_name(algorithm) else load_public_key
+        key = load(message.host_key)
+        handshake.finish(message.server_public, message.host_key)
         if not key.verify(algorithm, message.signature, handshake.exchange_hash):
             raise KeyExchangeFailed("the server's signature is wrong: somebody is in between")
         if self._first:
@@ -513,9 +514,12 @@ class Transport:
         if self.role is Role.CLIENT:
             self._writer.packet(ServiceRequest(AUTHENTICATION).encode())
         elif self._peer_takes_extensions:
-            algorithms = ",".join(self._settings.algorithms.user_key)
+            # The signature under a certificate is the key's own, and so is its name.
+            signatures = (
+                name for name in self._settings.algorithms.user_key if not is_certificate_name(name)
+            )
             extensions = (
-                ("server-sig-algs", algorithms.encode()),
+                ("server-sig-algs", ",".join(signatures).encode()),
                 ("publickey-hostbound@openssh.com", b"0"),
                 ("ping@openssh.com", b"0"),
                 (OFFLOAD_CHANNEL_TYPE, b"0"),

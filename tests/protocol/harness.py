@@ -77,6 +77,9 @@ class TestAuthority(Authority):
         )
         return Outcome(good, METHODS)
 
+    def prompt(self, user: str) -> str:
+        return "Password: "
+
     def password(self, user: str, method: str, password: bytes) -> Outcome:
         self.asked.append((method, user))
         return Outcome(password == PASSWORD, METHODS)

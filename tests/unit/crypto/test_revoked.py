@@ -84,12 +84,13 @@ def test_a_key_of_a_type_that_is_not_supported_may_be_revoked_all_the_same() -> 
         "ssh-ed25519",
         "ssh-ed25519 AAAA",
         "ssh-ed25519 !",
-        "ssh-rsa " + KEY.line().split()[1],
-        "restrict " + KEY.line(),
+        "ssh-rsa KEY",
+        "restrict ssh-ed25519 KEY",
         "SHA256:abc",
     ],
 )
 def test_a_line_that_is_no_key_makes_the_whole_list_unreadable(line: str) -> None:
+    line = line.replace("KEY", KEY.line().split()[1])
     with pytest.raises(MalformedMessage, match="line 2"):
         load(f"{KEY.line()}\n{line}\n".encode())
 
@@ -211,7 +212,7 @@ def test_a_signature_must_be_right_and_the_last() -> None:
     assert load(signed(data, OTHER)).revokes(KEY)
     assert load(signed(data, OTHER, AUTHORITY)).revokes(KEY)
     for bad in (
-        signed(data, OTHER)[:-1] + b"x",
+        signed(data, OTHER)[:-1] + bytes([signed(data, OTHER)[-1] ^ 1]),
         signed(data, OTHER)[:-1],
         signed(data, OTHER) + section(2, write_string(KEY.blob)),
         signed(krl(section(2, write_string(OTHER.public.blob))), OTHER),
@@ -220,36 +221,36 @@ def test_a_signature_must_be_right_and_the_last() -> None:
             load(bad)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        MAGIC,
-        krl(version=2),
-        krl()[:-1],
-        krl(b"\2"),
-        krl(section(6, b"")),
-        krl(section(0, b"")),
-        krl(section(2, b"\0\0\0\1")),
-        krl(section(3, write_string(bytes(19)))),
-        krl(section(5, write_string(bytes(20)))),
-        krl(section(255, write_string(b"x") + b"\1" + write_string(b""))),
-        krl(section(255, write_string(b"x") + b"\0" + write_string(b"") + b"x")),
-        krl(section(1, b"")),
-        krl(certificates(section(0x20, write_uint64(1)[:-1]))),
-        krl(certificates(section(0x20, write_uint64(0)))),
-        krl(certificates(section(0x21, write_uint64(0) + write_uint64(9)))),
-        krl(certificates(section(0x21, write_uint64(2) + write_uint64(1)))),
-        krl(certificates(section(0x21, write_uint64(1) * 3))),
-        krl(certificates(section(0x22, write_uint64(1) + write_mpint(-1)))),
-        krl(certificates(section(0x22, write_uint64((1 << 64) - 1) + write_mpint(2)))),
-        krl(certificates(section(0x23, write_string(b"\xff")))),
-        krl(certificates(section(0x24, b""))),
-        krl(certificates(section(0x39, write_string(b"x") + b"\1" + write_string(b"")))),
-    ],
-)
-def test_a_list_with_a_mistake_is_not_readable_at_all(data: bytes) -> None:
+MISTAKES = [
+    MAGIC,
+    krl(version=2),
+    krl()[:-1],
+    krl(b"\2"),
+    krl(section(6, b"")),
+    krl(section(0, b"")),
+    krl(section(2, b"\0\0\0\1")),
+    krl(section(3, write_string(bytes(19)))),
+    krl(section(5, write_string(bytes(20)))),
+    krl(section(255, write_string(b"x") + b"\1" + write_string(b""))),
+    krl(section(255, write_string(b"x") + b"\0" + write_string(b"") + b"x")),
+    krl(section(1, b"")),
+    krl(certificates(section(0x20, write_uint64(1)[:-1]))),
+    krl(certificates(section(0x20, write_uint64(0)))),
+    krl(certificates(section(0x21, write_uint64(0) + write_uint64(9)))),
+    krl(certificates(section(0x21, write_uint64(2) + write_uint64(1)))),
+    krl(certificates(section(0x21, write_uint64(1) * 3))),
+    krl(certificates(section(0x22, write_uint64(1) + write_mpint(-1)))),
+    krl(certificates(section(0x22, write_uint64((1 << 64) - 1) + write_mpint(2)))),
+    krl(certificates(section(0x23, write_string(b"\xff")))),
+    krl(certificates(section(0x24, b""))),
+    krl(certificates(section(0x39, write_string(b"x") + b"\1" + write_string(b"")))),
+]
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_a_list_with_a_mistake_is_not_readable_at_all(number: int) -> None:
     with pytest.raises(MalformedMessage):
-        load(data)
+        load(MISTAKES[number])
 
 
 def test_a_huge_range_and_a_huge_bitmap_cost_no_memory() -> None:

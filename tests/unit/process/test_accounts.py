@@ -49,11 +49,6 @@ def test_a_file_that_is_its_users_alone_is_read(home: Path) -> None:
     assert keys(home) == 1
 
 
-def test_the_key_of_an_authority_logs_nobody_in_itself(home: Path) -> None:
-    (home / ".ssh/authorized_keys").write_text(f"cert-authority {KEY.line()}\n")
-    assert keys(home) == 0
-
-
 @pytest.mark.parametrize("item", ["", ".ssh", ".ssh/authorized_keys"])
 @pytest.mark.parametrize("mode", [0o020, 0o002])
 def test_what_others_may_write_is_refused_and_named_in_the_log(
@@ -358,3 +353,47 @@ def test_a_signal_waits_until_we_are_ourselves_again(account: Account) -> None:
         assert seen == [0]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# Principals
+
+
+@pytest.mark.parametrize("name", ["principals", "%h/principals", ".ssh/%u", "%U-100%%", "{home}/p"])
+def test_the_principals_of_a_user_stand_where_the_configuration_says(home: Path, name: str) -> None:
+    user = user_of(home)
+    tokens = {"%h": str(home), "%u": user.pw_name, "%U": str(user.pw_uid), "%%": "%"}
+    path = name.format(home=home)
+    config = ServerConfig(authorized_principals_file=path)
+    for token, value in tokens.items():
+        path = path.replace(token, value)
+    (home / path).write_text('# who\nops\n  restrict,command="a b" admin \nno-pty deploy\n\n')
+    (home / path).chmod(0o600)
+    found = accounts.authorized_principals(user, config)
+    assert [(name, each.pty, each.command) for name, each in found] == [
+        ("ops", True, None),
+        ("admin", False, "a b"),
+        ("deploy", False, None),
+    ]
+    (home / path).chmod(0o622)
+    assert accounts.authorized_principals(user, config) == []
+
+
+@pytest.mark.parametrize("line", ["nonsense ops", "ops admin", 'command="a ops', "no-pty, ops"])
+def test_a_principal_behind_options_that_are_none_is_nobody(
+    home: Path, line: str, caplog: Log
+) -> None:
+    (home / "p").write_text(f"{line}\n")
+    (home / "p").chmod(0o600)
+    config = ServerConfig(authorized_principals_file="p")
+    assert accounts.authorized_principals(user_of(home), config) == []
+    assert "line 1" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".", "..", ".hidden"])
+def test_a_user_name_leads_to_no_other_file(home: Path, name: str) -> None:
+    for path in (home / "x", home / "p/x"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("ops\n")
+    user = pwd.struct_passwd([name, *user_of(home)[1:]])
+    config = ServerConfig(authorized_principals_file="p/%u")
+    assert accounts.authorized_principals(user, config) == []

@@ -1,14 +1,19 @@
 """Host keys are read, or made on first use: whole, or not at all."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
 from appliance.crypto.key_files import dump_openssh
-from appliance.crypto.keys import generate
+from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError
 from appliance.process import host_keys
+
+AUTHORITY = generate("ssh-ed25519")
 
 
 def test_a_key_is_made_once_and_read_afterwards(tmp_path: Path) -> None:
@@ -115,3 +120,69 @@ def test_a_key_that_is_none_is_named_and_not_replaced(tmp_path: Path, content: b
 def test_a_folder_in_place_of_a_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=str(tmp_path)):
         host_keys.load([str(tmp_path)], True)
+
+
+# Certificates
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Callable[..., str]:
+    """A function that writes a certificate of a key and returns its path."""
+
+    def write(key: PrivateKey, kind: Kind = Kind.HOST, **terms: Any) -> str:
+        said = Terms(kind, "host", ("host.example",), **terms)
+        made = issue(AUTHORITY, "ssh-ed25519", key.public, said, bytes(NONCE_BYTES))
+        path = tmp_path / "key-cert.pub"
+        path.write_text(made.line("comment") + "\n")
+        return str(path)
+
+    return write
+
+
+def test_a_certificate_is_offered_beside_its_key_under_names_of_its_own(
+    certificate: Callable[..., str],
+) -> None:
+    rsa, ed25519 = generate("ssh-rsa", 2048), generate("ssh-ed25519")
+    found = host_keys.by_algorithm([ed25519, rsa], [certificate(rsa)], 2048)
+    assert set(found) == {
+        "ssh-ed25519",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+        "rsa-sha2-512-cert-v01@openssh.com",
+        "rsa-sha2-256-cert-v01@openssh.com",
+    }
+    for name, key in found.items():
+        assert key.public.verify(name, key.sign(name, b"data"), b"data")
+
+
+def test_a_certificate_that_is_of_no_use_is_a_mistake(
+    certificate: Callable[..., str], tmp_path: Path
+) -> None:
+    key = generate("ssh-ed25519")
+    (tmp_path / "plain").write_text(key.public.line())
+    (tmp_path / "junk").write_text("junk")
+    for path, text in [
+        (certificate(generate("ssh-ed25519")), "none of the host keys"),
+        (str(tmp_path / "plain"), "no certificate for hosts"),
+        (str(tmp_path / "junk"), "not a public key"),
+        (str(tmp_path / "nothing"), "No such file"),
+        (str(tmp_path), "directory"),
+    ]:
+        with pytest.raises(UsageError, match=text) as raised:
+            host_keys.by_algorithm([key], [path], 2048)
+        assert path in str(raised.value)
+    with pytest.raises(UsageError, match="no certificate for hosts"):
+        host_keys.by_algorithm([key], [certificate(key, Kind.USER)], 2048)
+
+
+def test_a_certificate_that_has_expired_is_named_in_the_log(
+    certificate: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    key = generate("ssh-ed25519")
+    assert len(host_keys.by_algorithm([key], [certificate(key, valid_before=1)], 2048)) == 2
+    assert "is not valid now" in caplog.text
+
+
+def test_a_short_rsa_host_key_is_refused_where_a_longer_one_is_wanted() -> None:
+    with pytest.raises(UsageError, match="3072 bits"):
+        host_keys.by_algorithm([generate("ssh-rsa", 2048)], [], 3072)

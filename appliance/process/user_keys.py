@@ -1,0 +1,202 @@
+"""Which keys and certificates let a user in, and what they grant: the monitor's part.
+
+A plain key is never parsed here: it is compared with the keys that the user's own file names.
+A certificate is, because its authority's word is what counts; that is one strict function,
+and whatever is wrong with a certificate only means that it lets nobody in.
+
+A certificate comes in by an authority of trusted_user_ca_keys, for whom authorized_principals_file
+says or else for the user of that very name, or by a line of authorized_keys with cert-authority.
+What the line restricts and what the certificate restricts is restricted.
+"""
+
+import errno
+import logging
+import os
+import pwd
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from ..config.server import ServerConfig
+from ..crypto.authorized_keys import Permissions
+from ..crypto.certificates import Certificate, Kind, load_certificate
+from ..crypto.key_files import KeyFileError, load_public_line
+from ..crypto.keys import RSA, PublicKey, is_certificate_name
+from ..crypto.revoked import RevocationList, load
+from ..crypto.suites import MINIMUM_RSA_BITS, Algorithms, default_algorithms
+from ..errors import CertificateRefused, MalformedMessage, UsageError
+from . import accounts
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+LIST_LIMIT: Final = 16 << 20  # bytes of a revocation list, and of a file of authorities
+
+
+class Grant(NamedTuple):
+    """A key that may log in, and what it may then do."""
+
+    key: PublicKey  # or a Certificate, to verify a signature with
+    permissions: Permissions
+
+    @property
+    def plain_key(self) -> PublicKey:
+        """The key itself, also when it comes with a certificate."""
+        return self.key.key if isinstance(self.key, Certificate) else self.key
+
+    def __str__(self) -> str:
+        """For the log."""
+        text = f"{self.key.key_type} {self.key.fingerprint()}"
+        if isinstance(self.key, Certificate):
+            terms, authority = self.key.terms, self.key.authority
+            text += f" ID {terms.key_id!r} (serial {terms.serial})"
+            text += f" CA {authority.key_type} {authority.fingerprint()}"
+        return text
+
+
+def algorithms(config: ServerConfig, aes_is_fast: bool) -> Algorithms:
+    """What the profile offers and the configuration accepts; raises UsageError."""
+    base = default_algorithms(aes_is_fast, config.profile)
+    return base._replace(
+        user_key=_only(config, "pubkey_accepted_algorithms", base.user_key),
+        authority=_only(config, "ca_signature_algorithms", base.authority),
+    )
+
+
+def _only(config: ServerConfig, setting: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    wanted: tuple[str, ...] = getattr(config, setting)
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"{setting}: '{name}' is none of {', '.join(known)}")
+    return wanted or known
+
+
+class UserKeys:
+    """The keys that count for clients at one address."""
+
+    def __init__(self, config: ServerConfig, address: str) -> None:
+        self._config = config
+        self._address = address
+        self._algorithms = algorithms(config, True)
+
+    def grant(
+        self, user: pwd.struct_passwd, algorithm: str, blob: bytes, now: float
+    ) -> Grant | None:
+        """What a key lets ``user`` do at ``now`` (seconds since 1970), None if nothing.
+
+        ``algorithm`` is what it signs with; that it did is for the caller to check.
+        """
+        if algorithm not in self._algorithms.user_key:
+            return None
+        candidates = self._plain(user, blob)
+        if is_certificate_name(algorithm):
+            candidates = self._certified(user, blob, now)
+        for key, permissions in candidates:
+            if algorithm not in key.signature_algorithms or self._is_unusable(key, user):
+                continue
+            refusal = permissions.refusal(self._address, now)
+            if not refusal:
+                return Grant(key, permissions)
+            self._log_refusal(key, user, refusal)
+        return None
+
+    def _is_unusable(self, key: PublicKey, user: pwd.struct_passwd) -> bool:
+        if key.key_type == RSA and key.bits < MINIMUM_RSA_BITS[self._config.profile]:
+            return True
+        try:
+            revoked = self._revoked()
+        except (OSError, MalformedMessage) as error:
+            # Half a list would let in what the other half revokes.
+            _log.error("every key is refused: %s: %s", self._config.revoked_keys, error)
+            return True
+        if revoked is not None and revoked.revokes(key):
+            self._log_refusal(key, user, "revoked")
+            return True
+        return False
+
+    def _revoked(self) -> RevocationList | None:
+        """Raises OSError or MalformedMessage when there should be a list."""
+        path = self._config.revoked_keys
+        return load(_read(path)) if path else None
+
+    @staticmethod
+    def _log_refusal(key: PublicKey, user: pwd.struct_passwd, why: str) -> None:
+        _log.info("key %s of user %s refused: %s", key.fingerprint(), user.pw_name, why)
+
+    def _plain(
+        self, user: pwd.struct_passwd, blob: bytes
+    ) -> Iterator[tuple[PublicKey, Permissions]]:
+        for entry in accounts.authorized_keys(user, self._config):
+            if entry.key.blob == blob and not entry.is_authority:
+                yield entry.key, entry.options
+
+    # -- certificates ----------------------------------------------------------------
+
+    def _certified(
+        self, user: pwd.struct_passwd, blob: bytes, now: float
+    ) -> Iterator[tuple[PublicKey, Permissions]]:
+        try:
+            certificate = load_certificate(blob)
+            shortest = MINIMUM_RSA_BITS[self._config.profile]
+            certificate.check(Kind.USER, now, self._algorithms.authority, shortest)
+            granted = certificate.permissions()
+        except (MalformedMessage, CertificateRefused) as error:
+            _log.info("certificate of user %s refused: %s", user.pw_name, error)
+            return
+        for options in self._vouched(user, certificate):
+            both = options.restricted_by(granted)
+            if both is None:
+                self._log_refusal(certificate, user, "it forces another command than its line")
+            else:
+                yield certificate, both
+
+    def _vouched(self, user: pwd.struct_passwd, certificate: Certificate) -> Iterator[Permissions]:
+        """The options of everything that trusts its authority to let this user in."""
+        trusted = found = False
+        if certificate.authority.blob in self._authorities():
+            trusted = True
+            if self._config.authorized_principals_file:
+                for principal, options in accounts.authorized_principals(user, self._config):
+                    if certificate.is_for((principal,)):
+                        found = True
+                        yield options
+            elif certificate.is_for((user.pw_name,)):
+                found = True
+                yield Permissions()
+        for entry in accounts.authorized_keys(user, self._config):
+            if entry.is_authority and entry.key == certificate.authority:
+                trusted = True
+                names = (user.pw_name,) if entry.principals is None else entry.principals
+                if certificate.is_for(names):
+                    found = True
+                    yield entry.options
+        if not trusted:
+            self._log_refusal(certificate, user, "the authority of its certificate is not trusted")
+        elif not found:
+            self._log_refusal(certificate, user, "its certificate is not for this user")
+
+    def _authorities(self) -> set[bytes]:
+        """The blobs of trusted_user_ca_keys; a line that is no key trusts nobody."""
+        path = self._config.trusted_user_ca_keys
+        if not path:
+            return set()
+        try:
+            text = _read(path).decode(errors="replace")
+        except OSError as error:
+            _log.error("trusted_user_ca_keys %s: %s", path, error.strerror)
+            return set()
+        found = set()
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                try:
+                    found.add(load_public_line(line)[0].blob)
+                except KeyFileError as error:
+                    _log.warning("trusted_user_ca_keys %s: line %d: %s", path, number, error)
+        return found
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(LIST_LIMIT + 1)
+    if len(data) > LIST_LIMIT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data
