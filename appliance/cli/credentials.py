@@ -1,25 +1,32 @@
 """Where the client's secrets come from: key files, an agent, and the user's memory."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..crypto.key_files import (
     KeyFileError,
     PassphraseNeeded,
     WrongPassphrase,
+    load_offered_line,
     load_private_key,
     load_public_line,
     load_public_part,
 )
-from ..crypto.keys import PrivateKey, PublicKey
+from ..crypto.keys import PrivateKey, PublicKey, is_certificate_name, plain_name
 from ..log import harmless
 from ..ssh.auth_client import Identity
 from ..ssh.connection import Connection
 from . import prompts
 from .host_trust import HostTrust
 from .ssh_config import HostOptions
+
+if TYPE_CHECKING:
+    from ..crypto.certificates import Certificate
+    from ..services.agent_client import AgentKey
 
 FILE_LIMIT: Final = 1 << 20  # bytes of a key file
 
@@ -36,20 +43,63 @@ class UserCredentials:
     # -- keys ------------------------------------------------------------------------
 
     def identities(self) -> Iterator[Identity]:
-        """The agent's keys that a file names, its others, then the files."""
+        """Certificates, the agent's keys that a file names, its others, then the files.
+
+        A certificate of a file is used with whoever has its key, the agent or a key file.
+        """
         options = self._options
         publics = [(path, self._public_of(path)) for path in options.identity_files]
-        seen: set[bytes] = set()
         named = {key.blob for _, key in publics if key is not None}
-        for identity in self._from_agent(named):
-            seen.add(identity.blob)
-            yield identity
+        certificates = list(self._certificates())
+        keys = list(self._from_agent(named | {each.blob for each in certificates}))
+        held = {identity.blob: identity for identity in keys}
+        files: dict[str, Identity | None] = {}
+
+        def of_file(path: str, public: PublicKey | None) -> Identity | None:
+            if path not in files:
+                files[path] = self._from_file(path, public)
+            return files[path]
+
+        seen: set[bytes] = set()
+        for certificate in certificates:
+            holder = held.get(certificate.key.blob)
+            for path, public in publics:
+                if holder is None and public == certificate.key:
+                    holder = of_file(path, public)
+            if holder is not None and certificate.blob not in seen:
+                seen.add(certificate.blob)
+                yield _certified(certificate, holder)
+        for identity in keys:
+            if identity.blob not in seen:
+                seen.add(identity.blob)
+                yield identity
         for path, public in publics:
             if public is None or public.blob not in seen:
-                found = self._from_file(path, public)
+                found = of_file(path, public)
                 if found is not None and found.blob not in seen:
                     seen.add(found.blob)
                     yield found
+
+    def _certificates(self) -> Iterator[Certificate]:
+        """Those of CertificateFile, and those that stand beside the identity files."""
+        options = self._options
+        beside = [f"{path}-cert.pub" for path in options.identity_files]
+        for path in (*options.certificate_files, *beside):
+            try:
+                with open(path, "rb") as file:
+                    line = file.readline(FILE_LIMIT).decode(errors="replace")
+                found, _ = load_offered_line(line)
+            except (OSError, KeyFileError) as error:
+                if path in options.certificate_files:
+                    why = error.strerror if isinstance(error, OSError) else error
+                    prompts.tell(f"culvert: certificate file {path}: {why}")
+                continue
+            from ..crypto.certificates import Certificate, Kind
+
+            if isinstance(found, Certificate) and found.terms.kind is Kind.USER:
+                yield found
+            else:
+                prompts.tell(f"culvert: certificate file {path}: it is no user's certificate")
 
     def _from_agent(self, named: set[bytes]) -> Iterator[Identity]:
         path = self._options.identity_agent
@@ -67,9 +117,10 @@ class UserCredentials:
         except OSError as error:
             _debug(f"agent {path}: {error}")
             return
-        keys.sort(key=lambda each: each.public.blob not in named)
+        # A certificate counts as named when its key is; such ones come before plain keys.
+        keys.sort(key=lambda each: (_key_within(each.public) not in named, not _is_certified(each)))
         for public, comment in keys:
-            if self._options.identities_only and public.blob not in named:
+            if self._options.identities_only and _key_within(public) not in named:
                 continue
 
             def sign(algorithm: str, data: bytes, key: PublicKey = public) -> bytes | None:
@@ -129,8 +180,12 @@ class UserCredentials:
             return None
 
     def _signer(self, path: str, data: bytes) -> Callable[[str, bytes], bytes | None]:
+        key: PrivateKey | None = None
+
         def sign(algorithm: str, signed: bytes) -> bytes | None:
-            key = self._unlock(path, data)
+            nonlocal key
+            if key is None:  # asked for once, though a certificate and the key itself may sign
+                key = self._unlock(path, data)
             return None if key is None else key.sign(algorithm, signed)
 
         return sign
@@ -183,6 +238,35 @@ class UserCredentials:
                 return None
             answers.append(answer)
         return tuple(answers)
+
+
+def _is_certified(held: AgentKey) -> bool:
+    return is_certificate_name(held.public.key_type)
+
+
+def _key_within(key: PublicKey) -> bytes:
+    """The blob of a key, of a certificate's key when it is one."""
+    if not is_certificate_name(key.key_type):
+        return key.blob
+    from ..crypto.certificates import Certificate
+
+    assert isinstance(key, Certificate)
+    return key.key.blob
+
+
+def _certified(certificate: Certificate, holder: Identity) -> Identity:
+    """A certificate, signed with by whoever holds its key."""
+
+    def sign(algorithm: str, data: bytes) -> bytes | None:
+        return holder.sign(plain_name(algorithm), data)
+
+    return Identity(
+        certificate.blob,
+        certificate.signature_algorithms,
+        sign,
+        holder.costs_the_user,
+        f"{holder.name} with a certificate",
+    )
 
 
 def _identity(key: PrivateKey, path: str) -> Identity:

@@ -2,18 +2,31 @@
 key that somebody wrote down.
 
 Whatever goes wrong here raises, and the connection ends: the only way on is a key that
-is known, or one that the user, or the configuration, takes on trust.
+is known, or one that the user, or the configuration, takes on trust. A certificate is good if
+a line with @cert-authority knows who signed it; one that is not good is no more than the key
+within, which is then looked up as any other (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
 """
 
+from __future__ import annotations
+
 import os
+import time
+from typing import TYPE_CHECKING, Final
 
 from ..crypto.key_files import KeyFileError, load_public_line
-from ..crypto.keys import PublicKey
-from ..crypto.known_hosts import SALT_BYTES, Decision, Lookup, add_line, lookup
-from ..crypto.suites import MINIMUM_RSA_BITS
-from ..errors import HostKeyRejected, UsageError
+from ..crypto.keys import PublicKey, is_certificate_name
+from ..crypto.known_hosts import AUTHORITY, SALT_BYTES, Decision, Lookup, add_line, lookup
+from ..crypto.suites import MINIMUM_RSA_BITS, SIGNATURES, default_algorithms
+from ..errors import CertificateRefused, HostKeyRejected, MalformedMessage, UsageError
 from . import prompts
 from .ssh_config import HostOptions
+
+if TYPE_CHECKING:
+    from ..crypto.certificates import Certificate
+    from ..crypto.revoked import RevocationList
+
+# Our own choice
+REVOKED_LIMIT: Final = 16 << 20  # bytes of a revocation list
 
 
 class HostTrust:
@@ -27,11 +40,22 @@ class HostTrust:
         self.passwords_are_safe = True
         self._lookups: list[tuple[str, Lookup]] = []
         self._only: PublicKey | None = None
+        self._authorities: set[PublicKey] = set()
+        self._revoked = self._load_revoked()
+        self._read(options)
+
+    def _read(self, options: HostOptions) -> None:
         if options.host_key_line:
+            line = options.host_key_line
+            by_authority = line.startswith(AUTHORITY)
             try:
-                self._only = load_public_line(options.host_key_line)[0]
+                key, _ = load_public_line(line.removeprefix(AUTHORITY) if by_authority else line)
             except KeyFileError as error:
                 raise UsageError(f"the host key of {self._host}: {error}") from error
+            if by_authority:
+                self._authorities.add(key)
+            else:
+                self._only = key
             return
         for path in (*options.user_known_hosts_files, *options.global_known_hosts_files):
             try:
@@ -42,7 +66,32 @@ class HostTrust:
             except OSError as error:
                 prompts.tell(f"culvert: {path}: {error.strerror}")
                 continue
-            self._lookups.append((path, lookup(text, self._host, self._port)))
+            found = lookup(text, self._host, self._port)
+            self._lookups.append((path, found))
+            self._authorities.update(each.key for each in found.authorities)
+
+    def _load_revoked(self) -> RevocationList | None:
+        """RevokedHostKeys; raises UsageError, since half a list would trust what is revoked."""
+        path = self._options.revoked_host_keys
+        if path is None:
+            return None
+        from ..crypto.revoked import load
+
+        try:
+            with open(path, "rb") as file:
+                data = file.read(REVOKED_LIMIT + 1)
+            if len(data) > REVOKED_LIMIT:
+                raise MalformedMessage("it is too long")
+            return load(data)
+        except OSError as error:
+            raise UsageError(f"RevokedHostKeys {path}: {error.strerror}") from error
+        except MalformedMessage as error:
+            raise UsageError(f"RevokedHostKeys {path}: {error}") from error
+
+    @property
+    def knows_authority(self) -> bool:
+        """Whether a certificate of the host can be good: ask for one first."""
+        return bool(self._authorities)
 
     @property
     def known_types(self) -> tuple[str, ...]:
@@ -53,12 +102,55 @@ class HostTrust:
 
     def check(self, key: PublicKey) -> None:
         """Return if ``key`` may be the host's; raise HostKeyRejected otherwise."""
-        options = self._options
         name = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
-        shown = f"{key.key_type} key {key.fingerprint(options.fingerprint_hash)}"
-        shortest = max(options.required_rsa_size, MINIMUM_RSA_BITS[options.profile])
-        if key.key_type == "ssh-rsa" and key.bits < shortest:
+        parts = [key]
+        if is_certificate_name(key.key_type):
+            certificate: Certificate = key  # type: ignore[assignment] # only that has such a type
+            parts = [certificate.key, certificate.authority]
+        revoked = {each.key for _, found in self._lookups for each in found.revoked}
+        if not revoked.isdisjoint(parts) or (self._revoked and self._revoked.revokes(key)):
+            raise HostKeyRejected(
+                f"the {self._shown(parts[0])} of {name} is revoked: do not connect"
+            )
+        if len(parts) == 1:
+            self._check_key(name, key)
+        elif not self._vouches(certificate, name):
+            self._check_key(name, certificate.key)
+
+    def _shown(self, key: PublicKey) -> str:
+        return f"{key.key_type} key {key.fingerprint(self._options.fingerprint_hash)}"
+
+    @property
+    def _shortest(self) -> int:
+        return max(self._options.required_rsa_size, MINIMUM_RSA_BITS[self._options.profile])
+
+    def _vouches(self, certificate: Certificate, name: str) -> bool:
+        """Whether an authority that is known for the host says that this is its key."""
+        if certificate.authority not in self._authorities:
+            return False
+        from ..crypto.certificates import Kind
+
+        base = default_algorithms(True, self._options.profile).authority
+        algorithms = self._options.algorithms("ca_signature_algorithms", base, SIGNATURES)
+        try:
+            certificate.check(Kind.HOST, time.time(), algorithms, self._shortest)
+            if not certificate.is_for((self._host,)):
+                raise CertificateRefused(f"it is not for {self._host}")
+        except CertificateRefused as error:
+            prompts.tell(f"culvert: the certificate of {name} does not count: {error}")
+            return False
+        return True
+
+    def _check_key(self, name: str, key: PublicKey) -> None:
+        options = self._options
+        shown = self._shown(key)
+        if key.key_type == "ssh-rsa" and key.bits < self._shortest:
             raise HostKeyRejected(f"the host key of {name} is too short: {key.bits} bits")
+        if options.host_key_line and self._only is None:
+            raise HostKeyRejected(
+                f"{name} shows {shown}, and no certificate by the authority that was given:"
+                " somebody may be listening in"
+            )
         if self._only is not None:
             if key != self._only:
                 raise HostKeyRejected(
@@ -69,8 +161,6 @@ class HostTrust:
             return
         decisions = [(path, found, found.decide(key)) for path, found in self._lookups]
         kinds = {decision for _, _, decision in decisions}
-        if Decision.REVOKED in kinds:
-            raise HostKeyRejected(f"the {shown} of {name} is revoked: do not connect")
         if Decision.TRUSTED in kinds:
             return
         strict = options.strict_host_key_checking

@@ -16,13 +16,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from ..aio.dial import LOGIN_SECONDS, DialFailed, dial, login
 from ..aio.processor import aes_is_fast
 from ..crypto.ciphers import CIPHERS, MACS
 from ..crypto.key_exchange import METHODS
-from ..crypto.keys import SIGNATURE_ALGORITHMS
+from ..crypto.keys import SIGNATURE_ALGORITHMS, is_certificate_name
 from ..crypto.suites import (
     HOST_KEY_ALGORITHMS,
     USER_KEY_ALGORITHMS,
@@ -69,6 +70,9 @@ class Login:
             rekey_bytes or REKEY_BYTES,
             rekey_seconds or REKEY_SECONDS,
         )
+        if any(map(is_certificate_name, self._settings.algorithms.host_key)):
+            # One may arrive when there are no files to import from any more.
+            import_module("..crypto.certificates", __package__)
         if window is not None:
             self._settings = self._settings._replace(window=window)
         self._handshake: Handshake | None = None
@@ -256,12 +260,15 @@ class _Credentials(UserCredentials):
 
 
 def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
-    """What to offer; the types that the host is known by come first."""
+    """What to offer; certificates and the types that the host is known by come first."""
     base = default_algorithms(aes_is_fast(), options.profile)
-    host_key = options.algorithms("host_key_algorithms", base.host_key, HOST_KEY_ALGORITHMS)
-    if options.host_key_algorithms is None and trust.known_types:
-        known = trust.known_types
-        host_key = tuple(sorted(host_key, key=lambda a: SIGNATURE_ALGORITHMS[a] not in known))
+    plain = [name for name in base.host_key if not is_certificate_name(name)]
+    certified = [name for name in base.host_key if is_certificate_name(name)]
+    known = trust.known_types
+    plain.sort(key=lambda name: bool(known) and SIGNATURE_ALGORITHMS[name] not in known)
+    # Without an authority a certificate is worth no more than its key.
+    usual = (*certified, *plain) if trust.knows_authority else tuple(plain)
+    host_key = options.algorithms("host_key_algorithms", usual, HOST_KEY_ALGORITHMS)
     compression = ("zlib@openssh.com", "none") if options.compression else ("none",)
     return Algorithms(
         options.algorithms("kex_algorithms", base.key_exchange, tuple(METHODS)),

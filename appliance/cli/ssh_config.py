@@ -1,9 +1,9 @@
 """ssh_config: what is set for one host, from -o, ~/.ssh/config and /etc/ssh/ssh_config.
 
 The first value found for a keyword counts, so what is given on the command line is read
-first and the system's file last; only IdentityFile and SendEnv collect. Lines count while
-the ``Host`` or ``Match`` above them applies. A ``Match final`` makes everything be read a
-second time, now with the host name that the first turn found.
+first and the system's file last; only IdentityFile, CertificateFile and SendEnv collect.
+Lines count while the ``Host`` or ``Match`` above them applies. A ``Match final`` makes
+everything be read a second time, now with the host name that the first turn found.
 
 A keyword is one of four kinds:
 
@@ -66,6 +66,7 @@ class HostOptions:
 
     identity_files: tuple[str, ...] = ()  # the usual ones if none is set: see below
     identity_files_given: bool = False
+    certificate_files: tuple[str, ...] = ()  # beside those that stand by the identity files
     identities_only: bool = False
     identity_agent: str | None = None  # None: SSH_AUTH_SOCK; '' : no agent
 
@@ -75,6 +76,7 @@ class HostOptions:
         "/etc/ssh/ssh_known_hosts2",
     )
     strict_host_key_checking: str = "ask"  # yes, accept-new, ask, no
+    revoked_host_keys: str | None = None  # a revocation list, or public keys
     hash_known_hosts: bool = False
     fingerprint_hash: str = "sha256"
 
@@ -92,6 +94,7 @@ class HostOptions:
     kex_algorithms: str | None = None
     host_key_algorithms: str | None = None
     pubkey_accepted_algorithms: str | None = None
+    ca_signature_algorithms: str | None = None
     compression: bool = False
     rekey_limit: tuple[int, int] = (0, 0)  # bytes and seconds; 0: the default, no time limit
 
@@ -411,6 +414,7 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         _Setting("ServerAliveInterval", "server_alive_interval", _time),
         _Setting("ServerAliveCountMax", "server_alive_count_max", _number(0, 1 << 31, "a number")),
         _Setting("IdentityFile", "identity_files", _text),
+        _Setting("CertificateFile", "certificate_files", _text),
         _Setting("IdentitiesOnly", "identities_only", _flag),
         _Setting("IdentityAgent", "identity_agent", _text),
         _Setting("UserKnownHostsFile", "user_known_hosts_files", _files, "words"),
@@ -420,6 +424,7 @@ _SETTINGS: Final[dict[str, _Setting]] = {
             "strict_host_key_checking",
             _one_of("yes", "accept-new", "ask", "no", true="yes", false="no", off="no"),
         ),
+        _Setting("RevokedHostKeys", "revoked_host_keys", _text),
         _Setting("HashKnownHosts", "hash_known_hosts", _flag),
         _Setting("FingerprintHash", "fingerprint_hash", _one_of("sha256", "md5")),
         _Setting("PreferredAuthentications", "preferred_authentications", _names),
@@ -438,6 +443,7 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         _Setting("KexAlgorithms", "kex_algorithms", _algorithm_list),
         _Setting("HostKeyAlgorithms", "host_key_algorithms", _algorithm_list),
         _Setting("PubkeyAcceptedAlgorithms", "pubkey_accepted_algorithms", _algorithm_list),
+        _Setting("CASignatureAlgorithms", "ca_signature_algorithms", _algorithm_list),
         _Setting("Compression", "compression", _flag),
         _Setting("RekeyLimit", "rekey_limit", _rekey, "words"),
         _Setting(
@@ -501,7 +507,7 @@ _ALIASES: Final = {
 # Accepted, without effect here: they tune, log, or belong to a feature that is off.
 _TUNING_KEYWORDS: Final = """
     addkeystoagent canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
-    canonicalizepermittedcnames casignaturealgorithms channeltimeout checkhostip cipher
+    canonicalizepermittedcnames channeltimeout checkhostip cipher
     compressionlevel enablesshkeysign fallbacktorsh forwardx11timeout
     forwardx11trusted globalknownhostsfile2 gssapiauthentication gssapiclientidentity
     gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange gssapirenewalforcesrekey
@@ -516,9 +522,9 @@ _TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 # OpenSSH has them, Culvert has not: keyword -> the values that switch it off.
 _OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
-    BindInterface CanonicalizeHostname CertificateFile ForwardX11
+    BindInterface CanonicalizeHostname ForwardX11
     KnownHostsCommand NoHostAuthenticationForLocalhost PermitLocalCommand PKCS11Provider
-    ProxyUseFdpass RefuseConnection RevokedHostKeys
+    ProxyUseFdpass RefuseConnection
 """
 _NOT_YET: Final = {name.lower(): name for name in _NOT_YET_KEYWORDS.split()}
 _REST_OF_LINE: Final = ("localcommand", "knownhostscommand")
@@ -714,7 +720,7 @@ class _Reader:
             raise self._error(f"{row.keyword}: a value is missing")
         if not self._active or (row.field in _WAYS and not _WAYS.isdisjoint(self.found)):
             return
-        if row.field == "identity_files":
+        if row.field in ("identity_files", "certificate_files"):
             files = self.found.setdefault(row.field, [])
             if value not in files:
                 files.append(value)
@@ -968,6 +974,16 @@ def _resolve(reader: _Reader) -> HostOptions:
     else:
         home = os.path.join(person.home, ".ssh")
         settings.identity_files = tuple(os.path.join(home, name) for name in _DEFAULT_IDENTITIES)
+    settings.certificate_files = tuple(
+        path(each, "CertificateFile")
+        for each in settings.certificate_files
+        if each.lower() != "none"
+    )
+    if settings.revoked_host_keys is not None:
+        none = settings.revoked_host_keys.lower() == "none"
+        settings.revoked_host_keys = (
+            None if none else path(settings.revoked_host_keys, "RevokedHostKeys")
+        )
     if "user_known_hosts_files" in reader.found:
         settings.user_known_hosts_files = tuple(
             path(each, "UserKnownHostsFile") for each in settings.user_known_hosts_files

@@ -29,7 +29,7 @@ from .patterns import matches_list
 SSH_PORT: Final = 22
 SALT_BYTES: Final = 20
 _HASH_MAGIC: Final = "|1|"
-_AUTHORITY: Final = "@cert-authority"
+AUTHORITY: Final = "@cert-authority"
 _REVOKED: Final = "@revoked"
 
 
@@ -182,7 +182,7 @@ def _parse_line(line: str, number: int) -> Line:
     marker = ""
     if rest.startswith("@"):
         marker, *more = rest.split(None, 1)
-        if marker not in (_AUTHORITY, _REVOKED):
+        if marker not in (AUTHORITY, _REVOKED):
             return Line(line, number, mistake=f"the marker {marker!r} is not known")
         rest = "".join(more)
     words = rest.split(None, 3)

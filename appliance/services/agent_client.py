@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from ..crypto.keys import PublicKey, load_public_key
+from ..crypto.keys import PublicKey, load_offered_key, plain_name
 from ..errors import MalformedMessage
 from ..ssh.transport import HostBinding
 from ..wire.codec import Boolean, Message, Reader, Record, String, UInt32, write_uint32
@@ -45,7 +45,7 @@ class _SessionBind(Record):
 class AgentKey(NamedTuple):
     """A key of the agent's."""
 
-    public: PublicKey
+    public: PublicKey  # or a Certificate
     comment: str
 
 
@@ -88,15 +88,15 @@ class Agent:
             for _ in range(min(reader.uint32(), KEYS_LIMIT)):
                 blob, comment = reader.string(), reader.string()
                 try:
-                    yield AgentKey(load_public_key(blob), comment.decode(errors="replace"))
+                    yield AgentKey(load_offered_key(blob), comment.decode(errors="replace"))
                 except MalformedMessage:
-                    continue  # a certificate, or a type that we do not know
+                    continue  # of a type that we do not know
         except MalformedMessage as error:
             raise OSError("the agent's answer is malformed") from error
 
     def sign(self, key: PublicKey, algorithm: str, data: bytes) -> bytes | None:
         """A signature blob, or None when the agent refuses."""
-        request = _SignRequest(key.blob, data, _RSA_FLAGS.get(algorithm, 0))
+        request = _SignRequest(key.blob, data, _RSA_FLAGS.get(plain_name(algorithm), 0))
         answer = self._ask(request.encode()).rest()
         try:
             return _SignResponse.decode(answer).signature

@@ -254,6 +254,11 @@ VALUES = [
     ("IdentityAgent ~/%u", "identity_agent", "/home/me/me"),
     ("IdentityFile none", "identity_files", ()),
     ("IdentityFile ~/.ssh/%L%%", "identity_files", ("/home/me/.ssh/machine%",)),
+    ("CertificateFile ~/.ssh/%h-cert.pub", "certificate_files", ("/home/me/.ssh/host-cert.pub",)),
+    ("CertificateFile none", "certificate_files", ()),
+    ("RevokedHostKeys ~/%u", "revoked_host_keys", "/home/me/me"),
+    ("RevokedHostKeys none", "revoked_host_keys", None),
+    ("CASignatureAlgorithms -*nistp*", "ca_signature_algorithms", "-*nistp*"),
     ("LogLevel quiet", "log_level", "QUIET"),
     ("profile hardened", "profile", "hardened"),
     ("PubkeyAcceptedKeyTypes +x", "pubkey_accepted_algorithms", "+x"),
@@ -353,7 +358,6 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
     "line",
     [
         "ForwardX11 yes",
-        "CertificateFile x",
     ],
 )
 def test_what_is_not_supported_is_an_error_only_where_it_would_apply(

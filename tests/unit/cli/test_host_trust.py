@@ -1,0 +1,227 @@
+"""Certificates of hosts, and what is revoked, as the client judges them."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.cli import login as login_module
+from appliance.cli.host_trust import HostTrust
+from appliance.cli.ssh_config import HostOptions, load
+from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
+from appliance.crypto.keys import PrivateKey, PublicKey, generate, is_certificate_name
+from appliance.crypto.revoked import RevocationList
+from appliance.errors import HostKeyRejected, UsageError
+
+AUTHORITY = generate("ssh-ed25519")
+OTHER_AUTHORITY = generate("ssh-ed25519")
+KEY = generate("ssh-ed25519").public
+HOST = "a.example.com"
+
+Make = Callable[..., HostTrust]
+
+
+def certificate(
+    key: PublicKey = KEY, authority: PrivateKey = AUTHORITY, **changes: Any
+) -> Certificate:
+    terms: dict[str, Any] = {"kind": Kind.HOST, "key_id": "host", "principals": (HOST,)} | changes
+    algorithm = authority.public.signature_algorithms[0]
+    return issue(authority, algorithm, key, Terms(**terms), bytes(NONCE_BYTES))
+
+
+def options(folder: Path, known_hosts: str, *given: str, strict: str = "yes") -> HostOptions:
+    (folder / "known_hosts").write_text(known_hosts)
+    files = f"UserKnownHostsFile {folder / 'known_hosts'}", "GlobalKnownHostsFile none"
+    return load(HOST, (*given, *files, f"StrictHostKeyChecking {strict}"), "none")
+
+
+@pytest.fixture
+def trust(tmp_path: Path) -> Make:
+    """A function that reads a known_hosts file's text for one host."""
+
+    def make(known_hosts: str, *given: str, strict: str = "yes") -> HostTrust:
+        return HostTrust(options(tmp_path, known_hosts, *given, strict=strict))
+
+    return make
+
+
+def authority_line(hosts: str = "*.example.com", key: PrivateKey = AUTHORITY) -> str:
+    return f"@cert-authority {hosts} {key.public.line()}\n"
+
+
+@pytest.mark.parametrize("hosts", ["*.example.com", HOST, "*", "x,a.*", "A.Example.COM"])
+def test_a_certificate_by_a_known_authority_is_trusted(trust: Make, hosts: str) -> None:
+    trust(authority_line(hosts)).check(certificate())
+
+
+@pytest.mark.parametrize(
+    ("given", "hosts"),
+    [
+        (["Port 2222"], f"[{HOST}]:2222"),
+        (["Port 2222"], HOST),
+        (["HostName 192.0.2.1", f"HostKeyAlias {HOST}", "Port 7"], "*.example.com"),
+    ],
+)
+def test_the_principal_is_the_name_without_the_port(
+    trust: Make, given: list[str], hosts: str
+) -> None:
+    trust(authority_line(hosts), *given).check(certificate())
+
+
+def test_an_authority_of_other_hosts_is_none_of_this_one(trust: Make) -> None:
+    for known_hosts in (
+        "",
+        authority_line("*.example.org"),
+        authority_line("*.example.com,!a.example.com"),
+        authority_line(key=OTHER_AUTHORITY),
+        f"*.example.com {AUTHORITY.public.line()}\n",
+        f"@revoked other {AUTHORITY.public.line()}\n",
+    ):
+        with pytest.raises(HostKeyRejected):
+            trust(known_hosts).check(certificate())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"principals": ("b.example.com",)},
+        {"principals": ("*.example.com",)},
+        {"principals": ("*",)},
+        {"principals": ()},
+        {"principals": (f"b,{HOST}",)},
+        {"kind": Kind.USER},
+        {"valid_after": 4_000_000_000},
+        {"valid_before": 1_700_000_000},
+        {"critical_options": (("x@example.com", b""),)},
+    ],
+    ids=str,
+)
+def test_a_certificate_that_is_not_good_is_no_more_than_its_key(
+    trust: Make, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = certificate(**changes)
+    with pytest.raises(HostKeyRejected):
+        trust(authority_line()).check(made)
+    trust(f"{authority_line()}{HOST} {KEY.line()}\n").check(made)
+
+
+def test_where_no_authority_is_known_the_key_within_is_looked_up(
+    trust: Make, tmp_path: Path
+) -> None:
+    made = certificate()
+    trust(f"{HOST} {KEY.line()}\n").check(made)
+    with pytest.raises(HostKeyRejected, match="has changed"):
+        trust(f"{HOST} {generate('ssh-ed25519').public.line()}\n").check(made)
+    trust("", strict="accept-new").check(made)
+    assert (tmp_path / "known_hosts").read_text() == f"{HOST} {KEY.line()}\n"
+
+
+def test_an_authority_that_is_revoked_vouches_for_nobody(trust: Make) -> None:
+    for revoked in (AUTHORITY.public, KEY):
+        lines = f"{authority_line()}@revoked * {revoked.line()}\n{HOST} {KEY.line()}\n"
+        with pytest.raises(HostKeyRejected, match="revoked"):
+            trust(lines).check(certificate())
+
+
+def test_what_revoked_host_keys_lists_is_refused_whoever_vouches(
+    trust: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "revoked"
+    krl = RevocationList()
+    krl.certificates_of(AUTHORITY.public).add_range(3, 3)
+    known = f"{authority_line()}{HOST} {KEY.line()}\n"
+    for content in (KEY.line().encode(), AUTHORITY.public.line().encode(), krl.dump(0)):
+        path.write_bytes(content)
+        with pytest.raises(HostKeyRejected, match="revoked"):
+            trust(known, f"RevokedHostKeys {path}").check(certificate(serial=3))
+    trust(known, f"RevokedHostKeys {path}").check(certificate(serial=4))
+    path.write_text(KEY.line())
+    with pytest.raises(HostKeyRejected, match="revoked"):
+        trust(known, f"RevokedHostKeys {path}").check(KEY)
+
+
+def test_a_list_of_revoked_keys_that_cannot_be_read_ends_it(trust: Make, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text("nonsense")
+    for name in ("bad", "missing"):
+        with pytest.raises(UsageError, match=f"RevokedHostKeys .*{name}"):
+            trust(authority_line(), f"RevokedHostKeys {tmp_path / name}")
+
+
+def test_the_authority_must_sign_as_ca_signature_algorithms_says(trust: Make) -> None:
+    authority = generate("ecdsa-sha2-nistp256")
+    lines = authority_line(key=authority)
+    made = certificate(authority=authority)
+    trust(lines).check(made)
+    for given in (
+        "CASignatureAlgorithms ssh-ed25519",
+        "CASignatureAlgorithms ecdsa-sha2-nistp384",
+        "profile hardened",
+    ):
+        with pytest.raises(HostKeyRejected):
+            trust(lines, given).check(made)
+
+
+def test_a_short_rsa_key_is_refused_in_a_certificate_and_in_its_authority(trust: Make) -> None:
+    short = generate("ssh-rsa", 2048)
+    trust(authority_line()).check(certificate(short.public))
+    for lines, made in (
+        (authority_line(), certificate(short.public)),
+        (authority_line(key=short), certificate(authority=short)),
+    ):
+        with pytest.raises(HostKeyRejected):
+            trust(lines, "RequiredRSASize 3072").check(made)
+
+
+# -- the one authority of a link -----------------------------------------------------------
+
+
+def test_a_host_key_may_be_given_as_an_authority(tmp_path: Path) -> None:
+    given = options(tmp_path, "")
+    given.host_key_line = f"@cert-authority {AUTHORITY.public.line()}"
+    trusting = HostTrust(given)
+    assert trusting.knows_authority
+    trusting.check(certificate())
+    for key in (
+        certificate(authority=OTHER_AUTHORITY),
+        certificate(principals=("other",)),
+        certificate(valid_before=int(time.time())),
+        KEY,
+        AUTHORITY.public,
+    ):
+        with pytest.raises(HostKeyRejected):
+            trusting.check(key)
+
+
+@pytest.mark.parametrize("line", ["@cert-authority", "@cert-authority x", "@cert-authority * x y"])
+def test_an_authority_that_is_none_is_told(tmp_path: Path, line: str) -> None:
+    given = options(tmp_path, "")
+    given.host_key_line = line
+    with pytest.raises(UsageError, match="the host key of"):
+        HostTrust(given)
+
+
+# -- what is asked for ---------------------------------------------------------------------
+
+
+def offered(folder: Path, known_hosts: str, *given: str) -> tuple[str, ...]:
+    chosen = options(folder, known_hosts, *given)
+    return login_module._algorithms(chosen, HostTrust(chosen)).host_key
+
+
+def test_certificates_are_asked_for_first_where_an_authority_is_known(tmp_path: Path) -> None:
+    names = offered(
+        tmp_path, authority_line() + f"{HOST} {generate('ssh-rsa', 2048).public.line()}\n"
+    )
+    kinds = [is_certificate_name(name) for name in names]
+    assert kinds == sorted(kinds, reverse=True) and any(kinds) and not all(kinds)
+    assert next(name for name in names if not is_certificate_name(name)) == "rsa-sha2-512"
+
+
+def test_without_an_authority_certificates_are_asked_for_only_by_name(tmp_path: Path) -> None:
+    known = f"{HOST} {KEY.line()}\n"
+    names = offered(tmp_path, known)
+    assert names[0] == "ssh-ed25519" and not any(map(is_certificate_name, names))
+    given = "HostKeyAlgorithms ^ssh-ed25519-cert-v01@openssh.com"
+    assert offered(tmp_path, known, given)[0] == "ssh-ed25519-cert-v01@openssh.com"
