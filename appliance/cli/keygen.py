@@ -248,6 +248,7 @@ _KEYGEN_OPTIONS: Final = (
     Option("k", None, "make the revocation list -f of the keys in FILES"),
     Option("u", None, "add to it"),
     Option("Q", None, "ask the revocation list -f for the keys in FILES"),
+    Option("totp", "USER", "make a secret for one-time codes: lines for sshd.toml's totp_file"),
     Option("m", "FORMAT", "format to write: RFC4716 (OpenSSH's, the default), PEM or dropbear"),
     Option("a", "ROUNDS", "how long the passphrase is hashed, by default 24 rounds"),
     Option("v", None, ""),  # accepted, without effect
@@ -261,7 +262,8 @@ culvert keygen -F HOST | -R HOST | -H  [-f KNOWN_HOSTS]
 culvert keygen -s AUTHORITY -I ID [-h] [-n NAMES] [-V FROM:TO] [-O OPTION] [-z NUMBER] FILES
 culvert keygen -L [-f CERTIFICATE]
 culvert keygen -k -f LIST [-u] [-s AUTHORITY.pub] [-z NUMBER] FILES
-culvert keygen -Q -f LIST FILES"""
+culvert keygen -Q -f LIST FILES
+culvert keygen --totp USER"""
 _KEYGEN_ABOUT: Final = """\
 Make a pair of keys to log in with, and look after keys and known_hosts files.
 
@@ -291,6 +293,7 @@ def _keygen(arguments: list[str], name: str) -> None:
     if options.operands:
         raise UsageError(f"too many arguments: {options.operands[0]!r}; try '{name} --help'")
     jobs: list[tuple[str, Callable[[Options], None]]] = [
+        ("totp", _make_secret),
         ("y", _show_public),
         ("p", _change_passphrase),
         ("c", _change_comment),
@@ -305,7 +308,7 @@ def _keygen(arguments: list[str], name: str) -> None:
         chosen = [job for job in chosen if job not in (_show_fingerprints, _hash_hosts)]
     if len(chosen) > 1:
         raise UsageError(
-            f"only one of -y, -l, -L, -p, -c, -F, -R and -H at a time; try '{name} --help'"
+            f"only one of --totp, -y, -l, -L, -p, -c, -F, -R and -H at a time; try '{name} --help'"
         )
     (chosen[0] if chosen else _make_key)(options)
 
@@ -409,6 +412,17 @@ def _show_fingerprints(options: Options) -> None:
         found += 1
     if not found:
         raise UsageError(f"{path}: no key is in it")
+
+
+def _make_secret(options: Options) -> None:
+    """A comment with the address for the telephone, and the line for the server's file."""
+    from ..crypto.totp import SECRET_BYTES, address, write_secret
+
+    user = options.value("totp") or ""
+    if not user or ":" in user or not user.isprintable():
+        raise UsageError(f"option --totp: expected the name of a user, not {user!r}")
+    secret = os.urandom(SECRET_BYTES)
+    print(f"# {address(secret, user, os.uname().nodename)}\n{user}:{write_secret(secret)}")
 
 
 def _show_certificates(options: Options) -> None:

@@ -125,6 +125,12 @@ def test_the_client_imports_nothing_heavy_before_it_is_connected(statement: str)
     assert not modules_after(statement) & set(HEAVY)
 
 
+def test_the_client_reads_the_code_for_certificates_when_it_meets_one() -> None:
+    statement = "import appliance.cli.ssh, appliance.cli.login, appliance.services.agent_client"
+    late = {f"appliance.crypto.{name}" for name in ("certificates", "revoked", "totp")}
+    assert not modules_after(statement) & late
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -16,6 +16,7 @@ from appliance.cli import keygen
 from appliance.cli.keygen import main, write_whole
 from appliance.crypto.key_files import load_private_key, load_public_line
 from appliance.crypto.known_hosts import add_line
+from appliance.crypto.totp import read_secret
 from tests.peers import ROOT, find_program
 
 FAST = ("-a", "1")  # rounds of bcrypt: nobody attacks what tests write
@@ -295,8 +296,10 @@ def test_a_comment_is_changed_in_both_files(key: Path, terminal: Terminal) -> No
         (["-b", "9" * 5000], "option -b: expected a number, not '" + "9" * 5000 + "'"),
         (
             ["-y", "-l"],
-            "only one of -y, -l, -L, -p, -c, -F, -R and -H at a time; try 'culvert keygen --help'",
+            "only one of --totp, -y, -l, -L, -p, -c, -F, -R and -H at a time;"
+            " try 'culvert keygen --help'",
         ),
+        (["--totp", "a:b"], "option --totp: expected the name of a user, not 'a:b'"),
         (["key"], "too many arguments: 'key'; try 'culvert keygen --help'"),
         (["-f", "{0}/no/key", "-N", ""], "{0}/no/key: No such file or directory"),
         (["-y", "-f", "{0}/none"], "{0}/none: No such file or directory"),
@@ -571,3 +574,19 @@ def test_callers_may_pass_no_name(capfd: pytest.CaptureFixture[str]) -> None:
     run: Callable[[list[str]], int] = main
     assert run(["--help"]) == 0
     assert capfd.readouterr().out.startswith("usage: culvert keygen")
+
+
+# -- one-time codes ----------------------------------------------------------------------
+
+
+def test_a_secret_for_codes_is_printed_as_the_server_and_a_telephone_take_it(
+    terminal: Terminal,
+) -> None:
+    assert terminal.run("--totp", "anna") == 0
+    address, line = terminal.out.splitlines()
+    user, _, secret = line.partition(":")
+    assert user == "anna" and len(read_secret(secret)) == 20
+    assert address.startswith("# otpauth://totp/anna@") and f"secret={secret}&" in address
+    first = terminal.out
+    assert terminal.run("--totp", "anna") == 0
+    assert terminal.out != first
