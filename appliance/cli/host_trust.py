@@ -47,9 +47,10 @@ class HostTrust:
     def _read(self, options: HostOptions) -> None:
         if options.host_key_line:
             line = options.host_key_line
-            by_authority = line.startswith(AUTHORITY)
+            marker, _, rest = line.partition(" ")
+            by_authority = marker == AUTHORITY
             try:
-                key, _ = load_public_line(line.removeprefix(AUTHORITY) if by_authority else line)
+                key, _ = load_public_line(rest if by_authority else line)
             except KeyFileError as error:
                 raise UsageError(f"the host key of {self._host}: {error}") from error
             if by_authority:
@@ -107,8 +108,10 @@ class HostTrust:
         if is_certificate_name(key.key_type):
             certificate: Certificate = key  # type: ignore[assignment] # only that has such a type
             parts = [certificate.key, certificate.authority]
-        revoked = {each.key for _, found in self._lookups for each in found.revoked}
-        if not revoked.isdisjoint(parts) or (self._revoked and self._revoked.revokes(key)):
+        revoked = any(
+            found.decide(part) is Decision.REVOKED for _, found in self._lookups for part in parts
+        )
+        if revoked or (self._revoked is not None and self._revoked.revokes(key)):
             raise HostKeyRejected(
                 f"the {self._shown(parts[0])} of {name} is revoked: do not connect"
             )

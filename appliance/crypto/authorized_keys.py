@@ -89,6 +89,9 @@ class Permissions(NamedTuple):
         return "expired" if self.expires is not None and now >= self.expires else ""
 
 
+# What restricts nothing, not even by asking for a touch: a certificate's own word counts.
+UNRESTRICTED: Final = Permissions(touch_required=False)
+
 Pairs = tuple[tuple[str, int], ...] | None
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import Permissions
+from ..crypto.authorized_keys import UNRESTRICTED, Permissions
 from ..crypto.certificates import Certificate, Kind, load_certificate
 from ..crypto.key_files import KeyFileError, load_public_line
 from ..crypto.keys import RSA, PublicKey, is_certificate_name
@@ -161,7 +161,7 @@ class UserKeys:
                         yield options
             elif certificate.is_for((user.pw_name,)):
                 found = True
-                yield Permissions()
+                yield UNRESTRICTED
         for entry in accounts.authorized_keys(user, self._config):
             if entry.is_authority and entry.key == certificate.authority:
                 trusted = True

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -100,6 +102,39 @@ def roots(site: LinkedSite, applet: str) -> list[int]:
 
 def supervisor(site: LinkedSite) -> int:
     return min(roots(site, "up"))  # younger ones look after the routes for a moment
+
+
+def test_a_link_trusts_an_authority_and_shows_a_certificate(sites: Routed) -> None:
+    """Both are read before the process that carries the link has no files any more."""
+    west, east = sites["west"], sites["east"]
+    folder = west.folder / "authority"
+    folder.mkdir()
+    user = folder / "id"
+    shutil.copy(sites.user_keys.key(), user)
+    shutil.copy(f"{sites.user_keys.key()}.pub", f"{user}.pub")
+    shutil.copy(f"{sites.host_keys.key()}.pub", folder / "host.pub")
+    west.culvert("keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(folder / "ca"))
+    sign = ("keygen", "-q", "-s", str(folder / "ca"), "-I", "id")
+    west.culvert(*sign, "-n", "root", str(user))
+    west.culvert(*sign, "-h", "-n", east.outer, str(folder / "host.pub"))
+    (folder / "authorized").mkdir()
+    sites.serve(
+        "east",
+        f'trusted_user_ca_keys = "{folder}/ca.pub"\n'
+        f'host_certificates = ["{folder}/host-cert.pub"]\n{SERVER}',
+    )
+    (east.folder / "authorized/authorized_keys").write_text("")
+    kind, key, *_ = (folder / "ca.pub").read_text().split()
+    text = sites.link("east", CLIENT + EAGER)
+    for name, value in (
+        ("identity_file", str(user)),
+        ("host_key", f"@cert-authority {kind} {key}"),
+    ):
+        text = re.sub(f'{name} = ".*"', f'{name} = "{value}"', text)
+    sites.declare("west", text)
+    assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
+    assert west.reaches(east.inner)
+    assert "CA ecdsa-sha2-nistp256" in east.said()
 
 
 # -- what is broken while a file is on its way ------------------------------------------------

@@ -25,11 +25,17 @@ Serve = Callable[..., Server]
 class Dialler:
     """A real connection to a server, which the test moves on step by step."""
 
-    def __init__(self, server: Server, account: Account, key: Path) -> None:
-        private = load_private_key(key.read_bytes())
+    def __init__(
+        self,
+        server: Server,
+        account: Account,
+        key: Path,
+        credentials: TestCredentials | None = None,
+    ) -> None:
+        credentials = credentials or _Key(load_private_key(key.read_bytes()))
         self.recorder = Recorder()
         self.connection = Connection(
-            ClientSide(account.name, lambda key: None, _Key(private), ("publickey",)),
+            ClientSide(account.name, lambda key: None, credentials, ("publickey",)),
             Settings(FAST),
             self.recorder,
             os.urandom,
@@ -106,12 +112,12 @@ def our_server(
 
 
 @pytest.fixture
-def dial(account: Account, user_keys: Keyring) -> Iterator[Callable[[Server], Dialler]]:
-    """A function that connects to a server as `account`."""
+def dial(account: Account, user_keys: Keyring) -> Iterator[Callable[..., Dialler]]:
+    """A function that connects to a server as `account`, with its key unless told otherwise."""
     made: list[Dialler] = []
 
-    def connect(server: Server) -> Dialler:
-        made.append(Dialler(server, account, user_keys.key()))
+    def connect(server: Server, credentials: TestCredentials | None = None) -> Dialler:
+        made.append(Dialler(server, account, user_keys.key(), credentials))
         return made[-1]
 
     yield connect

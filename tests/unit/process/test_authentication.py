@@ -350,7 +350,7 @@ def test_an_algorithm_that_does_not_exist_is_a_mistake_of_the_configuration() ->
 
 @pytest.mark.parametrize("key_type", [SK_ED25519, SK_ECDSA])
 def test_a_security_key_under_a_certificate_shows_presence_and_verification(
-    desk: Make, line: str, key_type: str
+    desk: Make, line: str, trusted: str, key_type: str
 ) -> None:
     """Go CVE-2026-39831."""
     token = Token(key_type)
@@ -361,6 +361,10 @@ def test_a_security_key_under_a_certificate_shows_presence_and_verification(
         request = use(made, lambda _, data: token.sign(data, flags))
         return desk(options + line).key(request).success
 
+    def accepted_of_trusted(made: Certificate, flags: int) -> bool:
+        request = use(made, lambda _, data: token.sign(data, flags))
+        return desk(trusted_user_ca_keys=trusted).key(request).success
+
     plain = certificate(token.public)
     assert accepted("", plain, TOUCHED)
     assert not accepted("", plain, 0)
@@ -370,6 +374,10 @@ def test_a_security_key_under_a_certificate_shows_presence_and_verification(
     assert not accepted("", verify, TOUCHED)
     assert not accepted("verify-required,", plain, TOUCHED)
     assert accepted("verify-required,", verify, TOUCHED | VERIFIED)
+    assert not accepted_of_trusted(plain, 0)
+    assert accepted_of_trusted(no_touch, 0)  # where no line has a say
+    assert not accepted_of_trusted(verify, TOUCHED)
+    assert accepted_of_trusted(verify, TOUCHED | VERIFIED)
 
 
 @pytest.mark.parametrize("key_type", [SK_ED25519, SK_ECDSA])

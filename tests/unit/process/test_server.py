@@ -14,14 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
+from appliance.crypto.keys import SK_ECDSA, SK_ED25519, PublicKey, generate
+from appliance.errors import AuthenticationFailed
 from appliance.process import sandbox
 from appliance.services.session import Command, PtyRequest
+from appliance.ssh.auth_client import Identity
 from appliance.ssh.channels import ChannelHandler
 from appliance.ssh.order import Phase, Role
 from appliance.wire.messages import Ping
 from tests.netns import wait_until
-from tests.peers import CULVERT, Keyring, Server, environment, free_port
-from tests.protocol.harness import FAST, Script
+from tests.peers import CULVERT, Account, Keyring, Server, environment, free_port
+from tests.protocol.harness import FAST, Script, TestCredentials
+from tests.security_keys import TOUCHED, Token
 from tests.unit.process.conftest import (
     Dialler,
     descriptors,
@@ -553,3 +558,42 @@ def test_two_servers_that_start_at_once_agree_on_one_host_key(tmp_path: Path) ->
     assert sum("made host key" in log for log in logs) == 1, logs
     assert [path.name for path in key.parent.iterdir()] == [key.name]
     assert key.stat().st_mode & 0o777 == 0o600
+
+
+# Security keys and certificates
+
+
+class _Shown(TestCredentials):
+    """One key or certificate, and how it signs."""
+
+    def __init__(self, key: PublicKey, sign: Callable[[bytes], bytes]) -> None:
+        super().__init__(None)
+        self._shown = key
+        self._sign = sign
+
+    def identities(self) -> list[Identity]:
+        algorithms = self._shown.signature_algorithms
+        return [
+            Identity(self._shown.blob, algorithms, lambda _, data: self._sign(data), True, "a key")
+        ]
+
+
+@pytest.mark.parametrize("key_type", [SK_ED25519, SK_ECDSA])
+def test_a_security_key_logs_in_by_its_certificate_when_it_was_touched(
+    our_server: Serve,
+    dial: Callable[..., Dialler],
+    account: Account,
+    tmp_path: Path,
+    key_type: str,
+) -> None:
+    authority, token = generate("ssh-ed25519"), Token(key_type)
+    path = tmp_path / "authorities"
+    path.write_text(authority.public.line())
+    server = our_server(f'trusted_user_ca_keys = "{path}"\nper_source_penalties = false\n')
+    terms = Terms(Kind.USER, "who", (account.name,))
+    made = issue(authority, "ssh-ed25519", token.public, terms, bytes(NONCE_BYTES))
+    dial(server, _Shown(made, lambda data: token.sign(data, TOUCHED))).log_in()
+    for key, flags in ((made, 0), (token.public, TOUCHED)):
+        it = dial(server, _Shown(key, lambda data, flags=flags: token.sign(data, flags)))
+        assert not it.until(lambda connection: connection.phase is Phase.OPEN)
+        assert isinstance(it.connection.error, AuthenticationFailed)
