@@ -12,8 +12,9 @@ is the plain one::
 
 ``load_certificate`` reads a stranger's bytes: it raises MalformedMessage and nothing else,
 also when the signature is not the authority's, so a Certificate that exists says what its
-authority said. Whether anybody trusts that authority is the caller's question; ``check`` and
-``is_for`` answer the others. A certificate that names nobody is good for nobody, and a name
+authority said. Whether anybody trusts that authority is the caller's question; who can name
+those who are trusted has nothing else's words looked at. ``check`` and ``is_for`` answer the
+other questions. A certificate that names nobody is good for nobody, and a name
 is one name whatever characters it has: both have let strangers in elsewhere.
 """
 
@@ -119,12 +120,19 @@ class Certificate(PublicKey):
 
     __slots__ = ("authority", "authority_algorithm", "key", "terms")
 
-    def __init__(self, blob: bytes, key: PublicKey, terms: Terms, authority: PublicKey) -> None:
+    def __init__(
+        self,
+        blob: bytes,
+        key: PublicKey,
+        terms: Terms,
+        authority: PublicKey,
+        authority_algorithm: str,
+    ) -> None:
         super().__init__(certificate_name(key.key_type), blob, key.bits)
         self.key = key
         self.terms = terms
         self.authority = authority
-        self.authority_algorithm = ""  # of the authority's signature
+        self.authority_algorithm = authority_algorithm  # of the authority's signature
 
     @property
     def signature_algorithms(self) -> tuple[str, ...]:
@@ -250,8 +258,12 @@ def _checked_sources(text: str) -> str:
 # -- reading -----------------------------------------------------------------------------
 
 
-def load_certificate(blob: bytes) -> Certificate:
-    """The certificate of a blob, signed as it says; raises MalformedMessage."""
+def load_certificate(blob: bytes, authorities: Collection[bytes] | None = None) -> Certificate:
+    """The certificate of a blob, signed as it says; raises MalformedMessage.
+
+    With ``authorities``, the blobs of their keys, one that none of them signed raises
+    CertificateRefused, before any key within is touched.
+    """
     reader = Reader(blob)
     plain_type = _PLAIN_TYPES.get(reader.name())
     if plain_type is None:
@@ -259,13 +271,26 @@ def load_certificate(blob: bytes) -> Certificate:
     reader.string()  # the nonce, which makes what is signed unpredictable
     fields = [write_string(reader.string()) for _ in range(_KEY_FIELDS[plain_type])]
     body = _Body.read(reader)
+    signed = blob[: reader.offset]
     signature = reader.string()
     reader.end()
+    if authorities is not None and body.authority not in authorities:
+        raise CertificateRefused("its authority is not trusted")
+    authority = load_public_key(body.authority)  # which no certificate passes for
+    algorithm = Reader(signature).name()
+    # Whether somebody touched the authority's security key is the authority's business.
+    if not authority.verify(algorithm, signature, signed, touch_required=False):
+        raise MalformedMessage("a certificate's signature is not its authority's")
+    key = load_public_key(write_name(plain_type) + b"".join(fields))
+    return Certificate(blob, key, _read_terms(body), authority, algorithm)
+
+
+def _read_terms(body: _Body) -> Terms:
     if body.kind not in set(Kind):
         raise MalformedMessage("a certificate is neither for users nor for hosts")
     if "\0" in body.key_id:
         raise MalformedMessage("a certificate's key id holds a NUL byte")
-    terms = Terms(
+    return Terms(
         Kind(body.kind),
         body.key_id,
         _read_principals(body.principals),
@@ -275,19 +300,6 @@ def load_certificate(blob: bytes) -> Certificate:
         _read_options(body.critical_options),
         _read_options(body.extensions),
     )
-    key = load_public_key(write_name(plain_type) + b"".join(fields))
-    # A certificate is no authority: load_public_key knows keys only.
-    certificate = Certificate(blob, key, terms, load_public_key(body.authority))
-    _check_signature(certificate, blob[: -len(write_string(signature))], signature)
-    return certificate
-
-
-def _check_signature(certificate: Certificate, signed: bytes, signature: bytes) -> None:
-    algorithm = Reader(signature).name()
-    # Whether somebody touched the authority's security key is the authority's business.
-    if not certificate.authority.verify(algorithm, signature, signed, touch_required=False):
-        raise MalformedMessage("a certificate's signature is not its authority's")
-    certificate.authority_algorithm = algorithm
 
 
 def _read_principals(data: bytes) -> tuple[str, ...]:

@@ -134,45 +134,44 @@ class UserKeys:
     def _certified(
         self, user: pwd.struct_passwd, blob: bytes, now: float
     ) -> Iterator[tuple[PublicKey, Permissions]]:
+        trusted = self._authorities()
+        lines = [
+            entry for entry in accounts.authorized_keys(user, self._config) if entry.is_authority
+        ]
         try:
-            certificate = load_certificate(blob)
+            certificate = load_certificate(blob, trusted | {entry.key.blob for entry in lines})
             shortest = MINIMUM_RSA_BITS[self._config.profile]
             certificate.check(Kind.USER, now, self._algorithms.authority, shortest)
             granted = certificate.permissions()
         except (MalformedMessage, CertificateRefused) as error:
             _log.info("certificate of user %s refused: %s", user.pw_name, error)
             return
-        for options in self._vouched(user, certificate):
+        found = list(self._vouched_by_file(user, certificate, trusted))
+        for entry in lines:
+            names = (user.pw_name,) if entry.principals is None else entry.principals
+            if entry.key == certificate.authority and certificate.is_for(names):
+                found.append(entry.options)
+        if not found:
+            self._log_refusal(certificate, user, "its certificate is not for this user")
+        for options in found:
             both = options.restricted_by(granted)
             if both is None:
                 self._log_refusal(certificate, user, "it forces another command than its line")
             else:
                 yield certificate, both
 
-    def _vouched(self, user: pwd.struct_passwd, certificate: Certificate) -> Iterator[Permissions]:
-        """The options of everything that trusts its authority to let this user in."""
-        trusted = found = False
-        if certificate.authority.blob in self._authorities():
-            trusted = True
-            if self._config.authorized_principals_file:
-                for principal, options in accounts.authorized_principals(user, self._config):
-                    if certificate.is_for((principal,)):
-                        found = True
-                        yield options
-            elif certificate.is_for((user.pw_name,)):
-                found = True
-                yield UNRESTRICTED
-        for entry in accounts.authorized_keys(user, self._config):
-            if entry.is_authority and entry.key == certificate.authority:
-                trusted = True
-                names = (user.pw_name,) if entry.principals is None else entry.principals
-                if certificate.is_for(names):
-                    found = True
-                    yield entry.options
-        if not trusted:
-            self._log_refusal(certificate, user, "the authority of its certificate is not trusted")
-        elif not found:
-            self._log_refusal(certificate, user, "its certificate is not for this user")
+    def _vouched_by_file(
+        self, user: pwd.struct_passwd, certificate: Certificate, trusted: set[bytes]
+    ) -> Iterator[Permissions]:
+        """The options of what lets ``user`` in by trusted_user_ca_keys."""
+        if certificate.authority.blob not in trusted:
+            return
+        if self._config.authorized_principals_file:
+            for principal, options in accounts.authorized_principals(user, self._config):
+                if certificate.is_for((principal,)):
+                    yield options
+        elif certificate.is_for((user.pw_name,)):
+            yield UNRESTRICTED
 
     def _authorities(self) -> set[bytes]:
         """The blobs of trusted_user_ca_keys; a line that is no key trusts nobody."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.crypto import certificates
 from appliance.crypto.authorized_keys import Permissions
 from appliance.crypto.certificates import (
     FOREVER,
@@ -435,6 +436,17 @@ def test_what_no_reader_should_accept_is_malformed_even_if_it_is_signed() -> Non
     ]:
         with pytest.raises(MalformedMessage):
             load_certificate(remade(old, new))
+
+
+def test_of_an_authority_that_is_not_trusted_nothing_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blob = certificate().blob
+    assert load_certificate(blob, {AUTHORITY.public.blob, b"x"}).blob == blob
+    monkeypatch.setattr(certificates, "load_public_key", lambda _: pytest.fail("it was loaded"))
+    for authorities in (set(), {KEY.public.blob}, {AUTHORITY.public.blob[:-1]}):
+        with pytest.raises(CertificateRefused, match="not trusted"):
+            load_certificate(blob, authorities)
 
 
 def test_the_authority_of_a_certificate_is_not_a_certificate_itself() -> None:
