@@ -1,14 +1,16 @@
 """A client with a connection of its own: from the login to what was asked for."""
 
+import contextlib
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import PeerError
+from ..errors import MalformedMessage, PeerError
 from ..log import harmless
 from ..ssh.channels import Channel
-from ..ssh.connection import ConnectionHandler
+from ..ssh.connection import Connection, ConnectionHandler
+from ..wire.host_keys import HOSTKEYS
 from .login import Login
 from .prompts import tell
 from .ssh_config import HostOptions
@@ -28,6 +30,9 @@ class Client(ConnectionHandler):
         self._command = command
         self._quiet = quiet
         self._session: ClientSession | None = None
+        self._connection: Connection | None = None
+        self._told_keys = False
+        self._host_keys = b""  # that came with the end of the login
 
     def run(self, window: int | None) -> int:
         """The exit status; ``window``: bytes of a channel."""
@@ -40,7 +45,9 @@ class Client(ConnectionHandler):
         login = Login(options, window)
         try:
             sock = login.dial()
-            connection = login.authenticate(sock, self)
+            connection = self._connection = login.authenticate(sock, self)
+            if self._host_keys:
+                self._update_host_keys(connection, self._host_keys)
             control = self._control_socket()
             if control is not None and options.control_persist is not None:
                 if os.fork():
@@ -97,6 +104,21 @@ class Client(ConnectionHandler):
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         assert self._session is not None  # who opens channels has to have been asked to
         self._session.channel_open(channel, type_data)
+
+    def global_request(self, name: str, data: bytes) -> bytes | None:
+        if name == HOSTKEYS and self._options.update_host_keys != "no" and not self._told_keys:
+            self._told_keys = True
+            if self._connection is None:  # the login is just about to be over
+                self._host_keys = data
+            else:
+                self._update_host_keys(self._connection, data)
+        return None
+
+    def _update_host_keys(self, connection: Connection, data: bytes) -> None:
+        from .host_keys_update import HostKeysUpdate
+
+        with contextlib.suppress(MalformedMessage):  # which hurts nobody
+            HostKeysUpdate(self._options, connection).announced(data)
 
     def banner(self, text: str) -> None:
         if not self._quiet:

@@ -78,6 +78,7 @@ class HostOptions:
     strict_host_key_checking: str = "ask"  # yes, accept-new, ask, no
     revoked_host_keys: str | None = None  # a revocation list, or public keys
     hash_known_hosts: bool = False
+    update_host_keys: str = "yes"  # yes, no, ask
     fingerprint_hash: str = "sha256"
 
     preferred_authentications: tuple[str, ...] | None = None
@@ -426,6 +427,11 @@ _SETTINGS: Final[dict[str, _Setting]] = {
         ),
         _Setting("RevokedHostKeys", "revoked_host_keys", _text),
         _Setting("HashKnownHosts", "hash_known_hosts", _flag),
+        _Setting(
+            "UpdateHostKeys",
+            "update_host_keys",
+            _one_of("yes", "no", "ask", true="yes", false="no"),
+        ),
         _Setting("FingerprintHash", "fingerprint_hash", _one_of("sha256", "md5")),
         _Setting("PreferredAuthentications", "preferred_authentications", _names),
         _Setting("PasswordAuthentication", "password_authentication", _flag),
@@ -514,7 +520,7 @@ _TUNING_KEYWORDS: Final = """
     gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
     hostbasedkeytypes ipqos kbdinteractivedevices localcommand logverbose obscurekeystroketiming
     protocol rhostsauthentication rhostsrsaauthentication rsaauthentication securitykeyprovider
-    smartcarddevice syslogfacility tag updatehostkeys useprivilegedport useroaming usersh
+    smartcarddevice syslogfacility tag useprivilegedport useroaming usersh
     userknownhostsfile2 verifyhostkeydns visualhostkey warnweakcrypto xauthlocation
 """
 _TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
@@ -988,6 +994,8 @@ def _resolve(reader: _Reader) -> HostOptions:
         settings.user_known_hosts_files = tuple(
             path(each, "UserKnownHostsFile") for each in settings.user_known_hosts_files
         )
+        # Somebody who names a file may not want it to be changed (ssh_config(5)).
+        settings.update_host_keys = reader.found.get("update_host_keys", "no")
     else:
         settings.user_known_hosts_files = tuple(
             os.path.join(person.home, ".ssh", name) for name in ("known_hosts", "known_hosts2")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -230,6 +230,38 @@ def add_line(host: str, port: int, key: PublicKey, hashed: bool = False, salt: b
     if not host or any(c in ",*?!|#@" or c.isspace() or not c.isprintable() for c in host):
         raise UsageError(f"the host name {host!r} cannot be written to a known_hosts file")
     return f"{name} {key.line()}"
+
+
+def update(
+    text: str, host: str, port: int, keys: Sequence[PublicKey], hashed: bool, salts: Iterator[bytes]
+) -> str | None:
+    """The text in which the host is known by exactly ``keys``; None if it has to stay as it is.
+
+    A host is left alone where it shares a line with others, by a list or a wildcard, or where
+    nothing is known of it. ``salts`` are of SALT_BYTES random bytes.
+    """
+    name = host_name(host, port)
+    kept: list[str] = []
+    known: list[PublicKey] = []
+    at = None
+    for line in parse(text):
+        if not line.hosts or line.marker or not matches_host(line.hosts, name):
+            kept.append(line.text)
+            continue
+        if line.hosts.lower() != name and not line.hosts.startswith(_HASH_MAGIC):
+            return None
+        try:
+            key = line.load()
+        except MalformedMessage:
+            return None
+        if key in keys:
+            kept.append(line.text)
+            known.append(key)
+        at = len(kept)
+    if at is None:
+        return None
+    new = [add_line(host, port, key, hashed, next(salts)) for key in keys if key not in known]
+    return "".join(line + "\n" for line in [*kept[:at], *new, *kept[at:]])
 
 
 def remove(text: str, host: str, port: int) -> tuple[str, tuple[Line, ...]]:

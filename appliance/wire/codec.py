@@ -118,6 +118,11 @@ class Reader:
         """Whatever is left."""
         return self.take(len(self._data) - self._offset)
 
+    @property
+    def left(self) -> int:
+        """How many bytes are left."""
+        return len(self._data) - self._offset
+
     def end(self) -> None:
         """Insist that nothing is left."""
         if self._offset != len(self._data):

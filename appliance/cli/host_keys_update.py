@@ -1,0 +1,138 @@
+"""UpdateHostKeys: the server tells all its keys, and we note those that it proves to have.
+
+Only where the host was known before by a line of its own in the user's first file, so that
+nothing is learned that was not trusted. A key that the server has no more is forgotten.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+
+from ..crypto.keys import PublicKey, load_public_key
+from ..crypto.known_hosts import SALT_BYTES, Decision, lookup, update
+from ..errors import MalformedMessage, UsageError
+from ..ssh.connection import Connection
+from ..wire.codec import Reader
+from ..wire.host_keys import HOSTKEYS_PROVE, Proof, read_strings, write_strings
+from . import prompts
+from .ssh_config import HostOptions
+
+_log = logging.getLogger(__name__)
+
+
+class HostKeysUpdate:
+    """One server's keys, from its announcement to the file."""
+
+    def __init__(self, options: HostOptions, connection: Connection) -> None:
+        self._options = options
+        self._connection = connection
+        self._host = options.host_key_alias or options.host_name
+        self._port = 22 if options.host_key_alias else options.port
+        self._path = options.user_known_hosts_files[0]
+
+    def announced(self, data: bytes) -> None:
+        """The server has these keys; raises MalformedMessage."""
+        keys = list(_usable(read_strings(data)))
+        current = self._connection.host_binding.host_key
+        if current not in (key.blob for key in keys):
+            return  # it used a certificate, or will not have this key any more
+        text = self._read()
+        found = lookup(text, self._host, self._port)
+        known = [each.key for each in found.keys]
+        if current not in (key.blob for key in known):
+            return
+        if any(found.decide(key) is Decision.REVOKED for key in keys):
+            return
+        new = [key for key in keys if key not in known]
+        if not new and all(key in keys for key in known):
+            return
+        if not new:
+            self._write(keys, new)
+            return
+
+        def answered(answer: bytes | None) -> None:
+            if answer is None or not self._proves(answer, new):
+                prompts.tell(f"culvert: {self._host} does not prove its new host keys")
+            else:
+                self._write(keys, new)
+
+        blobs = write_strings(key.blob for key in new)
+        self._connection.global_request(HOSTKEYS_PROVE, blobs, answered)
+
+    def _proves(self, answer: bytes, keys: list[PublicKey]) -> bool:
+        signatures = read_strings(answer)
+        if len(signatures) != len(keys):
+            return False
+        session_id = self._connection.session_id
+        return all(
+            key.verify(
+                _algorithm_of(signature),
+                signature,
+                Proof(HOSTKEYS_PROVE, session_id, key.blob).encode(),
+            )
+            for key, signature in zip(keys, signatures, strict=True)
+        )
+
+    def _read(self) -> str:
+        try:
+            with open(self._path, encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def _write(self, keys: list[PublicKey], new: list[PublicKey]) -> None:
+        options = self._options
+        salts: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES)  # noqa: E731
+        try:
+            text = update(
+                self._read(), self._host, self._port, keys, options.hash_known_hosts,
+                iter(salts, b""),
+            )  # fmt: skip
+            if text is None or not self._agreed(new):
+                return
+            _replace(self._path, text)
+        except (OSError, UsageError) as error:
+            prompts.tell(f"culvert: the new host keys could not be added: {error}")
+            return
+        for key in new:
+            _log.info("learned the new host key %s %s", key.key_type, key.fingerprint())
+
+    def _agreed(self, new: list[PublicKey]) -> bool:
+        if self._options.update_host_keys != "ask" or not new:
+            return True
+        shown = "".join(f"\n  {key.key_type} {key.fingerprint()}" for key in new)
+        answer = prompts.line(
+            f"The server {self._host} has new host keys:{shown}\nAccept them (yes/no)? "
+        )
+        return answer == "yes"
+
+
+def _usable(blobs: list[bytes]) -> list[PublicKey]:
+    keys = []
+    for blob in blobs:
+        try:
+            keys.append(load_public_key(blob))
+        except MalformedMessage:
+            continue  # of a type that we do not know
+    return keys
+
+
+def _algorithm_of(signature: bytes) -> str:
+    """The name that a signature begins with; raises MalformedMessage."""
+    return Reader(signature).string().decode("latin-1")
+
+
+def _replace(path: str, text: str) -> None:
+    """Write the file as a whole or not at all, with the mode that it had."""
+    path = os.path.realpath(path)
+    mode = os.stat(path).st_mode & 0o777
+    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".known_hosts-")
+    try:
+        with open(fd, "wb") as file:
+            file.write(text.encode(errors="surrogateescape"))
+            os.fchmod(fd, mode)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise

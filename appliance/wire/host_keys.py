@@ -1,0 +1,43 @@
+"""The words by which a server tells its client all its host keys, and proves that it has them
+(OpenSSH PROTOCOL 2.5), so that a new one is known before an old one goes.
+
+    server -> client   HOSTKEYS, the keys, each a string; no answer
+    client -> server   HOSTKEYS_PROVE, those that it did not know
+    server -> client   for each a signature, as a string, over Proof
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from ..errors import MalformedMessage
+from .codec import Name, Reader, Record, String, write_string
+
+HOSTKEYS: Final = "hostkeys-00@openssh.com"
+HOSTKEYS_PROVE: Final = "hostkeys-prove-00@openssh.com"
+
+# Our own choice
+KEYS_LIMIT: Final = 100  # of one server
+
+
+class Proof(Record):
+    """What the server signs."""
+
+    name: Name  # HOSTKEYS_PROVE
+    session_id: String
+    host_key: String
+
+
+def write_strings(blobs: Iterable[bytes]) -> bytes:
+    """Keys or signatures, one after the other."""
+    return b"".join(map(write_string, blobs))
+
+
+def read_strings(data: bytes) -> list[bytes]:
+    """Keys or signatures; raises MalformedMessage."""
+    reader = Reader(data)
+    found: list[bytes] = []
+    while reader.left:
+        if len(found) == KEYS_LIMIT:
+            raise MalformedMessage("more host keys than any server has")
+        found.append(reader.string())
+    return found
