@@ -1,7 +1,7 @@
 """Outgoing connections that nobody waits for: to a TCP port, or to a Unix-domain socket.
 
-An address is connected to at once, without blocking. A name needs the resolver, which may
-block for long: a child resolves it, connects, and passes the socket back.
+An address is connected to at once, without blocking. A name needs the system's resolver, which
+may block for long: a child looks it up, connects, and passes the socket back.
 """
 
 import contextlib
@@ -16,15 +16,17 @@ from .loop import Loop
 
 # Our own choices
 LOCALHOST: Final = ("::1", "127.0.0.1")  # in the order of RFC 6724
-NAME_SECONDS: Final = 120  # that a child may take; about what the kernel gives one connection
+NAME_SECONDS: Final = 120  # about what the kernel gives a connection
+NAMES_AT_ONCE: Final = 50  # of one NameConnector
+NAME_LIMIT: Final = 1024  # bytes of a request; DNS has 255 for a name
 _ANSWER: Final = 256  # bytes: longer than any error's text
 
 
 class Attempt(NamedTuple):
-    """A connection that comes about, or a socket over which a child will pass it."""
+    """A connection that comes about, or a socket over which a NameConnector will pass it."""
 
     sock: socket.socket
-    child: int = 0  # its process id, for who is its parent
+    by_name: bool = False
 
 
 def connect_address(host: str, port: int) -> Attempt | None:
@@ -60,16 +62,20 @@ def _connect(address: str, port: int, at_once: bool) -> socket.socket:
     try:
         with contextlib.suppress(BlockingIOError):
             sock.connect((address, port))
-        if at_once:
-            poll = select.poll()
-            poll.register(sock, select.POLLOUT)
-            poll.poll(0)
+        if at_once and _is_settled(sock):
             check(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _is_settled(sock: socket.socket) -> bool:
+    """Whether it is known what became of a connection."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def connect_local(path: bytes) -> Attempt:
@@ -83,45 +89,95 @@ def connect_local(path: bytes) -> Attempt:
     return Attempt(sock)
 
 
-def connect_name(host: str, port: int, become: Callable[[], None]) -> Attempt:
-    """Have a child connect to ``host``, as whom ``become`` makes it; raises OSError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        pid = os.fork()
-    except OSError:
-        ours.close()
-        theirs.close()
-        raise
-    if pid == 0:
-        _child(host, port, become, theirs.fileno())
-    theirs.close()
-    return Attempt(ours, pid)
+class NameConnector:
+    """A child that connects to hosts by their names; it is there once the first one comes."""
 
+    def __init__(self, become: Callable[[], None]) -> None:
+        """``become`` makes the child the user as whom it connects."""
+        self._become = become
+        self._requests: socket.socket | None = None
 
-def _child(host: str, port: int, become: Callable[[], None], messenger: int) -> None:
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.alarm(NAME_SECONDS)
-        os.dup2(messenger, 3)
-        os.closerange(4, 65536)
-        become()
-        with socket.socket(fileno=3) as answer:
+    def connect(self, host: str, port: int) -> Attempt:
+        """Have it connect; raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._ask(port.to_bytes(2, "big") + host.encode(), theirs.fileno())
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Attempt(ours, by_name=True)
+
+    def _ask(self, request: bytes, messenger: int) -> None:
+        if self._requests is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # somebody killed it
+                socket.send_fds(self._requests, [request], [messenger])
+                return
+            self._requests.close()
+        self._requests = self._begin()
+        socket.send_fds(self._requests, [request], [messenger])
+
+    def _begin(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
             try:
-                _send_connection(host, port, answer)
-            except (OSError, UnicodeError) as error:
-                why = error.strerror if isinstance(error, OSError) else None
-                answer.send((why or "not a host name").encode()[:_ANSWER])
-    finally:
-        os._exit(0)
+                _serve_names(theirs.fileno(), self._become)
+            finally:
+                os._exit(0)
+        theirs.close()
+        return ours
+
+
+def _serve_names(requests: int, become: Callable[[], None]) -> None:
+    """In the child: serve until the parent is gone."""
+    import threading
+
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.dup2(requests, 3)
+    os.closerange(4, 65536)
+    become()
+    free = threading.Semaphore(NAMES_AT_ONCE)
+
+    def serve(request: bytes, messenger: int) -> None:
+        try:
+            with socket.socket(fileno=messenger) as answer:
+                _connect_name(request[2:].decode(), int.from_bytes(request[:2], "big"), answer)
+        finally:
+            free.release()
+
+    with socket.socket(fileno=3) as sock:
+        while True:
+            request, fds, _, _ = socket.recv_fds(sock, NAME_LIMIT, 1)
+            if not request:
+                return
+            free.acquire()
+            threading.Thread(target=serve, args=(request, *fds), daemon=True).start()
+
+
+def _connect_name(host: str, port: int, answer: socket.socket) -> None:
+    try:
+        _send_connection(host, port, answer)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        with contextlib.suppress(OSError):
+            answer.send((why or str(error) or "not a host name").encode()[:_ANSWER])
 
 
 def _send_connection(host: str, port: int, answer: socket.socket) -> None:
     failure: OSError = OSError(0, "no address")
     for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(NAME_SECONDS)
             try:
                 sock.connect(address)
             except OSError as error:
@@ -154,12 +210,16 @@ class Connecting:
         self._sock = attempt.sock
         self._connected = connected
         self._failed = failed
-        if attempt.child:
+        if attempt.by_name:
             loop.watch_reader(self._sock.fileno(), self._on_message)
+        elif _is_settled(self._sock):  # as it mostly is on the same machine
+            loop.call_soon(self._on_writable)
         else:
             loop.watch_writer(self._sock.fileno(), self._on_writable)
 
     def _on_writable(self) -> None:
+        if self._sock.fileno() < 0:  # cancelled
+            return
         self._unwatch()
         try:
             check(self._sock)

@@ -7,6 +7,7 @@ can be read through them that the user could not read.
 import contextlib
 import ctypes
 import fnmatch
+import functools
 import grp
 import hmac
 import logging
@@ -33,6 +34,12 @@ class UntrustedFile(Exception):
     """A file that somebody else could have changed; the text says which and why."""
 
 
+@functools.lru_cache
+def _groups(name: str, group: int) -> list[int]:
+    """Read once a connection: the system's files cost more than all else that a forward needs."""
+    return os.getgrouplist(name, group)
+
+
 @contextlib.contextmanager
 def as_user(user: pwd.struct_passwd) -> Iterator[None]:
     """The file system as ``user`` sees it, when we are root."""
@@ -42,7 +49,7 @@ def as_user(user: pwd.struct_passwd) -> Iterator[None]:
     # what the monitor does at a SIGTERM, it may do only as root
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     groups = os.getgroups()
-    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+    os.setgroups(_groups(user.pw_name, user.pw_gid))
     os.setegid(user.pw_gid)
     os.seteuid(user.pw_uid)
     try:

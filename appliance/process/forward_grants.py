@@ -15,7 +15,7 @@ from ..aio import connecting
 from ..aio.listening import LocalListener, bind_addresses, listen
 from ..config.hosts import endpoint
 from ..log import harmless
-from ..wire.codec import write_uint32
+from ..wire.codec import write_boolean, write_uint32
 from . import accounts
 from .authentication import Login
 from .requests import (
@@ -50,6 +50,7 @@ class ForwardGrants:
         self._listeners: dict[int, LocalListener | None] = {}  # None: a TCP port
         self._listeners_made = 0
         self._agent: LocalListener | None = None
+        self._by_name = connecting.NameConnector(lambda: accounts.become(login.user))
 
     def handlers(self) -> Handlers:
         """What answers each request."""
@@ -65,25 +66,23 @@ class ForwardGrants:
     # -- connecting --------------------------------------------------------------------
 
     def connect(self, request: Connect) -> Reply:
-        """Answered with the number of the child that connects, or 0, and a descriptor."""
+        """Answered with whether it goes by a name, and a descriptor."""
         if not self._allows(self._login.config.allow_tcp_forwarding, "local"):
             raise Deny("port forwarding is not allowed")
         if not 0 < request.port < 65536:
             raise Deny("there is no such port")
+        if len(request.host.encode()) > connecting.NAME_LIMIT - 2:
+            raise Deny("there is no such host")
         if not all(_permits(each, request.host, request.port) for each in self._permit_open):
             raise Deny("this place may not be connected to (permitopen)")
         try:
             with accounts.as_user(self._login.user):
                 attempt = connecting.connect_address(request.host, request.port)
             if attempt is None:
-                become = self._become
-                attempt = connecting.connect_name(request.host, request.port, become)
+                attempt = self._by_name.connect(request.host, request.port)
         except OSError as error:
             raise Deny(error.strerror or "no connection") from error
-        return write_uint32(attempt.child), [attempt.sock.detach()]
-
-    def _become(self) -> None:
-        accounts.become(self._login.user)
+        return write_boolean(attempt.by_name), [attempt.sock.detach()]
 
     def connect_local(self, request: ConnectLocal) -> Reply:
         """Answered with a descriptor."""

@@ -104,7 +104,7 @@ class CloseTunnel(Message, number=14):
 
 
 class Connect(Message, number=15):
-    """Connect to a TCP port; answered with the child that does it, or 0, and a descriptor."""
+    """Connect to a TCP port; answered with whether it goes by a name, and a descriptor."""
 
     host: Text
     port: UInt32

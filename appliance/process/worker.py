@@ -144,7 +144,7 @@ class MonitorClient:
 
     def connect(self, host: str, port: int) -> Attempt:
         answer, fds = self._ask_for(Connect(host, port), 1)
-        return Attempt(socket.socket(fileno=fds[0]), Reader(answer).uint32())
+        return Attempt(socket.socket(fileno=fds[0]), Reader(answer).boolean())
 
     def connect_local(self, path: bytes) -> Attempt:
         _, fds = self._ask_for(ConnectLocal(path), 1)

@@ -126,12 +126,12 @@ class Arriving(ChannelHandler):
         self._connecting = Connecting(driver.loop, attempt, self._connected, self._failed)
 
     def _connected(self, sock: socket.socket) -> None:
-        self._say("")
         splice = SocketSplice(sock, self._driver, lambda _: self._ended(self))
         splice.join(self._channel)
         self._channel.accept(splice)
         splice.opened(b"")
         self._driver.flush()
+        self._say("")
 
     def _failed(self, why: str) -> None:
         self._say(why)

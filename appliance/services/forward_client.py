@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 from ..aio.connecting import (
     Attempt,
     Connecting,
+    NameConnector,
     connect_address,
     connect_local,
-    connect_name,
     is_address,
 )
 from ..aio.driver import Driver
@@ -86,6 +86,7 @@ class ForwardClient:
         self._listeners: dict[Place, tuple[Listener, LocalListener | None]] = {}
         self._remote: dict[TcpPlace | bytes, Forward] = {}  # as the server names them
         self._connections: set[ChannelHandler] = set()
+        self._by_name = NameConnector(lambda: None)
 
     @property
     def connections(self) -> int:
@@ -232,7 +233,9 @@ class ForwardClient:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "this was not asked for")
         elif forward.target is None:
             self._connections.add(
-                _RemoteSocks(channel, self._driver, self._permitted, self._over, self._say)
+                _RemoteSocks(
+                    channel, self._driver, self._permitted, self._attempt, self._over, self._say
+                )
             )
         else:
             self._reach(forward.target, channel)
@@ -252,14 +255,13 @@ class ForwardClient:
     def _reach(self, target: Place, channel: Channel) -> None:
         """Connect to a place here, for a channel of the server's."""
         try:
-            attempt = _attempt(target)
+            attempt = self._attempt(target)
         except OSError as error:
             self._say(f"connect to {target} failed: {error.strerror}")
             channel.reject(CONNECT_FAILED, str(error.strerror))
             return
 
         def say(why: str) -> None:
-            _reap(attempt)
             if why:
                 self._say(f"connect to {target} failed: {why}")
 
@@ -279,6 +281,14 @@ class ForwardClient:
         splice.join(channel)
         channel.accept(splice)
         splice.opened(b"")
+
+    def _attempt(self, target: Place) -> Attempt:
+        """Begin to connect to a place here; raises OSError."""
+        if isinstance(target, str):
+            return connect_local(os.fsencode(target))
+        assert target.host is not None
+        attempt = connect_address(target.host, target.port)
+        return attempt or self._by_name.connect(target.host, target.port)
 
     def _permitted(self, place: TcpPlace) -> bool:
         """Whether the server may name this place (ssh_config(5), PermitRemoteOpen)."""
@@ -333,6 +343,7 @@ class _SocksClient:
         self._dialogue = Dialogue()
         self._patience = loop.call_later(SOCKS_SECONDS, self._close)
         loop.watch_reader(sock.fileno(), self._on_readable)
+        loop.call_soon(self._on_readable)  # it has mostly spoken by now
 
     def _on_readable(self) -> None:
         try:
@@ -371,12 +382,14 @@ class _RemoteSocks(ChannelHandler):
         channel: Channel,
         driver: Driver,
         permitted: Callable[[TcpPlace], bool],
+        attempt: Callable[[TcpPlace], Attempt],
         ended: Callable[[ChannelHandler], None],
         say: Callable[[str], None],
     ) -> None:
         self._channel = channel
         self._driver = driver
         self._permitted = permitted
+        self._attempt = attempt
         self._ended = ended
         self._say = say
         self._dialogue = Dialogue()
@@ -414,20 +427,15 @@ class _RemoteSocks(ChannelHandler):
             self._failed(f"{place} is not permitted (PermitRemoteOpen)")
             return
         try:
-            attempt = _attempt(place)
+            attempt = self._attempt(place)
         except OSError as error:
             self._failed(f"connect to {place} failed: {error.strerror}")
             return
 
-        def connected(sock: socket.socket) -> None:
-            _reap(attempt)
-            self._connected(sock)
-
         def failed(why: str) -> None:
-            _reap(attempt)
             self._failed(f"connect to {place} failed: {why}")
 
-        self._connecting = Connecting(self._driver.loop, attempt, connected, failed)
+        self._connecting = Connecting(self._driver.loop, attempt, self._connected, failed)
 
     def _connected(self, sock: socket.socket) -> None:
         self._patience.cancel()
@@ -462,21 +470,6 @@ def _asked_for(place: TcpPlace) -> str:
     if place.host is None:
         return "localhost"
     return "" if place.host == "*" else place.host
-
-
-def _attempt(target: Place) -> Attempt:
-    """Begin to connect to a place here; raises OSError."""
-    if isinstance(target, str):
-        return connect_local(os.fsencode(target))
-    assert target.host is not None
-    attempt = connect_address(target.host, target.port)
-    return attempt or connect_name(target.host, target.port, lambda: None)
-
-
-def _reap(attempt: Attempt) -> None:
-    if attempt.child:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(attempt.child, 0)
 
 
 def _address(host: str) -> str:

@@ -4,12 +4,13 @@ How tunnels are measured stands in `vpn.py`.
 """
 
 import contextlib
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
-from tests.bench import vpn
+from tests.bench import forwards, vpn
 from tests.bench.contest import (
     CULVERT,
     DROPBEAR,
@@ -283,6 +284,34 @@ WORKS = (
         True,
         upload("chacha20-poly1305@openssh.com"),
         [Line("1 GiB to the server, chacha20-poly1305", CULVERT, 0.5, BESIDE_DROPBEAR)],
+    ),
+    Work(
+        "forward-stream",
+        "MB/s",
+        True,
+        forwards.streams(1, 1_000_000_000),
+        [Line("1 GB through -L", CULVERT, 1.0, BESIDE_DROPBEAR)],
+    ),
+    Work(
+        "forward-many",
+        "MB/s",
+        True,
+        forwards.streams(1000, 1_000_000),
+        [Line("1000 connections of 1 MB at once through -L", CULVERT, 1.0)],
+    ),
+    Work(
+        "socks",
+        "ms",
+        False,
+        forwards.socks("localhost"),
+        [Line("a request through -D", CULVERT, 1.2)],
+    ),
+    Work(
+        "socks-name",
+        "ms",
+        False,
+        forwards.socks(socket.gethostname()),
+        [Line("the same, with a name that has to be looked up", CULVERT, 1.2)],
     ),
     Work(
         "login",

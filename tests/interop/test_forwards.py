@@ -338,7 +338,7 @@ def test_who_does_not_read_stops_only_their_own_connection(
                 quiet = time.monotonic()
             except BlockingIOError:
                 time.sleep(0.02)
-        assert sent < 60 << 20  # kernel buffers, and a window for each direction
+        assert sent < 150 << 20  # kernel buffers, and a window for each direction
         assert_echoes(port)
         assert rss(process.pid) < 100 << 20
     assert_echoes(port)
