@@ -11,9 +11,9 @@ from ..log import harmless
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.host_keys import HOSTKEYS
+from .host_options import HostOptions
 from .login import Login
 from .prompts import tell
-from .ssh_config import HostOptions
 
 if TYPE_CHECKING:
     from .client_session import ClientSession

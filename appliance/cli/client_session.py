@@ -20,9 +20,9 @@ from ..ssh.connection import Connection
 from ..ssh.order import Phase
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
 from . import prompts
+from .host_options import HostOptions
 from .raw_terminal import RawTerminal
 from .session_request import session_request
-from .ssh_config import HostOptions
 from .tunnel import ClientTunnel
 
 if TYPE_CHECKING:

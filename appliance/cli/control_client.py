@@ -30,9 +30,9 @@ from .control_messages import (
     Suspend,
     WindowSize,
 )
+from .host_options import HostOptions
 from .raw_terminal import RawTerminal
 from .session_request import session_request
-from .ssh_config import HostOptions
 
 COMMANDS: Final = ("check", "exit", "stop", "forward", "cancel")
 

@@ -21,8 +21,8 @@ from ..log import harmless
 from ..ssh.auth_client import Identity
 from ..ssh.connection import Connection
 from . import prompts
+from .host_options import HostOptions
 from .host_trust import HostTrust
-from .ssh_config import HostOptions
 
 if TYPE_CHECKING:
     from ..crypto.certificates import Certificate

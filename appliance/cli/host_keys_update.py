@@ -16,7 +16,7 @@ from ..ssh.connection import Connection
 from ..wire.codec import Reader
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof, read_strings, write_strings
 from . import prompts
-from .ssh_config import HostOptions
+from .host_options import HostOptions
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from ..crypto.known_hosts import AUTHORITY, SALT_BYTES, Decision, Lookup, add_li
 from ..crypto.suites import MINIMUM_RSA_BITS, SIGNATURES, default_algorithms
 from ..errors import CertificateRefused, HostKeyRejected, MalformedMessage, UsageError
 from . import prompts
-from .ssh_config import HostOptions
+from .host_options import HostOptions
 
 if TYPE_CHECKING:
     from ..crypto.certificates import Certificate

@@ -36,8 +36,9 @@ from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.order import Phase
 from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
 from .credentials import UserCredentials
+from .host_options import HostOptions
 from .host_trust import HostTrust
-from .ssh_config import HostOptions, load
+from .ssh_config import load
 
 if TYPE_CHECKING:
     import subprocess

@@ -4,8 +4,8 @@ import fnmatch
 import os
 
 from ..services.session_client import Wanted
+from .host_options import HostOptions
 from .raw_terminal import pty_request
-from .ssh_config import HostOptions
 
 
 def session_request(options: HostOptions, command: str) -> Wanted:

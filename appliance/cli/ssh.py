@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 from .. import __version__
 from ..errors import CulvertError, UsageError
 from ..log import harmless
+from .host_options import HostOptions, keyword_fields
 from .options import Option, Options, help_text, parse
-from .ssh_config import HostOptions, Person, keyword_fields, load
+from .ssh_config import Person, load
 
 if TYPE_CHECKING:
     pass

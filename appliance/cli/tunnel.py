@@ -10,7 +10,7 @@ from ..services.tunnel.client import TunnelClient
 from ..services.tunnel.device import open_device
 from ..wire.tun import MODES, HandedOut
 from . import prompts
-from .ssh_config import HostOptions
+from .host_options import HostOptions
 
 _log = logging.getLogger(__name__)
 

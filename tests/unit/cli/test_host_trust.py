@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from appliance.cli import login as login_module
+from appliance.cli.host_options import HostOptions
 from appliance.cli.host_trust import HostTrust
-from appliance.cli.ssh_config import HostOptions, load
+from appliance.cli.ssh_config import load
 from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
 from appliance.crypto.keys import PrivateKey, PublicKey, generate, is_certificate_name
 from appliance.crypto.revoked import RevocationList

@@ -11,16 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.cli import ssh_config
-from appliance.cli.ssh_config import (
-    TUNNEL_ANY,
-    HostOptions,
-    Person,
-    check_host,
-    check_user,
-    expand,
-    load,
-    split_words,
-)
+from appliance.cli.host_options import HostOptions
+from appliance.cli.ssh_config import Person, check_host, check_user, expand, load, split_words
+from appliance.cli.ssh_keywords import TUNNEL_ANY
 from appliance.errors import UsageError
 from tests.peers import find_program
 
