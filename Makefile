@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench clean packages-python packages-demo packages-test packages-bench
+.PHONY: help demo test check bench fuzz clean packages-python packages-demo packages-test packages-bench
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -28,6 +28,9 @@ check: $(VENV)/test ## look for mistakes without running anything: ruff and mypy
 bench: packages-bench $(VENV)/test ## compare with OpenSSH, Dropbear and wireguard-go, side by side (ROWS=login,memory RUNS=5)
 	@$(PY) -m tests.bench $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS))
 
+fuzz: packages-test $(VENV)/fuzz ## look for input that breaks a parser or a state machine (SECONDS=60)
+	@$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(KEEP),--keep)
+
 clean: ## remove everything that the other targets made in this tree
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -40,6 +43,10 @@ $(VENV)/runtime: pyproject.toml | packages-python
 
 $(VENV)/test: $(VENV)/runtime
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/fuzz: $(VENV)/test
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@touch $@
 
 # Debian's packages, as COMMAND=PACKAGE.

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from ..crypto.patterns import matches_list
 from ..errors import UsageError
+from ..log import harmless
 from .host_options import HostOptions
 from .ssh_keywords import (
     ALIASES,
@@ -174,6 +175,8 @@ class _Reader:
         keyword, rest = split_keyword(line)
         if not keyword or keyword.startswith("#"):
             return
+        if "\0" in line:
+            raise self._error(f"{harmless(keyword)}: a NUL byte")
         keyword = ALIASES.get(keyword, keyword)
         row = SETTINGS.get(keyword)
         if (row and row.takes == "line") or keyword in REST_OF_LINE:

@@ -51,6 +51,8 @@ class Forward(NamedTuple):
 def forward(direction: str, text: str) -> Forward:
     """The parts of a forward; raises ValueError, whose text says what is expected."""
     try:
+        if "\0" in text:
+            raise ValueError("a NUL")
         listening, target = _halves(_fields(text))
         listen = _listen(listening)
         if isinstance(listen, TcpPlace) and not listen.port and direction != REMOTE:
@@ -81,7 +83,7 @@ def _fields(text: str) -> list[str]:
     while True:
         if rest.startswith("["):
             field, bracket, rest = rest[1:].partition("]")
-            if not bracket or (rest and not rest.startswith(":")):
+            if not bracket or (rest and not rest.startswith(":")) or _is_path(field):
                 raise ValueError("brackets")
             colon, rest = rest[:1], rest[1:]
         else:

@@ -326,7 +326,7 @@ def _ecdsa_secret(curve_name: str, point: bytes, scalar: int) -> "Secret":
 
 
 def _load_pem(data: bytes, passphrase: Passphrase | None) -> PrivateKey:
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     encrypted = b"ENCRYPTED" in data
@@ -341,7 +341,7 @@ def _load_pem(data: bytes, passphrase: Passphrase | None) -> PrivateKey:
         secret = load_pem_private_key(data, word)
     except UnsupportedAlgorithm as error:
         raise KeyFileError("the PEM file uses an algorithm that is not supported") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, InternalError) as error:  # the last for a bad length
         if encrypted:
             raise WrongPassphrase("the passphrase does not open the private key") from error
         raise KeyFileError(

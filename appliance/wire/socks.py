@@ -117,10 +117,8 @@ class Dialogue:
 
     def _request4(self) -> None:
         buffer = self._buffer
-        user_end = buffer.find(0, _HEADER_4.size)
-        if user_end < 0:
-            if len(buffer) > _HEADER_4.size + TEXT_LIMIT:
-                raise MalformedMessage("a SOCKS user name that does not end")
+        user_end = self._end_of_text(_HEADER_4.size)
+        if user_end is None:
             return
         _, command, port, address = _HEADER_4.unpack_from(buffer)
         if command != _CONNECT:
@@ -129,12 +127,17 @@ class Dialogue:
         if address[:3] != bytes(3) or not address[3]:
             self._wants(str(IPv4Address(address)), port, user_end + 1)
             return
-        name_end = buffer.find(0, user_end + 1)  # version 4a
-        if name_end < 0:
-            if len(buffer) > user_end + 1 + TEXT_LIMIT:
-                raise MalformedMessage("a SOCKS host name that does not end")
+        name_end = self._end_of_text(user_end + 1)  # version 4a
+        if name_end is None:
             return
         self._wants(_name(bytes(buffer[user_end + 1 : name_end])), port, name_end + 1)
+
+    def _end_of_text(self, start: int) -> int | None:
+        """Where the NUL behind a text stands; None if it is still to come."""
+        end = self._buffer.find(0, start, start + TEXT_LIMIT + 1)
+        if end < 0 and len(self._buffer) > start + TEXT_LIMIT:
+            raise MalformedMessage("a SOCKS name that does not end")
+        return None if end < 0 else end
 
     def _wants(self, host: str, port: int, size: int) -> None:
         if not port:

@@ -1,0 +1,1 @@
+"""A coverage-guided fuzzer for every parser and both state machines; `make fuzz SECONDS=60`."""

@@ -1,0 +1,81 @@
+"""What the fuzzer begins with: a few good inputs of each target, so that it finds its way."""
+
+import struct
+
+from appliance.crypto import key_files
+from appliance.crypto.keys import generate
+from appliance.wire import messages
+from appliance.wire.codec import write_string, write_uint32
+from tests.fuzz.targets import MESSAGES
+
+_KEY = generate("ssh-ed25519")
+_LINE = _KEY.public.line()
+
+
+def _packets(phase: int, *payloads: bytes) -> bytes:
+    return bytes([phase]) + b"".join(struct.pack(">H", len(each)) + each for each in payloads)
+
+
+def _machine() -> list[bytes]:
+    said = [
+        messages.ChannelOpen("session", 1, 1 << 20, 1 << 15).encode(),
+        messages.ChannelRequest(0, "exec", True, write_string(b"true")).encode(),
+        messages.ChannelData(0, b"data").encode(),
+        messages.ChannelWindowAdjust(0, 100).encode(),
+        messages.ChannelEof(0).encode(),
+        messages.ChannelClose(0).encode(),
+        messages.GlobalRequest("yes", True).encode(),
+        messages.ServiceRequest("ssh-userauth").encode(),
+        messages.UserauthRequest("user", "ssh-connection", "none", b"").encode(),
+    ]
+    return [_packets(phase, *said) for phase in (0, 1, 3, 5, 6)]
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """For each target, inputs that it takes."""
+    blob = _KEY.public.blob
+    return {
+        "server": _machine(),
+        "client": _machine(),
+        "version": [b"\x10SSH-2.0-OpenSSH_9.2\r\n" + bytes(200), b"\x03line\r\nSSH-1.99-x\n"],
+        "wire": [bytes([kind.number]) + bytes(40) for kind in MESSAGES],
+        "socks": [
+            b"\4\1\0\x50\xc0\0\2\1user\0",
+            b"\4\1\0\x50\0\0\0\1\0host\0",
+            b"\5\1\0\5\1\0\3\4host\0\x50",
+            b"\5\1\0\5\1\0\4" + bytes(16) + b"\0\x50",
+        ],
+        "public-key": [blob],
+        "signature": [_KEY.sign("ssh-ed25519", b"x")],
+        "private-key": [key_files.dump_openssh(_KEY, None, "c"), key_files.dump_pem(_KEY)],
+        "public-line": [_LINE.encode()],
+        "authorized-keys": [
+            f"{_LINE}\n".encode(),
+            f'restrict,command="a \\"b\\"",from="192.0.2.0/24,!x",permitopen="h:80",'
+            f'tunnel="1",expiry-time="20300101Z",environment="A=b" {_LINE} c\n'.encode(),
+            f'cert-authority,principals="a,b" {_LINE}\n'.encode(),
+        ],
+        "known-hosts": [
+            f"[host]:2222 {_LINE}\nhost,*.x,!y {_LINE}\n@revoked * {_LINE}\n".encode(),
+            f"|1|AAAAAAAAAAAAAAAAAAAAAAAAAAA=|AAAAAAAAAAAAAAAAAAAAAAAAAAA= {_LINE}\n".encode(),
+        ],
+        "revocations": [
+            f"{_LINE}\n".encode(),
+            b"SSHKRL\n\0" + write_uint32(1) + bytes(24) + bytes(8),
+        ],
+        "ssh-config": [
+            b"LocalForward 8080 host:80\nUser x\nHostName %h.y\nSetEnv A=b\nProxyJump a@b:22,c",
+            b"Match host x\nSendEnv -A\nRekeyLimit 1G 1h\nControlPath ~/%C\nCiphers +aes*",
+        ],
+        "places": [b"8080:host:80", b"[::1]:8080:/x", b"user@host:22", b"socks5://a:b@c:1", b"*:*"],
+        "packet": [
+            bytes(10) + b"\x45" + bytes(40),
+            b"\1\1" + bytes(8) + b"\x60" + bytes(60),
+        ],
+        "modes": [b"\1\0\0\0\3\x35\0\0\0\1\0"],
+        "agent": [
+            write_string(b"\x0c" + write_uint32(1) + write_string(blob) + write_string(b"c"))
+            + write_string(b"\x0e" + write_string(b"sig"))
+        ],
+        "proxy": [b"HTTP/1.1 200 OK\r\n\r\n", b"\5\2\1\0\5\0\0\1" + bytes(6)],
+    }
