@@ -2,7 +2,7 @@
 
 As root: its identity, its groups and every file (its root directory is one that was
 deleted, so nothing can even be created in it). Always: new privileges, new processes,
-core dumps, and unbounded memory.
+core dumps, and unbounded memory; and with a filter, most system calls.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import signal
 import tempfile
 from collections.abc import Collection
 from typing import Final, NamedTuple
+
+from . import seccomp
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
@@ -55,8 +57,11 @@ def prepare() -> Identity | None:
     return Identity(user.pw_uid, user.pw_gid, directory)
 
 
-def enter(identity: Identity | None) -> None:
-    """Give everything up, for good; raises OSError when anything cannot be given up."""
+def enter(identity: Identity | None, calls: bytes | None = None) -> None:
+    """Give everything up, for good; raises OSError when anything cannot be given up.
+
+    ``calls`` is a program of ``seccomp``, after which no other may be called.
+    """
     if identity is not None:
         os.fchdir(identity.directory)
         os.chroot(".")
@@ -75,6 +80,8 @@ def enter(identity: Identity | None) -> None:
         resource.setrlimit(limit, (value, value))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if calls is not None:
+        seccomp.load(calls)
 
 
 def descriptors(identity: Identity | None) -> set[int]:
