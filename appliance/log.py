@@ -14,13 +14,19 @@ def harmless(text: str) -> str:
 
 
 class _Line(logging.Formatter):
-    """One record is one line, whatever a peer's text contains."""
+    """One record is one line, whatever a peer's text contains; only a traceback has more.
+
+    Those begin with blanks, so that none can be taken for a line that says something else.
+    """
 
     number = os.getpid()
 
     def format(self, record: logging.LogRecord) -> str:
         record.connection = self.number
         return harmless(super().format(record)).replace("\n", "\n  ")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\n", "\\n")
 
 
 def set_up(name: str, level: int, to_stderr: bool) -> None:
