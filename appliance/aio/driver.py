@@ -35,6 +35,8 @@ class Driver:
         self._finished = finished
         self._writing = False
         self._closed = False
+        self.received = 0  # bytes on the wire so far
+        self.sent = 0
         self._timer: Timer | None = None
         self._lingering: Timer | None = None
         sock.setblocking(False)
@@ -53,6 +55,7 @@ class Driver:
         except OSError:
             count = 0
         if count:
+            self.received += count
             connection.received(count, self.loop.time())
         else:
             connection.receive_eof()
@@ -75,7 +78,9 @@ class Driver:
     def _send(self) -> None:
         connection = self.connection
         try:
-            left = connection.sent(self._sock.send(connection.data_to_send()))
+            count = self._sock.send(connection.data_to_send())
+            self.sent += count
+            left = connection.sent(count)
         except (BlockingIOError, InterruptedError):
             left = connection.unsent
         except OSError:

@@ -1,5 +1,6 @@
 """culvert sshd, also dropbear: the server's command line."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -73,14 +74,13 @@ _LESS: Final[dict[str, dict[Forwarding, Forwarding]]] = {
 _TEXTS: Final = {
     "P": "pid_file",
     "D": "authorized_keys_directory",
-    "G": "allow_group",
     "c": "force_command",
     "b": "banner",
 }
 _NUMBERS: Final = {
     "T": ("max_auth_tries", 1, 100),
     "W": ("receive_window", 32 << 10, 64 << 20),
-    "K": ("keepalive", 0, 86400),
+    "K": ("client_alive_interval", 0, 86400),
     "I": ("idle_timeout", 0, 864000),
 }
 _CHOICES: Final = {
@@ -104,16 +104,16 @@ def main(arguments: list[str], name: str) -> int:
             return 0
         if (what := options.value("Q")) is not None:
             return answer_query(what)
-        return _serve(_settings(options), options)
+        return _serve(options)
     except UsageError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 1
 
 
-def _settings(options: Options) -> ServerConfig:
+def _settings(options: Options, path: str | None) -> ServerConfig:
     """The file's settings, and over them those of the command line."""
     config = ServerConfig()
-    if (path := options.value("config")) is not None:
+    if path is not None:
         config = load_server_config(path, config)
     changes: dict[str, Any] = {}
     for option, value in options:
@@ -138,29 +138,39 @@ def _settings(options: Options) -> ServerConfig:
             changes[field] = value
     if "p" in options:
         changes["listen"] = tuple(options.values("p"))
+    if "G" in options:
+        changes["allow_groups"] = tuple(options.values("G"))
     if "r" in options:
         changes["host_keys"] = tuple(options.values("r"))
     elif config.host_keys == ServerConfig().host_keys:
         changes["make_host_keys"] = True
-    return replace(config, **changes)
+    matches = (replace(each, given=each.given - changes.keys()) for each in config.match)
+    return replace(config, **changes, match=tuple(matches))
 
 
-def _serve(config: ServerConfig, options: Options) -> int:
+def _serve(options: Options) -> int:
     from .. import log
     from ..process.listener import Listener, bind, daemonize
 
+    if (path := options.value("config")) is not None:
+        path = os.path.abspath(path)  # a daemon leaves this directory, and may read it again
+
+    def settings() -> ServerConfig:
+        return _settings(options, path)
+
+    config = settings()
     to_stderr = "E" in options
     level = logging.DEBUG if "v" in options else logging.INFO
     inetd = "i" in options
     # what goes wrong at the start is told to whoever started it
     log.set_up("culvert", level, to_stderr)
     if inetd or "check" in options:
-        listener = Listener(config)
+        listener = Listener(config, settings)
         if inetd:
             listener.serve_one(socket.socket(fileno=os.dup(0)))
         return 0
     sockets = bind(config.listen)  # before a host key is made for a server that cannot start
-    listener = Listener(config)
+    listener = Listener(config, settings)
     if "F" not in options:
         daemonize()
         log.set_up("culvert", level, to_stderr)
@@ -173,7 +183,7 @@ def _serve(config: ServerConfig, options: Options) -> int:
         logging.getLogger(__name__).error("%s", error)  # nobody reads standard error any more
         return 1
     if wrote_pid:
-        os.unlink(config.pid_file)
+        _remove_pid(config.pid_file)
     return 0
 
 
@@ -189,3 +199,10 @@ def _write_pid(path: str, wanted: bool) -> bool:
             raise UsageError(f"pid file {path}: {error.strerror}") from error
         return False
     return True
+
+
+def _remove_pid(path: str) -> None:
+    """Unless a server that was started since then has written its own there."""
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+        if int(file.read()) == os.getpid():
+            os.unlink(path)

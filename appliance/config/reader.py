@@ -2,7 +2,8 @@
 
 A field is optional when it has a default, and secret when its class's repr leaves it out. A nested
 dataclass is a table, ``[tunnel.client]``, a tuple of dataclasses an array of tables,
-``[[link]]``. Nothing is converted but lists, names of addresses and networks: a number is not
+``[[link]]``. A field whose metadata are GIVEN is no key: it gets the names of the keys that the
+table has. Nothing is converted but lists, names of addresses and networks: a number is not
 a string, nor a truth value a number. cattrs checks the single values; it and tomllib are
 imported late, because the programs that have no file to read start without them.
 
@@ -27,6 +28,7 @@ from .network import Address, Interface, Network
 T = TypeVar("T")
 Table = dict[str, Any]
 
+GIVEN: Final = {"given": True}
 _NAMES: Final = ("name", "device")  # the keys by which a person knows an entry
 
 _WORDS: Final[dict[Any, str]] = {
@@ -88,14 +90,15 @@ def structured(kind: type[T], table: object) -> T:
     """The table as a ``kind``; raises Mistake for what the types do not allow."""
     if type(table) is not dict:
         raise Mistake(f"expected a table, not {shown(table)}")
-    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    every: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = {name: field for name, field in every.items() if field.metadata != GIVEN}
     for key in table:
         if key not in known:
             raise Mistake(f"there is no key {shown(key)}{_meant(key, known)}")
     for name, field in known.items():
         if name not in table and field.default is field.default_factory is MISSING:
             raise Mistake(f"the key '{name}' is missing")
-    values = {}
+    values: dict[str, object] = dict.fromkeys(every.keys() - known.keys(), frozenset(table))
     for key, value in table.items():
         with within(key):
             values[key] = _value(known[key], known[key].type, value)

@@ -6,6 +6,7 @@ that name means. An error names the file, the key and what is expected.
 
 import re
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from typing import Final, Literal
 
 from .hosts import endpoint, user_name
@@ -19,12 +20,13 @@ from .network import (
     check_network,
     check_texts,
 )
-from .reader import mistakes_in, read_table, structured
+from .reader import GIVEN, mistakes_in, read_table, structured
 
-PermitRootLogin = Literal["yes", "prohibit-password", "no"]
+PermitRootLogin = Literal["yes", "prohibit-password", "forced-commands-only", "no"]
 PermitTunnel = Literal["no", "point-to-point", "ethernet", "yes"]
 Forwarding = Literal["yes", "no", "local", "remote"]
 GatewayPorts = Literal["no", "yes", "clientspecified"]
+Sandbox = Literal["wanted", "required"]
 Profile = Literal["default", "hardened"]
 
 DEFAULT_HOST_KEY: Final = "/etc/culvert/ssh_host_ed25519_key"
@@ -52,16 +54,13 @@ class Tunnel(TunnelNetwork):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """What ``culvert sshd`` does; durations in seconds, 0 for never."""
+class ConnectionConfig:
+    """What may differ from connection to connection; durations in seconds, 0 for never."""
 
-    listen: tuple[str, ...] = ("22",)  # [address:]port
-    host_keys: tuple[str, ...] = (DEFAULT_HOST_KEY,)
-    make_host_keys: bool = False  # those of host_keys that are missing
-    host_certificates: tuple[str, ...] = ()  # files, each of one of host_keys
-    pid_file: str = "/run/culvert.pid"
-    profile: Profile = "default"
-
+    allow_users: tuple[str, ...] = ()  # patterns, also USER@ADDRESS and USER@NETWORK; () is all
+    deny_users: tuple[str, ...] = ()
+    allow_groups: tuple[str, ...] = ()
+    deny_groups: tuple[str, ...] = ()
     permit_root_login: PermitRootLogin = "yes"
     password_authentication: bool = True
     permit_empty_passwords: bool = False
@@ -75,21 +74,12 @@ class ServerConfig:
     revoked_keys: str = ""  # a file: a revocation list, or public keys
     pubkey_accepted_algorithms: tuple[str, ...] = ()  # () is the profile's
     ca_signature_algorithms: tuple[str, ...] = ()
-    allow_group: str = ""
     max_auth_tries: int = 6
-    login_grace_time: int = 120
-    max_startups: tuple[int, int, int] = (10, 30, 100)  # start, percent, full
-    max_startups_per_source: int = 20
-    per_source_penalties: bool = True
-    # What comes from this machine is often a proxy in front of everybody.
-    per_source_penalty_exempt_list: tuple[str, ...] = ("127.0.0.0/8", "::1")
 
-    banner: str = ""  # a file's name
-    print_motd: bool = True
     force_command: str = ""
     accept_env: tuple[str, ...] = ("LANG", "LC_*", "COLORTERM")
-    pass_environment: bool = False  # the server's own, to the user's programs
     subsystems: dict[str, str] = field(default_factory=dict)
+    max_sessions: int = 10
     permit_tty: bool = True
     permit_user_rc: bool = True
     disable_forwarding: bool = False  # all that follow and tunnels, whatever they say
@@ -100,22 +90,75 @@ class ServerConfig:
     permit_open: tuple[str, ...] = ()  # host:port of -L and -D, '*' for any; () is all
     permit_listen: tuple[str, ...] = ()  # host:port of -R
     permit_tunnel: PermitTunnel = "no"
+
+    client_alive_interval: int = 0  # until a silent client is asked whether it is there
+    client_alive_count_max: int = 3  # questions without an answer
+    idle_timeout: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match(ConnectionConfig):
+    """Settings in place of the server's for connections that all of its patterns cover.
+
+    Each is a comma list as Match of sshd_config(5) has it, empty for whatever it is.
+    """
+
+    user: str = ""
+    group: str = ""
+    address: str = ""
+    local_address: str = ""
+    local_port: str = ""
+    given: frozenset[str] = field(default=frozenset(), metadata=GIVEN)
+
+
+CRITERIA: Final = ("user", "group", "address", "local_address", "local_port")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig(ConnectionConfig):
+    """What ``culvert sshd`` does; durations in seconds, 0 for never."""
+
+    listen: tuple[str, ...] = ("22",)  # [address:]port
+    host_keys: tuple[str, ...] = (DEFAULT_HOST_KEY,)
+    make_host_keys: bool = False  # those of host_keys that are missing
+    host_certificates: tuple[str, ...] = ()  # files, each of one of host_keys
+    pid_file: str = "/run/culvert.pid"
+    profile: Profile = "default"
+    sandbox: Sandbox = "wanted"  # whether a server starts where system calls cannot be filtered
+
+    login_grace_time: int = 120
+    max_startups: tuple[int, int, int] = (10, 30, 100)  # start, percent, full
+    per_source_max_startups: int = 20
+    per_source_net_block_size: tuple[int, int] = (32, 64)  # bits of IPv4 and IPv6
+    per_source_penalties: bool = True
+    # What comes from this machine is often a proxy in front of everybody.
+    per_source_penalty_exempt_list: tuple[str, ...] = ("127.0.0.0/8", "::1")
+
+    audit_file: str = ""  # one JSON object a line, see appliance/process/audit.py
+    audit_commands: bool = False  # with the commands that users run
+
+    banner: str = ""  # a file's name
+    print_motd: bool = True
+    pass_environment: bool = False  # the server's own, to the user's programs
     tunnel: tuple[Tunnel, ...] = ()
+    match: tuple[Match, ...] = ()
 
     receive_window: int = 2 << 20
-    keepalive: int = 0
-    idle_timeout: int = 0
     rekey_bytes: int = 4 << 30
     rekey_seconds: int = 3600
 
 
-_RANGES: Final = {
+_CONNECTION_RANGES: Final = {
     "max_auth_tries": (1, 100),
-    "login_grace_time": (0, 86400),
-    "max_startups_per_source": (1, 10000),
-    "receive_window": (32 << 10, 64 << 20),
-    "keepalive": (0, 86400),
+    "max_sessions": (0, 1000),
+    "client_alive_interval": (0, 86400),
+    "client_alive_count_max": (1, 1000),
     "idle_timeout": (0, 10 * 86400),
+}
+_RANGES: Final = {
+    "login_grace_time": (0, 86400),
+    "per_source_max_startups": (1, 10000),
+    "receive_window": (32 << 10, 64 << 20),
     "rekey_bytes": (1 << 20, 64 << 30),
     "rekey_seconds": (60, 86400),
 }
@@ -135,13 +178,12 @@ def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
     with mistakes_in(path, table):
         given = structured(ServerConfig, table)
         check_ranges(given, _RANGES)
-        _check_endpoints(given)
-        if not _PRINCIPALS.fullmatch(given.authorized_principals_file):
-            text = shown(given.authorized_principals_file)
-            raise Mistake(
-                f"expected a path with no tokens but %u, %h, %U and %%, not {text}",
-                "authorized_principals_file",
-            )
+        _check_start_ups(given)
+        _check_connection(given)
+        for index, match in enumerate(given.match):
+            with within("match", index):
+                _check_criteria(match)
+                _check_connection(match)
         for index, tunnel in enumerate(given.tunnel):
             with within("tunnel", index):
                 _check_tunnel(tunnel)
@@ -149,7 +191,78 @@ def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
     return replace(defaults, **{key: getattr(given, key) for key in table})
 
 
-def _check_endpoints(config: ServerConfig) -> None:
+def _check_start_ups(config: ServerConfig) -> None:
+    start, percent, full = config.max_startups
+    if not (1 <= start <= full and 1 <= percent <= 100):
+        text = "expected start, percent and full such as [10, 30, 100]"
+        raise Mistake(f"{text}, not {shown(list(config.max_startups))}", "max_startups")
+    ipv4, ipv6 = config.per_source_net_block_size
+    if not (0 <= ipv4 <= 32 and 0 <= ipv6 <= 128):
+        text = "expected bits of IPv4 and of IPv6 such as [32, 64]"
+        raise Mistake(
+            f"{text}, not {shown(list(config.per_source_net_block_size))}",
+            "per_source_net_block_size",
+        )
+
+
+def _check_connection(config: ConnectionConfig) -> None:
+    check_ranges(config, _CONNECTION_RANGES)
+    for key in ("allow_users", "deny_users", "allow_groups", "deny_groups"):
+        for index, pattern in enumerate(getattr(config, key)):
+            with within(key, index):
+                _check_pattern(pattern, of_users=key.endswith("_users"))
+    _check_endpoints(config)
+    if not _PRINCIPALS.fullmatch(config.authorized_principals_file):
+        text = shown(config.authorized_principals_file)
+        raise Mistake(
+            f"expected a path with no tokens but %u, %h, %U and %%, not {text}",
+            "authorized_principals_file",
+        )
+
+
+def _check_pattern(pattern: str, of_users: bool) -> None:
+    """No list and no '!', which would do nothing here: what is denied has a key of its own."""
+    name, at, address = pattern.rpartition("@") if of_users else ("", "", pattern)
+    words = (name, address) if at else (address,)
+    if not all(words) or set(pattern) & set("!,") or not pattern.isprintable() or " " in pattern:
+        kind = "user, or USER@ADDRESS" if of_users else "group"
+        raise Mistake(f"expected a pattern of a {kind}, not {shown(pattern)}")
+    if at:
+        _check_address(address)
+
+
+def _check_address(pattern: str) -> None:
+    """A pattern, or a network without bits of a host."""
+    try:
+        if "/" in pattern:
+            ip_network(pattern)
+    except ValueError as error:
+        raise Mistake(
+            f"expected an address, a pattern of one or a network such as 192.168.2.0/24, "
+            f"not {shown(pattern)}"
+        ) from error
+
+
+def _check_criteria(match: Match) -> None:
+    if not any(getattr(match, key) for key in CRITERIA):
+        raise Mistake(f"it would cover every connection: expected one of {', '.join(CRITERIA)}")
+    for key in CRITERIA:
+        with within(key):
+            _check_patterns(key, getattr(match, key))
+
+
+def _check_patterns(key: str, text: str) -> None:
+    patterns = [each.removeprefix("!") for each in text.split(",")] if text else []
+    if not all(each and each.isprintable() for each in patterns):
+        raise Mistake(f"expected patterns with commas, not {shown(text)}")
+    for pattern in patterns:
+        if key.endswith("address"):
+            _check_address(pattern)
+        elif key == "local_port" and set(pattern) - set("0123456789*?"):
+            raise Mistake(f"expected a port or a pattern of one, not {shown(pattern)}")
+
+
+def _check_endpoints(config: ConnectionConfig) -> None:
     for key in ("permit_open", "permit_listen"):
         for index, text in enumerate(getattr(config, key)):
             try:

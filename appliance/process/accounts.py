@@ -21,6 +21,7 @@ from typing import Final
 
 from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Entry, Permissions, parse, parse_principals
+from . import matching
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def become(user: pwd.struct_passwd) -> None:
         os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 
 
-def find(name: str, config: ServerConfig) -> pwd.struct_passwd | None:
-    """The user ``name``, when such a one may log in at all."""
+def find(name: str, config: ServerConfig, address: str) -> pwd.struct_passwd | None:
+    """The user ``name``, when such a one may log in from there at all."""
     try:
         user = pwd.getpwnam(name)
     except (KeyError, ValueError, UnicodeError):  # ValueError: a NUL in the name
@@ -81,8 +82,8 @@ def find(name: str, config: ServerConfig) -> pwd.struct_passwd | None:
     if user.pw_uid == 0 and config.permit_root_login == "no":
         _log.info("user %s refused: root may not log in", name)
         return None
-    if config.allow_group and not _in_group(user, config.allow_group):
-        _log.info("user %s refused: not in group %s", name, config.allow_group)
+    if why := matching.refusal(config, name, lambda: groups_of(name), address):
+        _log.info("user %s refused: %s", name, why)
         return None
     if _expired(name):
         _log.info("user %s refused: the account has expired", name)
@@ -97,12 +98,17 @@ def accepts_variable(name: bytes, config: ServerConfig) -> bool:
     return plain and any(fnmatch.fnmatchcase(text, pattern) for pattern in config.accept_env)
 
 
-def _in_group(user: pwd.struct_passwd, name: str) -> bool:
+def groups_of(name: str) -> list[str]:
+    """The names of a user's groups; none for a user that does not exist."""
     try:
-        group = grp.getgrnam(name)
-    except KeyError:
-        return False
-    return group.gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
+        user = pwd.getpwnam(name)
+    except (KeyError, ValueError, UnicodeError):
+        return []
+    names = []
+    for number in os.getgrouplist(name, user.pw_gid):
+        with contextlib.suppress(KeyError):  # a number without a name
+            names.append(grp.getgrgid(number).gr_name)
+    return names
 
 
 def _shadow(name: str) -> list[str] | None:

@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Permissions
 from ..crypto.keys import PublicKey
+from ..errors import UsageError
 from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import write_text
-from . import accounts, factors, totp
+from . import accounts, audit, factors, matching, totp
 from .host_keys import HostKey
 from .peer import Peer
 from .requests import (
@@ -61,14 +62,14 @@ class Authentication:
         peer: Peer,
         succeeded: Callable[[Login], None],
     ) -> None:
-        self._config = config
+        self._servers_config = config
         self._host_keys = host_keys
         self._peer = peer
         self._succeeded = succeeded
         self._session_id = b""
         self._signatures = 0
-        self._factors = factors.Factors(config)
-        self._keys = UserKeys(config, peer.address)
+        self._go_by(config)
+        self._name: str | None = None  # that the client gave last
         self._user: pwd.struct_passwd | None = None
         self._permissions = Permissions()  # what every key that signed grants
         self._used_keys: list[PublicKey] = []
@@ -103,20 +104,39 @@ class Authentication:
             raise Deny("too many key exchanges before authentication")
         return key.sign(request.algorithm, request.exchange_hash), []
 
+    def _go_by(self, config: ServerConfig) -> None:
+        """All of it or, with a UsageError, nothing."""
+        found = factors.Factors(config), UserKeys(config, self._peer.address)
+        self._factors, self._keys = found
+        self._config = config
+
     def _find(self, name: str) -> pwd.struct_passwd | None:
         """The user, who stays the same for the whole connection."""
         if self._user is not None and self._user.pw_name != name:
             raise Deny("the user changed")
-        user = accounts.find(name, self._config)
+        if name != self._name:
+            try:
+                self._go_by(self._settings_for(name))
+            except UsageError as error:  # of two tables that do not go together
+                _log.error("nobody can log in as %s: %s", audit.word(name), error)
+                raise Deny("no way to log in") from error
+            self._name = name
+        user = accounts.find(name, self._config, self._peer.address)
         if user is not None:
             self._user = user
         return user
+
+    def _settings_for(self, name: str) -> ServerConfig:
+        def groups() -> list[str]:
+            return accounts.groups_of(name)
+
+        return matching.effective(self._servers_config, name, groups, self._peer)
 
     def begin(self, request: Begin) -> Reply:
         user = self._find(request.user)
         allowed = factors.PASSWORD in self._factors.next and self._may_use_password(user)
         if self._config.permit_empty_passwords and allowed and accounts.has_no_password(user):
-            return self._satisfied_by(factors.PASSWORD, "no password")
+            return self._satisfied_by(factors.PASSWORD)
         return self._outcome(False), []
 
     def refuse_attempt(self, request: RefuseAttempt) -> Reply:
@@ -135,7 +155,8 @@ class Authentication:
         started = time.monotonic()
         if self._grant(request) is not None:
             return b"", []
-        return self._failed(request.user, "publickey", started, "key not accepted")
+        key = audit.of_key(request.algorithm, request.public_key)
+        return self._failed(request.user, "publickey", started, "key not accepted", key)
 
     def _grant(self, request: ShowKey | UseKey) -> Grant | None:
         """What the key would grant; one that was used already is no second factor."""
@@ -150,7 +171,8 @@ class Authentication:
         grant = self._grant(request)
         bound = (b"", *(key.public.blob for key in self._host_keys.values()))
         if grant is None or not self._session_id or request.host_key not in bound:
-            return self._failed(request.user, "publickey", started, "key not accepted")
+            key = audit.of_key(request.algorithm, request.public_key)
+            return self._failed(request.user, "publickey", started, "key not accepted", key)
         offer = Offer(request.user, request.algorithm, request.public_key, request.host_key)
         valid = grant.key.verify(
             request.algorithm,
@@ -159,15 +181,16 @@ class Authentication:
             touch_required=grant.permissions.touch_required,
             verify_required=grant.permissions.verify_required,
         )
+        facts = grant.facts()
         if not valid:
-            return self._failed(request.user, "publickey", started, "wrong signature")
+            return self._failed(request.user, "publickey", started, "wrong signature", facts)
         permissions = self._permissions.restricted_by(grant.permissions)
         if permissions is None:
             why = "it forces another command than the key before"
-            return self._failed(request.user, "publickey", started, why)
+            return self._failed(request.user, "publickey", started, why, facts)
         self._permissions = permissions
         self._used_keys.append(grant.plain_key)
-        return self._satisfied_by(factors.PUBLICKEY, str(grant))
+        return self._satisfied_by(factors.PUBLICKEY, facts)
 
     # -- passwords and codes ---------------------------------------------------------
 
@@ -189,50 +212,52 @@ class Authentication:
             right = totp.accepts(user, request.password, self._config.totp_file, time.time())
             if not right:
                 return self._failed(request.user, request.method, started, "wrong code")
-            return self._satisfied_by(factor, "a code")
+            return self._satisfied_by(factor)
         allowed = factor in self._factors.next and self._may_use_password(user)
         right = accounts.password_is_right(user, request.password, self._config)
         if not (right and allowed):
             return self._failed(request.user, request.method, started, "wrong password")
-        return self._satisfied_by(factor, "password")
+        return self._satisfied_by(factor)
 
     # -- outcomes --------------------------------------------------------------------
 
-    def _satisfied_by(self, factor: str, what: str) -> Reply:
+    def _satisfied_by(self, factor: str, key: audit.Fields | None = None) -> Reply:
+        """``key`` is what the audit is to know about it, as for ``_failed``."""
         assert self._user is not None
         if not self._factors.satisfy(factor):
-            _log.info(
-                "user %s from %s: %s accepted, one more method required",
-                self._user.pw_name,
-                self._peer.address,
-                what,
-            )
+            audit.event("partial", user=self._user.pw_name, method=factor, **key or {})
             return self._outcome(False, partial=True), []
         if self._user.pw_uid and os.path.exists("/etc/nologin"):
             return self._failed(self._user.pw_name, factor, time.monotonic(), "/etc/nologin")
+        if self._lacks_forced_command():
+            why = "root may log in for a key's forced command only"
+            return self._failed(self._user.pw_name, factor, time.monotonic(), why, key)
         self.is_done = True
-        key = self._used_keys[-1] if self._used_keys else None
-        self._succeeded(Login(self._user, self._permissions, key, self._config))
-        _log.info(
-            "user %s logged in from %s port %d with %s",
-            self._user.pw_name,
-            self._peer.address,
-            self._peer.port,
-            what,
-        )
+        last = self._used_keys[-1] if self._used_keys else None
+        self._succeeded(Login(self._user, self._permissions, last, self._config))
+        audit.event("login", user=self._user.pw_name, method=factor, **key or {})
+        audit.serve_user(self._user.pw_name)
         return OutcomeReply(True, (), False, False).encode(), []
 
-    def _failed(self, user: str, method: str, started: float, why: str) -> Reply:
+    def _lacks_forced_command(self) -> bool:
+        assert self._user is not None
+        return (
+            self._user.pw_uid == 0
+            and self._config.permit_root_login == "forced-commands-only"
+            and self._permissions.command is None
+        )
+
+    def _failed(
+        self,
+        user: str,
+        method: str,
+        started: float,
+        why: str,
+        key: audit.Fields | None = None,
+    ) -> Reply:
         """Count and log a failure; it takes the same time whatever was wrong."""
         self.failures += 1
-        _log.info(
-            "user %r from %s port %d refused: %s: %s",
-            user,
-            self._peer.address,
-            self._peer.port,
-            method,
-            why,
-        )
+        audit.event("refused", user=user, method=method, reason=why, **key or {})
         spent = time.monotonic() - started
         time.sleep(FAILURE_SECONDS - spent % FAILURE_SECONDS)
         final = self.failures >= self._config.max_auth_tries

@@ -19,19 +19,30 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
-from .. import log
+from .. import __version__, log
 from ..aio.processor import aes_is_fast
 from ..aio.service_manager import notify
-from ..config.server import ServerConfig
+from ..config.server import Sandbox, ServerConfig
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import CulvertError, UsageError
-from . import factors, host_keys, sandbox, tunnels, user_keys, worker
+from . import (
+    audit,
+    factors,
+    host_keys,
+    matching,
+    sandbox,
+    seccomp,
+    tunnels,
+    user_keys,
+    worker,
+)
 from .monitor import Monitor
 from .peer import Peer
-from .penalties import Ending, Penalties
+from .penalties import Ending, Penalties, source_of
 from .programs import ended_children
 from .requests import MonitorGone
 
@@ -39,34 +50,55 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 BACKLOG: Final = 128
+DROPS_INTERVAL: Final = 1.0  # seconds: a flood of connections must not become one of log lines
 _PID: Final = struct.Struct("i")
 
 
-def bind(listen: Sequence[str]) -> list[socket.socket]:
-    """A socket for each '[address:]port'; a port alone means every address."""
-    sockets = []
-    for text in listen:
-        address, _, port = text.rpartition(":")
-        address = address.removeprefix("[").removesuffix("]")
-        if not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"'{text}' is not [address:]port")
-        for family, host in _families(address):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                sock.bind((host, int(port)))
-                sock.listen(BACKLOG)
-            except OSError as error:
-                raise UsageError(
-                    f"cannot listen on {host} port {port}: {error.strerror}"
-                    + (": is another server running?" if error.errno == 98 else "")
-                    + (": ports below 1024 need root" if error.errno == 13 else "")
-                ) from error
-            sock.setblocking(False)
-            sockets.append(sock)
+def bind(listen: Sequence[str], kept: Sequence[socket.socket] = ()) -> list[socket.socket]:
+    """A socket for each '[address:]port'; a port alone means every address. Raises UsageError.
+
+    Those of ``kept`` that listen there already are taken as they are.
+    """
+    listening = {(sock.family, *sock.getsockname()[:2]): sock for sock in kept}
+    sockets: list[socket.socket] = []
+    try:
+        for text in listen:
+            address, _, port = text.rpartition(":")
+            address = address.removeprefix("[").removesuffix("]")
+            if not port.isdigit() or not 0 < int(port) < 65536:
+                raise UsageError(f"'{text}' is not [address:]port")
+            for family, host in _families(address):
+                place = family, host.partition("%")[0], int(port)
+                sockets.append(listening.get(place) or _listen(family, host, int(port)))
+    except UsageError:
+        _close_all_but(sockets, kept)
+        raise
     return sockets
+
+
+def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror}"
+            + (": is another server running?" if error.errno == errno.EADDRINUSE else "")
+            + (": ports below 1024 need root" if error.errno == errno.EACCES else "")
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def _close_all_but(sockets: Iterable[socket.socket], kept: Collection[socket.socket]) -> None:
+    for sock in sockets:
+        if sock not in kept:
+            sock.close()
 
 
 def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
@@ -80,43 +112,76 @@ def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
     return [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found]
 
 
+class _Settings:
+    """What the listener makes of the server's settings, before it goes by them."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Reads the host keys, and makes them if that is wanted; raises UsageError."""
+        self.config = config
+        keys = host_keys.load(config.host_keys, config.make_host_keys)
+        self.host_keys = host_keys.by_algorithm(
+            keys, config.host_certificates, MINIMUM_RSA_BITS[config.profile]
+        )
+        factors.sequences(config)
+        algorithms = user_keys.algorithms(config, aes_is_fast())
+        if not set(algorithms.host_key) & set(self.host_keys):
+            raise UsageError("no host key that this profile accepts")
+        # the monitor knows who may use which key; the worker lets all of them through
+        accepted = dict.fromkeys(algorithms.user_key)
+        for number, match in enumerate(config.match, 1):
+            special = matching.with_match(config, match)
+            try:
+                factors.sequences(special)
+                accepted |= dict.fromkeys(user_keys.algorithms(special, True).user_key)
+            except UsageError as error:
+                raise UsageError(f"match number {number}: {error}") from error
+        algorithms = algorithms._replace(user_key=tuple(accepted))
+        self.job = worker.Job(
+            config,
+            algorithms,
+            {name: key.public.blob for name, key in self.host_keys.items()},
+            _read_banner(config.banner),
+        )
+        self.penalties = (
+            Penalties(config.per_source_penalty_exempt_list, config.per_source_net_block_size)
+            if config.per_source_penalties
+            else None
+        )
+
+
 class Listener:
     """The accept loop and what it counts."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._config = config
+    def __init__(self, config: ServerConfig, read_again: Callable[[], ServerConfig]) -> None:
+        """``read_again`` gives the settings for a SIGHUP; both raise UsageError."""
+        self._read_again = read_again
         self._identity = sandbox.prepare()
         if config.tunnel and self._identity is None:
             raise UsageError(
                 f"[[tunnel]] makes devices and needs root: this server runs as uid {os.geteuid()}"
             )
-        keys = host_keys.load(config.host_keys, config.make_host_keys)
-        self._host_keys = host_keys.by_algorithm(
-            keys, config.host_certificates, MINIMUM_RSA_BITS[config.profile]
-        )
-        algorithms = user_keys.algorithms(config, aes_is_fast())
-        if not set(algorithms.host_key) & set(self._host_keys):
-            raise UsageError("no host key that this profile accepts")
-        self._job = worker.Job(
-            config,
-            algorithms,
-            {name: key.public.blob for name, key in self._host_keys.items()},
-            _read_banner(config.banner),
-        )
-        factors.sequences(config)
+        self._calls = _permitted_calls(config.sandbox)
         tunnels.check_keys(config.tunnel)
         self._declared = tunnels.Declared(config.tunnel)
+        self._penalties: Penalties | None = None
+        self._take(_Settings(config))
+        audit.open_file(config.audit_file)
         self._connections = 0
-        self._sources: dict[int, str] = {}  # monitors whose peer is not authenticated
-        self._per_source: Counter[str] = Counter()
+        self._sources: dict[int, int] = {}  # monitors whose peer is not authenticated
+        self._per_source: Counter[int] = Counter()
         self._monitors: dict[int, str] = {}  # all of them, and where their peers are
-        self._penalties = (
-            Penalties(config.per_source_penalty_exempt_list)
-            if config.per_source_penalties
-            else None
-        )
         self._sockets: list[socket.socket] = []
         self._pipes: tuple[int, ...] = ()  # that are no monitor's business
+        self._drops_untold = 0
+        self._tells_drops_at = 0.0
+
+    def _take(self, settings: "_Settings") -> None:
+        self._config = settings.config
+        self._host_keys = settings.host_keys
+        self._job = settings.job
+        if settings.penalties is not None and self._penalties is not None:
+            settings.penalties.go_on_from(self._penalties)
+        self._penalties = settings.penalties
 
     def serve_one(self, sock: socket.socket) -> None:
         """Inetd mode: one connection, then return."""
@@ -133,25 +198,20 @@ class Listener:
         os.set_blocking(wake_write, False)
         told_read, told_write = os.pipe()
         self._pipes = wake_read, wake_write, told_read
-        stopped = False
-
-        def stop(*_: object) -> None:
-            nonlocal stopped
-            stopped = True
-
+        signals: set[int] = set()
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: signals.add(number))
         poll = select.poll()
-        by_fd = {sock.fileno(): sock for sock in sockets}
-        for fd in (*by_fd, wake_read, told_read):
+        for fd in (wake_read, told_read):
             poll.register(fd, select.POLLIN)
-        for sock in sockets:
-            address, port = sock.getsockname()[:2]
-            _log.info("listening on %s port %d", address, port)
+        by_fd: dict[int, socket.socket] = {}
+        self._watch(poll, by_fd)
+        audit.event("started", version=__version__)
+        self._tell_places(sockets)
         notify("READY=1")
-        while not stopped:
+        while not signals & {signal.SIGTERM, signal.SIGINT}:
             for fd, _ in poll.poll():
                 if fd == wake_read:
                     os.read(wake_read, 512)
@@ -161,10 +221,64 @@ class Listener:
                         self._release(pid)
                 else:
                     self._accept(by_fd[fd], told_write)
+            if signal.SIGHUP in signals:
+                signals.discard(signal.SIGHUP)
+                self._reload()
+                self._watch(poll, by_fd)
         notify("STOPPING=1")
-        _log.info("stopped listening")
+        audit.event("stopped")
         if self._identity is not None:
             self._declared.take_down()
+
+    def _watch(self, poll: select.poll, by_fd: dict[int, socket.socket]) -> None:
+        """Have ``by_fd``, and what is polled, be the sockets that listen now."""
+        for fd in by_fd:
+            poll.unregister(fd)
+        by_fd.clear()
+        for sock in self._sockets:
+            by_fd[sock.fileno()] = sock
+            poll.register(sock, select.POLLIN)
+
+    @staticmethod
+    def _tell_places(sockets: Iterable[socket.socket]) -> None:
+        for sock in sockets:
+            address, port = sock.getsockname()[:2]
+            audit.event("listening", local_address=address, local_port=port)
+
+    def _reload(self) -> None:
+        """Go on with what the file says now, or as before if there is a mistake in it.
+
+        Connections keep the settings that they began with.
+        """
+        # sd_notify(3): a service that is reloaded says so, and when
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._begin_again()
+        except UsageError as error:
+            audit.event("not_reloaded", reason=str(error))
+        else:
+            audit.event("reloaded")
+        notify("READY=1")
+
+    def _begin_again(self) -> None:
+        """All of it or, with a UsageError, nothing."""
+        config = self._read_again()
+        if config.tunnel != self._config.tunnel:
+            _log.warning("what has changed in [[tunnel]] counts when the server starts again")
+            config = replace(config, tunnel=self._config.tunnel)
+        settings = _Settings(config)
+        old = self._sockets
+        new = bind(config.listen, kept=old)
+        try:
+            audit.open_file(config.audit_file)
+        except UsageError:
+            _close_all_but(new, old)
+            raise
+        self._sockets = new
+        self._take(settings)
+        self._preload()
+        _close_all_but(old, new)
+        self._tell_places(sock for sock in new if sock not in old)
 
     def _preload(self) -> None:
         """Do once what every connection does, so that forks find it in memory."""
@@ -184,27 +298,37 @@ class Listener:
             return
         with sock:
             source = str(address[0])
+            block = source_of(source, self._config.per_source_net_block_size)
             if self._penalties is not None and self._penalties.refuses(source, time.monotonic()):
-                _log.debug("connection from %s dropped: a penalty", source)
+                self._tell_drop(source, "a penalty")
                 return
-            if self._drops(source):
-                _log.info("connection from %s dropped: too many start-ups", source)
+            if self._drops(block):
+                self._tell_drop(source, "too many start-ups")
                 return
             self._connections += 1
             try:
                 pid = os.fork()
             except OSError as error:
-                _log.warning("connection from %s dropped: fork: %s", source, error.strerror)
+                self._tell_drop(source, f"no process: {error.strerror}")
                 return
             if pid == 0:
                 self._child(sock, told)
             self._monitors[pid] = source
-            self._sources[pid] = source
-            self._per_source[source] += 1
+            self._sources[pid] = block
+            self._per_source[block] += 1
 
-    def _drops(self, source: str) -> bool:
+    def _tell_drop(self, source: str, why: str) -> None:
+        now = time.monotonic()
+        if now < self._tells_drops_at:
+            self._drops_untold += 1
+            return
+        audit.event("dropped", address=source, reason=why, others=self._drops_untold or None)
+        self._tells_drops_at = now + DROPS_INTERVAL
+        self._drops_untold = 0
+
+    def _drops(self, source: int) -> bool:
         """MaxStartups of sshd_config(5), random early drop, and a limit for each source."""
-        if self._per_source[source] >= self._config.max_startups_per_source:
+        if self._per_source[source] >= self._config.per_source_max_startups:
             return True
         start, percent, full = self._config.max_startups
         waiting = len(self._sources)
@@ -234,7 +358,7 @@ class Listener:
             return
         ending = Ending(status) if status in set(Ending) else Ending.CRASH
         if self._penalties.add(source, ending, time.monotonic()):
-            _log.warning("%s is refused for a while: %s", source, ending.name.lower())
+            audit.event("penalty", address=source, reason=ending.name.lower())
 
     def _child(self, sock: socket.socket, told: int) -> None:
         """In the new process: become a monitor, and never return."""
@@ -256,7 +380,8 @@ class Listener:
         gc.disable()  # short code, few objects: a collection would only copy shared pages
         log.serve_connection(number)
         peer = Peer(sock)
-        _log.info("connection from %s port %d", peer.address, peer.port)
+        audit.serve_connection(number, peer)
+        audit.event("connected")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -278,7 +403,8 @@ class Listener:
         status = 0
         try:
             self._host_keys.clear()
-            sandbox.enter(self._identity)
+            audit.close_file()
+            sandbox.enter(self._identity, self._calls)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -292,6 +418,18 @@ class Listener:
             status = 1
         finally:
             os._exit(status)
+
+
+def _permitted_calls(wanted: Sandbox) -> bytes | None:
+    """What a worker may ask of the kernel, None where that cannot be limited."""
+    try:
+        return seccomp.program()
+    except seccomp.Unsupported as error:
+        text = f"workers may make every system call: {error}"
+        if wanted == "required":
+            raise UsageError(text) from error
+        _log.warning("%s", text)
+        return None
 
 
 def _read_banner(path: str) -> str:

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 
 from ..config.server import ServerConfig
 from ..errors import MalformedMessage
-from . import programs
+from . import audit, programs
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
 from .host_keys import HostKey
 from .peer import Peer
 from .penalties import Ending
-from .requests import DATAGRAM, GRANTED, REFUSED, TABLE, Deny, When
+from .requests import DATAGRAM, GRANTED, REFUSED, TABLE, Deny, Reply, ReportTotals, When
 from .session_grants import SessionGrants
 from .tunnel_grants import TunnelGrants
 
@@ -51,6 +51,9 @@ class Monitor:
         self._told_to_end = False
         self._authentication = Authentication(config, host_keys, peer, self._logged_in)
         self._handlers = self._authentication.handlers()
+        self._handlers[ReportTotals] = self.report_totals
+        self._totals: ReportTotals | None = None
+        self._started = time.monotonic()
         self._sessions: SessionGrants | None = None
         self._forwards: ForwardGrants | None = None
         self._deadline = (
@@ -89,14 +92,28 @@ class Monitor:
             if self._sock.fileno() in ready and not self._serve():
                 break
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                _log.info(
-                    "no login from %s within %d s",
-                    self._peer.address,
-                    self._config.login_grace_time,
-                )
+                audit.event("late", grace_time=self._config.login_grace_time)
                 self._kill_worker()
                 late = True
-        return self._ending(late)
+        ending = self._ending(late)
+        self._tell_end(ending)
+        return ending
+
+    def _tell_end(self, ending: Ending) -> None:
+        reason = ending.name.lower()
+        if self._worker_status and os.WIFSIGNALED(self._worker_status):
+            reason += f" ({signal.strsignal(os.WTERMSIG(self._worker_status))})"
+        audit.event(
+            "disconnected",
+            seconds=round(time.monotonic() - self._started, 1),
+            reason=reason,
+            received=self._totals.received if self._totals else None,
+            sent=self._totals.sent if self._totals else None,
+        )
+
+    def report_totals(self, request: ReportTotals) -> Reply:
+        self._totals = request
+        return b"", []
 
     def _on_term(self, *_: object) -> None:
         """Somebody else is to have our tunnel's device; the worker ends, and so do we."""

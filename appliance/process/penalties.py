@@ -34,23 +34,49 @@ SECONDS: Final[dict[Ending, float]] = {
 }
 MINIMUM: Final = 15.0  # seconds; what is less is forgiven
 MAXIMUM: Final = 600.0
-IPV6_PREFIX: Final = 64  # bits: one customer has all addresses below it
 
 # Our own choice
 SOURCES: Final = 65536  # remembered at once; beyond it the one nearest to its end is forgotten
 
 
+def source_of(address: str, block: tuple[int, int]) -> int:
+    """A number for all addresses that count as one: those with these leading bits in common.
+
+    ``block`` is how many bits of IPv4 and of IPv6 (PerSourceNetBlockSize). What is no address
+    counts as one source.
+    """
+    try:
+        return _block_of(ip_address(address.partition("%")[0]), block)
+    except ValueError:
+        return -1
+
+
+def _block_of(address: IPv4Address | IPv6Address, block: tuple[int, int]) -> int:
+    if address.version == 4:
+        return int(address) >> (32 - block[0])
+    return int(address) >> (128 - block[1]) | 1 << 128  # apart from IPv4's
+
+
 class Penalties:
     """What each source has still to wait for."""
 
-    def __init__(self, exempt: Iterable[str]) -> None:
-        """``exempt`` are addresses and networks; raises UsageError for what is neither."""
+    def __init__(self, exempt: Iterable[str], block: tuple[int, int]) -> None:
+        """``exempt`` are addresses and networks; raises UsageError for what is neither.
+
+        ``block`` is for ``source_of``.
+        """
+        self._block = block
         self._ends: dict[int, float] = {}
         self._refused: set[int] = set()
         try:
             self._exempt = [ip_network(text, strict=False) for text in exempt]
         except ValueError as error:
             raise UsageError(f"per_source_penalty_exempt_list: {error}") from error
+
+    def go_on_from(self, before: "Penalties") -> None:
+        """Take over what sources have still to wait for, if they are counted alike."""
+        if self._block == before._block:
+            self._ends, self._refused = before._ends, before._refused
 
     def add(self, source: str, ending: Ending, now: float) -> bool:
         """Count how a connection of ``source`` ended; whether it is refused from now on."""
@@ -89,6 +115,4 @@ class Penalties:
             return None
         if any(address in network for network in self._exempt):
             return None
-        if address.version == 4:
-            return int(address)
-        return (int(address) >> (128 - IPV6_PREFIX)) | 1 << IPV6_PREFIX  # apart from IPv4's
+        return _block_of(address, self._block)

@@ -86,12 +86,16 @@ def start(
     environment: Environment,
     terminal: Terminal | None,
     greeting: str,
+    runs_rc: bool,
 ) -> Program:
-    """Run ``command`` by the user's shell, or the shell as a login shell."""
+    """Run ``command`` by the user's shell, or the shell as a login shell.
+
+    With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC).
+    """
     if terminal is not None:
         pid = os.fork()
         if pid == 0:
-            _become_program(user, command, environment, terminal, (), greeting)
+            _become_program(user, command, environment, terminal, (), greeting, runs_rc)
         return Program(pid, [])
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe()
@@ -101,7 +105,7 @@ def start(
     pid = os.fork()
     if pid == 0:
         ours = (stdin_read, stdout_write, stderr_write)
-        _become_program(user, command, environment, None, ours, greeting)
+        _become_program(user, command, environment, None, ours, greeting, runs_rc)
     for fd in (stdin_read, stdout_write, stderr_write):
         os.close(fd)
     return Program(pid, [stdin_write, stdout_read, stderr_read])
@@ -119,6 +123,7 @@ def _become_program(
     terminal: Terminal | None,
     descriptors: tuple[int, ...],
     greeting: str,
+    runs_rc: bool,
 ) -> NoReturn:
     """In the child: give up everything that is not the user's, and exec."""
     try:
@@ -145,6 +150,10 @@ def _become_program(
             os.write(1, greeting.encode())
         shell = os.fsencode(user.pw_shell or "/bin/sh")
         name = os.path.basename(shell)
+        if runs_rc and os.path.exists(rc := os.path.join(user.pw_dir, ".ssh/rc")):
+            no_input = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            words = [name, b"-c", b'/bin/sh "$0"', os.fsencode(rc)]
+            os.waitpid(os.posix_spawn(shell, words, environment, file_actions=[no_input]), 0)
         arguments = [b"-" + name] if command is None else [name, b"-c", command]
         os.execve(shell, arguments, environment)
     except BaseException as error:

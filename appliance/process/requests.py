@@ -12,7 +12,18 @@ from enum import Flag, auto
 from typing import Any, Final, NamedTuple
 
 from ..errors import MalformedMessage, PeerError
-from ..wire.codec import Boolean, Message, Name, NameList, Record, String, Strings, Text, UInt32
+from ..wire.codec import (
+    Boolean,
+    Message,
+    Name,
+    NameList,
+    Record,
+    String,
+    Strings,
+    Text,
+    UInt32,
+    UInt64,
+)
 
 # Our own choices
 DATAGRAM: Final = 160 << 10  # bytes: the longest command (128 KiB) and its environment
@@ -70,6 +81,17 @@ class AskPrompt(Message, number=7):
     """What keyboard-interactive asks for; answered with a text."""
 
     user: Text
+
+
+class LearnSettings(Message, number=8):
+    """Answered with SettingsReply: what holds for the user who is logged in."""
+
+
+class ReportTotals(Message, number=9):
+    """How much a connection that ends has carried; answered with nothing."""
+
+    received: UInt64  # bytes
+    sent: UInt64
 
 
 class OpenPty(Message, number=10):
@@ -146,6 +168,16 @@ class OutcomeReply(Record):
     final: Boolean
 
 
+class SettingsReply(Record):
+    """Of ConnectionConfig, what a worker acts on; the monitor insists on its part itself."""
+
+    accept_env: Strings
+    max_sessions: UInt32
+    client_alive_interval: UInt32
+    client_alive_count_max: UInt32
+    idle_timeout: UInt32
+
+
 class When(Flag):
     """When a request is allowed."""
 
@@ -174,6 +206,8 @@ TABLE: Final[dict[int, Row]] = {
         Row(UseKey, When.BEFORE, 100),
         Row(UsePassword, When.BEFORE, 100),
         Row(AskPrompt, When.BEFORE, 100),
+        Row(LearnSettings, When.AFTER, 1),
+        Row(ReportTotals, When.ALWAYS, 1),
         Row(OpenPty, When.AFTER, MANY),
         Row(Spawn, When.AFTER, MANY),
         Row(SendSignal, When.AFTER, MANY),

@@ -1,7 +1,6 @@
 """Terminals and programs for the user who is logged in: the monitor's part of a session."""
 
 import contextlib
-import logging
 import os
 import pwd
 import signal
@@ -10,12 +9,19 @@ from collections.abc import Callable
 from typing import Final
 
 from ..wire.codec import write_uint32
-from . import accounts, programs
+from . import accounts, audit, programs
 from .authentication import Login
 from .peer import Peer
-from .requests import Deny, Handlers, OpenPty, Reply, SendSignal, Spawn
-
-_log = logging.getLogger(__name__)
+from .requests import (
+    Deny,
+    Handlers,
+    LearnSettings,
+    OpenPty,
+    Reply,
+    SendSignal,
+    SettingsReply,
+    Spawn,
+)
 
 # Our own choice
 PROGRAMS_LIMIT: Final = 100  # of one connection at a time
@@ -61,14 +67,28 @@ class SessionGrants:
     def handlers(self) -> Handlers:
         """What answers each request."""
         return {
+            LearnSettings: self.learn_settings,
             OpenPty: self.open_pty,
             Spawn: self.spawn,
             SendSignal: self.send_signal,
         }
 
+    def learn_settings(self, request: LearnSettings) -> Reply:
+        config = self._login.config
+        reply = SettingsReply(
+            tuple(pattern.encode() for pattern in config.accept_env),
+            config.max_sessions,
+            config.client_alive_interval,
+            config.client_alive_count_max,
+            config.idle_timeout,
+        )
+        return reply.encode(), []
+
     def open_pty(self, request: OpenPty) -> Reply:
         if not self._login.permissions.pty:
             raise Deny("this key may not have a terminal")
+        if not self._login.config.permit_tty:
+            raise Deny("this user may not have a terminal")
         if len(self._terminals) >= PROGRAMS_LIMIT:
             raise Deny("too many terminals")
         try:
@@ -105,9 +125,15 @@ class SessionGrants:
         if terminal is not None:
             environment[b"SSH_TTY"] = terminal.name.encode()
         greeting = _motd() if config.print_motd and terminal is not None else ""
+        runs_rc = (
+            request.kind != "subsystem"
+            and not config.force_command
+            and config.permit_user_rc
+            and self._login.permissions.user_rc
+        )
         status_read, status_write = os.pipe()
         try:
-            program = programs.start(user, command, environment, terminal, greeting)
+            program = programs.start(user, command, environment, terminal, greeting, runs_rc)
         except OSError as error:
             os.close(status_read)
             os.close(status_write)
@@ -116,7 +142,12 @@ class SessionGrants:
             del self._terminals[request.terminal]
             terminal.close()
         self._programs[program.pid] = status_write
-        _log.info("user %s: %s%s", user.pw_name, request.kind, " on a terminal" if terminal else "")
+        audit.event(
+            "session",
+            kind=request.kind,
+            terminal=terminal.name if terminal is not None else None,
+            command=request.command.decode(errors="replace") if config.audit_commands else None,
+        )
         return write_uint32(program.pid), [*program.descriptors, status_read]
 
     def _command(self, request: Spawn, environment: programs.Environment) -> bytes | None:

@@ -8,7 +8,7 @@ from ..errors import UsageError
 from ..services.tunnel.device import exists, name_of, open_device, unit_of
 from ..wire.codec import write_text
 from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
-from . import accounts, tunnels
+from . import accounts, audit, tunnels
 from .authentication import Login
 from .requests import TUNNELS_LIMIT, CloseTunnel, Deny, Handlers, OpenTunnel, Reply
 
@@ -27,6 +27,16 @@ class TunnelGrants:
         return {OpenTunnel: self.open_tunnel, CloseTunnel: self.close_tunnel}
 
     def open_tunnel(self, request: OpenTunnel) -> Reply:
+        try:
+            return self._open_tunnel(request)
+        except Deny as denial:
+            mode, unit = request.mode, request.unit
+            known = mode in (POINT_TO_POINT, ETHERNET) and unit != ANY_UNIT
+            device = name_of(mode, unit) if known else "any"
+            audit.event("tunnel_refused", device=device, reason=str(denial))
+            raise
+
+    def _open_tunnel(self, request: OpenTunnel) -> Reply:
         if request.mode not in (POINT_TO_POINT, ETHERNET):
             raise Deny("there is no such mode of a tunnel")
         if self._login.config.disable_forwarding:
@@ -42,7 +52,7 @@ class TunnelGrants:
             raise Deny("too many tunnels")
         fd, name = self._open_first(request.mode, self._units(request.mode, unit))
         self._tunnels[name] = self._claim(name)
-        _log.info("tunnel device %s opened", name)
+        audit.event("tunnel", device=name)
         return write_text(name), [fd]
 
     def _units(self, mode: int, unit: int) -> list[int]:
@@ -134,4 +144,5 @@ class TunnelGrants:
         claim = self._tunnels.pop(request.device)
         if claim is not None:
             claim.close()
+        audit.event("tunnel_closed", device=request.device)
         return b"", []

@@ -24,7 +24,7 @@ from ..crypto.keys import RSA, PublicKey, is_certificate_name
 from ..crypto.revoked import RevocationList, load
 from ..crypto.suites import MINIMUM_RSA_BITS, Algorithms, default_algorithms
 from ..errors import CertificateRefused, MalformedMessage, UsageError
-from . import accounts
+from . import accounts, audit
 
 _log = logging.getLogger(__name__)
 
@@ -43,14 +43,14 @@ class Grant(NamedTuple):
         """The key itself, also when it comes with a certificate."""
         return self.key.key if isinstance(self.key, Certificate) else self.key
 
-    def __str__(self) -> str:
-        """For the log."""
-        text = f"{self.key.key_type} {self.key.fingerprint()}"
+    def facts(self) -> audit.Fields:
+        """For the audit."""
+        facts = audit.of_key(self.key.key_type, self.plain_key.blob)
         if isinstance(self.key, Certificate):
             terms, authority = self.key.terms, self.key.authority
-            text += f" ID {terms.key_id!r} (serial {terms.serial})"
-            text += f" CA {authority.key_type} {authority.fingerprint()}"
-        return text
+            facts |= {"certificate": terms.key_id, "serial": terms.serial}
+            facts |= {"ca_type": authority.key_type, "ca": authority.fingerprint()}
+        return facts
 
 
 def algorithms(config: ServerConfig, aes_is_fast: bool) -> Algorithms:

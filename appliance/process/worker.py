@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ..aio.connecting import Attempt
@@ -52,6 +53,7 @@ from .requests import (
     Connect,
     ConnectLocal,
     Denied,
+    LearnSettings,
     Listen,
     ListenAgent,
     ListenLocal,
@@ -60,7 +62,9 @@ from .requests import (
     OutcomeReply,
     RefuseAttempt,
     Reply,
+    ReportTotals,
     SendSignal,
+    SettingsReply,
     ShowKey,
     Sign,
     Spawn,
@@ -73,9 +77,8 @@ from .requests import (
 _log = logging.getLogger(__name__)
 
 # Our own choices
-SESSIONS_LIMIT: Final = 10  # of one connection, OpenSSH's MaxSessions
-KEEPALIVES: Final = 3  # without an answer before the peer is given up
 TUNNEL_KEEPALIVE: Final = 15  # seconds; a dead client must not keep its device for long
+TUNNEL_KEEPALIVES: Final = 3  # without an answer before the peer is given up
 
 
 class MonitorClient:
@@ -110,6 +113,22 @@ class MonitorClient:
 
     def prompt(self, user: str) -> str:
         return Reader(ask(self._sock, AskPrompt(user))[0]).text()
+
+    def settings(self, config: ServerConfig) -> ServerConfig:
+        """The server's settings as they are for the user who is logged in."""
+        reply = SettingsReply.decode(ask(self._sock, LearnSettings())[0])
+        return replace(
+            config,
+            accept_env=tuple(pattern.decode() for pattern in reply.accept_env),
+            max_sessions=reply.max_sessions,
+            client_alive_interval=reply.client_alive_interval,
+            client_alive_count_max=reply.client_alive_count_max,
+            idle_timeout=reply.idle_timeout,
+        )
+
+    def report_totals(self, received: int, sent: int) -> None:
+        """How many bytes the connection has carried; it ends."""
+        ask(self._sock, ReportTotals(received, sent))
 
     def open_pty(self) -> int:
         answer, fds = self._ask_for(OpenPty(), 1)
@@ -222,16 +241,20 @@ class Worker(ConnectionHandler):
         self._driver.start()
         self._loop.run()
         self._loop.close()
+        self._monitor.report_totals(self._driver.received, self._driver.sent)
 
     def authenticated(self) -> None:
-        if self._config.keepalive:
-            self._keep_alive(self._config.keepalive)
+        self._config = self._monitor.settings(self._config)
+        if self._config.client_alive_interval:
+            self._keep_alive(
+                self._config.client_alive_interval, self._config.client_alive_count_max
+            )
         if self._config.idle_timeout:
             self._loop.call_later(1.0, self._check_idle, -1)
 
-    def _keep_alive(self, interval: int) -> None:
+    def _keep_alive(self, interval: int, count: int) -> None:
         if self._keepalive is None:
-            self._keepalive = KeepAlive(self._driver, interval, KEEPALIVES, self._silent)
+            self._keepalive = KeepAlive(self._driver, interval, count, self._silent)
 
     def _silent(self) -> None:
         _log.info("the client does not answer any more")
@@ -271,7 +294,7 @@ class Worker(ConnectionHandler):
         if self._no_more_sessions:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "no more sessions were wanted")
             return
-        if self._sessions >= SESSIONS_LIMIT:
+        if self._sessions >= self._config.max_sessions:
             channel.reject(RESOURCE_SHORTAGE, "too many sessions")
             return
         self._sessions += 1
@@ -297,7 +320,6 @@ class Worker(ConnectionHandler):
         try:
             device, name = self._monitor.open_tunnel(wanted.mode, wanted.unit)
         except Refused as refusal:
-            _log.info("tunnel refused: %s", refusal)
             channel.reject(ADMINISTRATIVELY_PROHIBITED, str(refusal))
             return
         except OSError as error:
@@ -309,7 +331,6 @@ class Worker(ConnectionHandler):
             os.close(device)
             self._monitor.close_tunnel(name)
             self._tunnels -= 1
-            _log.info("tunnel device %s closed", name)
 
         if channel.channel_type == OFFLOAD_CHANNEL_TYPE:
             channel.resize(OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
@@ -320,7 +341,7 @@ class Worker(ConnectionHandler):
             channel.accept(tunnel)
         self.connection.use_own_cipher_order()
         tunnel.start(channel)
-        self._keep_alive(TUNNEL_KEEPALIVE)
+        self._keep_alive(TUNNEL_KEEPALIVE, TUNNEL_KEEPALIVES)
 
     def _handed_out(self, device: str) -> HandedOut:
         """What sshd.toml declares for the client at the other end of ``device``."""

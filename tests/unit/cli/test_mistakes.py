@@ -210,6 +210,22 @@ def test_a_broken_configuration(tmp_path: Path, key: str) -> None:
         assert_told(culvert(tmp_path, "sshd", "-F", "--config", str(config)), 1, str(config), told)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("authentication_methods = ['x']", "match number 2: authentication_methods: 'x' is none"),
+        ("pubkey_accepted_algorithms = ['x']", "match number 2: pubkey_accepted_algorithms: 'x'"),
+    ],
+)
+def test_a_table_for_some_that_lets_nobody_in(
+    tmp_path: Path, key: str, text: str, told: str
+) -> None:
+    config = tmp_path / "sshd.toml"
+    config.write_text(f"[[match]]\nuser = 'a'\n[[match]]\nuser = 'b'\n{text}\n")
+    done = culvert(tmp_path, "sshd", "--check", "-r", key, "--config", str(config))
+    assert_told(done, 1, told)
+
+
 def test_the_settings_can_be_checked_without_a_server(tmp_path: Path, key: str) -> None:
     done = culvert(tmp_path, "sshd", "--check", "-r", key)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -10,7 +10,8 @@ from appliance.config.server import ServerConfig
 
 
 def settings(*words: str) -> ServerConfig:
-    return _settings(parse(words, SPEC))
+    options = parse(words, SPEC)
+    return _settings(options, options.value("config"))
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,19 @@ def test_j_takes_away_from_what_the_file_allows(
 def test_a_lets_the_client_say_who_reaches_its_ports() -> None:
     assert settings("-a").gateway_ports == "clientspecified"
     assert settings().gateway_ports == "no"
+
+
+def test_each_group_of_g_may_log_in() -> None:
+    assert settings("-G", "staff", "-G", "backup").allow_groups == ("staff", "backup")
+
+
+def test_k_asks_a_silent_client_and_i_ends_an_idle_one() -> None:
+    config = settings("-K", "7", "-I", "9")
+    assert (config.client_alive_interval, config.idle_timeout) == (7, 9)
+
+
+def test_an_option_outweighs_the_tables_of_the_file_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "sshd.toml"
+    path.write_text("[[match]]\nuser = 'root'\npermit_root_login = 'yes'\npermit_tty = false\n")
+    (match,) = settings("--config", str(path), "-w").match
+    assert match.given == {"user", "permit_tty"}

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config.server import ClientNetwork, ServerConfig, Tunnel, load_server_config
+from appliance.config.server import (
+    CRITERIA,
+    ClientNetwork,
+    ConnectionConfig,
+    Match,
+    ServerConfig,
+    Tunnel,
+    load_server_config,
+)
 from appliance.errors import UsageError
 
 DEFAULT = ServerConfig()
@@ -48,15 +56,23 @@ def test_every_key_with_a_wrong_value_is_named_with_what_is_expected(
         ("rekey_bytes = 1", "expected 1048576 to"),
         ("permit_tunnel = 'perhaps'", "expected one of no, point-to-point, ethernet, yes"),
         ("permit_tunnel = true", "expected one of"),
-        ("permit_root_login = 'without-password'", "expected one of yes, prohibit-password, no"),
+        (
+            "permit_root_login = 'without-password'",
+            "expected one of yes, prohibit-password, forced-commands-only, no",
+        ),
         ("listen = '22'", "expected a list of strings"),
         ("listen = [22]", "expected a list of strings"),
         ("max_startups = [10, 30]", "expected a list of 3 whole numbers"),
+        ("max_startups = [10, 30, 9]", "expected start, percent and full such as [10, 30, 100]"),
+        ("max_startups = [10, 0, 100]", "expected start, percent and full"),
+        ("per_source_net_block_size = [33, 64]", "expected bits of IPv4 and of IPv6"),
+        ("max_sessions = -1", "expected 0 to 1000"),
+        ("client_alive_count_max = 0", "expected 1 to 1000"),
         ("max_startups = [10, 30, '100']", "expected a list of 3 whole numbers"),
         ("subsystems = { sftp = 1 }", "expected a table of strings"),
-        ("keepalive = true", "expected a whole number"),
+        ("client_alive_interval = true", "expected a whole number"),
         ("password_authentication = 1", "expected true or false"),
-        ("keepalive = 1.0", "expected a whole number"),
+        ("client_alive_interval = 1.0", "expected a whole number"),
         ("allow_tcp_forwarding = true", "expected one of yes, no, local, remote"),
         ("allow_stream_local_forwarding = 'all'", "expected one of yes, no, local, remote"),
         ("gateway_ports = false", "expected one of no, yes, clientspecified"),
@@ -118,13 +134,13 @@ def test_a_value_is_shown_on_one_line_of_reasonable_length(
 
 
 def test_what_a_file_does_not_say_stays_as_it_was(tmp_path: Path) -> None:
-    defaults = ServerConfig(keepalive=7)
+    defaults = ServerConfig(client_alive_interval=7)
     assert load(tmp_path, "", defaults) == defaults
     text = "listen = ['127.0.0.1:2222', '[::1]:22']\nmax_startups = [1, 2, 3]\nprofile = 'hardened'"
     config = load(tmp_path, text, defaults)
     assert config.listen == ("127.0.0.1:2222", "[::1]:22")
     assert config.max_startups == (1, 2, 3)
-    assert (config.keepalive, config.profile) == (7, "hardened")
+    assert (config.client_alive_interval, config.profile) == (7, "hardened")
 
 
 def test_tunnels_empty_passwords_and_old_algorithms_are_off_by_default() -> None:
@@ -133,7 +149,78 @@ def test_tunnels_empty_passwords_and_old_algorithms_are_off_by_default() -> None
     assert not DEFAULT.pass_environment
     assert DEFAULT.login_grace_time > 0
     assert DEFAULT.max_startups == (10, 30, 100)
-    assert DEFAULT.max_startups_per_source <= 20
+    assert DEFAULT.per_source_max_startups <= 20
+
+
+@pytest.mark.parametrize("key", ["allow_users", "deny_users"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["", "!anna", "anna,ben", "anna@", "@192.0.2.1", "an na", "anna@192.0.2.1/24", "anna@a/b"],
+)
+def test_a_pattern_of_users_that_would_match_nobody_is_refused(
+    tmp_path: Path, key: str, pattern: str
+) -> None:
+    message = refusal(tmp_path, f"{key} = ['ben', '{pattern}']")
+    assert f"sshd.toml: {key}[1]: expected a" in message
+
+
+@pytest.mark.parametrize("pattern", ["", "!staff", "staff,users"])
+def test_a_pattern_of_groups_that_would_match_nobody_is_refused(
+    tmp_path: Path, pattern: str
+) -> None:
+    message = refusal(tmp_path, f"deny_groups = ['{pattern}']")
+    assert "deny_groups[0]: expected a pattern of a group" in message
+
+
+# -- match -----------------------------------------------------------------------------
+
+OF_A_CONNECTION = [field.name for field in fields(ConnectionConfig)]
+
+
+@pytest.mark.parametrize("name", [*OF_A_CONNECTION, *CRITERIA])
+def test_every_key_of_a_match_with_a_wrong_value_is_named(tmp_path: Path, name: str) -> None:
+    kind = next(field.type for field in fields(Match) if field.name == name)
+    for value in (WRONG.get(kind, "7.5"), "{ a = 1 }", "[[]]", "2020-01-01"):  # type: ignore[arg-type]
+        message = refusal(tmp_path, f"[[match]]\n{name} = {value}")
+        assert f": match number 1: {name}" in message
+        assert ": expected " in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*sorted({field.name for field in fields(ServerConfig)} - {*OF_A_CONNECTION}), "given"],
+)
+def test_what_concerns_the_whole_server_stands_in_no_match(tmp_path: Path, name: str) -> None:
+    message = refusal(tmp_path, f"[[match]]\nuser = 'anna'\n{name} = 1")
+    assert f"match number 1: there is no key '{name}'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it would cover every connection: expected one of user, group, address"),
+        ("permit_tty = false", "it would cover every connection"),
+        ("user = ''", "it would cover every connection"),
+        ("user = 'a,'", "user: expected patterns with commas, not 'a,'"),
+        ("user = '!'", "user: expected patterns with commas"),
+        ("address = '192.0.2.1/24'", "address: expected an address, a pattern of one or a network"),
+        ("local_address = 'a/b'", "local_address: expected an address, a pattern of one or a net"),
+        ("local_port = 'ssh'", "local_port: expected a port or a pattern of one, not 'ssh'"),
+        ("user = 'a'\nmax_sessions = -1", "max_sessions: expected 0 to 1000, not -1"),
+        ("user = 'a'\npermit_open = ['a']", "permit_open[0]: expected host:port"),
+        ("usr = 'a'", "there is no key 'usr'; did you mean 'user'?"),
+    ],
+)
+def test_a_match_that_makes_no_sense_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    message = refusal(tmp_path, f"[[match]]\n{text}")
+    assert f": match number 1: {words}" in message
+
+
+def test_a_match_knows_which_keys_it_was_given(tmp_path: Path) -> None:
+    text = "[[match]]\nuser = 'anna'\npermit_tty = true\n[[match]]\ngroup = '!a,*'"
+    first, second = load(tmp_path, text).match
+    assert first == Match(user="anna", given=frozenset({"user", "permit_tty"}))
+    assert second.given == {"group"}
 
 
 # -- tunnels ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
 from appliance.ssh.transport import ClientSide, Settings
-from tests.netns import wait_until
+from tests.netns import Namespace, wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
 from tests.protocol.harness import FAST, Recorder, TestCredentials
 
@@ -87,19 +87,33 @@ def our_server(
     """A function that starts a server with more settings of its TOML file."""
     running: list[Server] = []
 
-    def run(text: str = "", *options: str) -> Server:
+    def run(
+        text: str = "",
+        *options: str,
+        passwords: bool = False,
+        namespace: Namespace | None = None,
+        address: str = "127.0.0.1",
+    ) -> Server:
         config = tmp_path / f"sshd-{len(running)}.toml"
         config.write_text(text)
         settings = ServerSettings(
             host_keys=[host_keys.key()],
             # root's server reads keys with the account's eyes, in the account's home
             authorized_keys=authorized_keys if os.geteuid() else None,
+            passwords=passwords,
+            namespace=namespace,
+            address=address,
             options=["--config", str(config), "-v", *options],
         )
         running.append(start(SERVERS["culvert"], settings, tmp_path / f"server-{len(running)}"))
         # It listens before it is ready; a first visitor shows that it is.
-        with socket.create_connection((running[-1].address, running[-1].port), timeout=20) as sock:
-            sock.recv(1)
+        place = running[-1].address, running[-1].port
+
+        def visit() -> None:
+            with socket.create_connection(place, timeout=20) as sock:
+                sock.recv(1)
+
+        namespace.inside(visit) if namespace is not None else visit()
         assert is_alone(running[-1]), running[-1].log
         return running[-1]
 

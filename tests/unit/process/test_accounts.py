@@ -20,6 +20,7 @@ from tests.peers import Account, private_folder
 
 KEY = generate("ssh-ed25519").public
 CONFIG = ServerConfig()
+HERE = "127.0.0.1"
 STRANGER = 12345  # a uid that is neither root's nor the user's
 
 Log = pytest.LogCaptureFixture
@@ -169,22 +170,27 @@ def test_a_mistake_in_a_line_is_logged_with_the_files_name(home: Path, caplog: L
 
 @pytest.mark.parametrize("name", ["", "no one", "a\0b", "../root", "-x", "\udcff", "x" * 5000])
 def test_a_name_that_is_no_users_is_nobody(name: str) -> None:
-    assert accounts.find(name, CONFIG) is None
+    assert accounts.find(name, CONFIG, HERE) is None
 
 
 @pytest.mark.root
 def test_root_may_be_kept_out(account: Account) -> None:
-    assert accounts.find("root", CONFIG) is not None
-    assert accounts.find("root", replace(CONFIG, permit_root_login="prohibit-password")) is not None
-    assert accounts.find("root", replace(CONFIG, permit_root_login="no")) is None
-    assert accounts.find(account.name, replace(CONFIG, permit_root_login="no")) is not None
+    assert accounts.find("root", CONFIG, HERE) is not None
+    assert (
+        accounts.find("root", replace(CONFIG, permit_root_login="prohibit-password"), HERE)
+        is not None
+    )
+    assert accounts.find("root", replace(CONFIG, permit_root_login="no"), HERE) is None
+    assert accounts.find(account.name, replace(CONFIG, permit_root_login="no"), HERE) is not None
 
 
 @pytest.mark.root
 def test_only_members_of_the_group_may_log_in(account: Account) -> None:
-    assert accounts.find(account.name, replace(CONFIG, allow_group=account.name)) is not None
-    assert accounts.find("root", replace(CONFIG, allow_group=account.name)) is None
-    assert accounts.find(account.name, replace(CONFIG, allow_group="no such group")) is None
+    own = replace(CONFIG, allow_groups=(account.name,))
+    assert accounts.find(account.name, own, HERE) is not None
+    assert accounts.find("root", own, HERE) is None
+    nobodys = replace(CONFIG, allow_groups=("no such group",))
+    assert accounts.find(account.name, nobodys, HERE) is None
 
 
 @pytest.mark.parametrize(
@@ -196,12 +202,12 @@ def test_an_account_that_has_expired_is_nobodys(
     name = pwd.getpwuid(os.geteuid()).pw_name
     fields = [name, "*", "19000", "0", "99999", "7", "", days, ""]
     monkeypatch.setattr(accounts, "_shadow", lambda _: fields)
-    assert (accounts.find(name, CONFIG) is None) == expired
+    assert (accounts.find(name, CONFIG, HERE) is None) == expired
 
 
 def test_an_ordinary_users_server_lets_in_that_user_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
-    assert accounts.find("root", CONFIG) is None
+    assert accounts.find("root", CONFIG, HERE) is None
 
 
 # Passwords

@@ -171,7 +171,7 @@ def test_a_certificate_of_a_trusted_authority_lets_its_user_in(
         assert it.key(use(made)).success
         assert it.permissions == Permissions()
         assert it.logins[0].key == KEY.public
-        assert f"ID 'who' (serial 7) CA ssh-ed25519 {AUTHORITY.public.fingerprint()}" in caplog.text
+        assert f"ID who (serial 7) CA ssh-ed25519 {AUTHORITY.public.fingerprint()}" in caplog.text
 
 
 def test_a_certificate_needs_an_authority_that_is_trusted(

@@ -23,8 +23,17 @@ from appliance.ssh.auth_client import Identity
 from appliance.ssh.channels import ChannelHandler
 from appliance.ssh.order import Phase, Role
 from appliance.wire.messages import Ping
-from tests.netns import wait_until
-from tests.peers import CULVERT, Account, Keyring, Server, environment, free_port
+from tests.netns import Namespace, add_address, wait_until
+from tests.peers import (
+    CLIENTS,
+    CULVERT,
+    Account,
+    Keyring,
+    Login,
+    Server,
+    environment,
+    free_port,
+)
 from tests.protocol.harness import FAST, Script, TestCredentials
 from tests.security_keys import TOUCHED, Token
 from tests.unit.process.conftest import (
@@ -181,7 +190,7 @@ def test_the_login_grace_time_ends_a_thousand_silent_peers_and_leaves_nothing(
     our_server: Serve, dial: Dial
 ) -> None:
     server = our_server(
-        "login_grace_time = 1\nmax_startups = [300, 30, 400]\nmax_startups_per_source = 400\n"
+        "login_grace_time = 1\nmax_startups = [300, 30, 400]\nper_source_max_startups = 400\n"
     )
     ours = dial(server).log_in()
     opened = descriptors(server.process.pid)
@@ -224,7 +233,7 @@ def test_a_peer_that_goes_away_leaves_nothing_behind(our_server: Serve, said: by
 def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
     our_server: Serve, dial: Dial
 ) -> None:
-    server = our_server("max_startups = [200, 30, 300]\nmax_startups_per_source = 300\n")
+    server = our_server("max_startups = [200, 30, 300]\nper_source_max_startups = 300\n")
     other = dial(server).log_in()
     opened = descriptors(server.process.pid)
     whole = dial(server)
@@ -290,6 +299,54 @@ def test_two_sessions_that_begin_at_once_have_a_terminal_each(
     assert [session.output for session in sessions] == [b"24 81\r\n", b"24 82\r\n"]
 
 
+def test_a_match_changes_what_a_real_client_gets(
+    our_server: Serve, dial: Dial, account: Account, user_keys: Keyring
+) -> None:
+    server = our_server(
+        "idle_timeout = 1\n[[match]]\n"
+        f"user = '{account.name}'\naddress = '127.0.0.0/8'\nlocal_port = '1*,2*,3*'\n"
+        "force_command = 'echo forced'\nmax_sessions = 1\nidle_timeout = 0\n"
+        "[[match]]\naddress = '127.0.0.1'\nforce_command = 'echo never'\n"
+    )
+    login = Login(account, user_keys.key())
+    assert CLIENTS["openssh"].run(server, login, "echo asked").stdout == b"forced\n"
+    client = dial(server).log_in()
+    sessions = [ChannelHandler(), Refusable()]
+    for session in sessions:
+        client.connection.open_channel("session", b"", session)
+    assert client.until(lambda _: sessions[1].refusal)  # type: ignore[attr-defined]
+    assert sessions[1].refusal == "too many sessions"  # type: ignore[attr-defined]
+    time.sleep(2.5)  # the server's own limit would have ended it
+    answers: list[object] = []
+    client.connection.global_request("x", b"", answers.append)
+    assert client.until(lambda _: answers)
+
+
+@pytest.mark.root
+def test_the_users_rc_runs_before_the_command_and_does_not_take_its_input(
+    our_server: Serve, account: Account, user_keys: Keyring
+) -> None:
+    server = our_server()
+    login = Login(account, user_keys.key())
+    rc = account.home / ".ssh/rc"
+    rc.write_text('echo "rc of $USER"; cat\n')
+    try:
+        ran = CLIENTS["openssh"].run(server, login, "cat", data=b"hello")
+    finally:
+        rc.unlink()
+    assert ran.stdout == f"rc of {account.name}\nhello".encode()
+    assert CLIENTS["openssh"].run(server, login, "cat", data=b"hello").stdout == b"hello"
+
+
+class Refusable(ChannelHandler):
+    """Notes why it was not opened."""
+
+    refusal = ""
+
+    def open_failed(self, reason: int, description: str) -> None:
+        self.refusal = description
+
+
 def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
     our_server: Serve, dial: Dial
 ) -> None:
@@ -323,6 +380,52 @@ def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
     assert other.until(lambda _: answers)
 
 
+# Peers that say nothing
+
+
+def real_client(server: Server, login: Login, command: str) -> subprocess.Popen[bytes]:
+    call = CLIENTS["openssh"].invocation(server, login, command)
+    return subprocess.Popen(call.argv, env=call.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_a_client_that_stands_still_is_given_up_and_one_that_answers_is_not(
+    our_server: Serve, account: Account, user_keys: Keyring
+) -> None:
+    server = our_server("client_alive_interval = 1\nclient_alive_count_max = 2\n")
+    login = Login(account, user_keys.key())
+    clients = [real_client(server, login, "echo up; cat") for _ in range(2)]
+    try:
+        for client in clients:
+            assert client.stdout
+            assert client.stdout.readline() == b"up\n"
+        os.kill(clients[0].pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        assert wait_until(lambda: "the client does not answer any more" in server.log, 20)
+        assert 2 < time.monotonic() - stopped < 10
+        assert wait_until(lambda: server.log.count("ended after") == 2)  # the first was a visitor
+        assert clients[1].poll() is None
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
+
+
+def test_a_client_that_does_nothing_is_ended_and_one_at_work_is_not(
+    our_server: Serve, account: Account, user_keys: Keyring
+) -> None:
+    server = our_server("idle_timeout = 2\n")
+    login = Login(account, user_keys.key())
+    idle = real_client(server, login, "cat")
+    busy = real_client(server, login, "for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 0.5; done")
+    assert busy.stdout
+    assert [line.strip() for line in busy.stdout] == [b"%d" % number for number in range(1, 10)]
+    assert busy.wait(20) == 0
+    busy.communicate()
+    assert idle.wait(20) == 255
+    idle.communicate()
+    assert server.log.count("idle for 2 s") == 1
+
+
 # Penalties
 
 
@@ -353,7 +456,7 @@ def test_nobody_is_punished_for_logging_in(our_server: Serve, dial: Dial) -> Non
 
 
 def test_one_source_may_have_so_many_start_ups_and_no_more(our_server: Serve, dial: Dial) -> None:
-    server = our_server("max_startups_per_source = 5\n")
+    server = our_server("per_source_max_startups = 5\n")
     for _ in range(7):  # whoever is authenticated does not count
         dial(server).log_in()
     waiting = [connect(server) for _ in range(5)]
@@ -365,6 +468,70 @@ def test_one_source_may_have_so_many_start_ups_and_no_more(our_server: Serve, di
     assert wait_until(lambda: _is_served(server))
     for sock in waiting:
         sock.close()
+
+
+def test_real_start_ups_are_dropped_at_random_from_10_on_and_never_reach_100(
+    our_server: Serve,
+) -> None:
+    server = our_server("per_source_max_startups = 1000\n")
+    waiting, served = [], []
+    try:
+        for _ in range(250):
+            waiting.append(connect(server))
+            with contextlib.suppress(ConnectionResetError):
+                served.append(greeting(waiting[-1]) != b"")
+    finally:
+        for sock in waiting:
+            sock.close()
+    assert served[:10] == [True] * 10
+    assert 10 < sum(served) <= 100
+    assert not all(served[10:60])
+    assert is_alone(server)
+    assert wait_until(lambda: _is_served(server))
+
+
+def test_a_source_that_makes_the_server_exchange_keys_in_a_loop_is_soon_refused(
+    our_server: Serve, dial: Dial
+) -> None:
+    """DHEat, CVE-2002-20001: what costs the server most, again and again."""
+    server = our_server("per_source_penalty_exempt_list = []\n")
+    started = time.monotonic()
+    exchanged = 0
+    while time.monotonic() - started < 4:
+        client = dial(server)
+        exchanged += client.until(lambda connection: connection.session_id)
+        client.close()
+    assert 5 < exchanged < 20, exchanged
+    assert "is refused for a while: no_authentication" in server.log
+
+
+@pytest.mark.netns
+def test_a_source_is_the_whole_network_of_an_ipv6_customer(
+    our_server: Serve, tmp_path: Path
+) -> None:
+    with contextlib.closing(Namespace("customers")) as space:
+        space.ip("link", "set", "lo", "up")
+        add_address(space, "lo", "fd00:1::1/64")
+        for number in range(2, 7):
+            add_address(space, "lo", f"fd00:1::{number}/128")
+        add_address(space, "lo", "fd00:2::1/128")
+        server = our_server("per_source_max_startups = 3\n", namespace=space, address="fd00:1::1")
+
+        def visit(number: int, network: int) -> tuple[socket.socket, bool]:
+            source = (f"fd00:{network}::{number}", 0)
+            sock = socket.create_connection(
+                (server.address, server.port), timeout=10, source_address=source
+            )
+            return sock, greeting(sock) != b""
+
+        def visit_all() -> list[bool]:
+            visits = [visit(number, 1) for number in range(2, 7)] + [visit(1, 2)]
+            for sock, _ in visits:
+                sock.close()
+            return [served for _, served in visits]
+
+        assert space.inside(visit_all) == [True, True, True, False, False, True]
+        server.stop()
 
 
 def _is_served(server: Server) -> bool:
@@ -381,7 +548,7 @@ def test_start_ups_are_limited_as_10_30_100() -> None:
     from appliance.process.listener import Listener
 
     listener = Listener.__new__(Listener)
-    listener._config = ServerConfig(max_startups_per_source=1000)
+    listener._config = ServerConfig(per_source_max_startups=1000)
     listener._per_source = Counter()
     dropped = {}
     for waiting in (0, 9, 10, 55, 99, 100, 200):

@@ -1,0 +1,194 @@
+"""A worker that was taken over asks the kernel for what it has no business with."""
+
+import ctypes
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import UsageError
+from appliance.process import listener, seccomp
+from tests.peers import Keyring, environment
+from tests.unit.process.conftest import status
+from tests.unit.process.test_server import Dial, Serve, worker_of
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# A server for one connection whose workers, in place of the protocol, do what they are told.
+TAKEN_OVER = """
+import errno, os, socket, sys
+from appliance.config.server import ServerConfig
+from appliance.process import worker
+from appliance.process.listener import Listener
+import ctypes, fcntl, mmap, pty, signal, termios, threading
+libc = ctypes.CDLL(None, use_errno=True)
+mine, theirs = socket.socketpair()
+listening = socket.create_server(("127.0.0.1", 0))
+def told(job, sock, to_monitor):
+    try:
+        exec(sys.argv[2])
+        os.write(1, b"done")
+    except OSError as error:
+        os.write(1, errno.errorcode[error.errno].encode())
+worker.serve = told
+server = Listener(ServerConfig(host_keys=(sys.argv[1],)), ServerConfig)
+os.write(1, b"%d " % server._monitor(theirs, 1, None))
+"""
+CRASH = "1 "  # of the monitor's, after a worker that was killed
+
+
+def take_over(code: str, host_keys: Keyring, folder: Path) -> tuple[str, str]:
+    """What a worker says that runs this code, and the server's log."""
+    words = [sys.executable, "-c", TAKEN_OVER, str(host_keys.key()), code]
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=60
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        # what is refused
+        ("socket.socket()", "EPERM"),
+        ("socket.socket(socket.AF_UNIX)", "EPERM"),
+        ("socket.socketpair()", "EPERM"),
+        ("listening.connect(('127.0.0.1', 22))", "EPERM"),
+        ("sock.bind('/tmp/x')", "EPERM"),
+        ("listening.listen()", "EPERM"),
+        ("os.open('/etc/passwd', os.O_RDONLY)", "ENOENT"),
+        ("os.open('/dev/net/tun', os.O_RDWR)", "ENOENT"),
+        ("os.open('/tmp/x', os.O_RDWR | os.O_CREAT)", "ENOENT"),
+        ("os.stat('/')", "ENOENT"),
+        ("os.listdir('/')", "ENOENT"),
+        ("os.readlink('/proc/self/exe')", "ENOENT"),
+        ("os.mkdir('/tmp/x')", "EPERM"),
+        ("os.unlink('/tmp/x')", "EPERM"),
+        ("os.chdir('/')", "EPERM"),
+        ("os.memfd_create('x')", "EPERM"),
+        ("os.pipe()", "EPERM"),
+        ("os.setuid(0)", "EPERM"),
+        ("os.setgroups([])", "EPERM"),
+        ("fcntl.ioctl(0, termios.TIOCSTI, b'x')", "EPERM"),
+        ("fcntl.ioctl(0, 0x400454CA, bytes(40))", "EPERM"),  # TUNSETIFF
+        ("mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)", "EPERM"),
+        ("if libc.prctl(4, 1, 0, 0, 0): raise OSError(ctypes.get_errno(), '')", "EPERM"),
+        # what the worker does not survive
+        ("os.execve('/bin/sh', ['sh'], {})", CRASH),
+        ("os.fork()", CRASH),
+        ("os.posix_spawn('/bin/sh', ['sh'], {})", CRASH),
+        ("threading.Thread(target=print).start()", CRASH),
+        ("os.kill(os.getppid(), 0)", CRASH),
+        ("os.kill(os.getppid(), signal.SIGKILL)", CRASH),
+        ("os.kill(-1, signal.SIGTERM)", CRASH),
+        ("libc.ptrace(16, os.getppid(), 0, 0)", CRASH),  # PTRACE_ATTACH
+        ("libc.process_vm_readv(os.getppid(), 0, 0, 0, 0, 0)", CRASH),
+        ("os.pidfd_open(os.getppid())", CRASH),
+        ("libc.unshare(0x10000000)", CRASH),  # CLONE_NEWUSER
+        ("libc.mount(b'a', b'/', b'tmpfs', 0, 0)", CRASH),
+        ("os.chroot('.')", CRASH),
+        # what it needs, so that the others are not refused for another reason
+        ("os.urandom(16), sock.getsockname(), os.fstat(sock.fileno()), bytearray(9 << 20)", "done"),
+        ("listening.settimeout(0.1)\ntry: listening.accept()\nexcept TimeoutError: pass", "done"),
+        ("os.close(os.dup(sock.fileno())), mmap.mmap(-1, 4096)", "done"),
+    ],
+)
+def test_a_worker_that_was_taken_over_gets_nothing_from_the_kernel(
+    host_keys: Keyring, tmp_path: Path, code: str, said: str
+) -> None:
+    output, errors = take_over(code, host_keys, tmp_path)
+    assert output.startswith(said), errors
+    if said == CRASH:
+        assert "Traceback" not in errors
+    else:
+        assert output != CRASH
+
+
+def test_a_real_worker_is_held_to_the_filter_before_its_first_byte(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server()
+    client = dial(server)
+    assert client.until(lambda connection: connection.peer_version)
+    (worker,) = worker_of(server)
+    fields = status(worker)
+    assert fields["Seccomp"] == ["2"]
+    assert fields["NoNewPrivs"] == ["1"]
+
+
+def test_a_worker_that_the_filter_kills_is_a_crash_of_its_source(
+    host_keys: Keyring, tmp_path: Path
+) -> None:
+    code = "logging = None; os.fork()"
+    words = [sys.executable, "-c", "import logging; logging.basicConfig(level=20)\n" + TAKEN_OVER]
+    done = subprocess.run(
+        [*words, str(host_keys.key()), code],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert f"crash ({signal.strsignal(signal.SIGSYS)})" in done.stderr
+
+
+@pytest.mark.parametrize("token", [0xC00000B7, 0x40000028], ids=["arm64", "arm"])
+def test_the_list_is_one_for_each_architecture(monkeypatch: pytest.MonkeyPatch, token: int) -> None:
+    """libseccomp knows the numbers of those that we cannot try here."""
+    usual = seccomp._add
+    added: list[str] = []
+
+    def add(library: ctypes.CDLL, context: ctypes.c_void_p, *rest: object) -> None:
+        if not added:
+            assert library.seccomp_arch_add(context, ctypes.c_uint32(token)) == 0
+            assert library.seccomp_arch_remove(context, ctypes.c_uint32(0)) == 0
+        added.append(str(rest[1]))
+        usual(library, context, *rest)  # type: ignore[arg-type]
+
+    native = seccomp.program()
+    monkeypatch.setattr(seccomp, "_add", add)
+    assert seccomp.program() not in (native, b"")
+    assert len(set(added)) > 100
+
+
+def test_no_call_stands_in_two_lists() -> None:
+    conditional = {name for name, *_ in seccomp.CONDITIONS} | {name for name, _ in seccomp.EITHER}
+    lists = seccomp.ALLOWED, seccomp.MISSING, seccomp.FATAL, tuple(conditional)
+    names = [name for each in lists for name in each]
+    assert len(names) == len(set(names))
+
+
+def test_a_system_without_the_library_is_told_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(name: str) -> None:
+        raise OSError(2, name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    caplog.set_level(logging.WARNING)
+    assert listener._permitted_calls("wanted") is None
+    (line,) = caplog.messages
+    assert line.startswith("workers may make every system call: libseccomp.so.2 is missing")
+    with pytest.raises(UsageError, match="Debian's package libseccomp2"):
+        listener._permitted_calls("required")
+
+
+def test_a_kernel_without_filters_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prctl(*_: object) -> int:
+        ctypes.set_errno(22)
+        return -1
+
+    monkeypatch.setattr(seccomp, "_libc", type("Kernel", (), {"prctl": staticmethod(prctl)}))
+    with pytest.raises(seccomp.Unsupported, match="the kernel has no seccomp filters"):
+        seccomp.program()
+
+
+def test_a_program_that_the_kernel_refuses_ends_the_worker() -> None:
+    code = (
+        "from appliance.process import sandbox\n"
+        "try: sandbox.enter(None, bytes(8))\n"
+        "except OSError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert "seccomp: Invalid argument" in done.stdout, done.stderr
