@@ -53,7 +53,7 @@ $(VENV)/fuzz: $(VENV)/test
 DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
 TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools \
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
-	busybox=busybox systemd-analyze=systemd
+	busybox=busybox systemd-analyze=systemd fail2ban-regex=fail2ban
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 
