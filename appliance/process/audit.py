@@ -95,7 +95,7 @@ EVENTS: Final[dict[str, _Kind]] = {
     "tunnel_refused": _Kind("user {user}: tunnel device {device} refused: {reason}"),
     "tunnel_closed": _Kind("user {user}: tunnel device {device} closed"),
     "disconnected": _Kind(
-        "connection from {address} port {port} ended after {seconds} s: {reason}"
+        "disconnected from {address} port {port} after {seconds} s: {reason}"
         "[, {received} bytes in][, {sent} bytes out]"
     ),
 }

@@ -72,7 +72,7 @@ def test_an_event_is_a_line_of_the_log_and_an_object_of_the_file(
         "user anna from 192.0.2.7 port 4711 refused: password: wrong password",
         f"user anna logged in from 192.0.2.7 port 4711 with publickey ssh-ed25519 {fingerprint}",
         'user anna: exec: "echo \\x22a b\\x22"',
-        "connection from 192.0.2.7 port 4711 ended after 1.5 s: normal, 7 bytes in, 8 bytes out",
+        "disconnected from 192.0.2.7 port 4711 after 1.5 s: normal, 7 bytes in, 8 bytes out",
     ]
     refused, login, session, disconnected = written(path)
     assert refused.items() >= {
