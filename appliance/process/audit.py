@@ -22,7 +22,7 @@ a line there. Its name and its fields stay as they are in this table; more may b
                      audit_commands is set
     forward          kind (such as direct-tcpip), place: what was connected to or listened on
     forward_refused  kind, place, reason
-    forward_closed   kind, place
+    forward_closed   kind, place: what was listened on, and is no longer
     tunnel           device
     tunnel_refused   device, reason
     tunnel_closed    device

@@ -6,17 +6,23 @@ line; what a client names is compared with them, and otherwise only handed to th
 """
 
 import contextlib
-import logging
 import os
 import tempfile
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from ..aio import connecting
 from ..aio.listening import LocalListener, bind_addresses, listen
 from ..config.hosts import endpoint
-from ..log import harmless
 from ..wire.codec import write_boolean, write_uint32
-from . import accounts
+from ..wire.forward import (
+    AUTH_AGENT,
+    DIRECT_STREAMLOCAL,
+    DIRECT_TCPIP,
+    FORWARDED_STREAMLOCAL,
+    FORWARDED_TCPIP,
+)
+from . import accounts, audit
 from .authentication import Login
 from .requests import (
     Connect,
@@ -30,12 +36,11 @@ from .requests import (
     StopListening,
 )
 
-_log = logging.getLogger(__name__)
-
 # Our own choice
 LISTENERS_LIMIT: Final = 200  # of one connection at a time
 
 
+Request = Connect | ConnectLocal | Listen | ListenLocal | ListenAgent
 Places = tuple[tuple[str, int], ...]  # host and port; '*' and 0 stand for any
 
 
@@ -47,7 +52,7 @@ class ForwardGrants:
         config, permissions = login.config, login.permissions
         self._permit_open = _rules(config.permit_open, permissions.permit_open)
         self._permit_listen = _rules(config.permit_listen, permissions.permit_listen)
-        self._listeners: dict[int, LocalListener | None] = {}  # None: a TCP port
+        self._listeners: dict[int, tuple[str, LocalListener | None]] = {}  # None: a TCP port
         self._listeners_made = 0
         self._agent: LocalListener | None = None
         self._by_name = connecting.NameConnector(lambda: accounts.become(login.user))
@@ -55,13 +60,29 @@ class ForwardGrants:
     def handlers(self) -> Handlers:
         """What answers each request."""
         return {
-            Connect: self.connect,
-            ConnectLocal: self.connect_local,
-            Listen: self.listen,
-            ListenLocal: self.listen_local,
+            Connect: self._told(DIRECT_TCPIP, self.connect),
+            ConnectLocal: self._told(DIRECT_STREAMLOCAL, self.connect_local),
+            Listen: self._told(FORWARDED_TCPIP, self.listen),
+            ListenLocal: self._told(FORWARDED_STREAMLOCAL, self.listen_local),
             StopListening: self.stop_listening,
-            ListenAgent: self.listen_agent,
+            ListenAgent: self._told(AUTH_AGENT, self.listen_agent),
         }
+
+    @staticmethod
+    def _told(kind: str, grant: Callable[[Any], Reply]) -> Callable[[Any], Reply]:
+        """The handler ``grant``, whose outcome is told to the audit trail."""
+
+        def handler(request: Request) -> Reply:
+            place = _place(request)
+            try:
+                reply = grant(request)
+            except Deny as denial:
+                audit.event("forward_refused", kind=kind, place=place, reason=str(denial))
+                raise
+            audit.event("forward", kind=kind, place=place)
+            return reply
+
+        return handler
 
     # -- connecting --------------------------------------------------------------------
 
@@ -126,9 +147,7 @@ class ForwardGrants:
         except OSError as error:
             raise Deny(f"port {request.port}: {error.strerror}") from error
         port = sockets[0].getsockname()[1]
-        where = harmless(", ".join(addresses))
-        _log.info("listening on %s port %d for user %s", where, port, self._login.user.pw_name)
-        number = self._remember(None)
+        number = self._remember(f"{request.address}:{port}", None)
         return write_uint32(number) + write_uint32(port), [sock.detach() for sock in sockets]
 
     def listen_local(self, request: ListenLocal) -> Reply:
@@ -145,27 +164,25 @@ class ForwardGrants:
                 listener = LocalListener(path)
         except OSError as error:
             raise Deny(str(error.strerror)) from error
-        _log.info(
-            "listening on %s for user %s",
-            harmless(path.decode(errors="replace")),
-            self._login.user.pw_name,
-        )
-        return write_uint32(self._remember(listener)), [listener.socket.detach()]
+        return write_uint32(self._remember(_place(request), listener)), [listener.socket.detach()]
 
     def _check_limit(self) -> None:
         if len(self._listeners) >= LISTENERS_LIMIT:
             raise Deny("too many forwards")
 
-    def _remember(self, local: LocalListener | None) -> int:
+    def _remember(self, place: str, local: LocalListener | None) -> int:
         self._listeners_made += 1
-        self._listeners[self._listeners_made] = local
+        self._listeners[self._listeners_made] = place, local
         return self._listeners_made
 
     def stop_listening(self, request: StopListening) -> Reply:
         """Answered with nothing."""
         if request.listener not in self._listeners:
             raise Deny("no such forward")
-        self._remove(self._listeners.pop(request.listener))
+        place, local = self._listeners.pop(request.listener)
+        self._remove(local)
+        kind = FORWARDED_TCPIP if local is None else FORWARDED_STREAMLOCAL
+        audit.event("forward_closed", kind=kind, place=place)
         return b"", []
 
     # -- the client's agent --------------------------------------------------------------
@@ -196,7 +213,7 @@ class ForwardGrants:
             self._remove(self._agent)
             with accounts.as_user(self._login.user), contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(self._agent.path))
-        for local in self._listeners.values():
+        for _, local in self._listeners.values():
             self._remove(local)
         self._listeners.clear()
 
@@ -204,6 +221,17 @@ class ForwardGrants:
         if local is not None:
             with accounts.as_user(self._login.user):
                 local.remove()
+
+
+def _place(request: Request) -> str:
+    """What is asked for, in words."""
+    if isinstance(request, Connect):
+        return f"{request.host}:{request.port}"
+    if isinstance(request, Listen):
+        return f"{request.address}:{request.port}"
+    if isinstance(request, ListenAgent):
+        return "agent"
+    return request.path.decode(errors="replace")
 
 
 def _rules(configured: tuple[str, ...], of_key: Places | None) -> list[Places]:

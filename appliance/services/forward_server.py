@@ -67,7 +67,7 @@ class ForwardServer:
         try:
             attempt = connect()
         except Refused as refusal:
-            _log.info("forward to %s refused: %s", place, refusal)
+            _log.debug("forward to %s refused: %s", place, refusal)
             channel.reject(ADMINISTRATIVELY_PROHIBITED, str(refusal))
             return
         except OSError as error:
@@ -75,7 +75,7 @@ class ForwardServer:
             return
 
         def say(why: str) -> None:
-            _log.info("forward to %s %s", place, f"failed: {why}" if why else "opened")
+            _log.debug("forward to %s %s", place, f"failed: {why}" if why else "opened")
 
         Arriving(channel, self._driver, attempt, _forgotten, say)
 
@@ -86,7 +86,7 @@ class ForwardServer:
         try:
             return _REQUESTS[name](self, data)
         except Refused as refusal:
-            _log.info("%s refused: %s", name, refusal)
+            _log.debug("%s refused: %s", name, refusal)
             return None
 
     def _forward_tcpip(self, data: bytes) -> bytes:

@@ -500,13 +500,15 @@ def test_what_is_not_permitted_is_refused_in_words(
     with connect(bad) as sock:
         assert sock.recv(1) == b""
     assert "permitopen" in (tmp_path / "client.log").read_text()
-    assert "forward to 127.0.0.1" in server.log
+    assert f"direct-tcpip localhost:{echo.port} opened" in server.log
+    assert f"direct-tcpip 127.0.0.1:{echo.port} refused: this place may not" in server.log
     done = client.run(
         server, login, "true",
         options=("-R", f"{bad}:localhost:1", "-oExitOnForwardFailure=yes"),
     )  # fmt: skip
     assert done.status == 255
     assert f"remote port forwarding failed for listen port {bad}" in done.stderr
+    assert f"forwarded-tcpip localhost:{bad} refused: port forwarding is not" in server.log
 
 
 @pytest.mark.root
