@@ -109,12 +109,18 @@ class NameConnector:
             theirs.close()
         return Attempt(ours, by_name=True)
 
+    def close(self) -> None:
+        """Let the child end."""
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+
     def _ask(self, request: bytes, messenger: int) -> None:
         if self._requests is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # somebody killed it
                 socket.send_fds(self._requests, [request], [messenger])
                 return
-            self._requests.close()
+            self.close()
         self._requests = self._begin()
         socket.send_fds(self._requests, [request], [messenger])
 

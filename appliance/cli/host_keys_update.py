@@ -61,18 +61,18 @@ class HostKeysUpdate:
         self._connection.global_request(HOSTKEYS_PROVE, blobs, answered)
 
     def _proves(self, answer: bytes, keys: list[PublicKey]) -> bool:
-        signatures = read_strings(answer)
-        if len(signatures) != len(keys):
-            return False
         session_id = self._connection.session_id
-        return all(
-            key.verify(
-                _algorithm_of(signature),
-                signature,
-                Proof(HOSTKEYS_PROVE, session_id, key.blob).encode(),
+        try:
+            return all(
+                key.verify(
+                    Reader(signature).name(),
+                    signature,
+                    Proof(HOSTKEYS_PROVE, session_id, key.blob).encode(),
+                )
+                for key, signature in zip(keys, read_strings(answer), strict=True)
             )
-            for key, signature in zip(keys, signatures, strict=True)
-        )
+        except (MalformedMessage, ValueError):  # ValueError: too few of them, or too many
+            return False
 
     def _read(self) -> str:
         try:
@@ -116,11 +116,6 @@ def _usable(blobs: list[bytes]) -> list[PublicKey]:
         except MalformedMessage:
             continue  # of a type that we do not know
     return keys
-
-
-def _algorithm_of(signature: bytes) -> str:
-    """The name that a signature begins with; raises MalformedMessage."""
-    return Reader(signature).string().decode("latin-1")
 
 
 def _replace(path: str, text: str) -> None:

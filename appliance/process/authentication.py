@@ -8,7 +8,7 @@ import logging
 import os
 import pwd
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
@@ -17,8 +17,9 @@ from ..crypto.keys import PublicKey
 from ..errors import UsageError
 from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import write_text
+from ..wire.host_keys import HOSTKEYS_PROVE, Proof
 from . import accounts, audit, factors, matching, totp
-from .host_keys import HostKey
+from .host_keys import HostKeys
 from .peer import Peer
 from .requests import (
     AskPrompt,
@@ -26,6 +27,7 @@ from .requests import (
     Deny,
     Handlers,
     OutcomeReply,
+    ProveHostKey,
     RefuseAttempt,
     Reply,
     ShowKey,
@@ -58,7 +60,7 @@ class Authentication:
     def __init__(
         self,
         config: ServerConfig,
-        host_keys: Mapping[str, HostKey],
+        host_keys: HostKeys,
         peer: Peer,
         succeeded: Callable[[Login], None],
     ) -> None:
@@ -91,10 +93,11 @@ class Authentication:
             UseKey: self.use_key,
             UsePassword: self.use_password,
             AskPrompt: self.ask_prompt,
+            ProveHostKey: self.prove_host_key,
         }
 
     def sign(self, request: Sign) -> Reply:
-        key = self._host_keys.get(request.algorithm)
+        key = self._host_keys.by_algorithm.get(request.algorithm)
         if key is None or not 20 <= len(request.exchange_hash) <= 64:
             raise Deny("no such host key")
         self._signatures += 1
@@ -103,6 +106,14 @@ class Authentication:
         elif not self.is_done and self._signatures > 10:
             raise Deny("too many key exchanges before authentication")
         return key.sign(request.algorithm, request.exchange_hash), []
+
+    def prove_host_key(self, request: ProveHostKey) -> Reply:
+        """Answered with a signature by one of the host keys, for this connection only."""
+        key = self._host_keys.by_blob.get(request.host_key)
+        if key is None or request.algorithm not in key.public.signature_algorithms:
+            raise Deny("no such host key")
+        proof = Proof(HOSTKEYS_PROVE, self._session_id, request.host_key)
+        return key.sign(request.algorithm, proof.encode()), []
 
     def _go_by(self, config: ServerConfig) -> None:
         """All of it or, with a UsageError, nothing."""
@@ -169,7 +180,7 @@ class Authentication:
     def use_key(self, request: UseKey) -> Reply:
         started = time.monotonic()
         grant = self._grant(request)
-        bound = (b"", *(key.public.blob for key in self._host_keys.values()))
+        bound = (b"", *(key.public.blob for key in self._host_keys.by_algorithm.values()))
         if grant is None or not self._session_id or request.host_key not in bound:
             key = audit.of_key(request.algorithm, request.public_key)
             return self._failed(request.user, "publickey", started, "key not accepted", key)

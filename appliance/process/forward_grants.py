@@ -208,7 +208,8 @@ class ForwardGrants:
         return {} if self._agent is None else {b"SSH_AUTH_SOCK": self._agent.path}
 
     def close(self) -> None:
-        """Remove the files of the sockets that are left."""
+        """Let the child go, and remove the files of the sockets that are left."""
+        self._by_name.close()
         if self._agent is not None:
             self._remove(self._agent)
             with accounts.as_user(self._login.user), contextlib.suppress(OSError):

@@ -25,9 +25,19 @@ class HostKey(NamedTuple):
         return self.private.sign(plain_name(algorithm), data)
 
 
-def by_algorithm(
-    keys: Sequence[PrivateKey], certificates: Sequence[str], shortest: int
-) -> dict[str, HostKey]:
+class HostKeys(NamedTuple):
+    """The keys of a server: those that it shows, and all that it has."""
+
+    by_algorithm: dict[str, HostKey]  # the first key that signs under each name
+    by_blob: dict[bytes, PrivateKey]
+
+    def clear(self) -> None:
+        """Have none any more."""
+        self.by_algorithm.clear()
+        self.by_blob.clear()
+
+
+def arrange(keys: Sequence[PrivateKey], certificates: Sequence[str], shortest: int) -> HostKeys:
     """What signs under each name; ``certificates`` are files. Raises UsageError.
 
     A certificate that is not for a host, or of none of the keys, is a mistake; one that has
@@ -44,7 +54,7 @@ def by_algorithm(
         host_key = _with_certificate(keys, path)
         for algorithm in host_key.public.signature_algorithms:
             found.setdefault(algorithm, host_key)
-    return found
+    return HostKeys(found, {key.public.blob: key for key in keys})
 
 
 def _with_certificate(keys: Sequence[PrivateKey], path: str) -> HostKey:

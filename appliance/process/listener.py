@@ -119,12 +119,12 @@ class _Settings:
         """Reads the host keys, and makes them if that is wanted; raises UsageError."""
         self.config = config
         keys = host_keys.load(config.host_keys, config.make_host_keys)
-        self.host_keys = host_keys.by_algorithm(
+        self.host_keys = host_keys.arrange(
             keys, config.host_certificates, MINIMUM_RSA_BITS[config.profile]
         )
         factors.sequences(config)
         algorithms = user_keys.algorithms(config, aes_is_fast())
-        if not set(algorithms.host_key) & set(self.host_keys):
+        if not set(algorithms.host_key) & set(self.host_keys.by_algorithm):
             raise UsageError("no host key that this profile accepts")
         # the monitor knows who may use which key; the worker lets all of them through
         accepted = dict.fromkeys(algorithms.user_key)
@@ -139,7 +139,8 @@ class _Settings:
         self.job = worker.Job(
             config,
             algorithms,
-            {name: key.public.blob for name, key in self.host_keys.items()},
+            {name: key.public.blob for name, key in self.host_keys.by_algorithm.items()},
+            tuple(self.host_keys.by_blob),
             _read_banner(config.banner),
         )
         self.penalties = (

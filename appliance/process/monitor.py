@@ -12,14 +12,14 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ..config.server import ServerConfig
 from ..errors import MalformedMessage
 from . import audit, programs
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
-from .host_keys import HostKey
+from .host_keys import HostKeys
 from .peer import Peer
 from .penalties import Ending
 from .requests import DATAGRAM, GRANTED, REFUSED, TABLE, Deny, Reply, ReportTotals, When
@@ -35,7 +35,7 @@ class Monitor:
     def __init__(
         self,
         config: ServerConfig,
-        host_keys: Mapping[str, HostKey],
+        host_keys: HostKeys,
         peer: Peer,
         sock: socket.socket,
         worker: int,

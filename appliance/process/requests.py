@@ -161,6 +161,13 @@ class ListenAgent(Message, number=20):
     """Listen for programs that want the client's agent; answered with a descriptor."""
 
 
+class ProveHostKey(Message, number=21):
+    """Sign that a host key is the server's; the monitor makes the signed data itself."""
+
+    host_key: String
+    algorithm: Name
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -220,6 +227,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(ListenLocal, When.AFTER, MANY),
         Row(StopListening, When.AFTER, MANY),
         Row(ListenAgent, When.AFTER, 1),
+        Row(ProveHostKey, When.AFTER, 1000),
     )
 }
 

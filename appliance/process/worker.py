@@ -17,6 +17,7 @@ from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.server import ServerConfig
+from ..crypto.keys import RSA
 from ..crypto.suites import Algorithms
 from ..errors import PeerDisconnected, PeerError
 from ..services.base import Listening, Process, Refused
@@ -30,6 +31,7 @@ from ..ssh.order import Phase
 from ..ssh.transport import ServerSide, Settings
 from ..wire.codec import Message, Reader
 from ..wire.forward import DIRECT_STREAMLOCAL, DIRECT_TCPIP
+from ..wire.host_keys import HOSTKEYS, HOSTKEYS_PROVE, read_strings, write_strings
 from ..wire.messages import (
     ADMINISTRATIVELY_PROHIBITED,
     CONNECT_FAILED,
@@ -60,6 +62,7 @@ from .requests import (
     OpenPty,
     OpenTunnel,
     OutcomeReply,
+    ProveHostKey,
     RefuseAttempt,
     Reply,
     ReportTotals,
@@ -182,6 +185,9 @@ class MonitorClient:
     def stop_listening(self, number: int) -> None:
         self._ask_for(StopListening(number))
 
+    def prove_host_key(self, blob: bytes, algorithm: str) -> bytes:
+        return self._ask_for(ProveHostKey(blob, algorithm))[0]
+
     def listen_agent(self) -> socket.socket:
         _, fds = self._ask_for(ListenAgent(), 1)
         return socket.socket(fileno=fds[0])
@@ -206,6 +212,7 @@ class Job(NamedTuple):
     config: ServerConfig
     algorithms: Algorithms
     host_keys: Mapping[str, bytes]  # signature algorithm -> blob
+    all_host_keys: tuple[bytes, ...]
     banner: str
 
 
@@ -217,6 +224,7 @@ class Worker(ConnectionHandler):
         self._monitor = monitor
         self._sessions = 0
         self._tunnels = 0
+        self._all_host_keys = job.all_host_keys
         self._no_more_sessions = False
         self._keepalive: KeepAlive | None = None
         self._loop = Loop()
@@ -244,6 +252,7 @@ class Worker(ConnectionHandler):
         self._monitor.report_totals(self._driver.received, self._driver.sent)
 
     def authenticated(self) -> None:
+        self.connection.global_request(HOSTKEYS, write_strings(self._all_host_keys))
         self._config = self._monitor.settings(self._config)
         if self._config.client_alive_interval:
             self._keep_alive(
@@ -278,9 +287,28 @@ class Worker(ConnectionHandler):
         if name == "no-more-sessions@openssh.com":
             self._no_more_sessions = True
             return b""
+        if name == HOSTKEYS_PROVE:
+            return self._prove_host_keys(read_strings(data))
         if name in REQUESTS:
             return self._forwards.global_request(name, data)
         return None
+
+    def _prove_host_keys(self, blobs: list[bytes]) -> bytes | None:
+        """A signature by each of these keys, None if not all are ours."""
+        try:
+            return write_strings(
+                self._monitor.prove_host_key(blob, self._algorithm_for(blob)) for blob in blobs
+            )
+        except Refused:
+            return None
+
+    def _algorithm_for(self, blob: bytes) -> str:
+        """An RSA key signs with the hash that the key exchange has settled on, if it has."""
+        key_type = Reader(blob).name()
+        if key_type != RSA:
+            return key_type
+        negotiated = self.connection.host_key_algorithm
+        return "rsa-sha2-256" if negotiated.startswith("rsa-sha2-256") else "rsa-sha2-512"
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         opener = self._OPENERS.get(channel.channel_type)

@@ -117,6 +117,7 @@ class ForwardClient:
 
     def close(self) -> None:
         """Listen no more; connections live on."""
+        self._by_name.close()
         for listener, file in self._listeners.values():
             self._close(listener, file)
         self._listeners.clear()

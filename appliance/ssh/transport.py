@@ -155,6 +155,11 @@ class Transport:
         self._begin_exchange()
 
     @property
+    def host_key_algorithm(self) -> str:
+        """By which the server proved its key; once the first key exchange is over."""
+        return self._negotiated.host_key
+
+    @property
     def host_binding(self) -> HostBinding:
         """A client's, once it is authenticated or about to be."""
         return HostBinding(self._host_key, self.session_id, self._host_signature)

@@ -30,7 +30,7 @@ from appliance.errors import UsageError
 from appliance.process import accounts, authentication, user_keys
 from appliance.process.authentication import Authentication, Login
 from appliance.process.factors import CODE, Factors, sequences
-from appliance.process.host_keys import HostKey
+from appliance.process.host_keys import HostKey, HostKeys
 from appliance.process.peer import Peer
 from appliance.process.requests import (
     AskPrompt,
@@ -103,7 +103,7 @@ class Desk:
         peer.address, peer.port = "192.0.2.7", 4711
         self.logins: list[Login] = []
         config = replace(ServerConfig(), max_auth_tries=100, **changes)  # type: ignore[arg-type]
-        host_keys = {"ssh-ed25519": HostKey(HOST_KEY, HOST_KEY.public)}
+        host_keys = HostKeys({"ssh-ed25519": HostKey(HOST_KEY, HOST_KEY.public)}, {})
         self.authentication = Authentication(config, host_keys, peer, self.logins.append)
         self.authentication.sign(Sign("ssh-ed25519", SESSION))
 

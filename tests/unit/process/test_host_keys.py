@@ -143,7 +143,7 @@ def test_a_certificate_is_offered_beside_its_key_under_names_of_its_own(
     certificate: Callable[..., str],
 ) -> None:
     rsa, ed25519 = generate("ssh-rsa", 2048), generate("ssh-ed25519")
-    found = host_keys.by_algorithm([ed25519, rsa], [certificate(rsa)], 2048)
+    found, _ = host_keys.arrange([ed25519, rsa], [certificate(rsa)], 2048)
     assert set(found) == {
         "ssh-ed25519",
         "rsa-sha2-512",
@@ -169,20 +169,20 @@ def test_a_certificate_that_is_of_no_use_is_a_mistake(
         (str(tmp_path), "directory"),
     ]:
         with pytest.raises(UsageError, match=text) as raised:
-            host_keys.by_algorithm([key], [path], 2048)
+            host_keys.arrange([key], [path], 2048)
         assert path in str(raised.value)
     with pytest.raises(UsageError, match="no certificate for hosts"):
-        host_keys.by_algorithm([key], [certificate(key, Kind.USER)], 2048)
+        host_keys.arrange([key], [certificate(key, Kind.USER)], 2048)
 
 
 def test_a_certificate_that_has_expired_is_named_in_the_log(
     certificate: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     key = generate("ssh-ed25519")
-    assert len(host_keys.by_algorithm([key], [certificate(key, valid_before=1)], 2048)) == 2
+    assert len(host_keys.arrange([key], [certificate(key, valid_before=1)], 2048)[0]) == 2
     assert "is not valid now" in caplog.text
 
 
 def test_a_short_rsa_host_key_is_refused_where_a_longer_one_is_wanted() -> None:
     with pytest.raises(UsageError, match="3072 bits"):
-        host_keys.by_algorithm([generate("ssh-rsa", 2048)], [], 3072)
+        host_keys.arrange([generate("ssh-rsa", 2048)], [], 3072)

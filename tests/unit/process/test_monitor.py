@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.aio import connecting
 from appliance.config.server import Match, ServerConfig, Tunnel
 from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions, parse
 from appliance.crypto.keys import PrivateKey, generate
@@ -31,7 +32,7 @@ from appliance.process import (
     tunnel_grants,
     tunnels,
 )
-from appliance.process.host_keys import HostKey
+from appliance.process.host_keys import HostKey, HostKeys
 from appliance.process.monitor import Monitor
 from appliance.process.peer import Peer
 from appliance.process.penalties import Ending
@@ -53,6 +54,7 @@ from appliance.process.requests import (
     OpenPty,
     OpenTunnel,
     OutcomeReply,
+    ProveHostKey,
     RefuseAttempt,
     ReportTotals,
     SendSignal,
@@ -67,11 +69,13 @@ from appliance.process.requests import (
 )
 from appliance.ssh.auth_server import Offer, signed_data
 from appliance.wire.codec import Message, Reader
+from appliance.wire.host_keys import Proof
 from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 from tests.peers import Account
 from tests.unit.wire.test_messages import VALUES
 
 HOST_KEY = generate("ssh-ed25519")
+SPARE_KEY = generate("ssh-rsa", 2048)  # of the server, and not shown yet
 KEY = generate("ssh-ed25519")
 OTHER = generate("ssh-ed25519")
 RSA = generate("ssh-rsa", 2048)
@@ -113,7 +117,10 @@ class Office:
         monkeypatch.setattr(os, "kill", lambda *what: self.killed.append(what))
         self.monitor = Monitor(
             replace(CONFIG, **changes),  # type: ignore[arg-type]
-            {"ssh-ed25519": HostKey(HOST_KEY, HOST_KEY.public)},
+            HostKeys(
+                {"ssh-ed25519": HostKey(HOST_KEY, HOST_KEY.public)},
+                {key.public.blob: key for key in (HOST_KEY, SPARE_KEY)},
+            ),
             peer,
             ours,
             WORKER,
@@ -189,6 +196,8 @@ class Office:
         return user
 
     def close(self) -> None:
+        if self.monitor._forwards is not None:
+            self.monitor._forwards.close()
         if self.is_in:
             for claim in filter(None, self.tunnels._tunnels.values()):
                 claim.close()
@@ -291,6 +300,7 @@ SAMPLES: dict[type[Message], Message] = {
     ListenLocal: ListenLocal(b"/run/s"),
     StopListening: StopListening(1),
     ListenAgent: ListenAgent(),
+    ProveHostKey: ProveHostKey(b"key", "ssh-ed25519"),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -311,7 +321,7 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
     assert declared == kinds
     assert [
         *(LearnSettings, OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
-        *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent),
+        *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent, ProveHostKey),
     ] == AFTER
 
 
@@ -374,6 +384,7 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
     it = Office(monkeypatch)
     monkeypatch.setattr(tunnel_grants, "open_device", lambda *_: pytest.fail("it was done"))
     monkeypatch.setattr(programs, "start", refuse_to_start)
+    monkeypatch.setattr(connecting.NameConnector, "connect", refuse_to_start)
     try:
         if authenticated:
             it.log_in()
@@ -1262,3 +1273,17 @@ def test_the_first_of_two_factors_does_not_stop_the_clock(office: Make) -> None:
     assert it.outcome(use_key()).partial
     assert it.monitor._deadline is not None
     assert it.told == 0
+
+
+def test_a_host_key_is_proven_for_this_connection_only(office: Make) -> None:
+    it = office().log_in()
+    for key, algorithm in ((HOST_KEY, "ssh-ed25519"), (SPARE_KEY, "rsa-sha2-512")):
+        answer = it.ask(ProveHostKey(key.public.blob, algorithm))
+        proof = Proof("hostkeys-prove-00@openssh.com", SESSION, key.public.blob).encode()
+        assert key.public.verify(algorithm, answer, proof)
+    for blob, algorithm in (
+        (KEY.public.blob, "ssh-ed25519"),
+        (HOST_KEY.public.blob, "rsa-sha2-512"),
+        (SPARE_KEY.public.blob, "ssh-rsa"),
+    ):
+        assert it.denied(ProveHostKey(blob, algorithm)) == "no such host key"
