@@ -38,6 +38,7 @@ class UserCredentials:
         self._options = options
         self._trust = trust
         self._passwords = 0
+        self._added: set[bytes] = set()  # the keys that the agent was offered
         self.connection: Connection | None = None  # that they are for, once there is one
 
     # -- keys ------------------------------------------------------------------------
@@ -102,9 +103,7 @@ class UserCredentials:
                 prompts.tell(f"culvert: certificate file {path}: it is no user's certificate")
 
     def _from_agent(self, named: set[bytes]) -> Iterator[Identity]:
-        path = self._options.identity_agent
-        if path is None:
-            path = os.environ.get("SSH_AUTH_SOCK", "")
+        path = _agent_path(self._options)
         if not path:
             return
         from ..services.agent_client import Agent
@@ -154,14 +153,48 @@ class UserCredentials:
                 return None
             if public is None:
                 unlocked = self._unlock(path, data)
-                return None if unlocked is None else _identity(unlocked, path)
+                return None if unlocked is None else self._at_hand(unlocked, path)
             return Identity(
                 public.blob, public.signature_algorithms, self._signer(path, data), True, path
             )
         except KeyFileError as error:
             prompts.tell(f"culvert: identity file {path}: {error}")
             return None
-        return _identity(key, path)
+        return self._at_hand(key, path)
+
+    def _at_hand(self, key: PrivateKey, path: str) -> Identity:
+        """A key that can be used at once: no question to the server is needed first."""
+
+        def sign(algorithm: str, signed: bytes) -> bytes:
+            self._add_to_agent(key, path)
+            return key.sign(algorithm, signed)
+
+        public = key.public
+        return Identity(public.blob, public.signature_algorithms, sign, False, path)
+
+    def _add_to_agent(self, key: PrivateKey, path: str) -> None:
+        """AddKeysToAgent of ssh_config(5)."""
+        options = self._options
+        wanted = options.add_keys_to_agent
+        place = _agent_path(options)
+        if wanted.how == "no" or not place or key.public.blob in self._added:
+            return
+        self._added.add(key.public.blob)
+        if wanted.how == "ask":
+            answer = prompts.line(f"Add key {path} ({key.public.fingerprint()}) to agent? ")
+            if answer is None or answer.lower() not in ("y", "yes"):
+                return
+        from ..services.agent_client import Agent
+
+        try:
+            agent = Agent(place)
+            try:
+                if not agent.add(key, path, wanted.how == "confirm", wanted.lifetime):
+                    _debug(f"the agent does not take {path}")
+            finally:
+                agent.close()
+        except OSError as error:
+            _debug(f"agent {place}: {error}")
 
     def _read(self, path: str) -> bytes | None:
         try:
@@ -186,7 +219,10 @@ class UserCredentials:
             nonlocal key
             if key is None:  # asked for once, though a certificate and the key itself may sign
                 key = self._unlock(path, data)
-            return None if key is None else key.sign(algorithm, signed)
+            if key is None:
+                return None
+            self._add_to_agent(key, path)
+            return key.sign(algorithm, signed)
 
         return sign
 
@@ -269,10 +305,10 @@ def _certified(certificate: Certificate, holder: Identity) -> Identity:
     )
 
 
-def _identity(key: PrivateKey, path: str) -> Identity:
-    """A key that is at hand: no question to the server is needed first."""
-    public = key.public
-    return Identity(public.blob, public.signature_algorithms, key.sign, False, path)
+def _agent_path(options: HostOptions) -> str:
+    """'' for no agent."""
+    path = options.identity_agent
+    return os.environ.get("SSH_AUTH_SOCK", "") if path is None else path
 
 
 def _debug(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..crypto.patterns import matches_list
 from ..errors import UsageError
-from .ssh_keywords import SETTINGS, TUNNEL_ANY
+from .ssh_keywords import SETTINGS, TUNNEL_ANY, AddKeys
 
 if TYPE_CHECKING:
     from ..config.forwards import Forward
@@ -45,6 +45,7 @@ class HostOptions:
     identity_files_given: bool = False
     certificate_files: tuple[str, ...] = ()  # beside those that stand by the identity files
     identities_only: bool = False
+    add_keys_to_agent: AddKeys = AddKeys("no", 0)
     identity_agent: str | None = None  # None: SSH_AUTH_SOCK; '' : no agent
 
     user_known_hosts_files: tuple[str, ...] = ()

@@ -91,6 +91,26 @@ def _persist(text: str) -> int | None:
     return 0 if text.lower() in ("yes", "true") else _time(text)
 
 
+class AddKeys(NamedTuple):
+    """Whether the agent is to have the keys that are used, and for how many seconds."""
+
+    how: str  # no, yes, ask, confirm
+    lifetime: int  # 0: for ever
+
+    def __str__(self) -> str:
+        return f"{self.how} {self.lifetime}" if self.lifetime else self.how
+
+
+def _add_keys(words: Sequence[str]) -> AddKeys:
+    how, *times = words
+    if len(times) > 1:
+        raise BadValue("expected yes, no, ask or confirm, and perhaps a time")
+    if not times and how[:1].isdigit():
+        return AddKeys("yes", _time(how))
+    how = _one_of("yes", "no", "ask", "confirm", true="yes", false="no")(how)
+    return AddKeys(how, _time(times[0]) if times else 0)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
@@ -259,6 +279,7 @@ SETTINGS: Final[dict[str, Setting]] = {
         Setting("IdentityFile", "identity_files", _text),
         Setting("CertificateFile", "certificate_files", _text),
         Setting("IdentitiesOnly", "identities_only", _flag),
+        Setting("AddKeysToAgent", "add_keys_to_agent", _add_keys, "words"),
         Setting("IdentityAgent", "identity_agent", _text),
         Setting("UserKnownHostsFile", "user_known_hosts_files", _files, "words"),
         Setting("GlobalKnownHostsFile", "global_known_hosts_files", _files, "words"),
@@ -354,7 +375,7 @@ ALIASES: Final = {
 
 # Accepted, without effect here: they tune, log, or belong to a feature that is off.
 _TUNING_KEYWORDS: Final = """
-    addkeystoagent canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
+    canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
     canonicalizepermittedcnames channeltimeout checkhostip cipher
     compressionlevel enablesshkeysign fallbacktorsh forwardx11timeout
     forwardx11trusted globalknownhostsfile2 gssapiauthentication gssapiclientidentity

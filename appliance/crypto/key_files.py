@@ -392,7 +392,7 @@ def dump_openssh(
     name = _OUR_CIPHER if passphrase else "none"
     cipher = _CIPHERS[name]
     check = AESGCM.generate_key(128)[:4]
-    plain = check + check + _write_secret(key) + write_string(comment.encode())
+    plain = check + check + write_secret(key) + write_string(comment.encode())
     plain += bytes(range(1, -len(plain) % cipher.block + 1))
     options = b""
     if passphrase:
@@ -418,8 +418,8 @@ def dump_openssh(
     return b"\n".join([_BEGIN, *lines, _END, b""])
 
 
-def _write_secret(key: PrivateKey) -> bytes:
-    """The inverse of ``_read_secret``."""
+def write_secret(key: PrivateKey) -> bytes:
+    """The inverse of ``_read_secret``; also how an agent takes a key, with its comment behind."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 

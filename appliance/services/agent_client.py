@@ -4,13 +4,19 @@ import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from ..crypto.keys import PublicKey, load_offered_key, plain_name
+from ..crypto.key_files import write_secret
+from ..crypto.keys import PrivateKey, PublicKey, load_offered_key, plain_name
 from ..errors import MalformedMessage
 from ..ssh.transport import HostBinding
-from ..wire.codec import Boolean, Message, Reader, Record, String, UInt32, write_uint32
+from ..wire.codec import Boolean, Message, Reader, Record, String, UInt32, write_text, write_uint32
 
 _REQUEST_IDENTITIES: Final = b"\x0b"
 _IDENTITIES_ANSWER: Final = 12
+_ADD: Final = b"\x11"
+_ADD_CONSTRAINED: Final = b"\x19"
+_LIFETIME: Final = b"\x01"
+_CONFIRM: Final = b"\x02"
+_SUCCESS: Final = b"\x06"
 _RSA_FLAGS: Final = {"rsa-sha2-256": 2, "rsa-sha2-512": 4}
 
 # Our own choices
@@ -93,6 +99,21 @@ class Agent:
                     continue  # of a type that we do not know
         except MalformedMessage as error:
             raise OSError("the agent's answer is malformed") from error
+
+    def add(self, key: PrivateKey, comment: str, confirm: bool, lifetime: int) -> bool:
+        """Have the agent hold a key, if it will; ``lifetime`` in seconds, 0 for ever.
+
+        ``confirm``: it is to ask its user before each use.
+        """
+        constraints = b"".join(
+            (
+                _LIFETIME + write_uint32(lifetime) if lifetime else b"",
+                _CONFIRM if confirm else b"",
+            )
+        )
+        number = _ADD_CONSTRAINED if constraints else _ADD
+        request = number + write_secret(key) + write_text(comment) + constraints
+        return self._ask(request).rest() == _SUCCESS
 
     def sign(self, key: PublicKey, algorithm: str, data: bytes) -> bytes | None:
         """A signature blob, or None when the agent refuses."""

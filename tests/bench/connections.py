@@ -2,11 +2,13 @@
 
 AsyncSSH makes a login cheaply enough to keep a server busy, and it is the same for every server.
 `logins` prints how many a second succeeded; `hold` says `ready` and holds its connections until
-its standard input ends.
+its standard input ends; `attack` opens `--count` a second, from another address, and closes each
+once the server has said its name, until its standard input ends.
 """
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import time
 from typing import Any
@@ -41,9 +43,38 @@ async def hold(count: int, connect: dict[str, Any]) -> None:
         connection.close()
 
 
+ATTACKER = "127.0.0.2"
+
+
+async def attack(rate: int, connect: dict[str, Any]) -> None:
+    """Open `rate` connections a second, as regularly as one can, until standard input ends."""
+
+    async def one() -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(5):
+                reader, writer = await asyncio.open_connection(
+                    connect["host"], connect["port"], local_addr=(ATTACKER, 0)
+                )
+                await reader.read(1)
+                writer.close()
+
+    loop = asyncio.get_running_loop()
+    over = loop.run_in_executor(None, sys.stdin.read)
+    attempts: set[asyncio.Task[None]] = set()
+    due = loop.time()
+    print("ready", flush=True)
+    while not over.done():
+        attempt = loop.create_task(one())
+        attempts.add(attempt)
+        attempt.add_done_callback(attempts.discard)
+        due += 1 / rate
+        await asyncio.sleep(max(0.0, due - loop.time()))
+    await asyncio.gather(*attempts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=("logins", "hold"))
+    parser.add_argument("work", choices=("logins", "hold", "attack"))
     parser.add_argument("--count", type=int, required=True)
     for name in ("--address", "--known-hosts", "--user", "--key"):
         parser.add_argument(name, required=True)
@@ -58,7 +89,7 @@ def main() -> None:
         "agent_path": None,
         "config": None,
     }
-    work = logins if chosen.work == "logins" else hold
+    work = {"logins": logins, "hold": hold, "attack": attack}[chosen.work]
     asyncio.run(work(chosen.count, connect))
 
 

@@ -37,9 +37,17 @@ class Bench:
         """Return the login that every measurement uses."""
         return Login(self.account, self.user_keys.key())
 
-    def serve(self, name: str) -> Server:
+    def penalties(self, name: str) -> list[str]:
+        """Return the words that have a server judge sources that are of this machine, too."""
+        if name != "culvert":
+            return []
+        path = self.new_folder("penalties") / "sshd.toml"
+        path.write_text('per_source_penalty_exempt_list = ["127.0.0.1"]\n')
+        return ["--config", str(path)]
+
+    def serve(self, name: str, options: Sequence[str] = ()) -> Server:
         """Start a server; the caller stops it."""
-        settings = ServerSettings(host_keys=[self.host_keys.key()])
+        settings = ServerSettings(host_keys=[self.host_keys.key()], options=options)
         return start(SERVERS[name], settings, self.new_folder(name))
 
     def new_folder(self, name: str) -> Path:

@@ -5,6 +5,7 @@ How tunnels are measured stands in `vpn.py`.
 
 import contextlib
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -29,7 +30,8 @@ from tests.netns import CommandFailed
 from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
 
 GIBIBYTE = 1 << 30
-IDLE_CONNECTIONS = 10
+IDLE_CONNECTIONS = 100
+ATTACKS = 200  # a second
 LOGINS = 40  # in each measurement of connections a second
 
 
@@ -160,6 +162,44 @@ def idle_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
                 holder.stdout.close()
             time.sleep(1)  # the server's processes end
             return Sample((after - before) / IDLE_CONNECTIONS / (1 << 20))
+
+        yield measure
+
+
+@contextlib.contextmanager
+def login_under_attack(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure how many times its idle time a login takes while somebody else floods the server."""
+    with bench.serve(contender.server, bench.penalties(contender.server)) as server:
+        kind = CLIENTS[contender.client]
+
+        def login() -> float:
+            began = time.perf_counter()
+            done = kind.run(server, bench.login(), "true")
+            if done.status != 0:
+                raise CommandFailed(f"{done.stderr}\n{server.log[-2000:]}")
+            return time.perf_counter() - began
+
+        def median() -> float:
+            return statistics.median(login() for _ in range(5))
+
+        def measure() -> Sample:
+            idle = median()
+            attacker = subprocess.Popen(
+                _connections(bench, server, "attack", ATTACKS),
+                env=environment(server.folder),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert attacker.stdin is not None and attacker.stdout is not None
+            try:
+                if attacker.stdout.readline() != b"ready\n":
+                    raise CommandFailed("the attacker did not start")
+                time.sleep(2)  # until it is in full swing, and found out
+                return Sample(median() / idle)
+            finally:
+                attacker.stdin.close()
+                attacker.stdout.close()
+                end(attacker)
 
         yield measure
 
@@ -326,6 +366,14 @@ WORKS = (
         True,
         logins_a_second,
         [Line("connections until authenticated", CULVERT, 1.0, BESIDE_DROPBEAR)],
+    ),
+    Work(
+        "attack",
+        "times",
+        False,
+        login_under_attack,
+        [Line("a login under 200 connections a second, to an idle one", CULVERT, 2.0)],
+        base=None,
     ),
     Work(
         "memory",

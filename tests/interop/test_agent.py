@@ -158,3 +158,21 @@ def serve_ours(
             folder = Path(account.home, f"keys{number}")
             (folder / "authorized_keys").unlink()
             folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("setting", "listed"), [("yes", True), ("no", False), ("1h", True), ("confirm", True)]
+)
+def test_a_key_that_is_used_can_be_left_with_the_agent(
+    login: Login, agent: Path, serve_ours: Callable[..., Server], setting: str, listed: bool
+) -> None:
+    add(agent, "-D")
+    options = (f"-oAddKeysToAgent={setting}",)
+    done = run(CLIENTS[OURS], serve_ours(), login, "echo in", agent, *options)
+    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr
+    found = subprocess.run(
+        [find_program("ssh-add"), "-L"], env={"SSH_AUTH_SOCK": str(agent)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    key = Path(f"{login.key}.pub").read_text().split()[1]
+    assert (key in found.stdout) == listed
