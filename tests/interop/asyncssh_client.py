@@ -4,6 +4,7 @@ Standard input, output and error are those of the remote command; so is the exit
 signal that ended it is printed to standard error as `signal NAME`.
 """
 
+import argparse
 import asyncio
 import os
 import sys
@@ -12,6 +13,19 @@ from typing import Any
 import asyncssh
 
 from tests.interop.library_options import parse
+
+
+async def forward(connection: asyncssh.SSHClientConnection, chosen: argparse.Namespace) -> None:
+    """Forward ports of the loopback until the connection is over."""
+    for spec in chosen.L:
+        port, host, target = spec.split(":")
+        await connection.forward_local_port("127.0.0.1", int(port), host, int(target))
+    for spec in chosen.R:
+        port, host, target = spec.split(":")
+        await connection.forward_remote_port("127.0.0.1", int(port), host, int(target))
+    for port in chosen.D:
+        await connection.forward_socks("127.0.0.1", int(port))
+    await connection.wait_closed()
 
 
 async def main() -> int:
@@ -40,6 +54,9 @@ async def main() -> int:
         compression_algs=["zlib@openssh.com"] if chosen.compression else ["none"],
         **options,
     ) as connection:
+        if chosen.N:
+            await forward(connection, chosen)
+            return 0
         if chosen.pty:
             term, rows, columns = chosen.pty.split(",")
             options = {"term_type": term, "term_size": (int(columns), int(rows))}

@@ -30,6 +30,20 @@ class Accounts(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
 
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> bool:
+        return True
+
+    def server_requested(self, listen_host: str, listen_port: int) -> bool:
+        return True
+
+    def unix_connection_requested(self, dest_path: str) -> bool:
+        return True
+
+    def unix_server_requested(self, listen_path: str) -> bool:
+        return True
+
     def begin_auth(self, username: str) -> bool:
         assert self._connection is not None
         if username in self._keys:

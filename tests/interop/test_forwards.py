@@ -38,8 +38,8 @@ DATA = os.urandom(3 << 20)
 CLIENTS_WITH_SOCKETS = ("openssh", OURS)
 
 TCP_PAIRS = [
-    *((client, OURS) for client in ("openssh", "dbclient", "plink")),
-    *((OURS, server) for server in ("openssh", "dropbear")),
+    *((client, OURS) for client in ("openssh", "dbclient", "plink", "asyncssh")),
+    *((OURS, server) for server in ("openssh", "dropbear", "asyncssh")),
     (OURS, OURS),
 ]
 SOCKS_PAIRS = [pair for pair in TCP_PAIRS if pair[0] != "dbclient"]
@@ -222,7 +222,7 @@ def test_a_socks_port(
             assert done.stdout == DATA
 
 
-@each(TCP_PAIRS)
+@each([pair for pair in TCP_PAIRS if pair[0] != "asyncssh"])
 def test_standard_input_and_output(
     client: ClientKind, server: Server, login: Login, echo: Echo
 ) -> None:
