@@ -218,6 +218,8 @@ class _Client:
             request.escape,
             request.agent,
         )
+        for place in (1, 2):
+            self._unblock(place)
         driver = self._master.driver
         session = SessionClient(
             wanted,
@@ -229,6 +231,18 @@ class _Client:
         )
         self._session = session
         session.start(driver.connection.open_channel("session", b"", session))
+
+    def _unblock(self, place: int) -> None:
+        """Have a terminal that stands still (^S) stop its own session only.
+
+        It is opened once more: the mode of the other client's own descriptor is its affair.
+        """
+        fd = self._descriptors[place]
+        if os.isatty(fd):
+            with contextlib.suppress(OSError):
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                self._descriptors[place] = os.open(f"/proc/self/fd/{fd}", flags)
+                os.close(fd)
 
     def _session_ended(self) -> None:
         session = self._session

@@ -181,6 +181,21 @@ def test_a_terminal(shared: Shared) -> None:
 
 
 @with_ours
+def test_a_terminal_that_stands_still_stops_its_own_session_only(shared: Shared) -> None:
+    shared.begin()
+    call = shared.client.invocation(
+        shared.server, shared.login, "echo in; yes; true", options=shared.options("-tt")
+    )
+    with Terminal(call) as terminal:
+        terminal.read_until(b"in")
+        wait_until(lambda: False, 1)  # nobody reads the rest: its buffer is full by now
+        assert shared.run("echo too").stdout == b"too\n"
+        terminal.read_until(b"y\r\ny\r\n")
+        terminal.write(b"\r~.")
+        assert terminal.wait() == 255
+
+
+@with_ours
 def test_a_client_that_is_killed_takes_its_program_along_and_nothing_else(shared: Shared) -> None:
     shared.begin()
     call = shared.client.invocation(
