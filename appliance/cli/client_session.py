@@ -95,6 +95,10 @@ class ClientSession:
         if options.server_alive_interval:
             interval, count = options.server_alive_interval, options.server_alive_count_max
             KeepAlive(self._driver, interval, count, self._silent)
+        if options.idle_timeout:
+            from ..aio.idle import IdleTimeout
+
+            IdleTimeout(self._driver, options.idle_timeout, self._idle)
         for number in (signal.SIGTERM, signal.SIGHUP):
             self._loop.on_signal(number, partial(self._end_by, number))
         self._driver.start()
@@ -254,6 +258,11 @@ class ClientSession:
             self._loop.stop,
         )
         self._leave_when_over()
+
+    def _idle(self) -> None:
+        prompts.tell(f"Idle for {self._options.idle_timeout} s.")
+        self._failed = True
+        self._loop.stop()
 
     def _end_by(self, number: int) -> None:
         _log.info("killed by signal %d", number)

@@ -106,6 +106,7 @@ class HostOptions:
     config_file: str | None = None  # that is read in place of the usual ones
     host_key_line: str = ""  # the only host key, as type and base64; known_hosts is not read
     stdio_forward: tuple[str, int] | None = None  # host and port for our input and output
+    idle_timeout: int = 0  # seconds, after which the client gives up; 0: never
     jump_command: tuple[str, ...] = ()  # the applet and words that connect us, not ssh with -W
 
     def algorithms(

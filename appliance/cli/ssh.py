@@ -74,6 +74,8 @@ DBCLIENT_SPEC: Final = (
     Option("g", None, "let other hosts use the ports of -L"),
     Option("J", "command", "connect by a command's input and output: dbclient's ProxyCommand"),
     Option("A", None, "let programs there use our agent"),
+    Option("I", "seconds", "end after so long without traffic"),
+    Option("z", None, ""),  # no traffic classes: there are none
     Option("B", "host:port", "connect our input and output to this place, from the server"),
     Option("b", "address", "connect from this address of ours"),
     Option("W", "bytes", "receive window of a channel"),
@@ -241,12 +243,20 @@ def _settings(line: _CommandLine, dropbear: bool) -> HostOptions:
     if place is not None:  # instead of a session
         given = [("SessionType", "none"), ("RequestTTY", "no"), *given]
     settings = load(host, given, line.options.value("F"), person)
+    if dropbear and (idle := line.options.value("I")) is not None:
+        settings.idle_timeout = _seconds("-I", idle)
     if place is not None:
         settings.stdio_forward = _host_and_port(place)
     if hops:  # Dropbear has one set of options for all hosts
         there = f"[{settings.host_name}]:{settings.port}"
         settings.jump_command = ("dbclient", *_same_everywhere(line.options), "-B", there, hops)
     return settings
+
+
+def _seconds(option: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 10 * 86400):
+        raise UsageError(f"{option} {text}: expected a number from 0 to {10 * 86400}")
+    return int(text)
 
 
 def _dropbear_hop(text: str) -> tuple[str, str]:

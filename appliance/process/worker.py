@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from ..aio.connecting import Attempt
 from ..aio.driver import Driver
+from ..aio.idle import IdleTimeout
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.server import ServerConfig
@@ -27,7 +28,6 @@ from ..services.tunnel.channel import OffloadTunnel, OpenSSHTunnel, TunnelChanne
 from ..ssh.auth_server import Offer, Outcome
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
-from ..ssh.order import Phase
 from ..ssh.transport import ServerSide, Settings
 from ..wire.codec import Message, Reader
 from ..wire.forward import DIRECT_STREAMLOCAL, DIRECT_TCPIP
@@ -228,7 +228,6 @@ class Worker(ConnectionHandler):
         self._no_more_sessions = False
         self._keepalive: KeepAlive | None = None
         self._loop = Loop()
-        self._last_activity = self._loop.time()
         self.connection = Connection(
             ServerSide(job.host_keys, monitor.sign, monitor, job.banner),
             Settings(
@@ -259,7 +258,7 @@ class Worker(ConnectionHandler):
                 self._config.client_alive_interval, self._config.client_alive_count_max
             )
         if self._config.idle_timeout:
-            self._loop.call_later(1.0, self._check_idle, -1)
+            IdleTimeout(self._driver, self._config.idle_timeout, self._idle)
 
     def _keep_alive(self, interval: int, count: int) -> None:
         if self._keepalive is None:
@@ -270,18 +269,10 @@ class Worker(ConnectionHandler):
         self.connection.close("no answer")
         self._driver.flush()
 
-    def _check_idle(self, packets: int) -> None:
-        if self.connection.phase is Phase.CLOSED:
-            return
-        now = self._loop.time()
-        if packets != self.connection.activity:
-            self._last_activity = now
-        if now - self._last_activity >= self._config.idle_timeout:
-            _log.info("idle for %d s", self._config.idle_timeout)
-            self.connection.close("idle for too long")
-            self._driver.flush()
-            return
-        self._loop.call_later(1.0, self._check_idle, self.connection.activity)
+    def _idle(self) -> None:
+        _log.info("idle for %d s", self._config.idle_timeout)
+        self.connection.close("idle for too long")
+        self._driver.flush()
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
         if name == "no-more-sessions@openssh.com":
