@@ -35,6 +35,7 @@ APPLETS: Final[dict[str, Applet]] = {
 
 def main() -> int:
     """The entry point of the command; returns the exit status."""
+    _open_standard_descriptors()
     name = os.path.basename(sys.argv[0])
     arguments = sys.argv[1:]
     if name not in APPLETS:
@@ -51,6 +52,18 @@ def main() -> int:
         return 1
     run: Callable[[list[str], str], int] = import_module(f"appliance.cli.{applet.module}").main
     return run(arguments, name)
+
+
+def _open_standard_descriptors() -> None:
+    """Whoever starts us may have closed some: what we open must not be taken for them."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # so this is the number that the next one gets
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _help() -> str:

@@ -5,12 +5,13 @@ may block for long: a child looks it up, connects, and passes the socket back.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .loop import Loop
 
@@ -19,6 +20,7 @@ LOCALHOST: Final = ("::1", "127.0.0.1")  # in the order of RFC 6724
 NAME_SECONDS: Final = 120  # about what the kernel gives a connection
 NAMES_AT_ONCE: Final = 50  # of one NameConnector
 NAME_LIMIT: Final = 1024  # bytes of a request; DNS has 255 for a name
+_TOO_MANY: Final = "too many names at once"
 _ANSWER: Final = 256  # bytes: longer than any error's text
 
 
@@ -47,21 +49,43 @@ def connect_address(host: str, port: int) -> Attempt | None:
 
 
 def is_address(host: str) -> bool:
-    """Whether it is an IP address, perhaps with a zone, and no name."""
-    base = host.partition("%")[0]
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in it
-            socket.inet_pton(family, base)
-            return "\0" not in host
-    return False
+    """Whether it is an IP address, an IPv6 address perhaps with a zone, and no name."""
+    return socket_address(host, 0) is not None
+
+
+def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
+    """What an IP address is to the kernel; None for anything else. Nothing is looked up."""
+    base, percent, zone = host.partition("%")
+    if not host.isascii() or "\0" in host:
+        return None
+    if not percent:
+        with contextlib.suppress(OSError):
+            socket.inet_pton(socket.AF_INET, host)
+            return socket.AF_INET, (host, port)
+    with contextlib.suppress(OSError):
+        socket.inet_pton(socket.AF_INET6, base)
+        index = (int(zone) if zone.isdigit() else socket.if_nametoindex(zone)) if percent else 0
+        return socket.AF_INET6, (base, port, 0, index & 0xFFFFFFFF)
+    return None
+
+
+def look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    """The addresses of a name; raises OSError, whatever is wrong with the name. It may block."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (UnicodeError, LookupError) as error:
+        raise OSError(errno.EINVAL, "not a host name") from error
+    return [(family, address) for family, _, _, _, address in found]
 
 
 def _connect(address: str, port: int, at_once: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    known = socket_address(address, port)
+    assert known is not None
+    family, place = known
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with contextlib.suppress(BlockingIOError):
-            sock.connect((address, port))
+            sock.connect(place)
         if at_once and _is_settled(sock):
             check(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -96,6 +120,7 @@ class NameConnector:
         """``become`` makes the child the user as whom it connects."""
         self._become = become
         self._requests: socket.socket | None = None
+        self._child = -1  # a descriptor of the process
 
     def connect(self, host: str, port: int) -> Attempt:
         """Have it connect; raises OSError."""
@@ -110,22 +135,31 @@ class NameConnector:
         return Attempt(ours, by_name=True)
 
     def close(self) -> None:
-        """Let the child end."""
+        """End the child, whatever it waits for."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # or somebody else has waited for it
+                os.waitid(os.P_PIDFD, self._child, os.WEXITED)
+            os.close(self._child)
 
     def _ask(self, request: bytes, messenger: int) -> None:
-        if self._requests is not None:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # somebody killed it
-                socket.send_fds(self._requests, [request], [messenger])
-                return
-            self.close()
-        self._requests = self._begin()
-        socket.send_fds(self._requests, [request], [messenger])
+        try:
+            if self._requests is not None:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed
+                    socket.send_fds(self._requests, [request], [messenger])
+                    return
+                self.close()
+            self._requests = self._begin()
+            socket.send_fds(self._requests, [request], [messenger])
+        except BlockingIOError as error:
+            raise OSError(errno.EAGAIN, _TOO_MANY) from error
 
     def _begin(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
         try:
             pid = os.fork()
         except OSError:
@@ -137,6 +171,7 @@ class NameConnector:
                 _serve_names(theirs.fileno(), self._become)
             finally:
                 os._exit(0)
+        self._child = os.pidfd_open(pid)
         theirs.close()
         return ours
 
@@ -151,6 +186,10 @@ def _serve_names(requests: int, become: Callable[[], None]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.dup2(requests, 3)
     os.closerange(4, 65536)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
     become()
     free = threading.Semaphore(NAMES_AT_ONCE)
 
@@ -166,22 +205,24 @@ def _serve_names(requests: int, become: Callable[[], None]) -> None:
             request, fds, _, _ = socket.recv_fds(sock, NAME_LIMIT, 1)
             if not request:
                 return
-            free.acquire()
-            threading.Thread(target=serve, args=(request, *fds), daemon=True).start()
+            if free.acquire(blocking=False):
+                threading.Thread(target=serve, args=(request, *fds), daemon=True).start()
+            else:
+                with socket.socket(fileno=fds[0]) as answer:
+                    answer.send(_TOO_MANY.encode())
 
 
 def _connect_name(host: str, port: int, answer: socket.socket) -> None:
     try:
         _send_connection(host, port, answer)
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
+    except OSError as error:
         with contextlib.suppress(OSError):
-            answer.send((why or str(error) or "not a host name").encode()[:_ANSWER])
+            answer.send((error.strerror or str(error) or "no address").encode()[:_ANSWER])
 
 
 def _send_connection(host: str, port: int, answer: socket.socket) -> None:
     failure: OSError = OSError(0, "no address")
-    for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, address in look_up(host, port):
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(NAME_SECONDS)
             try:

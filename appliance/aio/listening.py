@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from .connecting import is_address
+from .connecting import socket_address
 from .loop import Loop
 
 _log = logging.getLogger(__name__)
@@ -121,15 +121,16 @@ def _listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _bind(address: str, port: int) -> socket.socket:
-    if not is_address(address):
+    known = socket_address(address, port)
+    if known is None:
         raise OSError(errno.EADDRNOTAVAIL, f"'{address}' is not an address of this machine")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family, place = known
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
+        sock.bind(place)
         sock.listen(BACKLOG)
     except OSError:
         sock.close()
@@ -160,7 +161,7 @@ class LocalListener:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             self.socket.bind(path)
-            self._identity = _identity(path)
+            self._identity = identity(path)
             self.socket.listen(BACKLOG)
         except OSError as error:
             self.socket.close()
@@ -173,11 +174,11 @@ class LocalListener:
     def remove(self) -> None:
         """Remove the file, if it is still the one that was made."""
         with contextlib.suppress(OSError):
-            if _identity(self.path) == self._identity:
+            if identity(self.path) == self._identity:
                 os.unlink(self.path)
 
 
-def _identity(path: bytes) -> tuple[int, int, int]:
-    """Of a file; the time is there because a number is used again."""
+def identity(path: bytes) -> tuple[int, int, int]:
+    """Which file this is; the time is there because a number is used again. Raises OSError."""
     status = os.lstat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -106,7 +106,8 @@ class Client(ConnectionHandler):
         self._session.channel_open(channel, type_data)
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
-        if name == HOSTKEYS and self._options.update_host_keys != "no" and not self._told_keys:
+        wanted = self._options.update_host_keys != "no" and self._options.user_known_hosts_files
+        if name == HOSTKEYS and wanted and not self._told_keys:
             self._told_keys = True
             if self._connection is None:  # the login is just about to be over
                 self._host_keys = data

@@ -1,11 +1,14 @@
 """A client that shares the connection of another one (ControlPath of ssh_config(5)), and -O."""
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 from types import FrameType
 from typing import Final
 
+from ..aio.listening import identity
 from ..config.forwards import Forward, TcpPlace
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..services.session_client import CONNECTION_FAILED
@@ -40,7 +43,11 @@ _ANSWERS: Final = {kind.number: kind for kind in (Running, Done, Say, Raw, Cooke
 
 
 class NoMaster(CulvertError):
-    """Nobody answers at the control socket."""
+    """Nobody answers at the control socket: who wants to may connect by themselves."""
+
+
+class MasterGone(CulvertError):
+    """The master went away after it was asked for something, which may have been done."""
 
 
 class ControlClient:
@@ -48,17 +55,19 @@ class ControlClient:
 
     def __init__(self, options: HostOptions) -> None:
         """Raises NoMaster."""
-        assert options.control_path is not None
+        path = options.control_path
+        assert path is not None
         self._options = options
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._socket.connect(options.control_path)
+            found = identity(os.fsencode(path))
+            self._socket.connect(path)
         except OSError as error:
             self._socket.close()
+            if isinstance(error, ConnectionRefusedError):  # of a master that was killed
+                _remove_dead(path, found)
             why = error.strerror or str(error)
-            if isinstance(error, ConnectionRefusedError):  # of one that was killed
-                os.unlink(options.control_path)
-            raise NoMaster(f"Control socket connect({options.control_path}): {why}") from error
+            raise NoMaster(f"Control socket connect({path}): {why}") from error
 
     def command(self, name: str) -> int:
         """Carry out -O; the exit status."""
@@ -146,7 +155,8 @@ class ControlClient:
         terminal = RawTerminal() if os.isatty(0) else None
 
         def resized(number: int, frame: FrameType | None) -> None:
-            self._send(WindowSize(*get_size(0)))
+            with contextlib.suppress(MasterGone):  # which the next receive finds out, too
+                self._send(WindowSize(*get_size(0)))
 
         def killed(number: int, frame: FrameType | None) -> None:
             raise SystemExit(CONNECTION_FAILED)
@@ -181,7 +191,7 @@ class ControlClient:
         try:
             socket.send_fds(self._socket, [data], list(range(descriptors)))
         except OSError as error:
-            raise NoMaster(f"the master of the connection: {error.strerror}") from error
+            raise MasterGone(f"the master of the connection: {error.strerror}") from error
 
     def _receive(self) -> Message | None:
         """None once the master is gone."""
@@ -194,3 +204,14 @@ class ControlClient:
             return None if kind is None else kind.decode(data)
         except MalformedMessage:
             return None
+
+
+def _remove_dead(path: str, found: tuple[int, int, int]) -> None:
+    """Remove the socket that nobody answered at, but not one that was made meanwhile."""
+    aside = f"{path}.{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError):
+        os.rename(path, aside)
+        if identity(os.fsencode(aside)) != found:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        os.unlink(aside)

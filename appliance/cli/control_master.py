@@ -158,7 +158,11 @@ class _Client:
             return
         except OSError:
             data, fds = b"", []
-        self._descriptors += fds
+        if self._descriptors:  # it has what it needs
+            for fd in fds:
+                os.close(fd)
+        else:
+            self._descriptors += fds
         row = _REQUESTS.get(data[0]) if data else None
         if row is None:
             self.close()

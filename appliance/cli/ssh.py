@@ -364,9 +364,11 @@ def _run(options: HostOptions, line: _CommandLine, window: int | None) -> int:
         from .control_client import ControlClient, NoMaster
 
         try:
-            return ControlClient(options).run(command, quiet)
+            client = ControlClient(options)
         except NoMaster as error:
             _log.debug("%s", error)
+        else:
+            return client.run(command, quiet)
     from .client import Client
 
     return Client(options, command, quiet).run(window)

@@ -107,6 +107,10 @@ class Authentication:
             raise Deny("too many key exchanges before authentication")
         return key.sign(request.algorithm, request.exchange_hash), []
 
+    def forget_host_keys(self) -> None:
+        """In a child of the monitor's that becomes the user's."""
+        self._host_keys.clear()
+
     def prove_host_key(self, request: ProveHostKey) -> Reply:
         """Answered with a signature by one of the host keys, for this connection only."""
         key = self._host_keys.by_blob.get(request.host_key)

@@ -6,6 +6,7 @@ line; what a client names is compared with them, and otherwise only handed to th
 """
 
 import contextlib
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ..wire.forward import (
     FORWARDED_STREAMLOCAL,
     FORWARDED_TCPIP,
 )
-from . import accounts, audit
+from . import accounts, audit, sandbox
 from .authentication import Login
 from .requests import (
     Connect,
@@ -47,15 +48,17 @@ Places = tuple[tuple[str, int], ...]  # host and port; '*' and 0 stand for any
 class ForwardGrants:
     """What one connection may reach, and what it listens on."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: Login, forget_host_keys: Callable[[], None]) -> None:
+        """``forget_host_keys`` is for a child that becomes the user's."""
         self._login = login
+        self._forget_host_keys = forget_host_keys
         config, permissions = login.config, login.permissions
         self._permit_open = _rules(config.permit_open, permissions.permit_open)
         self._permit_listen = _rules(config.permit_listen, permissions.permit_listen)
         self._listeners: dict[int, tuple[str, LocalListener | None]] = {}  # None: a TCP port
         self._listeners_made = 0
         self._agent: LocalListener | None = None
-        self._by_name = connecting.NameConnector(lambda: accounts.become(login.user))
+        self._by_name = connecting.NameConnector(self._become)
 
     def handlers(self) -> Handlers:
         """What answers each request."""
@@ -67,6 +70,12 @@ class ForwardGrants:
             StopListening: self.stop_listening,
             ListenAgent: self._told(AUTH_AGENT, self.listen_agent),
         }
+
+    def _become(self) -> None:
+        self._forget_host_keys()
+        gc.collect()
+        accounts.become(self._login.user)
+        sandbox.confine()
 
     @staticmethod
     def _told(kind: str, grant: Callable[[Any], Reply]) -> Callable[[Any], Reply]:

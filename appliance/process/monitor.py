@@ -63,7 +63,7 @@ class Monitor:
     def _logged_in(self, login: Login) -> None:
         self._deadline = None
         self._tell_listener()
-        self._forwards = ForwardGrants(login)
+        self._forwards = ForwardGrants(login, self._authentication.forget_host_keys)
         self._sessions = SessionGrants(login, self._peer, self._forwards.environment)
         for grants in (self._sessions, TunnelGrants(login), self._forwards):
             self._handlers |= grants.handlers()
@@ -80,8 +80,19 @@ class Monitor:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
-        late = False
-        while not late:
+        ending = Ending.CRASH
+        try:
+            ending = self._ending(self._loop(poll, wake_read))
+        finally:
+            self._kill_worker()
+            if self._forwards is not None:
+                self._forwards.close()
+            self._tell_end(ending)
+        return ending
+
+    def _loop(self, poll: select.poll, wake_read: int) -> bool:
+        """Whether the grace time ended it."""
+        while True:
             timeout = None
             if self._deadline is not None:
                 timeout = max(0.0, self._deadline - time.monotonic()) * 1000
@@ -90,14 +101,11 @@ class Monitor:
                 os.read(wake_read, 512)
                 self._reap()
             if self._sock.fileno() in ready and not self._serve():
-                break
+                return False
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 audit.event("late", grace_time=self._config.login_grace_time)
                 self._kill_worker()
-                late = True
-        ending = self._ending(late)
-        self._tell_end(ending)
-        return ending
+                return True
 
     def _tell_end(self, ending: Ending) -> None:
         reason = ending.name.lower()
@@ -130,8 +138,6 @@ class Monitor:
         if self._worker_status is None:
             _, self._worker_status = os.waitpid(self._worker, 0)
         self._reap()
-        if self._forwards is not None:
-            self._forwards.close()
         if late:
             return Ending.GRACE_TIME
         if self._worker_status and not self._told_to_end:

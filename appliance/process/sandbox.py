@@ -84,6 +84,13 @@ def enter(identity: Identity | None, calls: bytes | None = None) -> None:
         seccomp.load(calls)
 
 
+def confine() -> None:
+    """Of a child that became the user: what it has in its memory stays its own."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    end_with_parent()
+
+
 def descriptors(identity: Identity | None) -> set[int]:
     """What ``enter`` needs to be open."""
     return set() if identity is None else {identity.directory}

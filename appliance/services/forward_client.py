@@ -16,6 +16,7 @@ from ..aio.connecting import (
     connect_address,
     connect_local,
     is_address,
+    look_up,
 )
 from ..aio.driver import Driver
 from ..aio.listening import Listener, LocalListener, bind_addresses, listen
@@ -477,7 +478,7 @@ def _address(host: str) -> str:
     """The address of a name of this machine; raises OSError."""
     if is_address(host):
         return host
-    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    return str(look_up(host, 0)[0][1][0])
 
 
 def _tell(sock: socket.socket, data: bytes) -> None:

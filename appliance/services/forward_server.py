@@ -37,6 +37,9 @@ from .forward import Arriving, SocketSplice, originator
 
 _log = logging.getLogger(__name__)
 
+# Our own choice
+OFFERED_LIMIT: Final = 200  # channels that the client has not answered; what comes then is closed
+
 _Key = tuple[str, int] | bytes  # address and port as they were asked for, or a path
 
 
@@ -48,6 +51,7 @@ class ForwardServer:
         self._privileges = privileges
         self._listeners: dict[_Key, tuple[int, Listener]] = {}
         self._agent: Listener | None = None
+        self._offered: set[ChannelHandler] = set()  # channels that the client has not answered
 
     # -- the client wants a connection -------------------------------------------------
 
@@ -131,7 +135,10 @@ class ForwardServer:
             self._agent = Listener(self._driver.loop, [self._privileges.listen_agent()], accepted)
 
     def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
-        splice = SocketSplice(sock, self._driver, _forgotten)
+        if len(self._offered) >= OFFERED_LIMIT:
+            sock.close()
+            return
+        splice = _Offered(sock, self._driver, self._offered)
         splice.join(self._driver.connection.open_channel(channel_type, opening, splice))
         self._driver.flush()
 
@@ -149,6 +156,19 @@ class ForwardServer:
         listener.close()
         self._privileges.stop_listening(number)
         return b""
+
+
+class _Offered(SocketSplice):
+    """A connection to a port here, which the client may take."""
+
+    def __init__(self, sock: socket.socket, driver: Driver, offered: set[ChannelHandler]) -> None:
+        super().__init__(sock, driver, offered.discard)
+        self._offered = offered
+        offered.add(self)
+
+    def opened(self, type_data: bytes) -> None:
+        self._offered.discard(self)
+        super().opened(type_data)
 
 
 def _forgotten(handler: ChannelHandler) -> None:

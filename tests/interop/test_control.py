@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.control_messages import NewSession, Suspend
 from tests.interop.conftest import OURS, pair_of
 from tests.interop.test_forwards import Echo, assert_echoes, eventually, listens
 from tests.netns import wait_until
 from tests.peers import (
     CLIENTS,
+    CULVERT,
     ClientKind,
+    Invocation,
     Login,
     Server,
     Terminal,
+    environment,
     free_port,
     private_folder,
 )
@@ -298,6 +302,26 @@ def test_nonsense_on_the_socket_disturbs_nobody(shared: Shared) -> None:
             answer = eventually(lambda sock=sock: sock.recv(1000))  # type: ignore[misc]
             assert answer is not None
     assert shared.run("echo in").stdout == b"in\n"
+
+
+def test_a_master_that_goes_away_while_its_client_is_suspended_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    """Or what was asked for would be done twice."""
+    with private_folder("c") as folder:
+        path = folder / "s"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as master:
+            master.bind(str(path))
+            master.listen()
+            words = [*CULVERT, "ssh", "-F", "none", "-tt", "-S", str(path), "-p", "1", "127.0.0.1"]
+            with Terminal(Invocation(words, environment(tmp_path))) as terminal:
+                client, _ = master.accept()
+                assert client.recv(65536)[0] == NewSession.number
+                client.send(Suspend().encode())  # after which the terminal's size is told again
+                client.close()
+                said = terminal.read_until(b"the connection is gone")
+                assert b"connect to host" not in said
+                assert terminal.wait() == 255
 
 
 def test_a_command_that_is_none_or_has_no_path_is_one_line(login: Login, tmp_path: Path) -> None:

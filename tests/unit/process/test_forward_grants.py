@@ -46,7 +46,7 @@ def grants(
         (entry,) = parse(f"{options} {KEY}".strip().encode(), pytest.fail)
         permissions = entry.options
     config = replace(ServerConfig(), **settings)  # type: ignore[arg-type]
-    return ForwardGrants(Login(user, permissions, None, config))
+    return ForwardGrants(Login(user, permissions, None, config), lambda: None)
 
 
 def close(reply: Reply) -> None:

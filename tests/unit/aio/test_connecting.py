@@ -1,0 +1,139 @@
+"""What is an address, what is a name, and how names are connected to without waiting."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.aio.connecting import (
+    Attempt,
+    Connecting,
+    NameConnector,
+    connect_address,
+    is_address,
+    look_up,
+    socket_address,
+)
+from appliance.aio.listening import listen
+from appliance.aio.loop import Loop
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "2001:db8::1", "fe80::1%lo", "fe80::1%1"])
+def test_an_address_is_one(host: str) -> None:
+    assert is_address(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "localhost", "127.1", "0x7f.1", "127.0.0.1%x", "127.0.0.1%é", "::1%é", "::1%nosuch",
+     "::1\0", "127.0.0.1 ", "[::1]", "%lo", "fe80::1%"],
+)  # fmt: skip
+def test_everything_else_is_a_name_and_nothing_is_looked_up(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("it was looked up"))
+    assert not is_address(host)
+    if host != "localhost":
+        assert connect_address(host, 80) is None
+
+
+@given(st.text(max_size=40))
+def test_no_text_raises(text: str) -> None:
+    found = socket_address(text, 80)
+    assert found is None or found[0] in (socket.AF_INET, socket.AF_INET6)
+    if found is None:
+        with pytest.raises(OSError, match="is not an address"):
+            listen([text], 0)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 70, "é" * 300, "a" * 300 + ".example", "\ud800"])
+def test_a_name_that_cannot_be_is_an_error_of_the_system(name: str) -> None:
+    with pytest.raises(OSError):
+        look_up(name, 80)
+
+
+@pytest.fixture
+def connector() -> Iterator[NameConnector]:
+    it = NameConnector(lambda: None)
+    yield it
+    it.close()
+
+
+def outcome(attempt: Attempt) -> socket.socket | str:
+    """What comes of an attempt."""
+    loop = Loop()
+    results: list[socket.socket | str] = []
+
+    def done(result: socket.socket | str) -> None:
+        results.append(result)
+        loop.stop()
+
+    Connecting(loop, attempt, done, done)
+    loop.run()
+    loop.close()
+    return results[0]
+
+
+def test_a_name_is_connected_to_by_one_child(connector: NameConnector) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for _ in range(3):
+            sock = outcome(connector.connect("127.1", port))
+            assert isinstance(sock, socket.socket)
+            assert not os.get_blocking(sock.fileno())
+            sock.close()
+            server.accept()[0].close()
+    assert outcome(connector.connect("127.1", port)) == "Connection refused"
+    assert outcome(connector.connect("a..b", port)) == "not a host name"
+
+
+def test_a_child_that_was_killed_is_followed_by_another(connector: NameConnector) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for _ in range(2):
+            sock = outcome(connector.connect("127.1", port))
+            assert isinstance(sock, socket.socket)
+            sock.close()
+            signal_child(connector)
+
+
+def signal_child(connector: NameConnector) -> None:
+    import signal
+
+    signal.pidfd_send_signal(connector._child, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, connector._child, os.WEXITED | os.WNOWAIT)
+
+
+def test_too_many_names_are_refused_at_once_and_the_end_waits_for_none() -> None:
+    """Each waits for a server whose queue is full, which never answers."""
+    connector = NameConnector(lambda: None)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        place = server.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(place)
+        attempts = []
+        began = time.monotonic()
+        refused = set()
+        for _ in range(1000):
+            try:
+                attempts.append(connector.connect("127.1", place[1]))
+            except OSError as error:
+                refused.add(error.strerror)
+        assert time.monotonic() - began < 20
+        assert refused <= {"too many names at once"}
+        child = Path(f"/proc/self/fdinfo/{connector._child}").read_text()
+        connector.close()
+        assert "Pid:" in child
+        for attempt in attempts:
+            attempt.sock.close()
+        for filler in fillers:
+            filler.close()
+    pid = int(child.split("Pid:")[1].split()[0])
+    assert not Path(f"/proc/{pid}").exists()
