@@ -64,19 +64,19 @@ def test_a_key_that_is_proven_is_added_and_others_stay(it: SimpleNamespace) -> N
     assert third == it.before.splitlines()[1]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        b"",
-        b"\0",
-        write_strings([b""]),
-        write_strings([proof(NEW, by=OLD)]),
-        write_strings([proof(OLD)]),
-        write_strings([proof(NEW, session=b"t" * 32)]),
-        write_strings([proof(NEW), proof(NEW)]),
-    ],
-)
+UNPROVEN = {
+    "refused": None,
+    "nothing": b"",
+    "malformed": b"\0",
+    "empty": write_strings([b""]),
+    "by another": write_strings([proof(NEW, by=OLD)]),
+    "of another": write_strings([proof(OLD)]),
+    "of another connection": write_strings([proof(NEW, session=b"t" * 32)]),
+    "twice": write_strings([proof(NEW), proof(NEW)]),
+}
+
+
+@pytest.mark.parametrize("answer", UNPROVEN.values(), ids=UNPROVEN)
 def test_what_is_not_proven_changes_nothing(
     it: SimpleNamespace, answer: bytes | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_key_that_is_announced_no_more_is_forgotten(it: SimpleNamespace) -> No
     assert it.path.read_text() == it.before
 
 
-@pytest.mark.parametrize("keys", [(), (NEW,), (OTHER, NEW)])
+@pytest.mark.parametrize("keys", [(), (NEW,), (OTHER, NEW)], ids=["none", "new", "others"])
 def test_a_server_that_does_not_announce_the_key_it_used_is_not_believed(
     it: SimpleNamespace, keys: tuple[PrivateKey, ...]
 ) -> None:
