@@ -283,8 +283,9 @@ def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
 
 def _methods(options: HostOptions) -> tuple[str, ...]:
     """The methods to try, in order; those that need somebody to ask only if there is one."""
-    wanted = options.preferred_authentications
-    methods = wanted or ("publickey", "keyboard-interactive", "password")
+    methods = options.preferred_authentications
+    if methods is None:  # but "," is none: ssh-copy-id then only wants to see the server
+        methods = ("publickey", "keyboard-interactive", "password")
     can_ask = not options.batch_mode
     enabled = {
         "publickey": options.pubkey_authentication,

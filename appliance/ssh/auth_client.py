@@ -112,8 +112,9 @@ class AuthClient:
                 if request is not None:
                     return request
                 self._exhausted.add(method)
+        # Written as by OpenSSH: ssh-copy-id, Ansible and others look for these two words.
         raise AuthenticationFailed(
-            f"permission denied ({','.join(message.methods) or 'no methods left'})"
+            f"Permission denied ({','.join(message.methods) or 'no methods left'})"
             + (f"; tried {', '.join(self._tried)}" if self._tried else "; had nothing to try")
         )
 

@@ -342,6 +342,8 @@ class Transport:
         if len(line) + 2 > VERSION_LIMIT or not all(32 <= byte < 127 for byte in line):
             raise ProtocolError("the peer's identification string is malformed")
         self.peer_version = line
+        # In the words of OpenSSH's ssh -v, from which ssh-copy-id learns where Dropbear keeps keys.
+        _log.debug("remote software version %s", self.peer_software)
         self.phase = Phase.KEXINIT
 
     def _dispatch(self, payload: bytes) -> None:

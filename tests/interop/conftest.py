@@ -5,7 +5,10 @@ Culvert's.
 """
 
 import os
-from collections.abc import Callable, Iterable
+import pwd
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from tests.peers import (
     Server,
     ServerKind,
     ServerSettings,
+    private_folder,
 )
 
 OURS = os.environ.get("CULVERT_STAND_IN", "culvert")
@@ -33,6 +37,8 @@ PAIRS = [
     *((OURS, server) for server in SERVERS_FOR_OURS),
     (OURS, OURS),
 ]
+# For programs that run an ssh: each of our ends beside OpenSSH's, and both.
+BESIDE_OPENSSH = [("openssh", OURS), (OURS, "openssh"), (OURS, OURS)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -93,3 +99,36 @@ def client(request: pytest.FixtureRequest, need: Callable[[ClientKind], None]) -
 def login(account: Account, user_keys: Keyring) -> Login:
     """A login of the test's user by an Ed25519 key."""
     return Login(account, user_keys.key())
+
+
+# Programs that run an ssh
+
+
+@pytest.fixture
+def there(account: Account) -> Iterator[Path]:
+    """A folder that belongs to the user who logs in, short enough for sockets."""
+    with private_folder("there") as folder:
+        entry = pwd.getpwnam(account.name)
+        os.chown(folder, entry.pw_uid, entry.pw_gid)
+        yield folder
+
+
+def words_of(
+    client: ClientKind, server: Server, login: Login, options: Sequence[str] = ()
+) -> list[str]:
+    """Return the client's command line up to the host's name, which another program adds."""
+    return client.invocation(server, login, None, options=options).argv[:-1]
+
+
+def write_program(path: Path, words: Sequence[str]) -> Path:
+    """Make `path` a program that runs these words and its own, for who wants one word."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def logins(server: Server) -> int:
+    """How many connections the server has let in by now, by its log."""
+    return sum(
+        "Accepted publickey" in line or "logged in" in line for line in server.log.splitlines()
+    )

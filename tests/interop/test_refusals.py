@@ -104,7 +104,7 @@ def test_a_wrong_key_is_refused_in_one_line(
 ) -> None:
     done = client.run(server, Login(account, host_keys.key()), "echo in")
     assert done.status == 255
-    assert_one_line(done.stderr, "permission denied")
+    assert_one_line(done.stderr, "Permission denied")
 
 
 def ssh(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -94,7 +94,7 @@ def test_a_banner_comes_before_the_answer() -> None:
 def test_a_client_without_anything_that_helps_is_told_so() -> None:
     pair = Pair(credentials=TestCredentials(None, None))
     pair.pump()
-    assert "permission denied" in str(pair.client.error)
+    assert "Permission denied" in str(pair.client.error)
     assert {event[0] for event in pair.authority.asked} == {"none"}
 
 

@@ -321,7 +321,7 @@ def test_an_openssh_server_carries_a_link_too(sites: Routed) -> None:
     ("wrong", "words"),
     [
         ("host_key", "somebody may be listening in"),
-        ("identity_file", "permission denied (publickey"),
+        ("identity_file", "Permission denied (publickey"),
     ],
 )
 def test_what_is_refused_for_good_stops_the_link_with_one_line(
