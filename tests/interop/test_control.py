@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.control_messages import NewSession, Suspend
-from tests.interop.conftest import OURS, pair_of
+from tests.interop.conftest import OURS, logins, pair_of
 from tests.interop.test_forwards import Echo, assert_echoes, eventually, listens
 from tests.netns import wait_until
 from tests.peers import (
@@ -64,11 +64,7 @@ class Shared:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"in\n", b"")
 
     def logins(self) -> int:
-        """How many connections the server has let in by now."""
-        return sum(
-            "Accepted publickey" in line or "logged in" in line
-            for line in self.server.log.splitlines()
-        )
+        return logins(self.server)
 
 
 @pytest.fixture
