@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench fuzz clean packages-python packages-demo packages-test packages-bench
+.PHONY: help demo test check bench fuzz soak clean packages-python packages-demo packages-test packages-bench
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -30,6 +30,9 @@ bench: packages-bench $(VENV)/test ## compare with OpenSSH, Dropbear and wiregua
 
 fuzz: packages-test $(VENV)/fuzz ## look for input that breaks a parser or a state machine (SECONDS=60)
 	@$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(KEEP),--keep)
+
+soak: packages-test $(VENV)/test ## disturb a server with thousands of connections, and see what is left (SECONDS=600)
+	@$(PY) -m tests.soak --seconds $(or $(SECONDS),600)
 
 clean: ## remove everything that the other targets made in this tree
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
