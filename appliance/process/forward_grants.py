@@ -29,6 +29,7 @@ from .requests import (
     Connect,
     ConnectLocal,
     Deny,
+    Failed,
     Handlers,
     Listen,
     ListenAgent,
@@ -111,7 +112,7 @@ class ForwardGrants:
             if attempt is None:
                 attempt = self._by_name.connect(request.host, request.port)
         except OSError as error:
-            raise Deny(error.strerror or "no connection") from error
+            raise Failed(error.strerror or "no connection") from error
         return write_boolean(attempt.by_name), [attempt.sock.detach()]
 
     def connect_local(self, request: ConnectLocal) -> Reply:
@@ -125,7 +126,7 @@ class ForwardGrants:
             with accounts.as_user(self._login.user):
                 attempt = connecting.connect_local(self._path(request.path))
         except OSError as error:
-            raise Deny(error.strerror or str(error)) from error
+            raise Failed(error.strerror or str(error)) from error
         return b"", [attempt.sock.detach()]
 
     def _allows(self, setting: str, direction: str) -> bool:

@@ -22,7 +22,18 @@ from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
 from .peer import Peer
 from .penalties import Ending
-from .requests import DATAGRAM, GRANTED, REFUSED, TABLE, Deny, Reply, ReportTotals, When
+from .requests import (
+    DATAGRAM,
+    FAILED,
+    GRANTED,
+    REFUSED,
+    TABLE,
+    Deny,
+    Failed,
+    Reply,
+    ReportTotals,
+    When,
+)
 from .session_grants import SessionGrants
 from .tunnel_grants import TunnelGrants
 
@@ -176,7 +187,7 @@ class Monitor:
             return self._end_worker(f"a malformed request: {error}")
         except Deny as denial:
             answer, descriptors = str(denial).encode(), []
-            first = REFUSED
+            first = FAILED if isinstance(denial, Failed) else REFUSED
         try:
             socket.send_fds(self._sock, [first + answer], descriptors)
         except OSError:

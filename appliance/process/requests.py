@@ -1,7 +1,7 @@
 """What a worker may ask its monitor: one table, and the records that cross between them.
 
-Each request is one datagram over a socketpair: a message, answered by one byte (GRANTED
-or REFUSED), a record or a text, and descriptors beside it. The monitor trusts none of it:
+Each request is one datagram over a socketpair: a message, answered by one byte (GRANTED,
+REFUSED or FAILED), a record or a text, and descriptors beside it. The monitor trusts none of it:
 the table says when a request is allowed and how often.
 """
 
@@ -29,6 +29,7 @@ from ..wire.codec import (
 DATAGRAM: Final = 160 << 10  # bytes: the longest command (128 KiB) and its environment
 GRANTED: Final = b"\0"
 REFUSED: Final = b"\1"
+FAILED: Final = b"\2"
 TUNNELS_LIMIT: Final = 10  # of one connection at a time; worker and monitor both insist
 
 
@@ -240,6 +241,10 @@ class Deny(Exception):
     """The monitor's answer is no; the text goes to the worker."""
 
 
+class Failed(Deny):
+    """It was allowed, but the system said no."""
+
+
 class Denied(PeerError):
     """The monitor says no; before authentication that ends the connection."""
 
@@ -250,7 +255,7 @@ class MonitorGone(Exception):
 
 def ask(sock: socket.socket, request: Message, *descriptors: int) -> Reply:
     """Send a request and wait for its answer, with one of these numbers of descriptors (0 if
-    none is given); raises Denied with the refusal.
+    none is given); raises Denied with the refusal, or OSError with what the system said.
     """
     sock.sendall(request.encode())
     answer, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
@@ -258,6 +263,8 @@ def ask(sock: socket.socket, request: Message, *descriptors: int) -> Reply:
         raise MonitorGone("the monitor ended")
     if answer[:1] == REFUSED:
         raise Denied(answer[1:].decode(errors="replace"))
+    if answer[:1] == FAILED:
+        raise OSError(0, answer[1:].decode(errors="replace"))
     if flags & socket.MSG_CTRUNC:  # it came, but there was no room for its descriptors
         for fd in fds:
             os.close(fd)

@@ -19,6 +19,7 @@ from appliance.process.requests import (
     Connect,
     ConnectLocal,
     Deny,
+    Failed,
     Listen,
     ListenLocal,
     Reply,
@@ -233,3 +234,12 @@ def test_a_connection_listens_on_so_many_ports_and_no_more() -> None:
     close(it.listen(Listen("127.0.0.1", 0)))
     with pytest.raises(Deny):
         it.stop_listening(StopListening(7))
+
+
+def test_what_the_system_refuses_is_told_apart_from_what_may_not_be(tmp_path: Path) -> None:
+    it = grants('permitlisten="1"')
+    for request in (Connect("192.0.2.1", 0), ConnectLocal(bytes(tmp_path / "nothing"))):
+        handler = it.handlers()[type(request)]
+        with pytest.raises(Deny) as caught:
+            handler(request)
+        assert isinstance(caught.value, Failed) == isinstance(request, ConnectLocal)
