@@ -82,6 +82,8 @@ class ConnectionConfig:
     max_sessions: int = 10
     permit_tty: bool = True
     permit_user_rc: bool = True
+    # Variables that authorized_keys may set, a pattern list; () is PermitUserEnvironment's no.
+    permit_user_environment: tuple[str, ...] = ()
     disable_forwarding: bool = False  # all that follow and tunnels, whatever they say
     allow_tcp_forwarding: Forwarding = "yes"  # "local" is -L and -D, "remote" is -R
     allow_stream_local_forwarding: Forwarding = "yes"

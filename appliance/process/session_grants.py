@@ -1,6 +1,7 @@
 """Terminals and programs for the user who is logged in: the monitor's part of a session."""
 
 import contextlib
+import logging
 import os
 import pwd
 import signal
@@ -8,6 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ..config.server import ServerConfig
+from ..crypto.authorized_keys import Permissions
+from ..crypto.patterns import matches_list
 from ..wire.codec import write_uint32
 from . import accounts, audit, programs
 from .authentication import Login
@@ -22,6 +26,8 @@ from .requests import (
     SettingsReply,
     Spawn,
 )
+
+_log = logging.getLogger(__name__)
 
 # Our own choice
 PROGRAMS_LIMIT: Final = 100  # of one connection at a time
@@ -60,6 +66,7 @@ class SessionGrants:
         self._login = login
         self._more_environment = more_environment
         self._peer = peer
+        self._keys_environment = _permitted_environment(login.permissions, login.config)
         self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
         self._terminals_made = 0
         self._programs: dict[int, int] = {}  # pid -> descriptor for its status
@@ -113,8 +120,7 @@ class SessionGrants:
             if variable != b"TERM" and not accounts.accepts_variable(variable, config):
                 raise Deny("such a variable is not accepted")
             environment[variable] = content
-        for name, value in self._login.permissions.environment:
-            environment[name.encode()] = os.fsencode(value)
+        environment |= self._keys_environment
         peer = self._peer
         environment[b"SSH_CLIENT"] = f"{peer.address} {peer.port} {peer.local_port}".encode()
         environment[b"SSH_CONNECTION"] = (
@@ -198,6 +204,23 @@ class SessionGrants:
             with contextlib.suppress(OSError):  # the session may be over
                 os.write(fd, write_uint32(status & 0xFFFFFFFF))
             os.close(fd)
+
+
+def _permitted_environment(permissions: Permissions, config: ServerConfig) -> programs.Environment:
+    """What a key's line sets and the server permits (PermitUserEnvironment).
+
+    The user writes that line: LD_PRELOAD would make anything of a forced command.
+    """
+    environment: programs.Environment = {}
+    dropped = []
+    for name, value in permissions.environment:
+        if matches_list(name, ",".join(config.permit_user_environment)) is True:
+            environment[name.encode()] = os.fsencode(value)
+        else:
+            dropped.append(name)
+    if dropped:
+        _log.info("permit_user_environment drops the key's %s", ", ".join(dropped))
+    return environment
 
 
 def _motd() -> str:

@@ -803,7 +803,8 @@ def test_what_the_first_factor_restricts_holds_after_the_second(
 ) -> None:
     """Go CVE-2026-39828, and Dropbear's forced command with -t."""
     line = f'restrict,command="forced",environment="A=b" {KEY.public.line()}'
-    it = office(line, authentication_methods=BOTH, permit_tunnel="yes").start()
+    changes = {"permit_tunnel": "yes", "permit_user_environment": ("A",)}
+    it = office(line, authentication_methods=BOTH, **changes).start()
     assert it.outcome(use_key()).partial
     assert it.outcome(password()).success
     started: list[tuple[object, ...]] = []
@@ -917,6 +918,39 @@ def test_a_variable_that_is_not_accepted_reaches_no_program(
     it.denied(Spawn("exec", b"env", (b"LANG", b"C", b"LC_ALL", b"C", b"TERM", b"vt100"), 0))
     environment = started[0][2]
     assert environment[b"LC_ALL"] == b"C"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "reach"),
+    [
+        ((), set()),
+        (("LC_*",), {b"LC_ALL"}),
+        (("LANG", "LC_*"), {b"LANG", b"LC_ALL"}),
+        (("*", "!LD_*"), {b"LANG", b"LC_ALL"}),
+        (("*",), {b"LANG", b"LC_ALL", b"LD_PRELOAD"}),
+    ],
+)
+def test_a_variable_of_a_keys_line_needs_the_servers_permission(
+    office: Make,
+    started: list[tuple[object, ...]],
+    caplog: pytest.LogCaptureFixture,
+    patterns: tuple[str, ...],
+    reach: set[bytes],
+) -> None:
+    """Else LD_PRELOAD makes anything of a forced command."""
+    names = ("LANG", "LC_ALL", "LD_PRELOAD")
+    line = ",".join(f'environment="{name}=x"' for name in names) + f" {KEY.public.line()}"
+    caplog.set_level("INFO")
+    tables = for_me(permit_user_environment=patterns, force_command="ours")
+    it = office(line, match=tables).log_in()
+    for _ in range(2):
+        it.denied(Spawn("exec", b"asked", (), 0))
+    environment = started[-1][2]
+    assert isinstance(environment, dict)
+    assert reach == {name.encode() for name in names} & environment.keys()
+    dropped = [name for name in names if name.encode() not in reach]
+    said = [text for text in caplog.messages if "permit_user_environment" in text]
+    assert said == [f"permit_user_environment drops the key's {', '.join(dropped)}"] * bool(dropped)
 
 
 def test_a_key_without_a_terminal_gets_none(office: Make) -> None:
