@@ -104,6 +104,11 @@ class Account:
         for item in (folder, path):
             os.chown(item, entry.pw_uid, entry.pw_gid)
 
+    def change(self, *argv: str) -> None:
+        """Run chage or usermod on this account. Only for accounts made by `temporary`."""
+        with _user_database():
+            _call(*argv, self.name)
+
 
 @contextlib.contextmanager
 def _user_database() -> Iterator[None]:

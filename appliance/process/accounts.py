@@ -25,6 +25,9 @@ from . import matching
 
 _log = logging.getLogger(__name__)
 
+# shadow(5)
+DAY: Final = 86400  # seconds
+
 # Our own choices
 KEYS_LIMIT: Final = 1 << 20  # bytes of an authorized_keys file
 SHADOW_LIMIT: Final = 16 << 20  # bytes of /etc/shadow
@@ -71,7 +74,12 @@ def become(user: pwd.struct_passwd) -> None:
 
 
 def find(name: str, config: ServerConfig, address: str) -> pwd.struct_passwd | None:
-    """The user ``name``, when such a one may log in from there at all."""
+    """The user ``name``, when such a one may log in from there at all.
+
+    Whoever must change their password first may not, by a key neither: there is no dialogue here
+    to change it in, and the administrator who asks for that wants it done before anything else.
+    OpenSSH lets keys in only where it runs without PAM.
+    """
     try:
         user = pwd.getpwnam(name)
     except (KeyError, ValueError, UnicodeError):  # ValueError: a NUL in the name
@@ -85,8 +93,8 @@ def find(name: str, config: ServerConfig, address: str) -> pwd.struct_passwd | N
     if why := matching.refusal(config, name, lambda: groups_of(name), address):
         _log.info("user %s refused: %s", name, why)
         return None
-    if _expired(name):
-        _log.info("user %s refused: the account has expired", name)
+    if why := _expiry(name, int(time.time()) // DAY) or _fault_of_shell(user.pw_shell or "/bin/sh"):
+        _log.info("user %s refused: %s", name, why)
         return None
     return user
 
@@ -130,9 +138,33 @@ def _shadow_lines() -> list[str]:
     return data.split("\n")
 
 
-def _expired(name: str) -> bool:
+def _expiry(name: str, today: int) -> str:
+    """What of shadow(5) keeps a user out, '' if nothing; ``today`` is in days since 1970."""
     fields = _shadow(name)
-    return bool(fields and fields[7].isdigit() and time.time() // 86400 >= int(fields[7]))
+    if fields is None:
+        return ""
+    days = [int(field) if field.isdigit() else None for field in fields[2:8]]
+    changed, _, longest, _, inactive, end = days
+    if end is not None and today >= end:
+        return "the account has expired"
+    if changed == 0:
+        return "the password must be changed first (by passwd, or chage -d)"
+    if changed is None or longest is None or today <= changed + longest:
+        return ""
+    if inactive is not None and today > changed + longest + inactive:
+        return "the password expired so long ago that the account is inactive (chage -I)"
+    return "the password has expired (passwd, or chage -M)"
+
+
+def _fault_of_shell(path: str) -> str:
+    """Why nothing can run by this shell, '' if it can; it need not stand in /etc/shells."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return f"shell {path} does not exist"
+    if not stat.S_ISREG(mode) or not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
+        return f"shell {path} is not executable"
+    return ""
 
 
 # -- passwords -----------------------------------------------------------------------

@@ -5,7 +5,7 @@ import os
 import pwd
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from nacl import pwhash
 from appliance.config.server import ServerConfig
 from appliance.crypto.keys import generate
 from appliance.process import accounts
-from tests.peers import Account, private_folder
+from tests.peers import Account, private_folder, temporary_account
 
 KEY = generate("ssh-ed25519").public
 CONFIG = ServerConfig()
@@ -202,6 +202,63 @@ def test_an_account_that_has_expired_is_nobodys(
     fields = [name, "*", "19000", "0", "99999", "7", "", days, ""]
     monkeypatch.setattr(accounts, "_shadow", lambda _: fields)
     assert (accounts.find(name, CONFIG, HERE) is None) == expired
+
+
+@pytest.fixture
+def changeable(worker: str) -> Iterator[Account]:
+    """An account whose password and shell a test may change."""
+    with temporary_account(f"culvert-{worker}-change") as account:
+        assert accounts.find(account.name, CONFIG, HERE) is not None
+        yield account
+
+
+def days_ago(days: int) -> str:
+    """As chage takes it."""
+    return str(int(time.time()) // accounts.DAY - days)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("chage", "-d", "0"), "the password must be changed"),
+        (("chage", "-d", days_ago(31), "-M", "30"), "the password has expired"),
+        (("chage", "-d", days_ago(41), "-M", "30", "-I", "10"), "the account is inactive"),
+        (("chage", "-E", days_ago(1)), "the account has expired"),
+        (("usermod", "-s", "/no/such/shell"), "shell /no/such/shell does not exist"),
+        (("usermod", "-s", "/etc/passwd"), "shell /etc/passwd is not executable"),
+        (("usermod", "-s", "/tmp"), "shell /tmp is not executable"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_an_account_that_the_system_has_closed_is_nobodys_and_the_log_says_why(
+    changeable: Account, change: tuple[str, ...], why: str, caplog: Log
+) -> None:
+    changeable.change(*change)
+    caplog.set_level(logging.INFO)
+    assert accounts.find(changeable.name, CONFIG, HERE) is None
+    (line,) = caplog.messages
+    assert line.startswith(f"user {changeable.name} refused: ") and why in line
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("chage", "-d", days_ago(29), "-M", "30", "-I", "10"),
+        ("chage", "-d", days_ago(1000), "-M", "-1", "-I", "10"),
+        ("chage", "-d", "-1", "-M", "30"),
+        ("chage", "-d", days_ago(-10), "-M", "1"),  # a clock that went back
+        ("usermod", "-s", ""),
+        ("usermod", "-s", "/bin/true"),  # which is not in /etc/shells
+    ],
+    ids=lambda words: " ".join(word for word in words if not word.isdigit()),
+)
+def test_an_account_that_the_system_has_not_closed_may_log_in(
+    changeable: Account, change: tuple[str, ...]
+) -> None:
+    changeable.change(*change)
+    assert accounts.find(changeable.name, CONFIG, HERE) is not None
 
 
 def test_an_ordinary_users_server_lets_in_that_user_only(monkeypatch: pytest.MonkeyPatch) -> None:
