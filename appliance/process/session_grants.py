@@ -7,7 +7,7 @@ import pwd
 import signal
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
 from ..crypto.authorized_keys import Permissions
@@ -56,6 +56,13 @@ _SIGNALS: Final = frozenset(
 )  # RFC 4254 section 6.10, and what OpenSSH adds
 
 
+class _Running(NamedTuple):
+    """A program that has not ended."""
+
+    status: int  # descriptor for its wait status
+    takes_signals: bool  # of the client's: not where the client did not choose what runs
+
+
 class SessionGrants:
     """What the sessions of one connection were given."""
 
@@ -69,7 +76,7 @@ class SessionGrants:
         self._keys_environment = _permitted_environment(login.permissions, login.config)
         self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
         self._terminals_made = 0
-        self._programs: dict[int, int] = {}  # pid -> descriptor for its status
+        self._programs: dict[int, _Running] = {}  # by process id
 
     def handlers(self) -> Handlers:
         """What answers each request."""
@@ -147,7 +154,8 @@ class SessionGrants:
         if terminal is not None:
             del self._terminals[request.terminal]
             terminal.close()
-        self._programs[program.pid] = status_write
+        takes_signals = request.kind != "subsystem" and self._forced is None
+        self._programs[program.pid] = _Running(status_write, takes_signals)
         audit.event(
             "session",
             kind=request.kind,
@@ -156,9 +164,14 @@ class SessionGrants:
         )
         return write_uint32(program.pid), [*program.descriptors, status_read]
 
+    @property
+    def _forced(self) -> str | None:
+        """What runs whatever is asked for."""
+        return self._login.config.force_command or self._login.permissions.command
+
     def _command(self, request: Spawn, environment: programs.Environment) -> bytes | None:
         """What runs: the forced command, the subsystem's, the one asked for, or a shell."""
-        forced = self._login.config.force_command or self._login.permissions.command
+        forced = self._forced
         command: bytes | None = request.command
         if request.kind == "subsystem":
             known = self._login.config.subsystems.get(request.command.decode(errors="replace"))
@@ -174,8 +187,11 @@ class SessionGrants:
         return command
 
     def send_signal(self, request: SendSignal) -> Reply:
-        if request.process not in self._programs or request.signal not in _SIGNALS:
+        program = self._programs.get(request.process)
+        if program is None or request.signal not in _SIGNALS:
             raise Deny("no such process or signal")
+        if not program.takes_signals:
+            raise Deny("a forced command and a subsystem get no signals")
         number = getattr(signal, "SIG" + request.signal, None)
         if number is not None:
             try:
@@ -199,11 +215,11 @@ class SessionGrants:
 
     def ended(self, pid: int, status: int) -> None:
         """A child of the monitor's ended; ``status`` is its wait status."""
-        fd = self._programs.pop(pid, None)
-        if fd is not None:
+        program = self._programs.pop(pid, None)
+        if program is not None:
             with contextlib.suppress(OSError):  # the session may be over
-                os.write(fd, write_uint32(status & 0xFFFFFFFF))
-            os.close(fd)
+                os.write(program.status, write_uint32(status & 0xFFFFFFFF))
+            os.close(program.status)
 
 
 def _permitted_environment(permissions: Permissions, config: ServerConfig) -> programs.Environment:

@@ -959,8 +959,8 @@ def test_a_key_without_a_terminal_gets_none(office: Make) -> None:
     assert "no terminal" in it.denied(Spawn("shell", b"", (), 1))
 
 
-def run(it: Office, command: bytes) -> tuple[int, list[int]]:
-    answer = it.raw(Spawn("exec", command, (), 0).encode())
+def run(it: Office, command: bytes, kind: str = "exec") -> tuple[int, list[int]]:
+    answer = it.raw(Spawn(kind, command, (), 0).encode())
     assert answer is not None and answer[0][:1] == GRANTED, answer
     return Reader(answer[0][1:]).uint32(), answer[1]
 
@@ -1017,6 +1017,30 @@ def test_a_signal_goes_to_a_program_of_this_connection_only(office: Make) -> Non
         os.close(fd)
 
 
+@pytest.mark.parametrize(
+    ("options", "changes", "kind"),
+    [
+        ('command="exec sleep 100" ', {}, "exec"),
+        ('command="exec sleep 100" ', {}, "shell"),
+        ("", {"force_command": "exec sleep 100"}, "exec"),
+        ("", {"subsystems": {"wait": "exec sleep 100"}}, "subsystem"),
+    ],
+)
+def test_what_the_client_did_not_choose_gets_no_signal(
+    office: Make, options: str, changes: dict[str, object], kind: str
+) -> None:
+    """As with OpenSSH: who may only start a backup may not break it off halfway."""
+    it = office(options + KEY.public.line(), **changes).log_in()
+    pid, fds = run(it, b"wait", kind)
+    for name in ("KILL", "TERM", "STOP"):
+        assert "get no signals" in it.denied(SendSignal(pid, name))
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    it.sessions._kill(ME, pid, signal.SIGKILL)
+    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    for fd in fds:
+        os.close(fd)
+
+
 @pytest.mark.root
 def test_a_signal_is_sent_as_the_user_not_as_root(
     office: Make, account: Account, monkeypatch: pytest.MonkeyPatch
@@ -1024,7 +1048,7 @@ def test_a_signal_is_sent_as_the_user_not_as_root(
     """A program may have become another user's, as sudo does."""
     it = office().log_in()
     user = it.become(account.name)
-    it.sessions._programs[4711] = -1
+    it.sessions._programs[4711] = session_grants._Running(-1, True)
     seen: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda *_: seen.append(os.geteuid()))
     it.ask(SendSignal(4711, "TERM"))
