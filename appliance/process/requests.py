@@ -169,6 +169,12 @@ class ProveHostKey(Message, number=21):
     algorithm: Name
 
 
+class ClosePty(Message, number=22):
+    """No program is to have this terminal; answered with nothing."""
+
+    terminal: UInt32
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -217,6 +223,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(LearnSettings, When.AFTER, 1),
         Row(ReportTotals, When.ALWAYS, 1),
         Row(OpenPty, When.AFTER, MANY),
+        Row(ClosePty, When.AFTER, MANY),
         Row(Spawn, When.AFTER, MANY),
         Row(SendSignal, When.AFTER, MANY),
         # A worker that was taken over may say that it has closed what it has not.

@@ -17,6 +17,7 @@ from . import accounts, audit, programs
 from .authentication import Login
 from .peer import Peer
 from .requests import (
+    ClosePty,
     Deny,
     Handlers,
     LearnSettings,
@@ -83,6 +84,7 @@ class SessionGrants:
         return {
             LearnSettings: self.learn_settings,
             OpenPty: self.open_pty,
+            ClosePty: self.close_pty,
             Spawn: self.spawn,
             SendSignal: self.send_signal,
         }
@@ -103,7 +105,7 @@ class SessionGrants:
             raise Deny("this key may not have a terminal")
         if not self._login.config.permit_tty:
             raise Deny("this user may not have a terminal")
-        if len(self._terminals) >= PROGRAMS_LIMIT:
+        if len(self._terminals) >= self._login.config.max_sessions:  # each has one at most
             raise Deny("too many terminals")
         try:
             terminal = programs.open_terminal(self._login.user)
@@ -112,6 +114,13 @@ class SessionGrants:
         self._terminals_made += 1
         self._terminals[self._terminals_made] = terminal
         return write_uint32(self._terminals_made), [os.dup(terminal.master)]
+
+    def close_pty(self, request: ClosePty) -> Reply:
+        terminal = self._terminals.pop(request.terminal, None)
+        if terminal is None:
+            raise Deny("no terminal")
+        terminal.close()
+        return b"", []
 
     def spawn(self, request: Spawn) -> Reply:
         user, config = self._login.user, self._login.config

@@ -51,6 +51,7 @@ from .requests import (
     TUNNELS_LIMIT,
     AskPrompt,
     Begin,
+    ClosePty,
     CloseTunnel,
     Connect,
     ConnectLocal,
@@ -138,6 +139,9 @@ class MonitorClient:
         self._terminals[fds[0]] = Reader(answer).uint32()
         return fds[0]
 
+    def close_pty(self, master: int) -> None:
+        self._ask_for(ClosePty(self._terminals.pop(master)))
+
     def spawn(
         self,
         kind: str,
@@ -146,9 +150,11 @@ class MonitorClient:
         master: int | None,
     ) -> Process:
         flat = tuple(part for pair in environment for part in pair)
-        terminal = 0 if master is None else self._terminals.pop(master)
+        terminal = 0 if master is None else self._terminals[master]
         request = Spawn(kind, command, flat, terminal)
         answer, fds = self._ask_for(request, 4 if master is None else 1)
+        if master is not None:
+            del self._terminals[master]
         number = Reader(answer).uint32()
         if master is not None:
             return Process(number, master, master, None, fds[0])

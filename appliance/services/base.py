@@ -37,7 +37,11 @@ class SessionPrivileges(Protocol):
     """Each call may raise Refused, and blocks until it is done."""
 
     def open_pty(self) -> int:
-        """The master side of a new terminal; the next ``spawn`` on a terminal uses it."""
+        """The master side of a new terminal, for ``spawn`` or ``close_pty``."""
+        ...
+
+    def close_pty(self, master: int) -> None:
+        """No program is to have this terminal; its master side is still the caller's to close."""
         ...
 
     def spawn(

@@ -278,6 +278,8 @@ class Session(ChannelHandler):
             self._stdin.stop()
         if self._process is not None:
             self._loop.watch_reader(self._process.status, None)
+        elif self._master is not None:
+            self._privileges.close_pty(self._master)
         for fd in tuple(self._descriptors):
             self._close(fd)
         self._ended()

@@ -44,6 +44,7 @@ from appliance.process.requests import (
     TUNNELS_LIMIT,
     AskPrompt,
     Begin,
+    ClosePty,
     CloseTunnel,
     Connect,
     ConnectLocal,
@@ -301,6 +302,7 @@ SAMPLES: dict[type[Message], Message] = {
     StopListening: StopListening(1),
     ListenAgent: ListenAgent(),
     ProveHostKey: ProveHostKey(b"key", "ssh-ed25519"),
+    ClosePty: ClosePty(1),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -322,6 +324,7 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
     assert [
         *(LearnSettings, OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
         *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent, ProveHostKey),
+        ClosePty,
     ] == AFTER
 
 
@@ -957,6 +960,29 @@ def test_a_key_without_a_terminal_gets_none(office: Make) -> None:
     it = office(f"no-pty {KEY.public.line()}").log_in()
     assert "terminal" in it.denied(OpenPty())
     assert "no terminal" in it.denied(Spawn("shell", b"", (), 1))
+
+
+def test_the_terminals_without_a_program_are_as_many_as_the_sessions(office: Make) -> None:
+    it = office(max_sessions=2).log_in()
+
+    def open_terminal() -> int:
+        answer = it.raw(OpenPty().encode())
+        assert answer is not None and answer[0][:1] == GRANTED, answer
+        os.close(answer[1][0])
+        return Reader(answer[0][1:]).uint32()
+
+    first, second = open_terminal(), open_terminal()
+    assert "too many" in it.denied(OpenPty())
+    terminal = it.sessions._terminals[first]
+    it.ask(ClosePty(first))
+    for fd in (terminal.master, terminal.slave):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    for number in (first, 0, 77):
+        assert "no terminal" in it.denied(ClosePty(number))
+    assert "no terminal" in it.denied(Spawn("shell", b"", (), first))
+    for number in (second, open_terminal()):
+        it.ask(ClosePty(number))
 
 
 def run(it: Office, command: bytes, kind: str = "exec") -> tuple[int, list[int]]:

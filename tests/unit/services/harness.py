@@ -65,6 +65,11 @@ class FakePrivileges:
         master, self.slave = pty.openpty()
         return master
 
+    def close_pty(self, master: int) -> None:
+        os.fstat(master)
+        self._ask("close_pty")
+        os.close(self.slave)
+
     def spawn(
         self,
         kind: str,

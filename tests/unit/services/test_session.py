@@ -38,8 +38,6 @@ def make() -> Iterator[Make]:
     for each in made:
         each.close()
         assert each.ended == 1
-        if each.privileges.slave >= 0 and not each.privileges.processes:
-            os.close(each.privileges.slave)
 
 
 def exec_(command: str) -> bytes:
@@ -130,6 +128,22 @@ def test_a_malformed_request_ends_the_connection_as_the_peers_fault(
     assert isinstance(it.pair.server.error, PeerError)
     if it.privileges.slave >= 0:
         assert it.ended == 1
+
+
+def test_a_terminal_without_a_program_is_given_back_once(make: Make) -> None:
+    it = make()
+    assert it.request("pty-req", pty_request())
+    it.channel.close()
+    it.run_until(lambda: it.has("closed"))
+    assert [event[0] for event in it.privileges.asked] == ["open_pty", "close_pty"]
+
+
+def test_a_terminal_with_a_program_is_not_ours_to_give_back(make: Make) -> None:
+    it = make()
+    assert it.request("pty-req", pty_request())
+    assert it.request("exec", exec_("true"))
+    it.run_until(lambda: it.has("closed"))
+    assert [event[0] for event in it.privileges.asked] == ["open_pty", "spawn"]
 
 
 @pytest.mark.parametrize("name", ["auth-agent-req", "x11-req", "__init__", "", "_exec", "request"])
