@@ -3,7 +3,8 @@
 Each of authentication_methods is a sequence such as 'publickey,keyboard-interactive:totp'. Only
 what comes next in one of those that were begun can be tried, and the login is complete with the
 last method of any of them. Without that setting any single method is enough, and a code is none
-of them: six digits are no more than a second factor.
+of them: six digits are no more than a second factor. Nor do they come first in a sequence, where
+anybody could guess at them, and keep their user out.
 """
 
 from typing import Final
@@ -28,7 +29,7 @@ def sequences(config: ServerConfig) -> tuple[tuple[str, ...], ...]:
         for name in sequence:
             if name not in _KNOWN:
                 raise UsageError(f"authentication_methods: '{name}' is none of {', '.join(_KNOWN)}")
-        if set(sequence) == {CODE}:
+        if sequence[0] == CODE:
             raise UsageError("authentication_methods: a code needs another method before it")
         if CODE in sequence and not config.totp_file:
             raise UsageError(f"authentication_methods: {CODE} needs a totp_file")

@@ -480,6 +480,8 @@ def test_a_revocation_list_that_cannot_be_read_refuses_every_key(
         (("hostbased",), "'hostbased'"),
         (("keyboard-interactive:pam",), "'keyboard-interactive:pam'"),
         (("keyboard-interactive:totp",), "another method"),
+        (("keyboard-interactive:totp,password",), "another method"),
+        (("publickey", "keyboard-interactive:totp,publickey"), "another method"),
     ],
 )
 def test_a_mistake_in_the_methods_is_one_of_the_configuration(
