@@ -1,8 +1,10 @@
 """The one-time codes of this system's users: their secrets, and which were used already.
 
-A code that was accepted is of no more use to whoever looked over a shoulder: the last step
-of each user stands in a file of the state directory, which one process at a time may change. If
-that cannot be written, no code is accepted.
+A code that was accepted is of no more use to whoever looked over a shoulder, and wrong ones are
+counted over all connections, so that a stolen key is not worth a million guesses. Both stand in a
+file of the state directory for each user, which one process at a time may change: the last step,
+when wrong codes were counted from, and how many there were. If that cannot be written, no code is
+accepted.
 """
 
 import contextlib
@@ -21,11 +23,14 @@ _log = logging.getLogger(__name__)
 # Our own choices
 FILE_LIMIT: Final = 1 << 20  # bytes of a file of secrets
 _NOBODYS: Final = bytes(SECRET_BYTES)  # to spend as much time on as on a real one
-_WIDTH: Final = 20  # digits of a step, so that writing it is one write of a sector
+WRONG_LIMIT: Final = 10  # wrong codes of a user, after which not even the right one counts
+WRONG_SECONDS: Final = 600  # that they are counted for, and that this lasts for at most
+_WIDTH: Final = 20  # digits of a number, so that writing them is one write of a sector
 
 
 def accepts(user: pwd.struct_passwd | None, given: bytes, path: str, now: float) -> bool:
-    """Whether the code is the user's at ``now``, and was not used before; it is used now.
+    """Whether the code is the user's at ``now`` (seconds since 1970), was not used before, and
+    did not come after too many wrong ones; it is used now.
 
     ``path`` is the file of secrets: lines of user:base32, its owner's alone.
     """
@@ -48,13 +53,21 @@ def _accepts_once(user: pwd.struct_passwd, secret: bytes, given: bytes, now: flo
     fd = os.open(directory / str(user.pw_uid), flags, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        last = int(os.pread(fd, _WIDTH, 0) or b"-1")
+        last, since, wrong = map(int, os.pread(fd, 4 * _WIDTH, 0).split() or (-1, 0, 0))
+        if not since <= now < since + WRONG_SECONDS:  # also for a clock that went back
+            since, wrong = int(now), 0
         step = matching_step(secret, given, now, last)
-        if step is None:
+        if wrong >= WRONG_LIMIT:
             return False
-        os.pwrite(fd, str(step).zfill(_WIDTH).encode(), 0)
+        if step is None:
+            wrong += 1
+            if wrong == WRONG_LIMIT:
+                seconds = since + WRONG_SECONDS - now
+                _log.warning("user %s: no code counts for %d s: wrong ones", user.pw_name, seconds)
+        numbers = (last if step is None else step, since, wrong)
+        os.pwrite(fd, b" ".join(str(number).zfill(_WIDTH).encode() for number in numbers), 0)
         os.fsync(fd)
-        return True
+        return step is not None
     finally:
         os.close(fd)
 

@@ -27,7 +27,7 @@ from appliance.crypto.keys import (
 )
 from appliance.crypto.revoked import RevocationList
 from appliance.errors import UsageError
-from appliance.process import accounts, authentication, user_keys
+from appliance.process import accounts, authentication, totp, user_keys
 from appliance.process.authentication import Authentication, Login
 from appliance.process.factors import CODE, Factors, sequences
 from appliance.process.host_keys import HostKey, HostKeys
@@ -649,6 +649,51 @@ def test_a_code_is_accepted_once_in_whatever_connection(
     assert coded().code(code(clock[0])).success
 
 
+def wrong_code(now: float) -> str:
+    around = {code(now, steps) for steps in (-1, 0, 1)}
+    return next(text for text in ("000000", "111111", "222222", "333333") if text not in around)
+
+
+def test_after_many_wrong_codes_the_right_one_does_not_count_for_a_while(
+    coded: Callable[[], Desk], clock: list[float], caplog: Log
+) -> None:
+    """Over whatever connections: each may guess a few times, and there may be many."""
+    for _ in range(totp.WRONG_LIMIT - 1):
+        clock[0] += 20
+        assert not coded().code(wrong_code(clock[0])).success
+    assert coded().code(code(clock[0])).success  # which forgives nothing
+    clock[0] += codes.STEP
+    assert not coded().code(wrong_code(clock[0])).success
+    (line,) = (text for text in caplog.messages if "no code counts" in text)
+    assert line.startswith(f"user {USER}: no code counts for")
+    began = clock[0] - codes.STEP - 20 * (totp.WRONG_LIMIT - 2)
+    for at in (clock[0], began + totp.WRONG_SECONDS - 1):
+        clock[0] = at
+        refused = coded().code(code(at))
+        assert (refused.success, refused.partial, refused.final) == (False, False, False)
+    clock[0] = began + totp.WRONG_SECONDS
+    assert coded().code(code(clock[0])).success
+
+
+def test_wrong_codes_of_another_time_are_forgotten(
+    coded: Callable[[], Desk], clock: list[float]
+) -> None:
+    for _ in range(3 * totp.WRONG_LIMIT):
+        clock[0] += totp.WRONG_SECONDS / (totp.WRONG_LIMIT - 1)
+        assert not coded().code(wrong_code(clock[0])).success
+    assert coded().code(code(clock[0])).success
+
+
+def test_a_clock_that_went_back_keeps_nobody_out_for_long(
+    coded: Callable[[], Desk], clock: list[float]
+) -> None:
+    for _ in range(totp.WRONG_LIMIT):
+        assert not coded().code(wrong_code(clock[0])).success
+    assert not coded().code(code(clock[0])).success
+    clock[0] -= 86400
+    assert coded().code(code(clock[0])).success
+
+
 @pytest.mark.parametrize(
     "given", ["", "000000 ", "12345", "1234567", "ABCDEF", "²²²²²²", "0" * 999]
 )
@@ -713,7 +758,7 @@ def test_a_user_without_a_usable_secret_is_refused(
     assert not coded().code(codes.code(b"", int(clock[0]) // codes.STEP)).success
 
 
-@pytest.mark.parametrize("content", ["x", "1 2", "-", "99999999999999999999"])
+@pytest.mark.parametrize("content", ["x", "1 2", "-", "99999999999999999999 0 0", "1 2 3 4"])
 def test_without_a_record_of_what_was_used_no_code_is_accepted(
     coded: Callable[[], Desk], clock: list[float], tmp_path: Path, content: str, caplog: Log
 ) -> None:
