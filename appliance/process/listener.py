@@ -405,10 +405,10 @@ class Listener:
         try:
             self._host_keys.clear()
             audit.close_file()
-            sandbox.enter(self._identity, self._calls)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sandbox.enter(self._identity, self._calls)
             worker.serve(self._job, sock, to_monitor)
         except MonitorGone:
             pass

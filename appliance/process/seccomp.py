@@ -1,9 +1,17 @@
 """Which system calls a worker may make: those that its work needs, none that opens anything.
 
-A worker that was taken over holds its connection, its monitor's socket and what the monitor gave
-it. It needs memory, time and random numbers, and to wait, read, write, send, receive, accept and
-close. It never opens a file, makes a socket or connects one, starts a process or a thread, or
-sends a signal: what its parsers handle cannot turn it into something that does.
+A worker holds its connection, its monitor's socket, the log and what the monitor gave it. It needs
+memory, time and random numbers, and to wait, read, write, send, receive, accept and close. It has
+no business to open a file, to make a socket or connect one, to start a process or a thread, or to
+signal another process, and where a call that it needs could do so by an argument (MSG_FASTOPEN
+connects, O_ASYNC signals), the arguments are looked at as well.
+
+Somebody who has taken it over still can use the descriptors that it has: talk to its client, to the
+programs, forwards and tunnel devices of this connection, and read what passes through; accept where
+it listens; write what it likes into the log; and ask the monitor for what its table allows: host
+keys' signatures, attempts to log in, and all that the user who is logged in may have. They can use
+up memory to the limit of ``sandbox``, and the processor's time. And they can look for mistakes of
+the kernel's in the calls that are left.
 
 What is not in the list fails, so that what libraries try now and then (a file for a traceback, the
 system's log after that started again) does not cost the connection: a path with ENOENT, as in the
@@ -13,13 +21,19 @@ crash, and the source pays for that.
 
 libseccomp knows the calls' numbers on each architecture and writes the program for the kernel. That
 happens once, in the listener; a worker has no files, and only hands the kernel the ready program.
-The list was found by tracing workers through every service, and the tests run under it.
+
+The list comes from tracing workers: in sessions with and without a terminal, forwards, the agent,
+tunnels, compression, rekeying, ends by idleness, the system's log, and an exception with its
+traceback. Other C libraries, other versions of Python and other architectures make other calls for
+the same; those on it were added by what is known of them. The tests run under it.
 """
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
+import socket
 import termios
 from typing import Final
 
@@ -54,9 +68,9 @@ ALLOWED: Final = (
     *("futex", "futex_time64"),
     # what is open
     *("read", "readv", "write", "writev", "close", "close_range", "lseek", "_llseek"),
-    *("dup", "dup2", "dup3", "fcntl", "fcntl64", "fstat", "fstat64"),
-    *("send", "sendto", "sendmsg", "recv", "recvfrom", "recvmsg", "shutdown", "accept", "accept4"),
-    *("getsockname", "getpeername", "getsockopt", "setsockopt"),
+    *("dup", "dup2", "dup3", "fstat", "fstat64"),
+    *("recv", "recvfrom", "recvmsg", "shutdown", "accept", "accept4"),
+    *("getsockname", "getpeername", "getsockopt"),
     # signals to us, and the end
     *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigreturn", "sigaltstack"),
     *("exit", "exit_group"),
@@ -68,16 +82,30 @@ MISSING: Final = (
     *("stat", "stat64", "lstat", "lstat64"),
 )
 
-# A call, the argument that is looked at, and the value that must stand under the mask.
+# A call; and of each argument that is looked at its number, a mask, and what must stand under it.
 _WORD: Final = 0xFFFFFFFF
+_POINTER: Final = 0xFFFFFFFFFFFFFFFF
 IOCTLS: Final = (
     *(termios.FIONREAD, termios.FIONBIO, termios.TIOCGWINSZ, termios.TIOCSWINSZ, termios.TCGETS),
     *(termios.TCSETS, termios.TCSETSW, termios.TCSETSF, _TUNSETOFFLOAD, _TUNGETIFF),
 )
-CONDITIONS: Final = (
-    *(("ioctl", 1, _WORD, request) for request in IOCTLS),
+_FCNTLS: Final = (
+    *(fcntl.F_GETFL, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC),
+)
+_Condition = tuple[int, int, int]
+CONDITIONS: Final[tuple[tuple[str, *tuple[_Condition, ...]], ...]] = (
+    *(("ioctl", (1, _WORD, request)) for request in IOCTLS),
+    # No flags and no address: MSG_FASTOPEN connects, any socket, even one that listened before. An
+    # address in what sendmsg points to cannot be seen here; a worker has no use for that call.
+    ("send", (3, _WORD, 0)),
+    ("sendto", (3, _WORD, 0), (4, _POINTER, 0)),
+    # O_ASYNC sends a signal, by F_SETSIG any one, by F_SETOWN to any process of the same user: to
+    # the workers of others.
+    *((name, (1, _WORD, command)) for name in ("fcntl", "fcntl64") for command in _FCNTLS),
+    *((name, (1, _WORD, fcntl.F_SETFL), (2, os.O_ASYNC, 0)) for name in ("fcntl", "fcntl64")),
+    ("setsockopt", (1, _WORD, socket.IPPROTO_TCP), (2, _WORD, socket.TCP_NODELAY)),
     # nothing that was written becomes a program
-    *((name, 2, mmap.PROT_EXEC, 0) for name in ("mmap", "mmap2", "mprotect")),
+    *((name, (2, mmap.PROT_EXEC, 0)) for name in ("mmap", "mmap2", "mprotect")),
 )
 
 # A call that takes a descriptor or a path, and the argument that says by a flag which of them.
@@ -130,8 +158,12 @@ def program() -> bytes:
         library.seccomp_attr_set(context, _OPTIMIZE, _BY_TREE)
         for name in ALLOWED:
             _add(library, context, _ALLOW, name)
-        for name, argument, mask, value in CONDITIONS:
-            _add(library, context, _ALLOW, name, _Comparison(argument, _MASKED_EQ, mask, value))
+        for name, *conditions in CONDITIONS:
+            comparisons = (
+                _Comparison(argument, _MASKED_EQ, mask, value)
+                for argument, mask, value in conditions
+            )
+            _add(library, context, _ALLOW, name, *comparisons)
         for name in MISSING:
             _add(library, context, _ERRNO | errno.ENOENT, name)
         for name, argument in EITHER:

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ import ctypes, fcntl, mmap, pty, signal, termios, threading
 libc = ctypes.CDLL(None, use_errno=True)
 mine, theirs = socket.socketpair()
 listening = socket.create_server(("127.0.0.1", 0))
+datagrams = socket.socket(type=socket.SOCK_DGRAM)
+FASTOPEN = 0x20000000
 def told(job, sock, to_monitor):
     try:
         exec(sys.argv[2])
@@ -76,6 +79,23 @@ def take_over(code: str, host_keys: Keyring, folder: Path) -> tuple[str, str]:
         ("fcntl.ioctl(0, 0x400454CA, bytes(40))", "EPERM"),  # TUNSETIFF
         ("mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)", "EPERM"),
         ("if libc.prctl(4, 1, 0, 0, 0): raise OSError(ctypes.get_errno(), '')", "EPERM"),
+        ("listening.shutdown(2); listening.sendto(b'', FASTOPEN, ('127.0.0.1', 22))", "EPERM"),
+        ("sock.send(b'x', FASTOPEN)", "EPERM"),
+        ("sock.sendmsg([b'x'], [], FASTOPEN)", "EPERM"),
+        ("sock.sendmsg([b'x'])", "EPERM"),
+        ("socket.send_fds(to_monitor, [b'x'], [0])", "EPERM"),
+        ("datagrams.sendto(b'x', ('127.0.0.1', 22))", "EPERM"),
+        ("datagrams.sendto(b'x', 0, ('127.0.0.1', 22))", "EPERM"),
+        ("listening.setsockopt(socket.IPPROTO_TCP, 30, 1)", "EPERM"),  # TCP_FASTOPEN_CONNECT
+        ("datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)", "EPERM"),
+        ("fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())", "EPERM"),
+        ("fcntl.fcntl(sock, 10, signal.SIGKILL)", "EPERM"),  # F_SETSIG
+        ("fcntl.fcntl(sock, 15, bytes(8))", "EPERM"),  # F_SETOWN_EX
+        ("fcntl.fcntl(sock, fcntl.F_SETFL, os.O_ASYNC)", "EPERM"),
+        ("fcntl.fcntl(sock, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)", "EPERM"),
+        ("fcntl.fcntl(sock, fcntl.F_NOTIFY, 1)", "EPERM"),
+        ("fcntl.ioctl(sock, 0x5452, b'\\1\\0\\0\\0')", "EPERM"),  # FIOASYNC
+        ("fcntl.ioctl(sock, 0x8901, b'\\1\\0\\0\\0')", "EPERM"),  # FIOSETOWN
         # what the worker does not survive
         ("os.execve('/bin/sh', ['sh'], {})", CRASH),
         ("os.fork()", CRASH),
@@ -94,6 +114,15 @@ def take_over(code: str, host_keys: Keyring, folder: Path) -> tuple[str, str]:
         ("os.urandom(16), sock.getsockname(), os.fstat(sock.fileno()), bytearray(9 << 20)", "done"),
         ("listening.settimeout(0.1)\ntry: listening.accept()\nexcept TimeoutError: pass", "done"),
         ("os.close(os.dup(sock.fileno())), mmap.mmap(-1, 4096)", "done"),
+        ("sock.sendall(b'x'), to_monitor.send(b''), os.write(sock.fileno(), b'x')", "done"),
+        ("listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)", "done"),
+        (
+            "sock.setblocking(False), os.set_blocking(sock.fileno(), True), sock.settimeout(1)",
+            "done",
+        ),
+        ("fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | 0o4000)", "done"),
+        ("fcntl.fcntl(sock, fcntl.F_SETFD, fcntl.fcntl(sock, fcntl.F_GETFD))", "done"),
+        ("os.close(fcntl.fcntl(sock, fcntl.F_DUPFD, 3))", "done"),
     ],
 )
 def test_a_worker_that_was_taken_over_gets_nothing_from_the_kernel(
@@ -105,6 +134,41 @@ def test_a_worker_that_was_taken_over_gets_nothing_from_the_kernel(
         assert "Traceback" not in errors
     else:
         assert output != CRASH
+
+
+def test_the_log_tells_where_a_worker_failed(host_keys: Keyring, tmp_path: Path) -> None:
+    output, errors = take_over("raise ValueError('its mistake')", host_keys, tmp_path)
+    assert output == CRASH
+    assert "the worker failed\nTraceback" in errors
+    assert "in told" in errors and errors.endswith("ValueError: its mistake\n")
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_worker_reaches_the_systems_log(
+    host_keys: Keyring, tmp_path: Path, kind: socket.SocketKind
+) -> None:
+    path = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, kind) as log:
+        log.bind(str(path))
+        if kind is socket.SOCK_STREAM:
+            log.listen()
+        code = (
+            "import logging.handlers, sys\n"
+            f"handler = logging.handlers.SysLogHandler({str(path)!r})\n"
+            "logging.getLogger().addHandler(handler)\n"
+        )
+        job = "logging.error('from the worker: %d', os.getpid())"
+        words = [sys.executable, "-c", code + TAKEN_OVER, str(host_keys.key()), job]
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.startswith("done"), done.stderr
+        if kind is socket.SOCK_STREAM:
+            with log.accept()[0] as accepted:
+                said = accepted.makefile("rb").read()
+        else:
+            said = log.recv(4096)
+    assert b"from the worker" in said
 
 
 def test_a_real_worker_is_held_to_the_filter_before_its_first_byte(
@@ -151,7 +215,7 @@ def test_the_list_is_one_for_each_architecture(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_no_call_stands_in_two_lists() -> None:
-    conditional = {name for name, *_ in seccomp.CONDITIONS} | {name for name, _ in seccomp.EITHER}
+    conditional = {row[0] for row in seccomp.CONDITIONS} | {name for name, _ in seccomp.EITHER}
     lists = seccomp.ALLOWED, seccomp.MISSING, seccomp.FATAL, tuple(conditional)
     names = [name for each in lists for name in each]
     assert len(names) == len(set(names))
