@@ -74,12 +74,7 @@ def become(user: pwd.struct_passwd) -> None:
 
 
 def find(name: str, config: ServerConfig, address: str) -> pwd.struct_passwd | None:
-    """The user ``name``, when such a one may log in from there at all.
-
-    Whoever must change their password first may not, by a key neither: there is no dialogue here
-    to change it in, and the administrator who asks for that wants it done before anything else.
-    OpenSSH lets keys in only where it runs without PAM.
-    """
+    """The user ``name``, when such a one may log in from there at all."""
     try:
         user = pwd.getpwnam(name)
     except (KeyError, ValueError, UnicodeError):  # ValueError: a NUL in the name
@@ -147,13 +142,27 @@ def _expiry(name: str, today: int) -> str:
     changed, _, longest, _, inactive, end = days
     if end is not None and today >= end:
         return "the account has expired"
-    if changed == 0:
-        return "the password must be changed first (by passwd, or chage -d)"
-    if changed is None or longest is None or today <= changed + longest:
+    if changed is None or longest is None or inactive is None:
         return ""
-    if inactive is not None and today > changed + longest + inactive:
+    if today > changed + longest + inactive:
         return "the password expired so long ago that the account is inactive (chage -I)"
-    return "the password has expired (passwd, or chage -M)"
+    return ""
+
+
+def _fault_of_password(name: str, today: int) -> str:
+    """Why a password of shadow(5) is not taken any more, '' if it is.
+
+    There is no dialogue here to change it in. A key still counts, as with sshd without PAM: a board
+    whose clock was wrong when the password was set must not lock everybody out.
+    """
+    fields = _shadow(name)
+    if fields is None or not fields[2].isdigit():
+        return ""
+    if fields[2] == "0":
+        return "the password must be changed first (by passwd, or chage -d)"
+    if fields[4].isdigit() and today > int(fields[2]) + int(fields[4]):
+        return "the password has expired (passwd, or chage -M)"
+    return ""
 
 
 def _fault_of_shell(path: str) -> str:
@@ -184,7 +193,12 @@ def password_is_right(
         return config.permit_empty_passwords and not password
     usable = user is not None and not stored.startswith(("!", "*"))
     right = _crypt(password, stored if usable else _somebodys_hash())
-    return right and usable and (bool(password) or config.permit_empty_passwords)
+    if not (right and usable and user is not None):
+        return False
+    if why := _fault_of_password(user.pw_name, int(time.time()) // DAY):
+        _log.info("user %s refused: %s", user.pw_name, why)
+        return False
+    return bool(password) or config.permit_empty_passwords
 
 
 def has_no_password(user: pwd.struct_passwd | None) -> bool:

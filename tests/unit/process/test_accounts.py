@@ -221,8 +221,6 @@ def days_ago(days: int) -> str:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (("chage", "-d", "0"), "the password must be changed"),
-        (("chage", "-d", days_ago(31), "-M", "30"), "the password has expired"),
         (("chage", "-d", days_ago(41), "-M", "30", "-I", "10"), "the account is inactive"),
         (("chage", "-E", days_ago(1)), "the account has expired"),
         (("usermod", "-s", "/no/such/shell"), "shell /no/such/shell does not exist"),
@@ -239,6 +237,31 @@ def test_an_account_that_the_system_has_closed_is_nobodys_and_the_log_says_why(
     assert accounts.find(changeable.name, CONFIG, HERE) is None
     (line,) = caplog.messages
     assert line.startswith(f"user {changeable.name} refused: ") and why in line
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("chage", "-d", "0"), "the password must be changed"),
+        (("chage", "-d", days_ago(31), "-M", "30"), "the password has expired"),
+    ],
+    ids=["must be changed", "expired"],
+)
+def test_a_password_that_is_too_old_is_not_taken_but_a_key_is(
+    changeable: Account, change: tuple[str, ...], why: str, caplog: Log
+) -> None:
+    caplog.set_level(logging.INFO)
+    user = pwd.getpwnam(changeable.name)
+    password = changeable.password.encode()
+    assert accounts.password_is_right(user, password, CONFIG)
+    changeable.change(*change)
+    assert not accounts.password_is_right(user, b"wrong", CONFIG)
+    assert not caplog.messages
+    assert not accounts.password_is_right(user, password, CONFIG)
+    (line,) = caplog.messages
+    assert why in line
+    assert accounts.find(changeable.name, CONFIG, HERE) is not None
 
 
 @pytest.mark.root
