@@ -14,6 +14,7 @@ from binascii import a2b_base64
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from ..config.hosts import endpoint
 from ..errors import MalformedMessage
 from .keys import SIGNATURE_ALGORITHMS, PublicKey, load_public_key
 from .patterns import matches
@@ -372,19 +373,12 @@ _FORWARDS: Final = {"permitopen": "permit_open", "permitlisten": "permit_listen"
 
 def _parse_forward(name: str, text: str) -> tuple[str, int]:
     """Host and port of 'host:port' or '[address]:port'; permitlisten may leave the host out."""
-    host, colon, port = text.rpartition(":")
-    if not colon and name == "permitlisten":
-        host = "*"
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    any_port = port == "*"
-    is_number = port.isascii() and port.isdigit() and len(port) <= 5
-    if not host or not (any_port or (is_number and 0 < int(port) < 65536)):
+    is_port_alone = name == "permitlisten" and ":" not in text
+    try:
+        return endpoint(f"*:{text}" if is_port_alone else text)
+    except ValueError as error:
         form = "[host:]port" if name == "permitlisten" else "host:port"
-        raise _BadLine(f"option '{name}' is not {form} but {_shown(text)}")
-    return host, 0 if any_port else int(port)
+        raise _BadLine(f"option '{name}' is not {form} but {_shown(text)}") from error
 
 
 def parse_time(text: str, local_time: LocalTime | None) -> int:
