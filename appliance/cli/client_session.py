@@ -228,9 +228,7 @@ class ClientSession:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        if self._forwards is not None and self._forwards.connections:
-            return
-        if self._master is not None and self._master.sessions:
+        if self._in_use:
             return
         persist = self._options.control_persist
         if self._session_over:
@@ -239,9 +237,16 @@ class ClientSession:
             self._patience = self._loop.call_later(persist, self._leave_if_unused)
 
     def _leave_if_unused(self) -> None:
-        assert self._master is not None
-        if not self._master.sessions and not (self._forwards and self._forwards.connections):
+        if not self._in_use:
             self._loop.stop()
+
+    @property
+    def _in_use(self) -> bool:
+        """Whether forwarded connections or other clients still need the connection."""
+        return bool(
+            (self._forwards is not None and self._forwards.connections)
+            or (self._master is not None and self._master.sessions)
+        )
 
     def _share(self, control: "ControlSocket") -> None:
         """Let other clients use the connection."""
