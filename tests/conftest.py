@@ -32,7 +32,7 @@ from tests.peers import (
 )
 
 PR_SET_CHILD_SUBREAPER = 36
-LEAK_PATIENCE = 3  # seconds that a process may take to end by itself after its test
+LEAK_PATIENCE = 3  # seconds that what a test began may take to end by itself
 
 KEPT: set[int] = set()  # the servers that tests share
 GROUPED = ("interop", "system", "bench")  # folders whose files keep to one worker each
@@ -148,17 +148,25 @@ def no_leaks() -> Iterator[None]:
     children, descriptors = _children(), _descriptors()
     yield
     left = _end_new_children(children)
-    if opened := _opened_since(descriptors):
-        gc.collect()
-        opened = _opened_since(descriptors)
+    opened = _left_open(descriptors)
     assert not left, f"the test left processes behind: {left}"
     assert not opened, f"the test left file descriptors open: {opened}"
 
 
-def _opened_since(before: dict[int, str]) -> dict[int, str]:
-    return {
+def _left_open(before: dict[int, str]) -> dict[int, str]:
+    """Return the descriptors that are new and were not closed within LEAK_PATIENCE seconds.
+
+    The threads of a test's own servers close theirs when the last peer's end has reached them.
+    """
+    end = time.monotonic() + LEAK_PATIENCE
+    while opened := {
         number: target for number, target in _descriptors().items() if before.get(number) != target
-    }
+    }:
+        gc.collect()
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
+    return opened
 
 
 # Accounts, keys and servers
