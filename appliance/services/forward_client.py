@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -55,6 +56,7 @@ _log = logging.getLogger(__name__)
 AGENT_SECONDS: Final = 5.0  # that the agent may take to hear for whom it will work
 SOCKS_SECONDS: Final = 60  # that a client may take to say what it wants
 _SOCKS_READ: Final = 4096  # bytes
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: do not end the connection, break it off
 
 Done = Callable[[str, int], None]  # gets '' or why it failed, and a port that was allocated
 
@@ -150,12 +152,14 @@ class ForwardClient:
             if forward.target is None:
                 _SocksClient(sock, self._driver.loop, self._connect)
             else:
-                self._connect(sock, forward.target, None)
+                self._connect(sock, forward.target)
 
         self._listeners[forward.listen] = Listener(self._driver.loop, sockets, accepted), file
 
-    def _connect(self, sock: socket.socket, target: Place, dialogue: Dialogue | None) -> None:
-        """Have the server connect to a place for who is connected to ``sock``."""
+    def _connect(self, sock: socket.socket, target: Place, first: bytes = b"") -> None:
+        """Have the server connect to a place for who is connected to ``sock``, and tell it
+        ``first`` before all that is read there.
+        """
         opening: Record
         if isinstance(target, str):
             kind, opening = DIRECT_STREAMLOCAL, DirectStreamlocal(os.fsencode(target))
@@ -163,7 +167,7 @@ class ForwardClient:
             assert target.host is not None
             kind = DIRECT_TCPIP
             opening = DirectTcpip(target.host, target.port, *originator(sock))
-        leaving = _Leaving(sock, self._driver, self._over, self._say, dialogue)
+        leaving = _Leaving(sock, self._driver, self._over, self._say, first)
         self._connections.add(leaving)
         leaving.join(self._driver.connection.open_channel(kind, opening.encode(), leaving))
         self._driver.flush()
@@ -309,34 +313,36 @@ class _Leaving(SocketSplice):
         driver: Driver,
         ended: Callable[[ChannelHandler], None],
         say: Callable[[str], None],
-        dialogue: Dialogue | None,
+        first: bytes,
     ) -> None:
-        """``dialogue``: in which a SOCKS client named the place, and now waits."""
         super().__init__(sock, driver, ended)
         self._say = say
-        self._dialogue = dialogue
+        self._first = first
 
     def opened(self, type_data: bytes) -> None:
-        if self._dialogue is not None:
-            _tell(self._sock, self._dialogue.answer(True))
-            if self._dialogue.rest:
-                self._channel.send(self._dialogue.rest)
+        if self._first:
+            self._channel.send(self._first)
         super().opened(type_data)
 
     def open_failed(self, reason_code: int, description: str) -> None:
         self._say(f"channel {self._channel.number}: open failed: {harmless(description)}")
-        if self._dialogue is not None:
-            _tell(self._sock, self._dialogue.answer(False))
+        # the program here takes itself for connected: a reset is no end of what it reads
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 class _SocksClient:
-    """A connection to a port of -D, until it says where it wants to go."""
+    """A connection to a port of -D, until it says where it wants to go.
+
+    It is told at once that it is connected, as by OpenSSH: what it says next then leaves with
+    the answer of the server, and not a round trip later. If the server cannot connect, its
+    connection is reset.
+    """
 
     def __init__(
         self,
         sock: socket.socket,
         loop: Loop,
-        wanted: Callable[[socket.socket, Place, Dialogue], None],
+        wanted: Callable[[socket.socket, Place, bytes], None],
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -364,11 +370,13 @@ class _SocksClient:
             _tell(self._sock, self._dialogue.reply)
             self._close()
             return
-        _tell(self._sock, self._dialogue.reply)
-        if self._dialogue.place is not None:
-            self._patience.cancel()
-            self._loop.watch_reader(self._sock.fileno(), None)
-            self._wanted(self._sock, TcpPlace(*self._dialogue.place), self._dialogue)
+        if self._dialogue.place is None:
+            _tell(self._sock, self._dialogue.reply)
+            return
+        _tell(self._sock, self._dialogue.reply + self._dialogue.answer(True))
+        self._patience.cancel()
+        self._loop.watch_reader(self._sock.fileno(), None)
+        self._wanted(self._sock, TcpPlace(*self._dialogue.place), self._dialogue.rest)
 
     def _close(self) -> None:
         self._patience.cancel()
