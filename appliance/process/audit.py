@@ -40,6 +40,7 @@ are escaped as in Python: it ends where the next blank is, and nothing in it can
 a field. The pattern of ``refused`` is what conf/fail2ban looks for.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -48,6 +49,7 @@ import re
 import stat
 import time
 from binascii import b2a_base64
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from ..errors import UsageError
@@ -105,6 +107,7 @@ _QUOTED: Final = ("command",)  # texts of a peer's that would be hard to read wi
 
 _file: int | None = None
 _everywhere: dict[str, Any] = {}
+_held: list[tuple[str, Fields]] | None = None
 
 
 def open_file(path: str) -> None:
@@ -154,6 +157,27 @@ def serve_user(name: str) -> None:
 def event(name: str, **fields: Value) -> None:
     """Write down a fact of ``EVENTS``; what a connection knows by itself need not be given."""
     told = _everywhere | fields
+    if _held is None:
+        _write(name, told)
+    else:
+        _held.append((name, told))
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """What happens in here is written down at the end, so that nobody waits for the log."""
+    global _held
+    events: list[tuple[str, Fields]] = []
+    _held = events
+    try:
+        yield
+    finally:
+        _held = None
+        for name, told in events:
+            _write(name, told)
+
+
+def _write(name: str, told: Fields) -> None:
     kind = EVENTS[name]
     _log.log(kind.level, "%s", _text(kind.text, told))
     if _file is not None:

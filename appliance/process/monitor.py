@@ -32,6 +32,7 @@ from .requests import (
     Failed,
     Reply,
     ReportTotals,
+    Row,
     When,
 )
 from .session_grants import SessionGrants
@@ -180,6 +181,11 @@ class Monitor:
         count = self._counts[data[0]] = self._counts.get(data[0], 0) + 1
         if count > row.limit:
             return self._end_worker(f"it asked too often for {row.message.__name__}")
+        # a login is written down before anybody learns of it
+        with audit.held() if now is When.AFTER else contextlib.nullcontext():
+            return self._answer(row, data)
+
+    def _answer(self, row: Row, data: bytes) -> bool:
         first = GRANTED
         try:
             answer, descriptors = self._handlers[row.message](row.message.decode(data))

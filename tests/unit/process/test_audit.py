@@ -87,6 +87,20 @@ def test_an_event_is_a_line_of_the_log_and_an_object_of_the_file(
     assert disconnected["user"] == "anna"
 
 
+def test_what_is_held_is_written_at_the_end_whatever_happens(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(ZeroDivisionError), audit.held():
+        audit.event("started", version="1")
+        audit.event("stopped")
+        assert caplog.messages == []
+        raise ZeroDivisionError
+    assert caplog.messages == ["Culvert 1 started", "stopped listening"]
+    with caplog.at_level(logging.INFO):
+        audit.event("reloaded")
+    assert caplog.messages[2:] == ["the settings are read again"]
+
+
 def test_a_certificate_is_named_with_its_authority(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     connected()
