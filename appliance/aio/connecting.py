@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -178,8 +179,6 @@ class NameConnector:
 
 def _serve_names(requests: int, become: Callable[[], None]) -> None:
     """In the child: serve until the parent is gone."""
-    import threading
-
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -191,33 +190,51 @@ def _serve_names(requests: int, become: Callable[[], None]) -> None:
         os.dup2(null, fd)
     os.close(null)
     become()
-    free = threading.Semaphore(NAMES_AT_ONCE)
-
-    def serve(request: bytes, messenger: int) -> None:
-        try:
-            with socket.socket(fileno=messenger) as answer:
-                _connect_name(request[2:].decode(), int.from_bytes(request[:2], "big"), answer)
-        finally:
-            free.release()
-
     with socket.socket(fileno=3) as sock:
+        _Lookups(sock).serve()
+
+
+class _Lookups:
+    """Threads that wait for requests, and then serve one each.
+
+    There is always one that waits, so that no request waits for a thread's start.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._threads = 1
+        self._busy = 0
+
+    def serve(self) -> None:
+        """Until the parent is gone."""
         while True:
-            request, fds, _, _ = socket.recv_fds(sock, NAME_LIMIT, 1)
+            request, fds, _, _ = socket.recv_fds(self._sock, NAME_LIMIT, 1)
             if not request:
-                return
-            if free.acquire(blocking=False):
-                threading.Thread(target=serve, args=(request, *fds), daemon=True).start()
-            else:
-                with socket.socket(fileno=fds[0]) as answer:
+                os._exit(0)
+            with socket.socket(fileno=fds[0]) as answer, contextlib.suppress(OSError):
+                if self._begin():
+                    _connect_name(request[2:].decode(), int.from_bytes(request[:2], "big"), answer)
+                else:
                     answer.send(_TOO_MANY.encode())
+            with self._lock:
+                self._busy -= 1
+
+    def _begin(self) -> bool:
+        with self._lock:
+            self._busy += 1
+            last = self._busy == self._threads
+            if last and self._threads <= NAMES_AT_ONCE:
+                self._threads += 1
+                threading.Thread(target=self.serve, daemon=True).start()
+            return self._busy <= NAMES_AT_ONCE
 
 
 def _connect_name(host: str, port: int, answer: socket.socket) -> None:
     try:
         _send_connection(host, port, answer)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            answer.send((error.strerror or str(error) or "no address").encode()[:_ANSWER])
+        answer.send((error.strerror or str(error) or "no address").encode()[:_ANSWER])
 
 
 def _send_connection(host: str, port: int, answer: socket.socket) -> None:
