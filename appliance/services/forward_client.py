@@ -373,10 +373,10 @@ class _SocksClient:
         if self._dialogue.place is None:
             _tell(self._sock, self._dialogue.reply)
             return
-        _tell(self._sock, self._dialogue.reply + self._dialogue.answer(True))
         self._patience.cancel()
         self._loop.watch_reader(self._sock.fileno(), None)
         self._wanted(self._sock, TcpPlace(*self._dialogue.place), self._dialogue.rest)
+        _tell(self._sock, self._dialogue.reply + self._dialogue.answer(True))
 
     def _close(self) -> None:
         self._patience.cancel()
