@@ -1,132 +1,33 @@
-"""culvert keygen: make keys, show them, change their passphrases, tend known_hosts.
+"""culvert keygen: make keys, show them, change their passphrases; ssh-keygen's options.
 
-Certificates and revocation lists stand in files of their own, which are read when wanted.
-
-It speaks ssh-keygen's options for these jobs; called dropbearkey or dropbearconvert it speaks
-theirs. A file that is written appears whole or not at all: it is made under another name in
-the same directory, 0600, never through a link that somebody left there, and takes its place
-when it is on the disk.
+What else it does stands in files of its own, which are read when wanted: certificates, revocation
+lists, known_hosts files, and what it does as dropbearkey and dropbearconvert.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
 from typing import Final
 
-from ..crypto import key_files, known_hosts
-from ..crypto.key_files import KeyFileError, WrongPassphrase
-from ..crypto.keys import ED25519, RSA, PrivateKey, PublicKey, generate, is_certificate_name
+from ..crypto import key_files
+from ..crypto.key_files import KeyFileError
+from ..crypto.keys import PrivateKey, PublicKey
 from ..errors import CulvertError, UsageError
+from .keygen_files import PROMPTS, ask, home_file, load_private, read_file, write_whole
+from .keygen_words import (
+    Silent,
+    checked_comment,
+    default_comment,
+    hash_name,
+    kind,
+    new_key,
+    number,
+    wanted_type,
+)
 from .options import Option, Options, help_text, parse
-
-# Our own choices
-FILE_LIMIT: Final = 1 << 20  # bytes: a key is far smaller, a known_hosts file hardly larger
-PROMPTS: Final = 3  # how often a passphrase is asked for before we give up
-
-_ECDSA_TYPES: Final = {bits: f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)}
-
-
-# -- files -------------------------------------------------------------------------------
-
-
-def write_whole(path: str, data: bytes, mode: int = 0o600, replace: bool = False) -> None:
-    """Write a file whole or not at all; raises FileExistsError unless it may be replaced.
-
-    Whoever looks at ``path``, at whatever moment and after whatever crash, finds what was there
-    before or all of ``data``. A link in its place is replaced and never followed.
-    """
-    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(temporary, flags, mode), "wb") as stream:
-            try:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-                if replace:
-                    os.replace(temporary, path)
-                else:
-                    _rename_to_nothing(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:  # a person knows nothing of the temporary name
-        raise OSError(error.errno, error.strerror, path) from error
-
-
-def _rename_to_nothing(source: str, target: str) -> None:
-    """Rename unless there is a target, even one that appears this moment."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        # FAT, which boot partitions are, has no links.
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
-        os.rename(source, target)
-    else:
-        os.unlink(source)
-
-
-def read_file(path: str, private: bool = False) -> bytes:
-    """A file's bytes, '-' for standard input; a private key must be its owner's alone."""
-    if path == "-":
-        return sys.stdin.buffer.read(FILE_LIMIT)
-    with open(path, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-            raise UsageError(f"{path}: not a file")
-        if private and status.st_uid == os.getuid() and status.st_mode & 0o077:
-            raise UsageError(
-                f"{path}: others may read or write this private key; try chmod 600 {path}"
-            )
-        data = stream.read(FILE_LIMIT + 1)
-    if len(data) > FILE_LIMIT:
-        raise UsageError(f"{path}: larger than {FILE_LIMIT} bytes, so neither a key nor a list")
-    return data
-
-
-def load_private(path: str, passphrase: bytes | None) -> PrivateKey:
-    """The key of a file, asking for its passphrase unless one is given."""
-    data = read_file(path, private=True)
-    try:
-        if passphrase is not None:
-            return key_files.load_private_key(data, lambda: passphrase)
-        for attempt in range(PROMPTS):
-            try:
-                return key_files.load_private_key(data, lambda: _ask(f"passphrase for {path}"))
-            except WrongPassphrase:
-                if attempt == PROMPTS - 1:
-                    raise
-                print("Bad passphrase, try again.", file=sys.stderr)
-        raise AssertionError("the last attempt returns or raises")
-    except KeyFileError as error:
-        raise KeyFileError(f"{path}: {error}") from error
-
-
-def _ask(what: str) -> bytes:
-    import getpass
-    import warnings
-
-    with warnings.catch_warnings():  # of an echo: there is no terminal, so nobody to see it
-        warnings.simplefilter("ignore", getpass.GetPassWarning)
-        try:
-            return os.fsencode(getpass.getpass(f"Enter {what}: "))
-        except EOFError as error:
-            raise UsageError("a passphrase is needed; give it with -P or -N") from error
 
 
 def _passphrase(options: Options, letter: str) -> bytes | None:
@@ -141,8 +42,8 @@ def _ask_new(options: Options) -> bytes:
     if given is not None:
         return given
     for _ in range(PROMPTS):
-        passphrase = _ask("passphrase (empty for no passphrase)")
-        if _ask("same passphrase again") == passphrase:
+        passphrase = ask("passphrase (empty for no passphrase)")
+        if ask("same passphrase again") == passphrase:
             return passphrase
         print("Passphrases do not match.  Try again.", file=sys.stderr)
     raise UsageError("the passphrases do not match")
@@ -151,13 +52,6 @@ def _ask_new(options: Options) -> bytes:
 def _answer(question: str) -> str:
     print(question, end="", flush=True)
     return sys.stdin.readline().strip()
-
-
-def _home(name: str) -> str:
-    """A file in ~/.ssh, of the account and not of $HOME, as ssh-keygen has it."""
-    import pwd
-
-    return os.path.join(pwd.getpwuid(os.getuid()).pw_dir, ".ssh", name)
 
 
 def _confirm_overwrite(path: str) -> bool:
@@ -169,59 +63,7 @@ def _confirm_overwrite(path: str) -> bool:
     return True
 
 
-def _default_comment() -> str:
-    import pwd
-
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = str(os.getuid())
-    return f"{name}@{os.uname().nodename}"
-
-
-def kind(key: PublicKey) -> str:
-    """ED25519, ECDSA, RSA, or one of these with -SK or -CERT."""
-    name = key.key_type.removeprefix("sk-").removeprefix("ssh-").partition("-")[0]
-    name = name.partition("@")[0].upper()
-    if key.key_type.startswith("sk-"):
-        name += "-SK"
-    return name + "-CERT" if is_certificate_name(key.key_type) else name
-
-
-def _key_type(name: str, bits: int | None) -> tuple[str, int | None]:
-    """What to pass to generate() for -t and -b."""
-    name = name.lower()
-    if name in ("ed25519", ED25519):
-        return ED25519, None  # ssh-keygen passes over the bits, too
-    if name in ("rsa", RSA, "rsa-sha2-256", "rsa-sha2-512"):
-        return RSA, bits
-    if name == "ecdsa":
-        if bits not in (None, *_ECDSA_TYPES):
-            raise UsageError("an ECDSA key has 256, 384 or 521 bits")
-        return _ECDSA_TYPES[bits or 256], None
-    if name in _ECDSA_TYPES.values():
-        return name, None
-    raise UsageError(f"keys of type {name!r} cannot be made; there are ed25519, ecdsa and rsa")
-
-
-def _number(text: str | None, option: str) -> int | None:
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) == int(text[:12]):
-        raise UsageError(f"option {option}: expected a number, not {text!r}")
-    return int(text)
-
-
-def _generate(key_type: str, bits: int | None) -> PrivateKey:
-    try:
-        return generate(key_type, bits)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-# -- ssh-keygen --------------------------------------------------------------------------
-
-_KEYGEN_OPTIONS: Final = (
+_OPTIONS: Final = (
     Option("t", "TYPE", "type of the new key: ed25519 (the default), ecdsa or rsa"),
     Option("b", "BITS", "its size: rsa 2048 to 16384 (default 3072), ecdsa 256, 384 or 521"),
     Option("f", "FILE", "the key's file, or the known_hosts file; '-' reads standard input"),
@@ -255,7 +97,7 @@ _KEYGEN_OPTIONS: Final = (
     Option("o", None, ""),
     Option("Z", "CIPHER", ""),
 )
-_KEYGEN_USAGE: Final = """\
+_USAGE: Final = """\
 culvert keygen [-t TYPE] [-b BITS] [-f FILE] [-N PASSPHRASE] [-C COMMENT] [-q]
 culvert keygen -y | -l | -p | -c  [-f FILE]
 culvert keygen -F HOST | -R HOST | -H  [-f KNOWN_HOSTS]
@@ -264,12 +106,12 @@ culvert keygen -L [-f CERTIFICATE]
 culvert keygen -k -f LIST [-u] [-s AUTHORITY.pub] [-z NUMBER] FILES
 culvert keygen -Q -f LIST FILES
 culvert keygen --totp USER"""
-_KEYGEN_ABOUT: Final = """\
+_ABOUT: Final = """\
 Make a pair of keys to log in with, and look after keys and known_hosts files.
 
 The private key stays on this machine and is nobody else's business. The public key, FILE.pub,
 is one line of text: append it to ~/.ssh/authorized_keys of the account to log in to."""
-_KEYGEN_FOOTER: Final = """\
+_FOOTER: Final = """\
 examples:
   culvert keygen                           a key in ~/.ssh/id_ed25519, asking for what it needs
   culvert keygen -f key -N '' -C backup    a key without a passphrase, for a script
@@ -278,9 +120,9 @@ examples:
 
 
 def _keygen(arguments: list[str], name: str) -> None:
-    options = parse(arguments, _KEYGEN_OPTIONS, name)
+    options = parse(arguments, _OPTIONS, name)
     if "help" in options or ("h" in options and "s" not in options):
-        print(help_text(_KEYGEN_USAGE, _KEYGEN_ABOUT, _KEYGEN_OPTIONS, _KEYGEN_FOOTER), end="")
+        print(help_text(_USAGE, _ABOUT, _OPTIONS, _FOOTER), end="")
         return
     if "k" in options or "Q" in options:
         from . import keygen_revocation
@@ -297,15 +139,15 @@ def _keygen(arguments: list[str], name: str) -> None:
         ("y", _show_public),
         ("p", _change_passphrase),
         ("c", _change_comment),
-        ("F", _find_host),
-        ("R", _remove_host),
-        ("H", _hash_hosts),
+        ("F", _tend_known_hosts),
+        ("R", _tend_known_hosts),
+        ("H", _tend_known_hosts),
         ("l", _show_fingerprints),
         ("L", _show_certificates),
     ]
     chosen = [job for letter, job in jobs if letter in options]
     if "F" in options:  # -l and -H tell how to print what is found
-        chosen = [job for job in chosen if job not in (_show_fingerprints, _hash_hosts)]
+        chosen = [job for letter, job in jobs if letter in options and letter not in "lH"]
     if len(chosen) > 1:
         raise UsageError(
             f"only one of --totp, -y, -l, -L, -p, -c, -F, -R and -H at a time; try '{name} --help'"
@@ -314,48 +156,37 @@ def _keygen(arguments: list[str], name: str) -> None:
 
 
 def _make_key(options: Options) -> None:
-    key_type, bits = _key_type(options.value("t") or "ed25519", _number(options.value("b"), "-b"))
+    key_type, bits = wanted_type(options.value("t") or "ed25519", number(options.value("b"), "-b"))
     quiet = "q" in options
     short = "ecdsa" if key_type.startswith("ecdsa") else key_type.removeprefix("ssh-")
     if not quiet:
         print(f"Generating public/private {short} key pair.")
     path = options.value("f")
     if path is None:
-        path = _home(f"id_{short}")
+        path = home_file(f"id_{short}")
         path = _answer(f"Enter file in which to save the key ({path}): ") or path
-        if not os.path.exists(os.path.dirname(path)) and path.startswith(_home("")):
+        if not os.path.exists(os.path.dirname(path)) and path.startswith(home_file("")):
             os.mkdir(os.path.dirname(path), 0o700)
             print(f"Created directory '{os.path.dirname(path)}'.")
     replace = _confirm_overwrite(path)
     passphrase = _ask_new(options)
     comment = options.value("C")
-    key = _generate(key_type, bits)
-    key.comment = _checked_comment(_default_comment() if comment is None else comment)
+    key = new_key(key_type, bits)
+    key.comment = checked_comment(default_comment() if comment is None else comment)
     write_whole(path, _dump(key, passphrase, options), replace=replace)
     line = key.public.line(key.comment) + "\n"
     write_whole(f"{path}.pub", line.encode(), 0o644, replace=True)
     if not quiet:
         print(f"Your identification has been saved in {path}")
         print(f"Your public key has been saved in {path}.pub")
-        print(f"The key fingerprint is:\n{key.public.fingerprint(_hash(options))} {key.comment}")
-
-
-def _checked_comment(comment: str) -> str:
-    if not comment.isprintable():
-        raise UsageError("a comment is one line of printable characters")
-    return comment
-
-
-def _hash(options: Options) -> str:
-    name = (options.value("E") or "sha256").lower()
-    if name not in ("sha256", "md5"):
-        raise UsageError(f"option -E: expected sha256 or md5, not {name!r}")
-    return name
+        print(
+            f"The key fingerprint is:\n{key.public.fingerprint(hash_name(options))} {key.comment}"
+        )
 
 
 def _dump(key: PrivateKey, passphrase: bytes, options: Options) -> bytes:
     form = (options.value("m") or "RFC4716").lower()
-    rounds = _number(options.value("a"), "-a") or key_files.BCRYPT_ROUNDS
+    rounds = number(options.value("a"), "-a") or key_files.BCRYPT_ROUNDS
     if form == "rfc4716":
         return key_files.dump_openssh(key, passphrase or None, rounds=rounds)
     if form in ("pem", "pkcs8"):
@@ -371,7 +202,7 @@ def _key_path(options: Options) -> str:
     """The file of -f, or the first of the usual ones."""
     path = options.value("f")
     if path is None:
-        usual = [_home(f"id_{kind}") for kind in ("ed25519", "ecdsa", "rsa")]
+        usual = [home_file(f"id_{kind}") for kind in ("ed25519", "ecdsa", "rsa")]
         path = next(filter(os.path.exists, usual), usual[0])
         path = _answer(f"Enter file in which the key is ({path}): ") or path
     return path
@@ -384,7 +215,7 @@ def _show_public(options: Options) -> None:
 
 def _show_fingerprints(options: Options) -> None:
     path = _key_path(options)
-    hash = _hash(options)
+    hash = hash_name(options)
     data = read_file(path)
     public: PublicKey | None = None
     comment = ""
@@ -425,10 +256,16 @@ def _make_secret(options: Options) -> None:
     print(f"# {address(secret, user, os.uname().nodename)}\n{user}:{write_secret(secret)}")
 
 
+def _tend_known_hosts(options: Options) -> None:
+    from . import keygen_known_hosts
+
+    keygen_known_hosts.run(options)
+
+
 def _show_certificates(options: Options) -> None:
     from . import keygen_certificates
 
-    keygen_certificates.show(_key_path(options), _hash(options))
+    keygen_certificates.show(_key_path(options), hash_name(options))
 
 
 def _comment_beside(path: str, public: PublicKey) -> str:
@@ -471,13 +308,13 @@ def _change_comment(options: Options) -> None:
     path = _key_path(options)
     given = _passphrase(options, "P")
     if given is None and _is_encrypted(read_file(path, private=True)):
-        given = _ask(f"passphrase for {path}")
+        given = ask(f"passphrase for {path}")
     key = load_private(path, given or b"")
     print(f"Old comment: {key.comment}" if key.comment else "No existing comment")
     comment = options.value("C")
     if comment is None:
         comment = _answer("New comment: ")
-    key.comment = _checked_comment(comment)
+    key.comment = checked_comment(comment)
     write_whole(path, _dump(key, given or b"", options), replace=True)
     write_whole(f"{path}.pub", f"{key.public.line(comment)}\n".encode(), 0o644, replace=True)
     print(f"Comment '{comment}' applied")
@@ -493,195 +330,21 @@ def _is_encrypted(data: bytes) -> bool:
     return False
 
 
-# -- known_hosts -------------------------------------------------------------------------
-
-
-def _known_hosts(options: Options) -> tuple[str, str]:
-    """Path and text of the file."""
-    path = options.value("f") or _home("known_hosts")
-    return path, read_file(path).decode(errors="surrogateescape")
-
-
-def _host(text: str) -> tuple[str, int]:
-    """Host and port of 'host' or '[host]:port'."""
-    host, bracket, port = text.removeprefix("[").partition("]:")
-    if not text.startswith("[") or not bracket:
-        return text, known_hosts.SSH_PORT
-    if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
-        raise UsageError(f"{text!r} names no port: expected [HOST]:PORT")
-    return host, int(port)
-
-
-def _find_host(options: Options) -> None:
-    text = options.value("F") or ""
-    name = known_hosts.host_name(*_host(text))
-    path, content = _known_hosts(options)
-    found = 0
-    for line in known_hosts.parse(content):
-        if not line.hosts or not known_hosts.matches_host(line.hosts, name):
-            continue
-        found += 1
-        marker = {"@cert-authority": "CA", "@revoked": "REVOKED"}.get(line.marker, "")
-        if "q" not in options:
-            print(f"# Host {text} found: line {line.number} {marker}")
-        if "l" in options:
-            try:
-                key = line.load()
-            except CulvertError as error:
-                raise UsageError(f"{path} line {line.number}: {error}") from error
-            comment = f" {line.comment}" if line.comment else ""
-            print(f"{text} {kind(key)} {key.fingerprint(_hash(options))}{comment}")
-        elif "H" in options and not line.marker:
-            salt = os.urandom(known_hosts.SALT_BYTES)
-            print(f"{known_hosts.hash_host(name, salt)} {line.key_type} {line.encoded}")
-        else:
-            _write_text(line.text + "\n")
-    if not found:
-        raise Silent
-
-
-class Silent(Exception):
-    """Exit status 1 without another word, as of ssh-keygen -F for a host that is not there."""
-
-
-def _write_text(text: str) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
-    sys.stdout.buffer.flush()
-
-
-def _remove_host(options: Options) -> None:
-    text = options.value("R") or ""
-    path, content = _known_hosts(options)
-    kept, removed = known_hosts.remove(content, *_host(text))
-    if not removed:
-        raise UsageError(f"host {text} not found in {path}")
-    if "q" not in options:
-        for line in removed:
-            print(f"# Host {text} found: line {line.number}")
-    _replace_known_hosts(path, content, kept)
-
-
-def _hash_hosts(options: Options) -> None:
-    path, content = _known_hosts(options)
-    lines: list[str] = []
-    for line in known_hosts.parse(content):
-        names = line.hosts.split(",")
-        if not line.hosts or line.marker or line.hosts.startswith("|"):
-            lines.append(line.text)
-        elif any(c in line.hosts for c in "*?!"):
-            print(f"{path} line {line.number}: a wildcard cannot be hashed", file=sys.stderr)
-            lines.append(line.text)
-        else:
-            rest = f"{line.key_type} {line.encoded} {line.comment}".rstrip()
-            for each in names:
-                salt = os.urandom(known_hosts.SALT_BYTES)
-                lines.append(f"{known_hosts.hash_host(each.lower(), salt)} {rest}")
-    _replace_known_hosts(path, content, "".join(f"{line}\n" for line in lines))
-    print(f"{path}.old still has the names: delete it to keep them private", file=sys.stderr)
-
-
-def _replace_known_hosts(path: str, old: str, new: str) -> None:
-    target = os.path.realpath(path)  # the file may well be a link into a repository
-    mode = stat.S_IMODE(os.stat(target).st_mode)
-    write_whole(f"{target}.old", old.encode(errors="surrogateescape"), mode, replace=True)
-    write_whole(target, new.encode(errors="surrogateescape"), mode, replace=True)
-    print(f"{path} updated.\nOriginal contents retained as {path}.old")
-
-
-# -- Dropbear's programs -----------------------------------------------------------------
-
-_DROPBEARKEY_OPTIONS: Final = (
-    Option("t", "TYPE", "type of the new key: ed25519, ecdsa or rsa"),
-    Option("f", "FILE", "the key's file; ~/.ssh/id_dropbear is what dbclient looks for"),
-    Option("s", "BITS", "its size: rsa 2048 to 16384 (default 2048), ecdsa 256, 384 or 521"),
-    Option("y", None, "print public key and fingerprint of the private key in FILE"),
-    Option("C", "COMMENT", "the comment of the public key that is printed"),
-    Option("q", None, "do not print the new public key"),
-    Option("h", None, ""),
-)
-_DROPBEARKEY_USAGE: Final = "dropbearkey -t TYPE -f FILE [-s BITS] [-C COMMENT] [-q]\n"
-_DROPBEARKEY_ABOUT: Final = (
-    "Make a private key in Dropbear's format, or show the public key of one."
-)
-_DROPBEAR_RSA_BITS: Final = 2048
-
-
-def _dropbearkey(arguments: list[str], name: str) -> None:
-    options = parse(arguments, _DROPBEARKEY_OPTIONS, name)
-    if "help" in options or "h" in options:
-        usage = _DROPBEARKEY_USAGE + "dropbearkey -y -f FILE"
-        print(help_text(usage, _DROPBEARKEY_ABOUT, _DROPBEARKEY_OPTIONS), end="")
-        return
-    path, kind = options.value("f"), options.value("t")
-    if options.operands:
-        raise UsageError(f"too many arguments: {options.operands[0]!r}; try '{name} --help'")
-    if path is None:
-        raise UsageError(f"the key's file is missing: -f FILE; try '{name} --help'")
-    if "y" in options:
-        key = load_private(path, None)
-    elif kind is None:
-        raise UsageError(f"the key's type is missing: -t TYPE; try '{name} --help'")
-    else:
-        key_type, bits = _key_type(kind, _number(options.value("s"), "-s"))
-        if key_type == RSA:
-            bits = bits or _DROPBEAR_RSA_BITS
-        if os.path.lexists(path):
-            raise UsageError(f"{path} already exists")
-        key = _generate(key_type, bits)
-        write_whole(path, key_files.dump_dropbear(key))
-        if "q" in options:
-            return
-    comment = options.value("C")
-    if comment is None:
-        comment = key.comment or _default_comment()
-    print(f"Public key portion is:\n{key.public.line(_checked_comment(comment))}")
-    print(f"Fingerprint: {key.public.fingerprint()}")
-
-
-_CONVERT_USAGE: Final = "dropbearconvert IN_TYPE OUT_TYPE IN_FILE OUT_FILE"
-_CONVERT_ABOUT: Final = """\
-Copy a private key into another format. The types are openssh and dropbear; openssh includes
-PEM when it is read. A key in Dropbear's format has neither passphrase nor comment."""
-_CONVERT_FOOTER: Final = """\
-example:
-  dropbearconvert openssh dropbear ~/.ssh/id_ed25519 ~/.ssh/id_dropbear"""
-
-
-def _dropbearconvert(arguments: list[str], name: str) -> None:
-    options = parse(arguments, (Option("h", None, ""),), name)
-    if "help" in options or "h" in options:
-        print(help_text(_CONVERT_USAGE, _CONVERT_ABOUT, (), _CONVERT_FOOTER), end="")
-        return
-    if len(options.operands) != 4:
-        raise UsageError(f"expected {_CONVERT_USAGE.partition(' ')[2]}; try '{name} --help'")
-    source, target, source_path, target_path = options.operands
-    for kind in (source, target):
-        if kind not in ("openssh", "dropbear"):
-            raise UsageError(f"the type {kind!r} is neither openssh nor dropbear")
-    is_dropbear = read_file(source_path, private=True).startswith(b"\0\0\0")
-    key = load_private(source_path, None)
-    if is_dropbear != (source == "dropbear"):
-        raise UsageError(f"{source_path}: not in the format {source}")
-    data = key_files.dump_openssh(key) if target == "openssh" else key_files.dump_dropbear(key)
-    write_whole(target_path, data, replace=True)
-    print(f"Key is a {key.public.key_type} key\nWrote key to '{target_path}'", file=sys.stderr)
-
-
-_PROGRAMS: Final = {
-    "dropbearkey": _dropbearkey,
-    "dropbearconvert": _dropbearconvert,
-}
+_DROPBEAR: Final = ("dropbearkey", "dropbearconvert")
 
 
 def main(arguments: list[str], name: str = "keygen") -> int:
     """Run keygen, dropbearkey or dropbearconvert; returns the exit status, 0 or 1."""
-    program = _PROGRAMS.get(name, _keygen)
-    command = name if name in _PROGRAMS else "culvert keygen"
+    command = name if name in _DROPBEAR else "culvert keygen"
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     try:
-        program(arguments, command)
+        if name in _DROPBEAR:
+            from . import keygen_dropbear
+
+            keygen_dropbear.run(arguments, name)
+        else:
+            _keygen(arguments, command)
         sys.stdout.flush()
     except Silent:
         return 1

@@ -27,7 +27,8 @@ from ..crypto.certificates import (
 from ..crypto.key_files import KeyFileError, load_offered_line, load_public_line
 from ..crypto.keys import PublicKey
 from ..errors import CertificateRefused, MalformedMessage, UsageError
-from .keygen import kind, load_private, read_file, write_whole
+from .keygen_files import load_private, read_file, write_whole
+from .keygen_words import kind
 from .options import Options
 
 _SERIAL_MAXIMUM: Final = (1 << 64) - 1

@@ -15,7 +15,8 @@ from ..crypto.key_files import KeyFileError, load_offered_line, load_public_line
 from ..crypto.keys import PublicKey
 from ..crypto.revoked import RevocationList, RevokedCertificates, load
 from ..errors import MalformedMessage, UsageError
-from .keygen import Silent, read_file, write_whole
+from .keygen_files import read_file, write_whole
+from .keygen_words import Silent
 from .options import Options
 
 _DIRECTIVES: Final = ("serial", "id", "key", "sha1", "sha256", "hash")

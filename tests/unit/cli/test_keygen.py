@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import keygen
-from appliance.cli.keygen import main, write_whole
+from appliance.cli.keygen import main
+from appliance.cli.keygen_files import write_whole
 from appliance.crypto.key_files import load_private_key, load_public_line
 from appliance.crypto.known_hosts import add_line
 from appliance.crypto.totp import read_secret
@@ -201,7 +202,7 @@ def test_a_file_that_appears_in_the_meantime_is_not_overwritten(
 def test_the_default_place_is_in_the_home_of_the_account(
     terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keygen, "_home", lambda name: str(tmp_path / ".ssh" / name))
+    monkeypatch.setattr(keygen, "home_file", lambda name: str(tmp_path / ".ssh" / name))
     terminal.type("\n")
     assert terminal.run("-N", "") == 0
     path = tmp_path / ".ssh/id_ed25519"
