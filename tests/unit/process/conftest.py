@@ -1,4 +1,4 @@
-"""A server of ours on the loopback, and connections to it that are driven byte by byte."""
+"""A server on the loopback, connections to it driven byte by byte, and a monitor alone."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.crypto.key_files import load_private_key
+from appliance.process import programs
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
@@ -18,6 +19,7 @@ from appliance.ssh.transport import ClientSide, Settings
 from tests.netns import Namespace, wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
 from tests.protocol.harness import FAST, Recorder, TestCredentials
+from tests.unit.process.office import Office
 
 Serve = Callable[..., Server]
 
@@ -175,3 +177,29 @@ def status(pid: int) -> dict[str, list[str]]:
     """The fields of /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+@pytest.fixture
+def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Office]]:
+    made: list[Office] = []
+
+    def make(lines: str = "", **changes: object) -> Office:
+        made.append(Office(monkeypatch, lines, **changes))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What programs would have been started with."""
+    calls: list[tuple[object, ...]] = []
+
+    def start(*arguments: object) -> None:
+        calls.append(arguments)
+        raise OSError(11, "enough")
+
+    monkeypatch.setattr(programs, "start", start)
+    return calls
