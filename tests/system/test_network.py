@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from appliance.config.network import TunnelNetwork
-from appliance.services.tunnel import kernel, record, resolver
+from appliance.services.tunnel import kernel, kinds, record, resolver
 from appliance.services.tunnel.device import open_device
 from appliance.services.tunnel.kernel import free_device, reconcile, reconcile_apart
 from appliance.services.tunnel.network import Change, NetworkError, Pin, Plan, plan
@@ -360,7 +360,8 @@ def test_a_bridge_that_is_somebody_elses_keeps_its_address(machine: Machine, por
     here = machine.here
     here.ip("link", "add", "br7", "type", "bridge")
     if port:
-        here.ip("link", "set", "lan", "master", "br7")
+        # A bridge takes the lowest of its ports' addresses; a random one may begin with fe, too.
+        here.ip("link", "set", "lan", "address", "02:00:00:00:00:07", "master", "br7")
     here.ip("link", "set", "br7", "up")
     add_address(here, "br7", "10.9.0.1/24")
     # Its own IPv6 address comes and goes with its carrier, which follows in its own time.
@@ -856,7 +857,7 @@ def test_a_program_that_outlives_its_killed_parent_is_waited_for(
         if (pid := os.fork()) == 0:
             try:
                 monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-                monkeypatch.setattr(kernel._Tables, "find", lambda *_: kernel.Found.MISSING)
+                monkeypatch.setattr(kinds._Tables, "find", lambda *_: kinds.Found.MISSING)
                 reconcile(machine.states / "office.json", full())
             finally:
                 os._exit(0)
@@ -959,7 +960,7 @@ def test_what_cannot_be_undone_is_reported_and_does_not_keep_the_rest(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as context:
-        context.setattr(kernel._Routes, "undo", fails)
+        context.setattr(kinds._Routes, "undo", fails)
         with pytest.raises(NetworkError) as caught:
             machine.make(())
     assert str(caught.value).count("not undone: ip route add") == 5

@@ -1,103 +1,39 @@
 """Makes the machine's network what a plan says, and what it was before.
 
-``reconcile`` is the one verb. For each kind of change there is a class that knows how to find
-it, make it and undo it; ``record.py`` remembers which changes were ours. Undone is only what
-was made: what was true already stays, and has no record.
+``reconcile`` is the one verb. ``kinds.py`` knows how to find, make and undo each kind of change;
+``record.py`` remembers which changes were ours. Undone is only what was made: what was true
+already stays, and has no record.
 
 Two links may want the same thing: one bridge, forwarding, the way around the tunnel to one
 server. It is made by the first and undone by the last, as each finds it in the other's
 record. Beyond the records, devices, routes and tables carry marks of ours (see network.py), so
 that nobody else's are removed, and ours are known again when a record is lost.
 
-pyroute2 is imported only when it is used, as it costs a small board seconds and 22 MiB.
-``reconcile_apart`` lets a process pay that which ends at once.
+pyroute2 costs a small board seconds and 22 MiB: ``reconcile_apart`` lets a process pay that
+which ends at once.
 """
 
 import contextlib
-import enum
 import errno
-import fcntl
 import os
-import secrets
 import signal
-import socket
-import struct
-from collections.abc import Callable, Iterator, Sequence
-from ipaddress import ip_address, ip_interface, ip_network
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Final
 
 from ...config.network import Mode
 from . import record
-from .device import PATH as TUN_PATH
-from .network import (
-    DEVICE_GROUP,
-    PIN_PROTOCOL,
-    ROUTE_PROTOCOL,
-    Address,
-    Bridge,
-    Change,
-    Device,
-    Forwarding,
-    Mtu,
-    NameServers,
-    NetworkError,
-    Pin,
-    Port,
-    Route,
-    Rules,
-    Up,
-)
+from .kinds import Found, kinds_of_changes
+from .netlink import Netlink, device_names
+from .network import Change, Device, NetworkError
 from .programs import Programs
-from .record import Before, Record
+from .record import Record
 from .resolver import Resolver
-
-# linux/if_tun.h, linux/if.h, linux/if_addr.h, linux/rtnetlink.h
-_TUNSETIFF: Final = 0x400454CA
-_TUNSETPERSIST: Final = 0x400454CB
-_TUNSETOWNER: Final = 0x400454CC
-_IFF_TUN: Final = 0x0001
-_IFF_TAP: Final = 0x0002
-_IFF_NO_PI: Final = 0x1000
-_IFF_TUN_EXCL: Final = 0x8000  # fail if the device exists
-_IFREQ: Final = struct.Struct("16sH22x")
-_IFF_UP: Final = 0x1
-_IFA_F_NODAD: Final = 0x02
-_SCOPE_UNIVERSE: Final = 0
-_SCOPE_LINK: Final = 253
-_MAIN_TABLE: Final = 254
-_UNICAST: Final = 1
-_RTNH_F_DEAD: Final = 0x1
-_RTNH_F_ONLINK: Final = 0x4
-_IPV6_METRIC: Final = 1024  # of a route for which none is said
-
-_NO_ADDRESS: Final = "00:00:00:00:00:00"  # of a bridge that has lost its last port
-
-_SYSCTL: Final = Path("/proc/sys")
-_DUMP_ATTEMPTS: Final = 5  # a listing is torn when something changes meanwhile
 
 # What undoing meets when the thing is gone already, as is all of a device with the device.
 _GONE: Final = {
     errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL,
 }  # fmt: skip
-
-_HINTS: Final = {
-    errno.EPERM: "needs root (CAP_NET_ADMIN)",
-    errno.EACCES: "needs root (CAP_NET_ADMIN)",
-    errno.ENETUNREACH: "the gateway is in no network of the machine",
-    errno.ENODEV: "there is no such device",
-}
-
-C = TypeVar("C", bound=Change)
-Message = Any  # of pyroute2, which has no types
-
-
-class Found(enum.Enum):
-    """Whether a change is true already, and who says that it was us."""
-
-    MISSING = enum.auto()
-    THEIRS = enum.auto()  # or ours, which only the record can tell
-    OURS = enum.auto()  # it carries our mark
 
 
 def reconcile(state_path: Path, wanted: Sequence[Change]) -> None:
@@ -127,7 +63,7 @@ def _reconciliation(state_path: Path) -> Iterator["_Reconciliation"]:
     """What compares a record with the kernel, alone in its folder. Raises NetworkError."""
     with record.locked(state_path.parent) as lock:
         try:
-            netlink = _Netlink()
+            netlink = Netlink()
             try:
                 yield _Reconciliation(state_path, netlink, Programs(lock))
             finally:
@@ -187,13 +123,13 @@ def recorded_device(state_path: Path) -> str | None:
     except OSError as error:
         raise NetworkError(f"{state_path}: {error.strerror}") from error
     names = [each.change.name for each in records if isinstance(each.change, Device)]
-    return next((name for name in names if name in _devices()), None)
+    return next((name for name in names if name in device_names()), None)
 
 
 def free_device(mode: Mode) -> str:
     """The first tunN or tapN that no device has."""
     kind = "tun" if mode == "point-to-point" else "tap"
-    taken = _devices()
+    taken = device_names()
     number = 0
     while f"{kind}{number}" in taken:
         number += 1
@@ -203,28 +139,14 @@ def free_device(mode: Mode) -> str:
 class _Reconciliation:
     """One run of ``reconcile``: the records of this owner, and those of the others."""
 
-    def __init__(self, path: Path, netlink: "_Netlink", programs: Programs) -> None:
+    def __init__(self, path: Path, netlink: Netlink, programs: Programs) -> None:
         self._path = path
         self._records = record.load(path)
         self._others = record.others(path)
         everyones = [*(one.change for one in self._records), *(o.change for o in self._others)]
         resolver = Resolver(path.parent, programs)
         theirs = [one.change for one in self._others]
-        self._kinds: dict[type[Change], _Kind[Any]] = {
-            Rules: _Tables(programs),
-            Device: _Devices(netlink),
-            Mtu: _Mtus(netlink),
-            Bridge: _Bridges(netlink),
-            Port: _Ports(netlink),
-            Up: _Ups(netlink),
-            Address: _Addresses(netlink),
-            Forwarding: _Forwardings(),
-            Pin: _Pins(netlink, [change for change in everyones if isinstance(change, Pin)]),
-            Route: _Routes(netlink),
-            NameServers: _NameServers(
-                resolver, [change for change in theirs if isinstance(change, NameServers)]
-            ),
-        }
+        self._kinds = kinds_of_changes(netlink, programs, resolver, everyones, theirs)
 
     def run(self, wanted: Sequence[Change]) -> None:
         failures = self._undo_all_but({change.key for change in wanted})
@@ -297,493 +219,3 @@ class _Reconciliation:
         else:
             reason = str(error)
         return f"{change.describe()}: {reason}"
-
-
-class _Netlink:
-    """The kernel's tables of devices, addresses and routes; its errors are OSErrors."""
-
-    def __init__(self) -> None:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
-
-        self._error = NetlinkError
-        self._torn = NetlinkDumpInterrupted
-        with self._as_os_error():
-            self._ip = IPRoute()
-
-    def close(self) -> None:
-        self._ip.close()
-
-    @contextlib.contextmanager
-    def _as_os_error(self) -> Iterator[None]:
-        try:
-            yield
-        except self._error as error:
-            raise OSError(error.code, os.strerror(error.code)) from error
-
-    def link(self, verb: str, **words: Any) -> None:
-        with self._as_os_error():
-            self._ip.link(verb, **words)
-
-    def address(self, verb: str, **words: Any) -> None:
-        with self._as_os_error():
-            self._ip.addr(verb, **words)
-
-    def route(self, verb: str, **words: Any) -> None:
-        with self._as_os_error():
-            self._ip.route(verb, table=_MAIN_TABLE, **words)
-
-    def device(self, name: str) -> Message | None:
-        """What the kernel says of a device, if there is one of this name."""
-        try:
-            index = socket.if_nametoindex(name)
-        except OSError:
-            return None
-        found = self._dump(lambda: self._ip.get_links(index))
-        return found[0] if found else None
-
-    def addresses(self, index: int, version: int) -> list[Message]:
-        everyones = self._dump(lambda: self._ip.get_addr(family=_family(version)))
-        return [message for message in everyones if message["index"] == index]
-
-    def routes(self, version: int) -> list[Message]:
-        """The routes of the main table."""
-        family = _family(version)
-        return self._dump(lambda: self._ip.get_routes(family=family, table=_MAIN_TABLE))
-
-    def _dump(self, ask: Callable[[], Any]) -> list[Message]:
-        with self._as_os_error():
-            for _ in range(_DUMP_ATTEMPTS):
-                with contextlib.suppress(self._torn):
-                    return list(ask())
-        raise OSError(errno.EAGAIN, "the network changes too fast to be looked at")
-
-
-def _devices() -> set[str]:
-    return {name for _, name in socket.if_nameindex()}
-
-
-def _family(version: int) -> int:
-    return socket.AF_INET if version == 4 else socket.AF_INET6
-
-
-def _index(device: str) -> int:
-    """The number of a device. Raises OSError."""
-    try:
-        return socket.if_nametoindex(device)
-    except OSError as error:
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
-
-
-class _Kind(Generic[C]):
-    """How changes of one kind are found, made and undone; every method may raise OSError."""
-
-    def find(self, change: C) -> Found:
-        """Whether the change is true already."""
-        raise NotImplementedError
-
-    def before(self, change: C) -> Before:
-        """What ``undo`` needs to know, asked just before ``make``."""
-        return {}
-
-    def make(self, change: C) -> None:
-        """Make true what is not, or is so in another version of ours."""
-        raise NotImplementedError
-
-    def undo(self, change: C, before: Before) -> None:
-        """Make it as it was, even if it was never made, or is gone already."""
-        raise NotImplementedError
-
-    def reason(self, change: C, error: OSError) -> str:
-        """Why ``make`` or ``undo`` failed, in one line."""
-        where = f"{error.filename}: " if error.filename is not None else ""
-        hint = f": {_HINTS[error.errno]}" if error.errno in _HINTS else ""
-        return f"{where}{error.strerror or error}{hint}"
-
-
-class _Tables(_Kind[Rules]):
-    def __init__(self, programs: Programs) -> None:
-        self._programs = programs
-
-    def find(self, change: Rules) -> Found:
-        tables = self._programs.call("nft", "list", "tables", "inet")
-        if f"table inet {change.table}" not in tables.splitlines():
-            return Found.MISSING
-        text = self._programs.call("nft", "list", "table", "inet", change.table)
-        return Found.OURS if f'comment "{change.digest}"' in text else Found.MISSING
-
-    def make(self, change: Rules) -> None:
-        self._programs.call("nft", "-f", "-", text=change.script)
-
-    def undo(self, change: Rules, before: Before) -> None:
-        table = f"table inet {change.table}"
-        self._programs.call("nft", "-f", "-", text=f"{table}\ndelete {table}\n")
-
-
-class _Links(_Kind[C]):
-    """What is a device, or is a property of one."""
-
-    def __init__(self, netlink: _Netlink) -> None:
-        self._netlink = netlink
-
-    def _find_device(self, name: str) -> Found:
-        device = self._netlink.device(name)
-        if device is None:
-            return Found.MISSING
-        return Found.OURS if device.get("group") == DEVICE_GROUP else Found.THEIRS
-
-    def _remove(self, name: str) -> None:
-        if self._find_device(name) is Found.OURS:
-            self._netlink.link("del", index=_index(name))
-
-
-class _Devices(_Links[Device]):
-    def find(self, change: Device) -> Found:
-        return self._find_device(change.name)
-
-    def make(self, change: Device) -> None:
-        kind = _IFF_TUN if change.mode == "point-to-point" else _IFF_TAP
-        flags = kind | _IFF_NO_PI | _IFF_TUN_EXCL
-        with contextlib.ExitStack() as stack:
-            descriptor = os.open(TUN_PATH, os.O_RDWR | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
-            fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(change.name.encode(), flags))
-            # It goes with the descriptor until it is persistent, and so is never there without
-            # our mark, even if this process is killed.
-            index = _index(change.name)
-            self._netlink.link("set", index=index, group=DEVICE_GROUP)
-            if kind == _IFF_TAP:
-                # A bridge takes the lowest address of its ports: one that begins with fe leaves
-                # it the one that its neighbours know.
-                address = bytes([0xFE]) + secrets.token_bytes(5)
-                self._netlink.link("set", index=index, address=address.hex(":"))
-            # Without an owner it would be anybody's who may open /dev/net/tun, as all may.
-            fcntl.ioctl(descriptor, _TUNSETOWNER, 0)
-            fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
-
-    def undo(self, change: Device, before: Before) -> None:
-        self._remove(change.name)
-
-
-class _Mtus(_Links[Mtu]):
-    def find(self, change: Mtu) -> Found:
-        return Found.THEIRS if self._mtu(change.device) == change.mtu else Found.MISSING
-
-    def _mtu(self, device: str) -> int:
-        found = self._netlink.device(device)
-        return int(found.get("mtu")) if found else 0
-
-    def before(self, change: Mtu) -> Before:
-        return {"mtu": str(self._mtu(change.device))}
-
-    def make(self, change: Mtu) -> None:
-        self._netlink.link("set", index=_index(change.device), mtu=change.mtu)
-
-    def undo(self, change: Mtu, before: Before) -> None:
-        if self._mtu(change.device) != int(before["mtu"]):
-            self._netlink.link("set", index=_index(change.device), mtu=int(before["mtu"]))
-
-
-class _Bridges(_Links[Bridge]):
-    def find(self, change: Bridge) -> Found:
-        return self._find_device(change.name)
-
-    def make(self, change: Bridge) -> None:
-        self._netlink.link("add", ifname=change.name, kind="bridge", group=DEVICE_GROUP)
-
-    def undo(self, change: Bridge, before: Before) -> None:
-        self._remove(change.name)
-
-
-class _Ports(_Links[Port]):
-    def find(self, change: Port) -> Found:
-        is_port = self._master(change.device) == change.bridge
-        return Found.THEIRS if is_port else Found.MISSING
-
-    def _master(self, device: str) -> str:
-        found = self._netlink.device(device)
-        index = found.get("master") if found else None
-        return socket.if_indextoname(index) if index else ""
-
-    def before(self, change: Port) -> Before:
-        bridge = self._netlink.device(change.bridge)
-        address = bridge.get("address") if bridge else ""
-        return {"master": self._master(change.device), "address": address}
-
-    def make(self, change: Port) -> None:
-        index = _index(change.device)
-        self._netlink.link("set", index=index, master=_index(change.bridge))
-
-    def undo(self, change: Port, before: Before) -> None:
-        if self._master(change.device) != before["master"]:
-            old = self._netlink.device(before["master"])
-            master = old["index"] if old else 0
-            self._netlink.link("set", index=_index(change.device), master=master)
-        bridge = self._netlink.device(change.bridge)
-        if bridge and bridge.get("address") == _NO_ADDRESS and before["address"]:
-            self._netlink.link("set", index=bridge["index"], address=before["address"])
-
-
-class _Ups(_Links[Up]):
-    def find(self, change: Up) -> Found:
-        device = self._netlink.device(change.device)
-        return Found.THEIRS if device and device["flags"] & _IFF_UP else Found.MISSING
-
-    def make(self, change: Up) -> None:
-        self._netlink.link("set", index=_index(change.device), state="up")
-
-    def undo(self, change: Up, before: Before) -> None:
-        index = _index(change.device)
-        kept = [m for m in self._netlink.addresses(index, 6) if m["scope"] == _SCOPE_UNIVERSE]
-        self._netlink.link("set", index=index, state="down")
-        # IPv6 forgets the addresses of a device that goes down; somebody gave it these.
-        for message in kept:
-            words = {"local": message.get("local"), "address": message.get("address")}
-            with contextlib.suppress(FileExistsError):
-                self._netlink.address(
-                    "add",
-                    index=index,
-                    prefixlen=message["prefixlen"],
-                    flags=message.get("flags") & _IFA_F_NODAD,
-                    **{word: value for word, value in words.items() if value},
-                )
-
-
-class _Addresses(_Links[Address]):
-    def find(self, change: Address) -> Found:
-        found = self._netlink.device(change.device)
-        if found is None:
-            return Found.MISSING
-        interface = ip_interface(change.address)
-        wanted = str(interface.ip), interface.network.prefixlen
-        for message in self._netlink.addresses(found["index"], interface.version):
-            address = message.get("address")  # the peer's, if there is one
-            local = message.get("local") or address
-            # Somebody else may well have given it without a peer.
-            if (local, message["prefixlen"]) == wanted and address in (local, change.peer):
-                return Found.THEIRS
-        return Found.MISSING
-
-    def make(self, change: Address) -> None:
-        self._netlink.address("add", **self._words(change))
-
-    def undo(self, change: Address, before: Before) -> None:
-        self._netlink.address("del", **self._words(change))
-
-    @staticmethod
-    def _words(change: Address) -> dict[str, Any]:
-        interface = ip_interface(change.address)
-        words: dict[str, Any] = {
-            "index": _index(change.device),
-            "prefixlen": interface.network.prefixlen,
-            "address": change.peer or str(interface.ip),
-        }
-        if change.peer or interface.version == 4:
-            words["local"] = str(interface.ip)
-        if interface.version == 6:
-            words["flags"] = _IFA_F_NODAD
-        return words
-
-
-class _Forwardings(_Kind[Forwarding]):
-    """The switch for all devices, which also sets what others may have set for each."""
-
-    def find(self, change: Forwarding) -> Found:
-        on = self._switch(change).read_text().strip() != "0"
-        return Found.THEIRS if on else Found.MISSING
-
-    def before(self, change: Forwarding) -> Before:
-        if change.version == 4:
-            touched = ["ipv4/conf/*/forwarding", "ipv4/conf/all/accept_redirects"]
-        else:
-            touched = ["ipv6/conf/*/forwarding", "ipv6/conf/*/accept_ra"]
-        paths = [path for each in touched for path in sorted((_SYSCTL / "net").glob(each))]
-        switch = self._switch(change)
-        return {
-            str(path.relative_to(_SYSCTL)): path.read_text().strip() for path in (switch, *paths)
-        }
-
-    def make(self, change: Forwarding) -> None:
-        if change.version == 6:
-            # A router does not learn its own routes from other routers, and forgets those that
-            # it learned, unless it is told that this is meant (2).
-            for path in (_SYSCTL / "net/ipv6/conf").glob("*/accept_ra"):
-                if path.parent.name not in ("all", "default") and path.read_text().strip() == "1":
-                    path.write_text("2")
-        self._switch(change).write_text("1")
-
-    def undo(self, change: Forwarding, before: Before) -> None:
-        for name, value in before.items():  # the switch comes first
-            path = _SYSCTL / name
-            with contextlib.suppress(FileNotFoundError):  # the device is gone
-                if path.read_text().strip() != value:
-                    path.write_text(value)
-
-    @staticmethod
-    def _switch(change: Forwarding) -> Path:
-        name = "ipv4/ip_forward" if change.version == 4 else "ipv6/conf/all/forwarding"
-        return _SYSCTL / "net" / name
-
-
-class _Routes(_Links[Route]):
-    def find(self, change: Route) -> Found:
-        index = _index(change.device) if self._netlink.device(change.device) else 0
-        for message in self._same_network(change):
-            if message.get("oif") == index and (message.get("gateway") or "") == change.via:
-                ours = message["proto"] == ROUTE_PROTOCOL
-                return Found.OURS if ours else Found.THEIRS
-        return Found.MISSING
-
-    def _same_network(self, change: Route) -> list[Message]:
-        network = ip_network(change.network)
-        routes = self._netlink.routes(network.version)
-        return [message for message in routes if _network(message, network.version) == network]
-
-    def make(self, change: Route) -> None:
-        self._netlink.route("add", **self._words(change))
-
-    def undo(self, change: Route, before: Before) -> None:
-        self._netlink.route("del", **self._words(change))
-
-    @staticmethod
-    def _words(change: Route) -> dict[str, Any]:
-        version = ip_network(change.network).version
-        words: dict[str, Any] = {
-            "family": _family(version),
-            "dst": change.network,
-            "oif": _index(change.device),
-            "proto": ROUTE_PROTOCOL,
-            "type": _UNICAST,
-        }
-        if change.via:
-            words["gateway"] = change.via
-        elif version == 4:
-            words["scope"] = _SCOPE_LINK
-        return words
-
-    def reason(self, change: Route, error: OSError) -> str:
-        if error.errno == errno.EEXIST:
-            for message in self._same_network(change):
-                if message.get("priority") in (None, _IPV6_METRIC):
-                    gateway, index = message.get("gateway"), message.get("oif")
-                    via = f" via {gateway}" if gateway else ""
-                    device = f" dev {socket.if_indextoname(index)}" if index else ""
-                    return f"another route to {change.network} exists:{via}{device}"
-        return super().reason(change, error)
-
-
-class _Pins(_Links[Pin]):
-    """Routes around the tunnel, which follow the network when they are looked at again.
-
-    ``everyones`` are the pins in all records: where two links have one server, the way must
-    take neither tunnel, and the pin is needed while one of the two needs it.
-    """
-
-    def __init__(self, netlink: _Netlink, everyones: Sequence[Pin]) -> None:
-        super().__init__(netlink)
-        self._everyones = everyones
-
-    def find(self, change: Pin) -> Found:
-        wanted, pins = self._look(change)
-        if wanted is None:
-            return Found.MISSING if pins else Found.THEIRS
-        is_so = any(_way(message) == _way(wanted) for message in pins)
-        return Found.OURS if is_so else Found.MISSING
-
-    def make(self, change: Pin) -> None:
-        wanted, pins = self._look(change)
-        if wanted is None:
-            for message in pins:
-                self._remove_pin(change, message)
-            return
-        words = {key: value for key, value in _way(wanted).items() if value}
-        scope = _SCOPE_UNIVERSE if "gateway" in words or "via" in words else _SCOPE_LINK
-        self._netlink.route(
-            "replace",
-            family=wanted["family"],
-            dst=_host(change.server),
-            proto=PIN_PROTOCOL,
-            type=_UNICAST,
-            scope=scope if wanted["family"] == socket.AF_INET else _SCOPE_UNIVERSE,
-            **words,
-        )
-
-    def undo(self, change: Pin, before: Before) -> None:
-        for message in self._look(change)[1]:
-            self._remove_pin(change, message)
-
-    def _remove_pin(self, change: Pin, message: Message) -> None:
-        self._netlink.route(
-            "del",
-            family=message["family"],
-            dst=_host(change.server),
-            proto=PIN_PROTOCOL,
-            scope=message["scope"],
-            oif=message.get("oif"),
-        )
-
-    def _look(self, change: Pin) -> tuple[Message | None, list[Message]]:
-        """The way that the pin must take, None where none is needed; and the pins that exist."""
-        server = ip_address(change.server)
-        same = [change, *(pin for pin in self._everyones if pin.key == change.key)]
-        tunnels = set()
-        for pin in same:
-            with contextlib.suppress(OSError):
-                tunnels.add(_index(pin.device))
-        ways, pins = [], []
-        for message in self._netlink.routes(server.version):
-            network = _network(message, server.version)
-            if server not in network or message["type"] != _UNICAST:
-                continue
-            if message["proto"] == PIN_PROTOCOL and network.num_addresses == 1:
-                pins.append(message)
-            elif not (_way(message)["oif"] in tunnels or message["flags"] & _RTNH_F_DEAD):
-                ways.append(message)
-        if not ways:
-            # Nothing leads there, so that there is nothing to hold on to. A pin that was good
-            # may be so again.
-            return (pins[0] if pins else None), pins
-        best = min(ways, key=lambda way: (-way["dst_len"], way.get("priority") or 0))
-        needed = best["dst_len"] <= max(pin.covered for pin in same)
-        return (best if needed else None), pins
-
-
-def _host(server: str) -> str:
-    return str(ip_network(server))
-
-
-def _network(message: Message, version: int) -> Any:
-    """The network that a route leads to; a default route names none."""
-    anything = "0.0.0.0" if version == 4 else "::"
-    return ip_network(f"{message.get('dst') or anything}/{message['dst_len']}")
-
-
-def _way(message: Message) -> dict[str, Any]:
-    """What a route says of the way; of several ways at once, the first."""
-    hops = message.get("multipath")
-    hop = hops[0] if hops else message
-    return {
-        "oif": hop["oif"] if hops else message.get("oif"),
-        "gateway": hop.get("gateway"),
-        "via": hop.get("via"),
-        "prefsrc": message.get("prefsrc"),
-        "flags": hop["flags"] & _RTNH_F_ONLINK,
-    }
-
-
-class _NameServers(_Kind[NameServers]):
-    """``others`` are those of the other links."""
-
-    def __init__(self, resolver: Resolver, others: Sequence[NameServers]) -> None:
-        self._resolver = resolver
-        self._others = others
-
-    def find(self, change: NameServers) -> Found:
-        return Found.OURS if self._resolver.holds(change) else Found.MISSING
-
-    def make(self, change: NameServers) -> None:
-        self._resolver.make(change, self._others)
-
-    def undo(self, change: NameServers, before: Before) -> None:
-        exists = change.device in _devices()
-        self._resolver.undo(change, self._others, exists)
