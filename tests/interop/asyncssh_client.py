@@ -50,7 +50,8 @@ async def main() -> int:
         client_keys=[chosen.key] if chosen.method == "publickey" else None,
         password=None if chosen.method == "publickey" else os.environ["TEST_PASSWORD"],
         preferred_auth=chosen.method,
-        agent_path=None,
+        agent_path=os.environ["SSH_AUTH_SOCK"] if chosen.A else None,
+        agent_forwarding=chosen.A,
         compression_algs=["zlib@openssh.com"] if chosen.compression else ["none"],
         **options,
     ) as connection:

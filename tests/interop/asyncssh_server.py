@@ -77,6 +77,8 @@ async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
     else:
         command = ["/bin/sh"]
     env = {"PATH": os.environ["PATH"], **process.env}
+    if agent := process.channel.get_agent_path():
+        env["SSH_AUTH_SOCK"] = agent
     if process.term_type is None:
         await _run_on_pipes(process, command, env)
     else:

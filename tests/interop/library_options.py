@@ -22,6 +22,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pty", help="TERM,ROWS,COLUMNS")
     parser.add_argument("--rekey-bytes", type=int, help="bytes after which to exchange keys again")
     parser.add_argument("--signal", help="sent to the command after its first output")
+    parser.add_argument("-A", action="store_true", help="forward the agent")
     parser.add_argument("-N", action="store_true", help="no command: for forwards")
     for letter in "LRD":
         parser.add_argument(f"-{letter}", action="append", default=[], help="as of ssh")

@@ -8,8 +8,10 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 
 import paramiko
+from paramiko.agent import AgentRequestHandler
 
 from tests.interop.library_options import parse
 
@@ -37,6 +39,8 @@ def main() -> int:
         if not known.check(f"[{chosen.address}]:{chosen.port}", key):
             raise paramiko.SSHException("the host key is not the known one")
         _authenticate(transport, chosen.user, chosen.method, chosen.key)
+        if chosen.N:
+            return _forward(transport, chosen)
         return _run(transport, chosen)
     finally:
         transport.close()
@@ -56,8 +60,59 @@ def _authenticate(transport: paramiko.Transport, user: str, method: str, key: st
         raise paramiko.AuthenticationException(f"the server wants more: {left}")
 
 
+def _forward(transport: paramiko.Transport, chosen: argparse.Namespace) -> int:
+    """Forward ports of the loopback until the connection is over."""
+    for spec in chosen.L:
+        port, host, target = spec.split(":")
+        listener = socket.create_server(("127.0.0.1", int(port)))
+        _in_background(_leave, transport, listener, (host, int(target)))
+    for spec in chosen.R:
+        port, host, target = spec.split(":")
+
+        def arrived(
+            channel: paramiko.Channel, _origin: object, _server: object,
+            place: tuple[str, int] = (host, int(target)),
+        ) -> None:  # fmt: skip
+            _splice(channel, socket.create_connection(place))
+
+        transport.request_port_forward("127.0.0.1", int(port), arrived)
+    transport.join()
+    return 0
+
+
+def _leave(transport: paramiko.Transport, listener: socket.socket, place: tuple[str, int]) -> None:
+    while True:
+        sock, origin = listener.accept()
+        _splice(transport.open_channel("direct-tcpip", place, origin), sock)
+
+
+def _splice(channel: paramiko.Channel, sock: socket.socket) -> None:
+    """Carry both directions, of which each ends on its own."""
+
+    def receive() -> None:
+        while data := channel.recv(65536):
+            sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+    def send() -> None:
+        while data := sock.recv(65536):
+            channel.sendall(data)
+        channel.shutdown_write()
+
+    _in_background(receive)
+    _in_background(send)
+
+
+def _in_background(work: Callable[..., None], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
 def _run(transport: paramiko.Transport, chosen: argparse.Namespace) -> int:
     channel = transport.open_session(timeout=20)
+    if chosen.A:
+        AgentRequestHandler(channel)
     for pair in chosen.env:
         channel.set_environment_variable(*pair.split("=", 1))
     if chosen.pty:
@@ -77,13 +132,12 @@ def _run(transport: paramiko.Transport, chosen: argparse.Namespace) -> int:
         while data := channel.recv_stderr(65536):
             sys.stderr.buffer.write(data)
 
-    threads = [threading.Thread(target=work, daemon=True) for work in (send, receive_errors)]
-    for thread in threads:
-        thread.start()
+    _in_background(send)
+    errors = _in_background(receive_errors)
     while data := channel.recv(65536):
         sys.stdout.buffer.write(data)
     status = channel.recv_exit_status()
-    threads[1].join(5)
+    errors.join(5)
     sys.stdout.flush()
     sys.stderr.flush()
     return status if status >= 0 else 255

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.interop.conftest import OURS, pair_of
+from tests.interop.conftest import OURS, PAIRS, pair_of
 from tests.netns import wait_until
 from tests.peers import (
     CLIENTS,
@@ -37,12 +37,7 @@ from tests.peers import (
 DATA = os.urandom(3 << 20)
 CLIENTS_WITH_SOCKETS = ("openssh", OURS)
 
-TCP_PAIRS = [
-    *((client, OURS) for client in ("openssh", "dbclient", "plink", "asyncssh")),
-    *((OURS, server) for server in ("openssh", "dropbear", "asyncssh")),
-    (OURS, OURS),
-]
-SOCKS_PAIRS = [pair for pair in TCP_PAIRS if pair[0] != "dbclient"]
+SOCKS_PAIRS = [pair for pair in PAIRS if pair[0] not in ("dbclient", "paramiko")]
 LOCAL_PAIRS = [("openssh", OURS), (OURS, "openssh"), (OURS, OURS)]
 
 
@@ -174,7 +169,6 @@ def run(tmp_path: Path) -> Iterator[Run]:
 # -- every peer ----------------------------------------------------------------------------
 
 
-@each(TCP_PAIRS)
 def test_a_local_port(
     client: ClientKind, server: Server, login: Login, run: Run, echo: Echo
 ) -> None:
@@ -184,7 +178,6 @@ def test_a_local_port(
         assert_echoes(port)
 
 
-@each(TCP_PAIRS)
 def test_a_remote_port(
     client: ClientKind, server: Server, login: Login, run: Run, echo: Echo
 ) -> None:
@@ -237,7 +230,7 @@ def test_a_socks_client_learns_by_a_reset_that_its_place_is_not_there(
     assert "open failed: Connection refused" in (tmp_path / "client.log").read_text()
 
 
-@each([pair for pair in TCP_PAIRS if pair[0] != "asyncssh"])
+@each([pair for pair in PAIRS if pair[0] not in ("asyncssh", "paramiko")])
 def test_standard_input_and_output(
     client: ClientKind, server: Server, login: Login, echo: Echo
 ) -> None:
