@@ -1,0 +1,102 @@
+"""A link while its supervisor runs: what fails here, and a process that breaks the rules.
+
+No process is started here: each test says what its process reports.
+"""
+
+import errno
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.aio.loop import Loop
+from appliance.config.links import Link
+from appliance.links import running
+from appliance.links.link import State
+from appliance.links.reports import GO, Resolved
+from appliance.links.running import RunningLink
+
+PROCESS = 4711  # an id that nothing is sent to
+
+
+@pytest.fixture
+def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLink]:
+    """A link whose network is already as it should be."""
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(running, "reconcile_apart", lambda *_: None)
+    monkeypatch.setattr(running, "open_device", lambda *_: (os.open(os.devnull, os.O_RDWR), ""))
+    monkeypatch.setattr(running, "is_attached", lambda _: True)
+    monkeypatch.setattr(os, "fork", lambda: PROCESS)
+    monkeypatch.setattr(os, "waitpid", lambda *_: (PROCESS, signal.SIGKILL))
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    loop = Loop()
+    declared = Link(name="office", host="192.0.2.1", device="tun9")
+    it = RunningLink(
+        declared, loop, lambda _: None, None, lambda: None, lambda: None  # type: ignore[arg-type,return-value]
+    )  # fmt: skip
+    yield it
+    it.stop()
+    loop.close()
+
+
+def none_left(*_: object) -> None:
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(os, "fork"), (running, "reconcile_apart"), (running, "open_device")]
+)
+def test_a_link_without_a_process_or_a_device_to_spare_is_tried_again(
+    link: RunningLink, monkeypatch: pytest.MonkeyPatch, place: object, name: str
+) -> None:
+    with monkeypatch.context() as short:
+        short.setattr(place, name, none_left)
+        link.start()
+    assert link.life.state is State.BACKING_OFF
+    assert os.strerror(errno.EAGAIN) in link.life.last_error
+    assert link.process == 0
+    link.network_changed()
+    assert link.life.state is State.DIALLING
+    assert link.process == PROCESS
+
+
+@pytest.fixture
+def process(link: RunningLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The process's end of the socket between it and its link, which dials."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs = ends[1].dup()
+    theirs.setblocking(False)
+    with monkeypatch.context() as once:
+        once.setattr(socket, "socketpair", lambda *_: ends)
+        link.start()
+    yield theirs
+    theirs.close()
+
+
+def test_a_process_names_the_servers_addresses_once(
+    link: RunningLink, process: socket.socket
+) -> None:
+    """Later ones may come from the server: they would let it through a kill switch."""
+    process.send(Resolved((b"192.0.2.1",)).encode())
+    link._on_report()
+    assert process.recv(10) == GO
+    process.send(Resolved((b"198.51.100.1",)).encode())
+    link._on_report()
+    assert link.life.state is State.STOPPED
+    assert "resolved twice" in link.life.last_error
+
+
+def test_an_attempt_has_a_deadline(
+    link: RunningLink, process: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may keep a login going for ever."""
+    monkeypatch.setattr(running, "LOGIN_SECONDS", -float(link.link.connect_timeout))
+    process.send(Resolved((b"192.0.2.1",)).encode())
+    link._on_report()
+    link._loop._turn()
+    assert link.life.state is State.BACKING_OFF
+    assert "in time" in link.life.last_error
