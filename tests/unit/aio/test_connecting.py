@@ -137,3 +137,13 @@ def test_too_many_names_are_refused_at_once_and_the_end_waits_for_none() -> None
             filler.close()
     pid = int(child.split("Pid:")[1].split()[0])
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_child_holds_nothing_of_its_parents(connector: NameConnector) -> None:
+    """Whoever waits for the end of our output must not wait for the child's as well."""
+    assert outcome(connector.connect("a..b", 1)) == "not a host name"
+    child = Path(f"/proc/self/fdinfo/{connector._child}").read_text()
+    pid = int(child.split("Pid:")[1].split()[0])
+    held = {int(path.name): os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    assert [held.pop(fd) for fd in range(3)] == [os.devnull] * 3
+    assert all(target.startswith("socket:") for target in held.values()), held

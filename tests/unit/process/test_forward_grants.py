@@ -1,10 +1,11 @@
 """What a user may reach and listen on: the settings, the key's line, and the user's own rights."""
 
+import mmap
 import os
 import pwd
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,14 +41,14 @@ def port() -> Iterator[int]:
 
 def grants(
     options: str = "", user: pwd.struct_passwd = ME, permissions: Permissions | None = None,
-    **settings: object,
+    forget_host_keys: Callable[[], None] = lambda: None, **settings: object,
 ) -> ForwardGrants:  # fmt: skip
     """What somebody gets whose key has these options."""
     if permissions is None:
         (entry,) = parse(f"{options} {KEY}".strip().encode(), pytest.fail)
         permissions = entry.options
     config = replace(ServerConfig(), **settings)  # type: ignore[arg-type]
-    return ForwardGrants(Login(user, permissions, None, config), lambda: None)
+    return ForwardGrants(Login(user, permissions, None, config), forget_host_keys)
 
 
 def close(reply: Reply) -> None:
@@ -201,6 +202,33 @@ def test_a_socket_is_the_users(account: Account, port: int) -> None:
     assert not may(it, ConnectLocal(b"/root/s"))
     it.close()
     assert not path.exists()
+
+
+@pytest.mark.root
+def test_who_connects_to_names_is_the_user_and_has_no_host_keys(account: Account) -> None:
+    """Its memory was the monitor's: neither the user nor what it runs may look into it."""
+    user = pwd.getpwnam(account.name)
+    with mmap.mmap(-1, 1) as seen:  # shared with the child, as no descriptor is
+        it = grants(user=user, forget_host_keys=lambda: seen.write(b"x"))
+        try:
+            _, (fd,) = it.connect(Connect("127.1", 1))
+            with socket.socket(fileno=fd) as attempt:
+                attempt.settimeout(10)
+                attempt.recv(100)  # it has answered
+            assert seen[:] == b"x"
+            (child,) = children()
+            status = Path(f"/proc/{child}/status").read_text()
+            fields = dict(line.split(":\t", 1) for line in status.splitlines())
+            assert set(fields["Uid"].split()) == {str(user.pw_uid)}
+            assert fields["NoNewPrivs"] == "1"
+            assert Path(f"/proc/{child}/mem").stat().st_uid == 0  # as of who may not be traced
+        finally:
+            it.close()
+
+
+def children() -> list[int]:
+    """The processes that this thread has started."""
+    return list(map(int, Path("/proc/thread-self/children").read_text().split()))
 
 
 def test_a_sockets_file_goes_with_its_forward_but_nobody_elses(tmp_path: Path) -> None:
