@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.control_messages import NewSession, Suspend
+from appliance.cli.control_messages import Check, NewSession, Running, Suspend
 from tests.interop.conftest import OURS, logins, pair_of
 from tests.interop.test_forwards import Echo, assert_echoes, eventually, listens
 from tests.netns import wait_until
@@ -298,6 +298,25 @@ def test_nonsense_on_the_socket_disturbs_nobody(shared: Shared) -> None:
             answer = eventually(lambda sock=sock: sock.recv(1000))  # type: ignore[misc]
             assert answer is not None
     assert shared.run("echo in").stdout == b"in\n"
+
+
+@with_ours
+def test_a_client_leaves_no_descriptors_with_the_master(shared: Shared) -> None:
+    """Each message may bring some; a session has those of its first."""
+    shared.begin()
+    pid = int(shared.tell("check")[2].split("pid=")[1].split(")")[0])
+    held = Path(f"/proc/{pid}/fd")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock,
+        open(os.devnull, "rb") as null,
+    ):
+        sock.connect(str(shared.path))
+        sock.settimeout(5)
+        before = len(list(held.iterdir()))
+        for _ in range(20):
+            socket.send_fds(sock, [Check().encode()], [null.fileno()] * 3)
+            assert sock.recv(1000)[0] == Running.number
+        assert len(list(held.iterdir())) <= before + 4  # these, and its own socket
 
 
 def test_a_master_that_goes_away_while_its_client_is_suspended_is_not_replaced(
