@@ -57,7 +57,8 @@ DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
 TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools \
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
 	busybox=busybox systemd-analyze=systemd fail2ban-regex=fail2ban \
-	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core tinysshd=tinysshd rclone=rclone
+	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core \
+	tinysshd=tinysshd rclone=rclone
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 

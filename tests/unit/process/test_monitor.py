@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.aio import connecting
 from appliance.process import (
+    audit,
     programs,
     requests,
     tunnel_grants,
@@ -95,6 +97,30 @@ def test_a_login_is_a_normal_end(office: "Make", monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "waitpid", lambda *_: (WORKER, 0))
     monkeypatch.setattr(Monitor, "_reap", lambda self: None)
     assert it.monitor._ending(late=False) is Ending.NORMAL
+
+
+def test_a_monitor_that_fails_takes_its_worker_and_its_forwards_along(
+    office: "Make", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    it = office().log_in()
+    path = tmp_path / "s"
+    answer = it.raw(ListenLocal(bytes(path)).encode())
+    assert answer is not None and path.exists()
+    os.close(answer[1][0])
+    told: list[str] = []
+    monkeypatch.setattr(audit, "event", lambda name, **_: told.append(name))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_: None)
+    wake = os.pipe()
+    monkeypatch.setattr(os, "pipe", lambda: wake)
+    monkeypatch.setattr(Monitor, "_loop", lambda *_: pytest.fail("a mistake of ours"))
+    with pytest.raises(pytest.fail.Exception, match="a mistake of ours"):
+        it.monitor.run()
+    assert it.killed == [(WORKER, signal.SIGKILL)]
+    assert not path.exists()
+    assert told == ["disconnected"]
+    for fd in wake:
+        os.close(fd)
 
 
 SAMPLES: dict[type[Message], Message] = {
