@@ -48,6 +48,16 @@ class _SessionBind(Record):
     is_forwarding: Boolean
 
 
+def session_bind(binding: HostBinding, forwarding: bool) -> bytes:
+    """The request that says which connection this is for, so that the agent can use keys that are
+    restricted to some hosts (ssh-add -h); an older agent does not understand, and says so.
+
+    ``forwarding``: whether a host further away will talk to the agent.
+    """
+    bind = _SessionBind(*binding, forwarding)
+    return _Extension(b"session-bind@openssh.com").encode() + bind.encode()
+
+
 class AgentKey(NamedTuple):
     """A key of the agent's."""
 
@@ -58,32 +68,22 @@ class AgentKey(NamedTuple):
 class Agent:
     """One connection to an agent; any failure of it is an OSError."""
 
-    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(timeout)
+        self._sock.settimeout(TIMEOUT)
         try:
             self._sock.connect(path)
         except OSError:
             self._sock.close()
             raise
 
-    @property
-    def socket(self) -> socket.socket:
-        """For who goes on without us, and then owns it."""
-        return self._sock
-
     def close(self) -> None:
         """Let the agent go."""
         self._sock.close()
 
-    def bind(self, binding: HostBinding, forwarding: bool) -> None:
-        """Say which connection this is for, so that the agent can use keys that are restricted to
-        some hosts (ssh-add -h); an older agent does not understand.
-
-        ``forwarding``: whether a host further away will talk to the agent.
-        """
-        bind = _SessionBind(*binding, forwarding)
-        self._ask(_Extension(b"session-bind@openssh.com").encode() + bind.encode())
+    def bind(self, binding: HostBinding) -> None:
+        """Say which connection this is for."""
+        self._ask(session_bind(binding, forwarding=False))
 
     def keys(self) -> Iterator[AgentKey]:
         """The keys that we can use."""

@@ -47,13 +47,12 @@ from ..wire.forward import (
 )
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
 from ..wire.socks import Dialogue
-from .agent_client import Agent
 from .forward import Arriving, SocketSplice, originator
+from .forwarded_agent import ArrivingAgent
 
 _log = logging.getLogger(__name__)
 
 # Our own choices
-AGENT_SECONDS: Final = 5.0  # that the agent may take to hear for whom it will work
 SOCKS_SECONDS: Final = 60  # that a client may take to say what it wants
 _SOCKS_READ: Final = 4096  # bytes
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: do not end the connection, break it off
@@ -226,7 +225,7 @@ class ForwardClient:
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         """The server has a connection: for us, if we asked for it."""
         if channel.channel_type == AUTH_AGENT and self._settings.agent:
-            self._reach_agent(self._settings.agent, channel)
+            self._reach(self._settings.agent, channel, ArrivingAgent)
             return
         if channel.channel_type == FORWARDED_TCPIP:
             opening = ForwardedTcpip.decode(type_data)
@@ -258,7 +257,7 @@ class ForwardClient:
         ]
         return found[0] if len(found) == 1 else None
 
-    def _reach(self, target: Place, channel: Channel) -> None:
+    def _reach(self, target: Place, channel: Channel, arriving: type[Arriving] = Arriving) -> None:
         """Connect to a place here, for a channel of the server's."""
         try:
             attempt = self._attempt(target)
@@ -271,22 +270,7 @@ class ForwardClient:
             if why:
                 self._say(f"connect to {target} failed: {why}")
 
-        self._connections.add(Arriving(channel, self._driver, attempt, self._over, say))
-
-    def _reach_agent(self, path: str, channel: Channel) -> None:
-        """Let a program there talk to the agent, which learns that it is not us."""
-        try:
-            agent = Agent(path, AGENT_SECONDS)
-            agent.bind(self._driver.connection.host_binding, forwarding=True)
-        except OSError as error:
-            self._say(f"agent {path}: {error}")
-            channel.reject(CONNECT_FAILED, "there is no agent")
-            return
-        splice = SocketSplice(agent.socket, self._driver, self._over)
-        self._connections.add(splice)
-        splice.join(channel)
-        channel.accept(splice)
-        splice.opened(b"")
+        self._connections.add(arriving(channel, self._driver, attempt, self._over, say))
 
     def _attempt(self, target: Place) -> Attempt:
         """Begin to connect to a place here; raises OSError."""

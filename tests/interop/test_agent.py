@@ -1,6 +1,9 @@
 """Agent forwarding, with OpenSSH's agent at the near end and its programs at the far one."""
 
+import contextlib
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,6 +121,44 @@ def test_an_agent_learns_which_hosts_ask(
         add(agent, "-H", str(known), *words, str(user_keys.key()))
         done = run(client, first, login, command, agent, "-A")
         assert (done.stdout == "in\n") == works, done.stderr
+
+
+@pytest.mark.parametrize("room", [100, 0])
+def test_an_agent_that_hangs_stops_those_only_who_talk_to_it(
+    login: Login, serve_ours: Callable[..., Server], tmp_path: Path, room: int
+) -> None:
+    """Whether it accepts connections and answers none, or does not even accept them."""
+    server = serve_ours()
+    path = tmp_path / "agent"
+    with contextlib.ExitStack() as stack:
+        hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hanging.bind(str(path))
+        hanging.listen(room)
+        if not room:
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))  # its only place
+        asking = 'for n in 1 2 3; do ssh-add -l >/dev/null 2>&1 & asking="$asking $!"; done'
+        command = f"{asking}; echo in; cat; kill $asking"
+        options = (f"-oForwardAgent={path}",)  # the login does without it
+        call = CLIENTS[OURS].invocation(server, login, command, options=options)
+        pipe = subprocess.PIPE
+        process = stack.enter_context(
+            subprocess.Popen(
+                call.argv, env=call.env, text=True, bufsize=1, stdin=pipe, stdout=pipe,
+                stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        if room:
+            for _ in range(3):
+                stack.enter_context(hanging.accept()[0])
+        began = time.monotonic()
+        for number in range(3):
+            process.stdin.write(f"{number}\n")
+            assert process.stdout.readline() == f"{number}\n"
+        assert time.monotonic() - began < 3
+        process.stdin.close()
+        process.wait(15)  # after the time-out, for the agent may hang for ever
 
 
 @pytest.fixture
