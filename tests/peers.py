@@ -466,6 +466,24 @@ def _listens(pid: int, port: int) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def ssh_agent(path: Path) -> Iterator[Path]:
+    """Run OpenSSH's agent at `path`, without keys, until the end."""
+
+    def answers() -> bool:
+        """Whether it listens, too: its file is there before."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            return sock.connect_ex(str(path)) == 0
+
+    argv = [find_program("ssh-agent"), "-D", "-a", str(path)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        assert wait_until(answers, 10)
+        yield path
+    finally:
+        end(process)
+
+
 # Clients
 
 

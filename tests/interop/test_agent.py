@@ -21,6 +21,7 @@ from tests.peers import (
     Server,
     ServerSettings,
     find_program,
+    ssh_agent,
     start,
 )
 
@@ -28,17 +29,9 @@ from tests.peers import (
 @pytest.fixture
 def agent(tmp_path: Path, user_keys: Keyring) -> Iterator[Path]:
     """The socket of an agent that holds the user's key."""
-    path = tmp_path / "agent"
-    process = subprocess.Popen(
-        [find_program("ssh-agent"), "-D", "-a", str(path)], stdout=subprocess.DEVNULL
-    )
-    try:
-        assert wait_until(path.exists, 10)
+    with ssh_agent(tmp_path / "agent") as path:
         add(path, str(user_keys.key()))
         yield path
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def add(agent: Path, *words: str) -> None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import pytest
 
 from tests.interop.conftest import OURS, pair_of
-from tests.netns import wait_until
 from tests.peers import (
     CULVERT,
     KEY_TYPES,
@@ -22,10 +21,10 @@ from tests.peers import (
     Server,
     ServerKind,
     ServerSettings,
-    end,
     environment,
     find_program,
     private_folder,
+    ssh_agent,
 )
 
 PAIRS = [("openssh", OURS), (OURS, "openssh"), (OURS, OURS)]
@@ -263,19 +262,13 @@ def test_a_certificate_of_an_agent_logs_its_user_in(
 ) -> None:
     path = key("ssh-rsa")
     authority.sign("openssh", path, "-n", account.name)
-    socket = tmp_path / "agent"
-    argv = [find_program("ssh-agent"), "-D", "-a", str(socket)]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    try:
-        assert wait_until(socket.exists)
+    with ssh_agent(tmp_path / "agent") as socket:
         env = {"SSH_AUTH_SOCK": str(socket)}
         subprocess.run([find_program("ssh-add"), "-q", str(path)], env=env, check=True)
         call = client.invocation(server, Login(account, tmp_path / "no-file"), "echo in")
         words = [word for word in call.argv if word != "-oIdentitiesOnly=yes"]
         done = subprocess.run(words, env=call.env | env, capture_output=True, timeout=30)
         assert (done.returncode, done.stdout) == (0, b"in\n"), done.stderr
-    finally:
-        end(process)
 
 
 # -- hosts -------------------------------------------------------------------------------

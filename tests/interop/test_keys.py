@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import OURS, pair_of
-from tests.netns import wait_until
 from tests.peers import (
     Account,
     ClientKind,
@@ -17,8 +16,8 @@ from tests.peers import (
     Login,
     Server,
     dropbear_key,
-    end,
     find_program,
+    ssh_agent,
 )
 
 pytestmark = pytest.mark.parametrize(
@@ -92,13 +91,8 @@ def test_a_key_in_dropbears_format_logs_in(
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Path]:
     """The socket of an agent without keys."""
-    path = tmp_path / "agent"
-    process = subprocess.Popen(
-        [find_program("ssh-agent"), "-D", "-a", str(path)], stdout=subprocess.DEVNULL
-    )
-    assert wait_until(path.exists)
-    yield path
-    end(process)
+    with ssh_agent(tmp_path / "agent") as path:
+        yield path
 
 
 @pytest.mark.parametrize("key_type", ["ssh-ed25519", "ecdsa-sha2-nistp384", "ssh-rsa"])

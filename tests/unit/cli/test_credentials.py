@@ -17,8 +17,7 @@ from appliance.crypto.keys import PrivateKey, certificate_name, generate
 from appliance.services import agent_client
 from appliance.services.agent_client import Agent
 from appliance.ssh.auth_client import Identity
-from tests.netns import wait_until
-from tests.peers import end, find_program
+from tests.peers import find_program, ssh_agent
 
 AUTHORITY = generate("ssh-ed25519")
 DATA = b"what is signed"
@@ -49,7 +48,6 @@ def signs(identity: Identity, key: Any) -> bool:
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The socket of an agent without keys; what connects to it is closed at the end."""
-    path = tmp_path / "agent"
     made: list[Agent] = []
 
     def connect(path: str) -> Agent:
@@ -57,13 +55,10 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         return made[-1]
 
     monkeypatch.setattr(agent_client, "Agent", connect)
-    argv = [find_program("ssh-agent"), "-D", "-a", str(path)]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    assert wait_until(path.exists)
-    yield str(path)
+    with ssh_agent(tmp_path / "agent") as path:
+        yield str(path)
     for each in made:
         each.close()
-    end(process)
 
 
 def add(agent: str, key: Path) -> None:
