@@ -172,6 +172,22 @@ def test_fail2ban_finds_every_failure_and_no_address_that_was_made_up(
     assert not [line for line in lines if "closed" in line]
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "[7] Nov 20 20:01:02",
+        "Nov 20 20:01:02 host culvert[7]:",
+        "2026-11-20T20:01:02.123456+00:00 host culvert[7]:",
+    ],
+)
+def test_fail2ban_takes_no_user_for_the_time(tmp_path: Path, begin: str) -> None:
+    """A failure of years ago would count for nothing; the first line tells it how times look."""
+    for name in ("@400000005e0d0e2537c6bd4c", "1577934245", "2020-01-02T03:04:05"):
+        line = f"user {name} from 192.0.2.9 port 1 refused: password: wrong password"
+        _, addresses = fail2ban(f"{begin} {line}\n", tmp_path)
+        assert addresses == ["192.0.2.9"]
+
+
 def test_fail2ban_can_read_the_jail() -> None:
     """The words of its file, which the daemon would need a firewall for."""
     from configparser import ConfigParser
