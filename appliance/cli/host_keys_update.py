@@ -17,6 +17,7 @@ from ..wire.codec import Reader
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof, read_strings, write_strings
 from . import prompts
 from .host_options import HostOptions
+from .known_hosts_file import locked
 
 _log = logging.getLogger(__name__)
 
@@ -82,21 +83,27 @@ class HostKeysUpdate:
             return ""
 
     def _write(self, keys: list[PublicKey], new: list[PublicKey]) -> None:
-        options = self._options
-        salts: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES)  # noqa: E731
         try:
-            text = update(
-                self._read(), self._host, self._port, keys, options.hash_known_hosts,
-                iter(salts, b""),
-            )  # fmt: skip
-            if text is None or not self._agreed(new):
+            if self._updated(keys) is None or not self._agreed(new):
                 return
-            _replace(self._path, text)
+            with locked(self._path):
+                text = self._updated(keys)  # others may have written since
+                if text is None:
+                    return
+                _replace(self._path, text)
         except (OSError, UsageError) as error:
             prompts.tell(f"culvert: the new host keys could not be added: {error}")
             return
         for key in new:
             _log.info("learned the new host key %s %s", key.key_type, key.fingerprint())
+
+    def _updated(self, keys: list[PublicKey]) -> str | None:
+        """What the file is to be; None if it has to stay as it is."""
+        salts: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES)  # noqa: E731
+        return update(
+            self._read(), self._host, self._port, keys, self._options.hash_known_hosts,
+            iter(salts, b""),
+        )  # fmt: skip
 
     def _agreed(self, new: list[PublicKey]) -> bool:
         if self._options.update_host_keys != "ask" or not new:

@@ -20,6 +20,7 @@ from ..crypto.suites import MINIMUM_RSA_BITS, SIGNATURES, default_algorithms
 from ..errors import CertificateRefused, HostKeyRejected, MalformedMessage, UsageError
 from . import prompts
 from .host_options import HostOptions
+from .known_hosts_file import locked
 
 if TYPE_CHECKING:
     from ..crypto.certificates import Certificate
@@ -216,7 +217,7 @@ class HostTrust:
             salt = os.urandom(SALT_BYTES)
             line = add_line(self._host, self._port, key, hashed, salt)
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with open(path, "a+b") as file:
+            with locked(path) as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":

@@ -1,17 +1,24 @@
 """What a server tells of its keys, and what becomes of known_hosts: nothing that is not proven."""
 
+import fcntl
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
+from appliance.cli import prompts
 from appliance.cli.host_keys_update import HostKeysUpdate
+from appliance.cli.known_hosts_file import locked
 from appliance.cli.ssh_config import Person, load
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import MalformedMessage
 from appliance.ssh.transport import HostBinding
 from appliance.wire.host_keys import HOSTKEYS_PROVE, KEYS_LIMIT, Proof, write_strings
+from tests.netns import wait_until
 
 OLD, NEW, OTHER = (generate("ssh-ed25519") for _ in range(3))
 SESSION = b"s" * 32
@@ -114,3 +121,43 @@ def test_nonsense_is_malformed(it: SimpleNamespace) -> None:
             it.update.announced(data)
     it.update.announced(blobs(OLD) + write_strings([b"", b"\0\0\0\1x"]))  # unknown types
     assert it.path.read_text() == it.before
+
+
+def test_what_others_add_meanwhile_stays(
+    it: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its user is asked, another client adds a host; while it writes, one waits to."""
+    line = f"third {OTHER.public.line()}\n"
+
+    def asked(_: str) -> str:
+        with it.path.open("a") as file:
+            file.write(line)
+        return "yes"
+
+    waiting: list[threading.Thread] = []
+
+    def replace(old: str, new: str) -> None:
+        waiting.append(threading.Thread(target=add))
+        waiting[0].start()
+        assert wait_until(lambda: opened)
+        rename(old, new)
+
+    def add() -> None:
+        with locked(str(it.path)) as file:
+            file.write(line.replace("third", "fourth").encode())
+
+    def lock(file: BinaryIO, how: int) -> None:
+        opened.extend(waiting)
+        flock(file, how)
+
+    opened: list[threading.Thread] = []
+    rename, flock = os.replace, fcntl.flock
+    monkeypatch.setattr(prompts, "line", asked)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    it.update._options.update_host_keys = "ask"
+    it.update.announced(blobs(OLD, NEW))
+    it.connection.answer(write_strings([proof(NEW)]))
+    waiting[0].join()
+    hosts = [each.split()[0] for each in it.path.read_text().splitlines()]
+    assert hosts == ["host", "host", "other", "third", "fourth"]
