@@ -161,19 +161,18 @@ class NameConnector:
     def _begin(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        if pid == 0:
+        with theirs:
             try:
-                _serve_names(theirs.fileno(), self._become)
-            finally:
-                os._exit(0)
-        self._child = os.pidfd_open(pid)
-        theirs.close()
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        _serve_names(theirs.fileno(), self._become)
+                    finally:
+                        os._exit(0)
+                self._child = os.pidfd_open(pid)
+            except OSError:
+                ours.close()  # by which a child ends
+                raise
         return ours
 
 

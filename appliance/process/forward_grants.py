@@ -208,7 +208,11 @@ class ForwardGrants:
         try:
             with accounts.as_user(self._login.user):
                 folder = tempfile.mkdtemp(prefix="ssh-", dir="/tmp")
-                self._agent = LocalListener(os.fsencode(f"{folder}/agent.{os.getpid()}"))
+                try:
+                    self._agent = LocalListener(os.fsencode(f"{folder}/agent.{os.getpid()}"))
+                except OSError:
+                    os.rmdir(folder)
+                    raise
         except OSError as error:
             raise Deny(f"no socket for the agent: {error.strerror}") from error
         return b"", [self._agent.socket.detach()]

@@ -90,25 +90,35 @@ def start(
 ) -> Program:
     """Run ``command`` by the user's shell, or the shell as a login shell.
 
-    With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC).
+    With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC). Raises OSError.
     """
     if terminal is not None:
         pid = os.fork()
         if pid == 0:
             _become_program(user, command, environment, terminal, (), greeting, runs_rc)
         return Program(pid, [])
-    stdin_read, stdin_write = os.pipe()
-    stdout_read, stdout_write = os.pipe()
-    stderr_read, stderr_write = os.pipe()
-    for fd in (stdin_write, stdout_read):
-        _enlarge(fd)
-    pid = os.fork()
-    if pid == 0:
-        ours = (stdin_read, stdout_write, stderr_write)
-        _become_program(user, command, environment, None, ours, greeting, runs_rc)
+    with contextlib.ExitStack() as undo:
+        stdin_read, stdin_write = pipe(undo)
+        stdout_read, stdout_write = pipe(undo)
+        stderr_read, stderr_write = pipe(undo)
+        for fd in (stdin_write, stdout_read):
+            _enlarge(fd)
+        pid = os.fork()
+        if pid == 0:
+            ours = (stdin_read, stdout_write, stderr_write)
+            _become_program(user, command, environment, None, ours, greeting, runs_rc)
+        undo.pop_all()
     for fd in (stdin_read, stdout_write, stderr_write):
         os.close(fd)
     return Program(pid, [stdin_write, stdout_read, stderr_read])
+
+
+def pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+    """A new pipe, which ``undo`` closes."""
+    ends = os.pipe()
+    for fd in ends:
+        undo.callback(os.close, fd)
+    return ends
 
 
 def _enlarge(fd: int) -> None:

@@ -108,12 +108,16 @@ class SessionGrants:
         if len(self._terminals) >= self._login.config.max_sessions:  # each has one at most
             raise Deny("too many terminals")
         try:
-            terminal = programs.open_terminal(self._login.user)
+            with contextlib.ExitStack() as undo:
+                terminal = programs.open_terminal(self._login.user)
+                undo.callback(terminal.close)
+                master = os.dup(terminal.master)
+                undo.pop_all()
         except OSError as error:
             raise Deny(f"no terminal: {error.strerror}") from error
         self._terminals_made += 1
         self._terminals[self._terminals_made] = terminal
-        return write_uint32(self._terminals_made), [os.dup(terminal.master)]
+        return write_uint32(self._terminals_made), [master]
 
     def close_pty(self, request: ClosePty) -> Reply:
         terminal = self._terminals.pop(request.terminal, None)
@@ -153,12 +157,12 @@ class SessionGrants:
             and config.permit_user_rc
             and self._login.permissions.user_rc
         )
-        status_read, status_write = os.pipe()
         try:
-            program = programs.start(user, command, environment, terminal, greeting, runs_rc)
+            with contextlib.ExitStack() as undo:
+                status_read, status_write = programs.pipe(undo)
+                program = programs.start(user, command, environment, terminal, greeting, runs_rc)
+                undo.pop_all()
         except OSError as error:
-            os.close(status_read)
-            os.close(status_write)
             raise Deny(f"no process: {error.strerror}") from error
         if terminal is not None:
             del self._terminals[request.terminal]

@@ -1,6 +1,8 @@
 """Clients after their login, local users and servers that mean ill; and mistakes of a caller's."""
 
+import asyncio
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import asyncssh
 import pytest
 
 from tests.interop.conftest import OURS
+from tests.netns import wait_until
 from tests.peers import (
     CLIENTS,
     CULVERT,
@@ -121,8 +124,6 @@ async def _ask(
     "host", ["127.0.0.1%é", "::1%éé", "127.0.0.1%x", "a..b", "é" * 300, "x" * 2000, "\0", "%"]
 )
 def test_a_place_that_is_none_costs_its_channel_only(host: str, ours: Server, login: Login) -> None:
-    import asyncio
-
     async def ask(connection: asyncssh.SSHClientConnection) -> None:
         with pytest.raises(asyncssh.ChannelOpenError):
             await connection.open_connection(host, 80)
@@ -132,6 +133,58 @@ def test_a_place_that_is_none_costs_its_channel_only(host: str, ours: Server, lo
     asyncio.run(_ask(ours, login, ask))
     assert "Traceback" not in ours.log
     assert "crash" not in ours.log
+
+
+@pytest.mark.root
+def test_a_monitor_without_descriptors_refuses_and_loses_none(ours: Server, login: Login) -> None:
+    """As a connection can bring it to that, it must not end it: each request finds fewer."""
+
+    async def everything(
+        connection: asyncssh.SSHClientConnection, port: int
+    ) -> list[BaseException | None]:
+        async def connect(host: str) -> None:
+            (await connection.open_connection(host, port))[1].close()
+
+        async def listen() -> None:
+            (await connection.start_server(lambda *_: None, "127.0.0.1", 0)).close()
+
+        async def run(term: str | None) -> None:
+            await connection.run("true", term_type=term)
+
+        work = (connect("127.0.0.1"), connect("127.1"), listen(), run(None), run("xterm"))
+        return [(await asyncio.gather(each, return_exceptions=True))[0] for each in work]
+
+    async def ask(connection: asyncssh.SSHClientConnection) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as there:
+            port = there.getsockname()[1]
+            living = await connection.create_process("cat")
+            assert await everything(connection, port) == [None] * 5
+            (monitor,) = children(ours.process.pid)
+            held = Path(f"/proc/{monitor}/fd")
+            before = len(list(held.iterdir()))
+            usual = resource.prlimit(monitor, resource.RLIMIT_NOFILE)
+            seen: set[type[BaseException]] = set()
+            for limit in range(before - 2, before + 10):
+                resource.prlimit(monitor, resource.RLIMIT_NOFILE, (limit, usual[1]))
+                found = await everything(connection, port)
+                seen |= {type(each) for each in found if each is not None}
+                living.stdin.write("x\n")
+                assert await living.stdout.readline() == "x\n"
+            assert seen <= {asyncssh.ChannelOpenError, asyncssh.ChannelListenError}
+            assert asyncssh.ChannelOpenError in seen
+            resource.prlimit(monitor, resource.RLIMIT_NOFILE, usual)
+            assert await everything(connection, port) == [None] * 5
+            assert wait_until(lambda: len(list(held.iterdir())) == before, 5)
+            living.close()
+
+    asyncio.run(_ask(ours, login, ask))
+    assert "Too many open files" in ours.log
+    assert "Traceback" not in ours.log
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the first thread of this one has started."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def test_a_wrong_bind_address_is_one_line_and_no_end_of_a_shared_connection(

@@ -1,5 +1,6 @@
 """What is an address, what is a name, and how names are connected to without waiting."""
 
+import errno
 import os
 import socket
 import time
@@ -147,3 +148,18 @@ def test_the_child_holds_nothing_of_its_parents(connector: NameConnector) -> Non
     held = {int(path.name): os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
     assert [held.pop(fd) for fd in range(3)] == [os.devnull] * 3
     assert all(target.startswith("socket:") for target in held.values()), held
+
+
+def test_a_child_that_cannot_be_watched_ends(
+    connector: NameConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as short:
+        short.setattr(os, "pidfd_open", none_left)
+        with pytest.raises(OSError, match="Too many open files"):
+            connector.connect("a..b", 1)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert outcome(connector.connect("a..b", 1)) == "not a host name"

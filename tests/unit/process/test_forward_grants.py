@@ -1,10 +1,12 @@
 """What a user may reach and listen on: the settings, the key's line, and the user's own rights."""
 
+import errno
 import mmap
 import os
 import pwd
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from appliance.config.server import ServerConfig
 from appliance.crypto.authorized_keys import Permissions, parse
 from appliance.crypto.keys import generate
+from appliance.process import forward_grants
 from appliance.process.authentication import Login
 from appliance.process.forward_grants import LISTENERS_LIMIT, ForwardGrants
 from appliance.process.requests import (
@@ -22,6 +25,7 @@ from appliance.process.requests import (
     Deny,
     Failed,
     Listen,
+    ListenAgent,
     ListenLocal,
     Reply,
     StopListening,
@@ -243,6 +247,20 @@ def test_a_sockets_file_goes_with_its_forward_but_nobody_elses(tmp_path: Path) -
     path.write_text("somebody else's")
     it.close()
     assert path.exists()
+
+
+def test_an_agents_folder_goes_when_there_is_no_socket_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    make = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix, dir: make(prefix=prefix, dir=tmp_path))
+    monkeypatch.setattr(forward_grants, "LocalListener", none_left)
+    with pytest.raises(Deny, match="Too many open files"):
+        grants().listen_agent(ListenAgent())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", [b"", b"\0abstract", b"a\0b", b"/tmp/" + b"x" * 200])
