@@ -231,7 +231,7 @@ class ClientSession:
         if self._in_use:
             return
         persist = self._options.control_persist
-        if self._session_over:
+        if self._session_over or self._has_no_use:
             self._loop.stop()
         elif self._master is not None and persist:
             self._patience = self._loop.call_later(persist, self._leave_if_unused)
@@ -247,6 +247,12 @@ class ClientSession:
             (self._forwards is not None and self._forwards.connections)
             or (self._master is not None and self._master.sessions)
         )
+
+    @property
+    def _has_no_use(self) -> bool:
+        """Whether a connection that others shared can have no more of them (-O stop)."""
+        own = self._session or self._stdio_forward or self._tunnel
+        return not own and self._master is not None and self._master.is_stopped
 
     def _share(self, control: "ControlSocket") -> None:
         """Let other clients use the connection."""

@@ -94,6 +94,7 @@ class ControlMaster:
         self.leave = leave
         self._changed = changed
         self._clients: set[_Client] = set()
+        self.is_stopped = False  # so that no more clients come
         self._listener = Listener(driver.loop, [control.socket], self._accepted)
 
     @property
@@ -124,6 +125,7 @@ class ControlMaster:
 
     def stop(self) -> None:
         """Take no more clients."""
+        self.is_stopped = True
         self._listener.close()
         self._control.remove()
 

@@ -59,6 +59,10 @@ class Shared:
         done = self.run(None, "-O", what, *options)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
+    def master(self) -> int:
+        """The process that has the connection."""
+        return int(self.tell("check")[2].split("pid=")[1].split(")")[0])
+
     def begin(self, persist: str = "yes") -> None:
         done = self.run("echo in", "-oControlMaster=auto", f"-oControlPersist={persist}")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"in\n", b"")
@@ -220,6 +224,39 @@ def test_it_ends_when_nobody_has_used_it_for_so_long(shared: Shared) -> None:
     assert wait_until(lambda: not shared.path.exists(), 10)
 
 
+@pairs
+def test_a_master_in_the_background_that_was_stopped_ends_after_its_last_client(
+    shared: Shared,
+) -> None:
+    shared.begin()
+    master = shared.master()
+    call = shared.client.invocation(
+        shared.server, shared.login, "echo in; read x", options=shared.options()
+    )
+    with subprocess.Popen(
+        call.argv, env=call.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        assert shared.tell("stop")[0] == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
+        assert is_running(master)
+        other.stdin.write(b"\n")
+        other.stdin.flush()
+        assert other.wait(10) == 0
+    assert wait_until(lambda: not is_running(master), 5)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process that is perhaps none of ours has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @with_ours
 def test_a_foreground_master_waits_for_the_others(shared: Shared) -> None:
     call = shared.client.invocation(
@@ -304,7 +341,7 @@ def test_nonsense_on_the_socket_disturbs_nobody(shared: Shared) -> None:
 def test_a_client_leaves_no_descriptors_with_the_master(shared: Shared) -> None:
     """Each message may bring some; a session has those of its first."""
     shared.begin()
-    pid = int(shared.tell("check")[2].split("pid=")[1].split(")")[0])
+    pid = shared.master()
     held = Path(f"/proc/{pid}/fd")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock,
