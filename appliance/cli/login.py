@@ -136,10 +136,14 @@ class Login:
         ours, theirs = socket.socketpair()
         self._starter = os.getpid()
         _log.debug("the connection is a command's: %s", self._command_name)
+        # One that stays in the background must not keep ours open; as OpenSSH, ssh_proxy_connect.
+        options, is_debugging = self._options, _log.isEnabledFor(logging.DEBUG)
+        stays = options.control_path is not None and options.control_persist is not None
+        error_output = subprocess.DEVNULL if stays and not is_debugging else None
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    argv, stdin=theirs.fileno(), stdout=theirs.fileno()
+                    argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=error_output
                 )
         except OSError as error:
             ours.close()

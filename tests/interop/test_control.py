@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -247,6 +248,35 @@ def test_a_master_in_the_background_that_was_stopped_ends_after_its_last_client(
         other.stdin.flush()
         assert other.wait(10) == 0
     assert wait_until(lambda: not is_running(master), 5)
+
+
+@pairs
+@pytest.mark.parametrize("how", ["exit", "stop", "kill"])
+def test_a_proxy_command_ends_with_its_master(shared: Shared, tmp_path: Path, how: str) -> None:
+    """And keeps nobody waiting for the end of our standard error."""
+    script, said = tmp_path / "way.py", tmp_path / "pid"
+    script.write_text(
+        "import os, select, socket, sys\n"
+        "open(sys.argv[3], 'w').write(str(os.getpid()))\n"
+        "sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "while True:\n"
+        "    for end in select.select([0, sock], [], [])[0]:\n"
+        "        if not (data := os.read(0, 65536) if end == 0 else sock.recv(65536)):\n"
+        "            sys.exit()\n"
+        "        sock.sendall(data) if end == 0 else os.write(1, data)\n"
+    )
+    way = f"-oProxyCommand={sys.executable} {script} %h %p {said}"
+    done = shared.run("echo in", "-oControlMaster=auto", "-oControlPersist=yes", way)
+    assert (done.returncode, done.stdout) == (0, b"in\n"), done.stderr
+    assert shared.run("echo too").stdout == b"too\n"
+    master = shared.master()
+    if how == "kill":
+        os.kill(master, signal.SIGKILL)
+        shared.path.unlink()
+    else:
+        assert shared.tell(how)[0] == 0
+    for pid in (master, int(said.read_text())):
+        assert wait_until(lambda pid=pid: not is_running(pid), 5)  # type: ignore[misc]
 
 
 def is_running(pid: int) -> bool:
