@@ -79,6 +79,7 @@ class Login:
         self._handshake: Handshake | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._starter = 0  # the process that started it
+        self._watch = -1  # a descriptor of it
 
     @property
     def first_hop(self) -> tuple[str, int] | None:
@@ -145,6 +146,7 @@ class Login:
                 self._process = subprocess.Popen(
                     argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=error_output
                 )
+            self._watch = os.pidfd_open(self._process.pid)
         except OSError as error:
             ours.close()
             raise DialFailed(f"{self._command_name}: {argv[0]}: {error.strerror}") from error
@@ -204,20 +206,24 @@ class Login:
     def close(self) -> None:
         """End the command, once the connection is over.
 
-        After a fork it is no child of ours, and ends when it has nobody to talk to.
+        After a fork it is no child of ours, and nobody waits for its end.
         """
-        if self._process is None or os.getpid() != self._starter:
+        if self._process is None:
             return
         import signal
         import subprocess
 
         with contextlib.suppress(PermissionError):  # it has privileges that we gave up
-            self._process.send_signal(signal.SIGHUP)  # as OpenSSH does
-            try:
-                self._process.wait(COMMAND_GRACE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._watch, signal.SIGHUP)  # as OpenSSH does
+            if os.getpid() == self._starter:
+                try:
+                    self._process.wait(COMMAND_GRACE)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+        os.close(self._watch)
+        self._process = None
 
 
 def _jump(options: HostOptions) -> list[str]:

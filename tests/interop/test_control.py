@@ -253,19 +253,19 @@ def test_a_master_in_the_background_that_was_stopped_ends_after_its_last_client(
 @pairs
 @pytest.mark.parametrize("how", ["exit", "stop", "kill"])
 def test_a_proxy_command_ends_with_its_master(shared: Shared, tmp_path: Path, how: str) -> None:
-    """And keeps nobody waiting for the end of our standard error."""
+    """By a signal, if it can; and it keeps nobody waiting for the end of our standard error."""
     script, said = tmp_path / "way.py", tmp_path / "pid"
     script.write_text(
-        "import os, select, socket, sys\n"
+        "import os, select, signal, socket, sys\n"
         "open(sys.argv[3], 'w').write(str(os.getpid()))\n"
         "sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
         "while True:\n"
         "    for end in select.select([0, sock], [], [])[0]:\n"
         "        if not (data := os.read(0, 65536) if end == 0 else sock.recv(65536)):\n"
-        "            sys.exit()\n"
+        "            sys.exit() if sys.argv[4] == 'kill' else signal.pause()\n"
         "        sock.sendall(data) if end == 0 else os.write(1, data)\n"
     )
-    way = f"-oProxyCommand={sys.executable} {script} %h %p {said}"
+    way = f"-oProxyCommand={sys.executable} {script} %h %p {said} {how}"
     done = shared.run("echo in", "-oControlMaster=auto", "-oControlPersist=yes", way)
     assert (done.returncode, done.stdout) == (0, b"in\n"), done.stderr
     assert shared.run("echo too").stdout == b"too\n"
