@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 # Our own choice
 SHOWN: Final = 1024  # characters of a peer's text
+# Of a user's name: the address stands behind it, and busybox's syslogd cuts a line at 256 bytes.
+USER_SHOWN: Final = 100  # bytes
 
 
 Value = str | int | float | None
@@ -202,6 +204,10 @@ def _text(template: str, fields: dict[str, Any]) -> str:
 
 def _shown(name: str, value: object) -> str:
     text = str(value)
+    if name == "user":
+        shown = word(text).encode()
+        cut = shown[:USER_SHOWN].decode(errors="ignore")
+        return cut if len(shown) <= USER_SHOWN else f"{cut}..."
     if name in _PLAIN:
         return _harmless(text, "\\")
     return f'"{_harmless(text, chr(92) + chr(34))}"' if name in _QUOTED else word(text)

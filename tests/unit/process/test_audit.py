@@ -142,6 +142,19 @@ def test_a_long_text_is_cut_in_the_log(caplog: pytest.LogCaptureFixture) -> None
     assert len(caplog.messages[0]) < 2 * audit.SHOWN
 
 
+@pytest.mark.parametrize("character", ["x", "\n", "\U0001f40d"])
+def test_a_long_name_leaves_room_for_the_address(
+    caplog: pytest.LogCaptureFixture, character: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    address = "2001:db8:1111:2222:3333:4444:5555:6666"
+    name = character * 1000
+    audit.event("refused", user=name, address=address, port=65535, method="m", reason="r")
+    place = caplog.messages[0].index(" port 65535 refused: m: r")
+    assert caplog.messages[0][:place].endswith(f"... from {address}")
+    assert len(caplog.messages[0].encode()) < 200
+
+
 def test_a_file_is_the_servers_alone_and_added_to(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     for _ in range(2):
