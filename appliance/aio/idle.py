@@ -1,4 +1,7 @@
-"""A connection that carries nothing for so long is given up."""
+"""A connection that carries nothing for so long is given up.
+
+Questions whether the peer is still there, and new keys, are nothing that it carries.
+"""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,13 +14,13 @@ LOOK: Final = 1.0  # seconds between two looks: cheaper than a timer that each p
 
 
 class IdleTimeout:
-    """Calls ``expired`` once no packet has come or gone for ``seconds``."""
+    """Calls ``expired`` once no channel has sent or received anything for ``seconds``."""
 
     def __init__(self, driver: Driver, seconds: float, expired: Callable[[], None]) -> None:
         self._driver = driver
         self._seconds = seconds
         self._expired = expired
-        self._packets = driver.connection.activity
+        self._activity = driver.connection.activity
         self._since = driver.loop.time()
         driver.loop.call_later(LOOK, self._look)
 
@@ -25,8 +28,8 @@ class IdleTimeout:
         connection, now = self._driver.connection, self._driver.loop.time()
         if connection.phase is Phase.CLOSED:
             return
-        if connection.activity != self._packets:
-            self._packets, self._since = connection.activity, now
+        if connection.activity != self._activity:
+            self._activity, self._since = connection.activity, now
         if now - self._since >= self._seconds:
             self._expired()
         else:

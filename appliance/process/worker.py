@@ -264,7 +264,7 @@ class Worker(ConnectionHandler):
                 self._config.client_alive_interval, self._config.client_alive_count_max
             )
         if self._config.idle_timeout:
-            IdleTimeout(self._driver, self._config.idle_timeout, self._idle)
+            self._watch_for_idleness()
 
     def _keep_alive(self, interval: int, count: int) -> None:
         if self._keepalive is None:
@@ -275,7 +275,13 @@ class Worker(ConnectionHandler):
         self.connection.close("no answer")
         self._driver.flush()
 
+    def _watch_for_idleness(self) -> None:
+        IdleTimeout(self._driver, self._config.idle_timeout, self._idle)
+
     def _idle(self) -> None:
+        if self._tunnels:  # a VPN is there to be there
+            self._watch_for_idleness()
+            return
         _log.info("idle for %d s", self._config.idle_timeout)
         self.connection.close("idle for too long")
         self._driver.flush()

@@ -136,6 +136,7 @@ class Connection(Transport):
                     CHANNEL_DATA_HEADER.pack(ChannelData.number, recipient, len(piece)) + piece
                 )
             return
+        self.activity += 1
         self._writer.channel_data(recipient, pieces)
         self._rekey_when_due()
 

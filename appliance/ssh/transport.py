@@ -25,6 +25,8 @@ from ..wire.codec import Buffer, Message
 from ..wire.messages import (
     BY_APPLICATION,
     ChannelData,
+    ChannelOpen,
+    ChannelRequest,
     Debug,
     Disconnect,
     ExtInfo,
@@ -67,6 +69,8 @@ SOFTWARE: Final = f"Culvert_{__version__}"
 _OPEN: Final = Phase.OPEN
 _CLOSED: Final = Phase.CLOSED
 _CHANNEL_DATA: Final = ChannelData.number
+# A channel's opening, data, window and end; a request may ask only whether the peer is there.
+_ACTIVITY: Final = range(ChannelOpen.number, ChannelRequest.number)
 
 
 class Handler(NamedTuple):
@@ -132,6 +136,7 @@ class Transport:
         self._writer = PacketWriter(random)
         self.phase = Phase.VERSION
         self.error: PeerError | None = None
+        self.activity = 0  # grows with all that channels carry, either way
         self._lines = 0
         self._our_version = f"SSH-2.0-{SOFTWARE}".encode()
         self.peer_version = b""
@@ -244,11 +249,6 @@ class Transport:
             self.rekey()
 
     @property
-    def activity(self) -> int:
-        """A number that changes whenever a packet was sent or received."""
-        return self._writer.sequence + self._reader.sequence
-
-    @property
     def received_packets(self) -> int:
         """A number that changes whenever a packet was received."""
         return self._reader.sequence
@@ -272,6 +272,7 @@ class Transport:
         """The same, encoded."""
         if self.phase is Phase.CLOSED:
             return
+        self.activity += payload[0] in _ACTIVITY
         if self._held is None:
             self._writer.packet(payload)
             if self._writer.unsent > ANSWERS_LIMIT and self.phase is Phase.OPEN:
@@ -323,6 +324,7 @@ class Transport:
             if payload is None:
                 break
             if payload[0] == _CHANNEL_DATA and self.phase is _OPEN:
+                self.activity += 1
                 self._on_channel_data(payload)
             else:
                 self._dispatch(bytes(payload))
@@ -348,6 +350,7 @@ class Transport:
 
     def _dispatch(self, payload: bytes) -> None:
         number = payload[0]
+        self.activity += number in _ACTIVITY
         if self._skip_guess and self.phase is Phase.EXCHANGE and 30 <= number <= 49:
             self._skip_guess = False  # RFC 4253 section 7: a guess that was wrong
             return

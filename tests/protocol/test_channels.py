@@ -1,6 +1,7 @@
 """Channels: windows, ends in every order, requests, numbers and limits (RFC 4254 section 5)."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -75,6 +76,29 @@ def test_the_window_of_a_sender_never_goes_negative() -> None:
     pair.pump()
     assert pair.at_client.events[-1] == ("resume",)
     assert channel.sendable() == WINDOW
+
+
+def test_activity_is_what_channels_carry_and_no_question_or_key_exchange() -> None:
+    pair = Pair().log_in()
+    channel, _ = pair.open()
+    sides = pair.client, pair.server
+
+    def grows(act: Callable[[], object]) -> bool:
+        before = [side.activity for side in sides]
+        act()
+        pair.pump()
+        growth = [side.activity > old for side, old in zip(sides, before, strict=True)]
+        assert growth[0] == growth[1]
+        return growth[0]
+
+    assert grows(lambda: channel.send(b"x"))
+    assert grows(lambda: channel.send_batch([b"x"]))
+    assert grows(pair.open)
+    assert not grows(lambda: pair.client.global_request("keepalive@openssh.com", b"", print))
+    assert not grows(lambda: pair.server.global_request("keepalive@openssh.com", b"", print))
+    assert not grows(lambda: channel.request("keepalive@openssh.com", b"", print))
+    assert not grows(pair.client.rekey)
+    assert grows(channel.close)
 
 
 def test_a_batch_sends_what_fits_and_drops_the_rest() -> None:

@@ -122,6 +122,15 @@ def test_a_second_server_leaves_the_devices_of_the_first_alone(sites: Routed) ->
     assert state_of(west) == "up"
 
 
+def test_a_tunnel_is_not_idle_because_nothing_goes_through_it(sites: Routed) -> None:
+    sites.serve("east", "idle_timeout = 2\n" + SERVER)
+    west, east = connected(sites), sites["east"]
+    before = east.said()
+    pause(5)
+    assert west.reaches(east.inner)
+    assert east.said() == before
+
+
 def test_a_device_of_another_server_is_refused_in_one_line(sites: Routed) -> None:
     first = sites.serve("east", SERVER)
     east = sites["east"]

@@ -473,7 +473,8 @@ def test_a_client_that_stands_still_is_given_up_and_one_that_answers_is_not(
 def test_a_client_that_does_nothing_is_ended_and_one_at_work_is_not(
     our_server: Serve, account: Account, user_keys: Keyring
 ) -> None:
-    server = our_server("idle_timeout = 2\n")
+    """Questions whether somebody is there do not keep a connection alive."""
+    server = our_server("idle_timeout = 2\nclient_alive_interval = 1\n")
     login = Login(account, user_keys.key())
     idle = real_client(server, login, "cat")
     busy = real_client(server, login, "for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 0.5; done")
