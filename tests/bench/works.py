@@ -30,7 +30,7 @@ from tests.netns import CommandFailed
 from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
 
 GIBIBYTE = 1 << 30
-IDLE_CONNECTIONS = 100
+IDLE_CONNECTIONS = 500
 ATTACKS = 200  # a second
 LOGINS = 40  # in each measurement of connections a second
 
