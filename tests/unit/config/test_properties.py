@@ -282,7 +282,7 @@ def keys_of(strategy: Strategy) -> set[str]:
     """All keys that the tables of this strategy have."""
     seen: set[str] = set()
 
-    @settings(patient, max_examples=50, database=None)
+    @settings(patient, max_examples=500, database=None)
     @given(strategy)
     def collect(table: dict[str, Any]) -> None:
         seen.update(table)
