@@ -145,6 +145,7 @@ class ServerConfig(ConnectionConfig):
     tunnel: tuple[Tunnel, ...] = ()
     match: tuple[Match, ...] = ()
 
+    merge_memory: bool = False  # equal pages of connections, by the kernel (KSM)
     receive_window: int = 2 << 20
     rekey_bytes: int = 4 << 30
     rekey_seconds: int = 3600

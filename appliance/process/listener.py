@@ -34,6 +34,7 @@ from . import (
     factors,
     host_keys,
     matching,
+    merging,
     sandbox,
     seccomp,
     tunnels,
@@ -178,6 +179,8 @@ class Listener:
 
     def _take(self, settings: "_Settings") -> None:
         self._config = settings.config
+        if self._config.merge_memory and (obstacle := merging.obstacle()):
+            _log.warning("merge_memory: %s", obstacle)
         self._host_keys = settings.host_keys
         self._job = settings.job
         if settings.penalties is not None and self._penalties is not None:

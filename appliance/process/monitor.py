@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from ..config.server import ServerConfig
 from ..errors import MalformedMessage
-from . import audit, programs
+from . import audit, merging, programs
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
@@ -74,6 +74,8 @@ class Monitor:
 
     def _logged_in(self, login: Login) -> None:
         self._deadline = None
+        if self._config.merge_memory:
+            merging.begin()
         self._tell_listener()
         self._forwards = ForwardGrants(login, self._authentication.forget_host_keys)
         self._sessions = SessionGrants(login, self._peer, self._forwards.environment)

@@ -10,6 +10,7 @@ import termios
 from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
+from . import merging
 from .accounts import become
 
 # Our own choices
@@ -137,6 +138,7 @@ def _become_program(
 ) -> NoReturn:
     """In the child: give up everything that is not the user's, and exec."""
     try:
+        merging.end()
         os.setsid()
         if terminal is not None:
             fcntl.ioctl(terminal.slave, termios.TIOCSCTTY, 0)

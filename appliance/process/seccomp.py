@@ -42,6 +42,8 @@ import socket
 import termios
 from typing import Final
 
+from .merging import PR_SET_MEMORY_MERGE
+
 # seccomp.h of libseccomp
 _KILL_PROCESS: Final = 0x80000000
 _ERRNO: Final = 0x00050000
@@ -108,6 +110,7 @@ CONDITIONS: Final[tuple[tuple[str, *tuple[_Condition, ...]], ...]] = (
     # the workers of others.
     *((name, (1, _WORD, command)) for name in ("fcntl", "fcntl64") for command in _FCNTLS),
     *((name, (1, _WORD, fcntl.F_SETFL), (2, os.O_ASYNC, 0)) for name in ("fcntl", "fcntl64")),
+    ("prctl", (0, _WORD, PR_SET_MEMORY_MERGE)),
     ("setsockopt", (1, _WORD, socket.IPPROTO_TCP), (2, _WORD, socket.TCP_NODELAY)),
     # nothing that was written becomes a program
     *((name, (2, mmap.PROT_EXEC, 0)) for name in ("mmap", "mmap2", "mprotect")),

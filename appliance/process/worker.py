@@ -46,6 +46,7 @@ from ..wire.tun import (
     HandedOut,
     TunnelOpen,
 )
+from . import merging
 from .requests import (
     DATAGRAM,
     TUNNELS_LIMIT,
@@ -257,6 +258,8 @@ class Worker(ConnectionHandler):
         self._monitor.report_totals(self._driver.received, self._driver.sent)
 
     def authenticated(self) -> None:
+        if self._config.merge_memory:
+            merging.begin()
         self.connection.global_request(HOSTKEYS, write_strings(self._all_host_keys))
         self._config = self._monitor.settings(self._config)
         if self._config.client_alive_interval:

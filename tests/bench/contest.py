@@ -39,10 +39,17 @@ class Bench:
 
     def penalties(self, name: str) -> list[str]:
         """Return the words that have a server judge sources that are of this machine, too."""
+        return self._settings(name, 'per_source_penalty_exempt_list = ["127.0.0.1"]')
+
+    def merging(self, name: str) -> list[str]:
+        """Return the words that have a server's memory merged."""
+        return self._settings(name, "merge_memory = true")
+
+    def _settings(self, name: str, line: str) -> list[str]:
         if name != "culvert":
             return []
-        path = self.new_folder("penalties") / "sshd.toml"
-        path.write_text('per_source_penalty_exempt_list = ["127.0.0.1"]\n')
+        path = self.new_folder("settings") / "sshd.toml"
+        path.write_text(f"{line}\n")
         return ["--config", str(path)]
 
     def serve(self, name: str, options: Sequence[str] = ()) -> Server:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.bench import forwards, vpn
 from tests.bench.contest import (
@@ -26,7 +27,7 @@ from tests.bench.contest import (
     Work,
 )
 from tests.bench.processes import family, proportional_set_size
-from tests.netns import CommandFailed
+from tests.netns import CommandFailed, wait_until
 from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
 
 GIBIBYTE = 1 << 30
@@ -136,34 +137,62 @@ def _size_of_all(server: Server) -> int:
     return sum(map(proportional_set_size, family(server.process.pid)))
 
 
+def idle_memory(merged: bool) -> Setup:
+    """Measure the mebibytes (PSS) that one idle connection adds, over all of its processes.
+
+    ``merged``: with the kernel's samepage merging, of which ours has a part.
+    """
+
+    @contextlib.contextmanager
+    def setup(bench: Bench, contender: Contender) -> Iterator[Measure]:
+        options = bench.merging(contender.server) if merged else ()
+        with bench.serve(contender.server, options) as server:
+
+            def measure() -> Sample:
+                before = _size_of_all(server)
+                holder = subprocess.Popen(
+                    _connections(bench, server, "hold", IDLE_CONNECTIONS),
+                    env=environment(server.folder),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+                assert holder.stdin is not None and holder.stdout is not None
+                try:
+                    if holder.stdout.readline() != b"ready\n":
+                        raise CommandFailed(f"the connections did not come\n{server.log}")
+                    time.sleep(1)  # what follows a login, such as the end of helper processes
+                    with _merging() if options else contextlib.nullcontext():
+                        after = _size_of_all(server)
+                    holder.stdin.close()
+                    holder.wait(10)
+                finally:
+                    end(holder)
+                    holder.stdout.close()
+                time.sleep(1)  # the server's processes end
+                return Sample((after - before) / IDLE_CONNECTIONS / (1 << 20))
+
+            yield measure
+
+    return setup
+
+
+KSM = Path("/sys/kernel/mm/ksm")
+
+
 @contextlib.contextmanager
-def idle_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
-    """Measure the mebibytes (PSS) that one idle connection adds, over all of its processes."""
-    with bench.serve(contender.server) as server:
-
-        def measure() -> Sample:
-            before = _size_of_all(server)
-            holder = subprocess.Popen(
-                _connections(bench, server, "hold", IDLE_CONNECTIONS),
-                env=environment(server.folder),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            assert holder.stdin is not None and holder.stdout is not None
-            try:
-                if holder.stdout.readline() != b"ready\n":
-                    raise CommandFailed(f"the connections did not come\n{server.log}")
-                time.sleep(1)  # what follows a login, such as the end of helper processes
-                after = _size_of_all(server)
-                holder.stdin.close()
-                holder.wait(10)
-            finally:
-                end(holder)
-                holder.stdout.close()
-            time.sleep(1)  # the server's processes end
-            return Sample((after - before) / IDLE_CONNECTIONS / (1 << 20))
-
-        yield measure
+def _merging() -> Iterator[None]:
+    """Have ksmd look at all pages three times, faster than it would; then let it be as it was."""
+    before = {name: (KSM / name).read_text() for name in ("pages_to_scan", "run")}
+    try:
+        for name, value in (("pages_to_scan", "20000"), ("run", "1")):
+            (KSM / name).write_text(value)
+        scans = int((KSM / "full_scans").read_text())
+        if not wait_until(lambda: int((KSM / "full_scans").read_text()) > scans + 3, 300):
+            raise CommandFailed("ksmd does not look at the pages")
+        yield
+    finally:
+        for name, value in before.items():
+            (KSM / name).write_text(value)
 
 
 @contextlib.contextmanager
@@ -379,7 +408,14 @@ WORKS = (
         "memory",
         "MiB",
         False,
-        idle_memory,
+        idle_memory(merged=False),
         [Line("memory of an idle connection on the server", CULVERT, 1.3, BESIDE_DROPBEAR)],
+    ),
+    Work(
+        "memory-merged",
+        "MiB",
+        False,
+        idle_memory(merged=True),
+        [Line("the same with merge_memory (KSM)", CULVERT, 1.3)],
     ),
 )
