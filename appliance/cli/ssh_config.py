@@ -331,6 +331,7 @@ class _Reader:
 
 # None of these comes from a file's author alone, so a value must not lead a path elsewhere.
 _UNSAFE: Final = frozenset("'`\"$\\;&<>|(){}")
+_GLOBS: Final = frozenset("*?[!#~")  # which a shell takes for something else, too
 
 
 def check_host(name: str) -> str:
@@ -465,6 +466,14 @@ def _resolve(reader: _Reader) -> HostOptions:
                     raise UsageError(f"{keyword}: %{letter} stands for {value!r}, not for a file")
         return expand_environment(expand(reader.tilde(text), known, keyword), keyword)
 
+    def command(text: str, known: dict[str, str], keyword: str) -> str:
+        """``$IFS-x`` as a user's name would be an option of the program that a shell runs."""
+        for letter in "hknru":
+            value = tokens[letter]
+            if f"%{letter}" in text and (_has_unsafe(value) or _GLOBS.intersection(value)):
+                raise UsageError(f"{keyword}: %{letter} stands for {value!r}, not for one word")
+        return expand(text, known, keyword)
+
     settings.forwards = tuple(
         each._replace(
             **{
@@ -528,16 +537,15 @@ def _resolve(reader: _Reader) -> HostOptions:
         settings.forward_agent = agent(settings.forward_agent, "ForwardAgent")
     if settings.proxy_command is not None:
         known = {letter: tokens[letter] for letter in "hnpr"}
-        command = expand(settings.proxy_command, known, "ProxyCommand")
-        settings.proxy_command = None if command.lower() == "none" else command
+        proxy_command = command(settings.proxy_command, known, "ProxyCommand")
+        settings.proxy_command = None if proxy_command.lower() == "none" else proxy_command
     if settings.remote_command is not None:
         if settings.remote_command.lower() == "none":
             settings.remote_command = None
         else:
-            command = settings.remote_command
-            if "%C" in command:
+            if "%C" in settings.remote_command:
                 tokens["C"] = _connection_hash(tokens)
-            settings.remote_command = expand(command, tokens, "RemoteCommand")
+            settings.remote_command = command(settings.remote_command, tokens, "RemoteCommand")
     return settings
 
 

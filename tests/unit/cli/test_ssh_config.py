@@ -511,6 +511,32 @@ def test_a_percent_sign_in_a_name_is_not_expanded_again() -> None:
     assert options.identity_files == ("/keys/a%h",)
 
 
+@pytest.mark.parametrize(
+    ("host", "user"),
+    [
+        ("host", "a b"),
+        ("host", "$HOME"),
+        ("host", "x$IFS-oProxyCommand=/tmp/evil"),
+        ("host", "a\\b"),
+        ("host", "*"),
+        ("host", "a?"),
+        ("host", "[a-z]"),
+        ("#host", "me"),
+        ("!host", "me"),
+        ("~root", "me"),
+        ("h*st", "me"),
+    ],
+)
+def test_a_user_or_host_name_is_one_word_of_a_command_or_none(host: str, user: str) -> None:
+    """A name that is good for a login may still mean something to a shell."""
+    letter = "r" if host == "host" else "h"
+    given = [("User", user)]
+    assert load(host, [*given, ("ProxyCommand", "nc proxy %p")], "none", PERSON).user == user
+    for keyword in ("ProxyCommand", "RemoteCommand"):
+        with pytest.raises(UsageError, match=f"{keyword}: %{letter} stands for .* one word"):
+            load(host, [*given, (keyword, f"nc %{letter} %p")], "none", PERSON)
+
+
 # -- words -------------------------------------------------------------------------------
 
 
