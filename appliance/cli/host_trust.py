@@ -40,6 +40,7 @@ class HostTrust:
         self._port = 22 if options.host_key_alias else options.port
         self.passwords_are_safe = True
         self._lookups: list[tuple[str, Lookup]] = []
+        self._unread = ""  # a file that may know the host as well
         self._only: PublicKey | None = None
         self._authorities: set[PublicKey] = set()
         self._revoked = self._load_revoked()
@@ -67,6 +68,7 @@ class HostTrust:
                 continue
             except OSError as error:
                 prompts.tell(f"culvert: {path}: {error.strerror}")
+                self._unread = path
                 continue
             found = lookup(text, self._host, self._port)
             self._lookups.append((path, found))
@@ -176,6 +178,10 @@ class HostTrust:
             raise HostKeyRejected(
                 f"no {key.key_type} host key is known for {name} and you have requested strict "
                 "checking: log in to it once by hand, or write its key down"
+            )
+        if strict == "accept-new" and self._unread:
+            raise HostKeyRejected(
+                f"nobody can tell whether {name} is new: {self._unread} could not be read"
             )
         if strict == "ask":
             self._ask(name, shown)

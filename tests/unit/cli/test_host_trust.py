@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from appliance.cli import login as login_module
+from appliance.cli import prompts
+from appliance.cli.credentials import UserCredentials
 from appliance.cli.host_options import HostOptions
 from appliance.cli.host_trust import HostTrust
 from appliance.cli.ssh_config import load
@@ -173,13 +175,91 @@ def test_a_short_rsa_key_is_refused_in_a_certificate_and_in_its_authority(trust:
     ):
         with pytest.raises(HostKeyRejected):
             trust(lines, "RequiredRSASize 3072").check(made)
+    known = f"{HOST} {short.public.line()}\n"
+    trust(known).check(short.public)
+    with pytest.raises(HostKeyRejected, match="too short: 2048 bits"):
+        trust(known, "RequiredRSASize 3072").check(short.public)
+
+
+# -- whoever is not known --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "good"),
+    [
+        (["yes"], True),
+        (["", "y", "yes"], True),
+        (["no"], False),
+        (["Yes", "no"], False),
+        ([None], False),
+        (["perhaps", None], False),
+    ],
+)
+def test_a_host_that_is_not_known_needs_a_yes(
+    trust: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[str | None],
+    good: bool,
+) -> None:
+    left = iter(answers)
+    monkeypatch.setattr(prompts, "line", lambda prompt: next(left))
+    trusting = trust("", strict="ask")
+    if good:
+        trusting.check(KEY)
+    else:
+        with pytest.raises(HostKeyRejected, match="nobody confirmed"):
+            trusting.check(KEY)
+    assert list(left) == []
+    known = (tmp_path / "known_hosts").read_text()
+    assert known == (f"{HOST} {KEY.line()}\n" if good else "")
+
+
+def test_nobody_is_asked_in_batch_mode(trust: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "line", pytest.fail)
+    with pytest.raises(HostKeyRejected, match="nobody confirmed"):
+        trust("", "BatchMode yes", strict="ask").check(KEY)
+
+
+def test_a_host_whose_key_has_changed_gets_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where a changed key is no reason to stop."""
+    monkeypatch.setattr(prompts, "secret", lambda prompt: "secret")
+    monkeypatch.setattr(prompts, "line", lambda prompt: "secret")
+    for known, answer in ((KEY, "secret"), (generate("ssh-ed25519").public, None)):
+        given = options(tmp_path, f"{HOST} {known.line()}\n", strict="no")
+        trusting = HostTrust(given)
+        trusting.check(KEY)
+        credentials = UserCredentials(given, trusting)
+        assert credentials.password() == answer
+        for echo in (True, False):
+            found = credentials.answers("", "", (("Password: ", echo),))
+            assert found == (answer and (answer,))
+
+
+def test_a_host_is_not_new_as_long_as_a_file_cannot_be_read(
+    trust: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CVE-2025-26465: what fails must not pass for a host that nobody has seen yet."""
+    unreadable = tmp_path / "folder"
+    unreadable.mkdir()
+    given = f"GlobalKnownHostsFile {unreadable}"
+    with pytest.raises(HostKeyRejected, match=f"{unreadable} could not be read"):
+        trust("", given, strict="accept-new").check(KEY)
+    assert (tmp_path / "known_hosts").read_text() == ""
+    trust(f"{HOST} {KEY.line()}\n", given, strict="accept-new").check(KEY)
+    assert str(unreadable) in capsys.readouterr().err
+    missing = f"GlobalKnownHostsFile {tmp_path / 'missing'}"
+    trust("", missing, strict="accept-new").check(KEY)
 
 
 # -- the one authority of a link -----------------------------------------------------------
 
 
-def test_a_host_key_may_be_given_as_an_authority(tmp_path: Path) -> None:
-    given = options(tmp_path, "")
+@pytest.mark.parametrize("strict", ["yes", "accept-new", "no"])
+def test_a_host_key_may_be_given_as_an_authority(tmp_path: Path, strict: str) -> None:
+    given = options(tmp_path, "", strict=strict)
     given.host_key_line = f"@cert-authority {AUTHORITY.public.line()}"
     trusting = HostTrust(given)
     assert trusting.knows_authority
