@@ -1,5 +1,6 @@
 """What a user may reach and listen on: the settings, the key's line, and the user's own rights."""
 
+import contextlib
 import errno
 import mmap
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.aio.listening import LocalListener
 from appliance.config.server import ServerConfig
 from appliance.crypto.authorized_keys import Permissions, parse
 from appliance.crypto.keys import generate
@@ -68,6 +70,15 @@ def may(what: ForwardGrants, request: Connect | ConnectLocal | Listen | ListenLo
     return True
 
 
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[bytes]:
+    """A Unix-domain socket that takes connections."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        yield bytes(path)
+
+
 @pytest.mark.parametrize(
     ("setting", "connects", "listens"),
     [("yes", True, True), ("no", False, False), ("local", True, False), ("remote", False, True)],
@@ -78,10 +89,7 @@ def test_each_direction_is_allowed_on_its_own(
     it = grants(allow_tcp_forwarding=setting, allow_stream_local_forwarding="no")
     assert may(it, Connect("127.0.0.1", port)) == connects
     assert may(it, Listen("localhost", 0)) == listens
-    path = str(tmp_path / "there").encode()
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(path)
-        sock.listen()
+    with listening(tmp_path / "there") as path:
         assert not may(it, ConnectLocal(path))
         it = grants(allow_stream_local_forwarding=setting, allow_tcp_forwarding="no")
         assert may(it, ConnectLocal(path)) == connects
@@ -101,10 +109,8 @@ def test_a_key_without_port_forwarding_has_no_sockets_either(
     assert not may(it, Connect("127.0.0.1", port))
     assert not may(it, Listen("localhost", 0))
     assert not may(it, ListenLocal(str(tmp_path / "here").encode()))
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "there"))
-        sock.listen()
-        assert not may(it, ConnectLocal(str(tmp_path / "there").encode()))
+    with listening(tmp_path / "there") as path:
+        assert not may(it, ConnectLocal(path))
     assert list(tmp_path.iterdir()) == [tmp_path / "there"]
 
 
@@ -113,16 +119,20 @@ def test_disable_forwarding_outweighs_everything(port: int, tmp_path: Path) -> N
     assert not may(it, Connect("127.0.0.1", port))
     assert not may(it, Listen("localhost", 0))
     assert not may(it, ListenLocal(str(tmp_path / "here").encode()))
+    with listening(tmp_path / "there") as path:
+        assert not may(it, ConnectLocal(path))
 
 
-def test_permitopen_names_what_may_be_reached(port: int) -> None:
+def test_permitopen_names_what_may_be_reached(port: int, tmp_path: Path) -> None:
     it = grants(f'permitopen="127.0.0.1:{port}",permitopen="localhost:*"')
     assert may(it, Connect("127.0.0.1", port))
     assert may(it, Connect("localhost", port))
     assert not may(it, Connect("127.0.0.1", port + 1))
     assert not may(it, Connect("::1", port))
-    assert not may(it, ConnectLocal(b"/run/dbus/system_bus_socket"))
-    it = grants(permit_open=(f"*:{port}",))
+    with listening(tmp_path / "there") as path:
+        assert not may(it, ConnectLocal(path))  # which is none of these places
+        it = grants(permit_open=(f"*:{port}",))
+        assert not may(it, ConnectLocal(path))
     assert may(it, Connect("127.0.0.1", port))
     assert not may(it, Connect("127.0.0.1", port + 1))
 
@@ -203,9 +213,48 @@ def test_a_socket_is_the_users(account: Account, port: int) -> None:
         os.close(fd)
     assert not may(it, Listen("localhost", 999))  # only root has such ports
     assert not may(it, ListenLocal(b"/root/s"))
-    assert not may(it, ConnectLocal(b"/root/s"))
     it.close()
     assert not path.exists()
+
+
+@pytest.mark.root
+def test_a_socket_of_roots_is_not_reached_by_a_user(account: Account) -> None:
+    """CVE-2025-14282: it is opened with the user's rights, not with the monitor's."""
+    it = grants(user=pwd.getpwnam(account.name))
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with listening(folder / "s") as path:
+            (folder / "s").chmod(0o600)
+            assert not may(it, ConnectLocal(path))
+            assert may(grants(), ConnectLocal(path))
+            (folder / "s").chmod(0o666)
+            assert may(it, ConnectLocal(path))
+            folder.chmod(0o700)
+            assert not may(it, ConnectLocal(path))
+
+
+@pytest.mark.root
+def test_a_sockets_file_is_removed_as_the_user(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns the folder may put another file in its place at any moment."""
+    user = pwd.getpwnam(account.name)
+    it = grants(user=user)
+    for name in (b"a", b"b"):
+        close(it.listen_local(ListenLocal(name)))
+    close(it.listen_agent(ListenAgent()))
+    removed_by = []
+    remove = LocalListener.remove
+
+    def seen(listener: LocalListener) -> None:
+        removed_by.append(os.geteuid())
+        remove(listener)
+
+    monkeypatch.setattr(LocalListener, "remove", seen)
+    it.stop_listening(StopListening(1))
+    it.close()
+    assert removed_by == [user.pw_uid] * 3
 
 
 @pytest.mark.root

@@ -70,6 +70,21 @@ def test_a_tunnel_needs_the_servers_and_the_keys_permission(
         assert opened == expected, (mode, unit)
 
 
+@pytest.mark.parametrize("options", ["", 'tunnel="0"', 'restrict,tunnel="any"'])
+def test_disable_forwarding_outweighs_everything(
+    office: Make, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    monkeypatch.setattr(tunnel_grants, "open_device", pytest.fail)
+    it = office(
+        f"{options} {KEY.public.line()}".strip(),
+        permit_tunnel="yes",
+        tunnel=(Tunnel(device="tun0"),),
+        disable_forwarding=True,
+    ).log_in()
+    for mode, unit in itertools.product((POINT_TO_POINT, ETHERNET), (0, 5, ANY_UNIT)):
+        assert "DisableForwarding" in it.denied(OpenTunnel(mode, unit))
+
+
 class Devices:
     """The machine's tunnel devices, and who opened them."""
 
