@@ -5,6 +5,7 @@ import zlib
 import pytest
 
 from appliance.errors import CompressionError
+from appliance.ssh import transport
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
 from appliance.ssh.packets import PACKET_LIMIT
@@ -77,6 +78,34 @@ def test_the_sender_renews_keys_by_itself(monkeypatch: pytest.MonkeyPatch, exten
             accepted.send_extended(1, bytes(30_000))
         else:
             accepted.send(bytes(30_000))
+        pair.pump()
+    assert exchanges.count == 2
+
+
+def test_the_receiver_renews_keys_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when the sender would never."""
+    pair = Pair().log_in()
+    pair.server._settings = pair.server._settings._replace(rekey_bytes=MIB)
+    exchanges = Exchanges(pair.server, monkeypatch)
+    channel, _ = pair.open()
+    for _ in range(25):
+        channel.send(bytes(100_000))
+        pair.pump()
+    assert exchanges.count == 2
+
+
+@pytest.mark.parametrize("sender", ["client", "server"])
+def test_keys_are_renewed_after_so_many_packets(
+    monkeypatch: pytest.MonkeyPatch, sender: str
+) -> None:
+    """However short they are: both who sends them and who receives them counts."""
+    limit = 50
+    monkeypatch.setattr(transport, "REKEY_PACKETS", limit)
+    pair = Pair().log_in()
+    monkeypatch.setattr(pair.client if sender == "server" else pair.server, "rekey", lambda: None)
+    exchanges = Exchanges(pair.client, monkeypatch)
+    for _ in range(2 * limit + 10):
+        pair.client.send(Ignore(b""))
         pair.pump()
     assert exchanges.count == 2
 
