@@ -20,6 +20,7 @@ from appliance.errors import (
     PeerError,
     ProtocolError,
 )
+from appliance.ssh.auth_server import HOSTBOUND
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
 from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER
@@ -41,6 +42,8 @@ from appliance.wire.messages import (
     ServiceAccept,
     ServiceRequest,
     Unimplemented,
+    UserauthBanner,
+    UserauthFailure,
     UserauthInfoResponse,
     UserauthRequest,
     UserauthSuccess,
@@ -341,10 +344,16 @@ def test_ext_info_counts_right_after_newkeys_and_right_before_success() -> None:
     client = against(Role.CLIENT).connect()
     client.send(ExtInfo(()), ServiceAccept("ssh-userauth"), ExtInfo(()), UserauthSuccess())
     assert client.peer.phase is Phase.OPEN
-    for message in (password_request(), ExtInfo(()), b"\x33" + bytes(5), b"\x3c" + bytes(10)):
+    for message in (
+        password_request(),
+        ExtInfo(()),
+        UserauthFailure(("password",), False),
+        UserauthBanner("welcome"),
+        b"\x3c" + bytes(10),
+    ):
         client = against(Role.CLIENT).serve()
         client.send(ExtInfo(()), message)
-        assert client.ended
+        assert str(client.peer.error).endswith("PRE_SUCCESS")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -752,6 +761,15 @@ def test_a_user_key_under_the_name_of_sha1_is_refused_and_counted() -> None:
     script.send(UserauthRequest(USER, "ssh-connection", "publickey", fields))
     assert script.numbers() == [51]
     assert script.peer._side.authority.asked == [("refuse", USER, "publickey")]  # type: ignore[union-attr,attr-defined]
+
+
+@pytest.mark.parametrize("host_key", [OTHER_KEY.public.blob, b"x"])
+def test_a_user_key_that_is_bound_to_another_host_ends_the_connection(host_key: bytes) -> None:
+    script = against(Role.SERVER).serve()
+    fields = write_boolean(False) + write_name("ssh-ed25519") + write_string(USER_KEY.public.blob)
+    script.send(UserauthRequest(USER, "ssh-connection", HOSTBOUND, fields + write_string(host_key)))
+    assert script.ended
+    assert "bound to another host key" in str(script.peer.error)
 
 
 # Ends

@@ -277,6 +277,15 @@ def test_an_rsa_key_of_2048_bits_is_the_shortest() -> None:
     assert load_public_key(rsa_blob(65537, (1 << 2047) + 1)).bits == 2048
 
 
+@pytest.mark.parametrize("key_type", ["ssh-ed25519", "sk-ssh-ed25519@openssh.com"])
+def test_an_ed25519_key_is_of_32_bytes(key_type: str) -> None:
+    tail = write_string(b"ssh:") if key_type.startswith("sk-") else b""
+    assert load_public_key(write_name(key_type) + write_string(bytes(32)) + tail)
+    for length in (0, 1, 31, 33, 64):
+        with pytest.raises(MalformedMessage, match="32 bytes"):
+            load_public_key(write_name(key_type) + write_string(bytes(length)) + tail)
+
+
 def ecdsa_blob(key_type: str, curve: str, point: bytes) -> bytes:
     return write_name(key_type) + write_name(curve) + write_string(point)
 
