@@ -54,6 +54,9 @@ class ControlSocket:
             self._file = LocalListener(beside, kind=socket.SOCK_SEQPACKET)
             try:
                 os.link(beside, place)
+            except OSError:
+                self._file.socket.close()
+                raise
             finally:
                 os.unlink(beside)
         except FileExistsError:
