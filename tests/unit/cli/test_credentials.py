@@ -79,6 +79,19 @@ def test_a_certificate_beside_a_key_is_shown_before_it(tmp_path: Path, key_type:
     assert signs(first, made) and signs(second, key.public)
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602])
+def test_a_private_key_that_others_may_read_or_write_is_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int
+) -> None:
+    write(tmp_path / "id", generate("ssh-ed25519"))
+    given = f"IdentityFile {tmp_path}/id", "IdentityAgent none"
+    (identity,) = identities(*given)
+    assert identity.sign("ssh-ed25519", DATA)
+    (tmp_path / "id").chmod(mode)
+    assert identities(*given) == []
+    assert f"chmod 600 {tmp_path}/id" in capsys.readouterr().err
+
+
 def test_certificate_files_are_used_with_whatever_key_they_are_of(tmp_path: Path) -> None:
     keys = [generate("ssh-ed25519") for _ in range(3)]
     for number, key in enumerate(keys):

@@ -749,6 +749,15 @@ def test_a_file_of_secrets_that_others_may_read_lets_nobody_in(
     assert "chmod 600" in caplog.text
 
 
+@pytest.mark.root
+def test_a_file_of_secrets_that_is_somebody_elses_lets_nobody_in(
+    coded: Callable[[], Desk], clock: list[float], secrets: str, caplog: Log
+) -> None:
+    os.chown(secrets, pwd.getpwnam("nobody").pw_uid, -1)
+    assert not coded().code(code(clock[0])).success
+    assert "must be a file of root's" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "{0}:", "{0}:A", "{0}:!!!!", "{0}", "#{0}:AAAA", "x{0}:"])
 def test_a_user_without_a_usable_secret_is_refused(
     coded: Callable[[], Desk], clock: list[float], secrets: str, text: str
