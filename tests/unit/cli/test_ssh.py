@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.login import Login
 from appliance.cli.ssh import main
 
 
@@ -52,3 +53,17 @@ def test_what_no_keyword_sets_is_not_shown(
 ) -> None:
     names = {"configfile", "hostkeyline", "stdioforward", "identityfilesgiven"}
     assert not names & described(capsys, "-W", "a:1").keys()
+
+
+@pytest.mark.parametrize(
+    "hop",
+    ["-Jtouch x", "-l@a", "a^-p", "a^22^23", "a;b", "a b", "$(x)@a", "a/../b", "`x`", "@a", ""],
+)
+def test_a_hop_of_dbclients_is_a_host_and_never_an_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hop: str
+) -> None:
+    """CVE-2025-47203: nothing is run with it."""
+    monkeypatch.setattr(Login, "_start", pytest.fail)
+    for words in (f"{hop},a,host", f"a,{hop},host"):
+        assert main(["--", words], "dbclient") == 255
+        assert "ProxyJump: expected [user@]host[:port]" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 
 from appliance.aio.connecting import Attempt
 from appliance.services import forwarded_agent
+from appliance.services.agent_client import ANSWER_LIMIT
 from appliance.services.forwarded_agent import ArrivingAgent
 from appliance.ssh.channels import Channel, ChannelHandler
 from appliance.wire.codec import write_string
@@ -88,6 +89,15 @@ def test_an_agent_that_breaks_the_rules_is_none(it: Forwarded, answer: bytes) ->
     assert it.said[0]
     assert len(it.ended) == 1
     assert it.near.fileno() < 0
+
+
+@pytest.mark.parametrize("length", [0, ANSWER_LIMIT + 1, 0xFFFFFFFF])
+def test_an_answer_of_no_possible_length_is_not_waited_for(it: Forwarded, length: int) -> None:
+    it.turn()
+    it.agent.send(length.to_bytes(4, "big"))
+    it.turn()
+    assert it.events == [("open_failed", 2), ("closed",)]
+    assert it.said == ["its answer is malformed"]
 
 
 def test_an_agent_that_does_not_answer_is_none(
