@@ -328,9 +328,16 @@ def test_what_either_of_two_restricts_is_restricted() -> None:
         assert everything.restricted_by(less) == less == less.restricted_by(everything)
     strict = Permissions(verify_required=True, expires=5, permit_open=(("a", 1),))
     lax = Permissions(touch_required=False, expires=9, from_patterns=("b",))
-    both = strict.restricted_by(lax)
-    assert both is not None and both.touch_required and both.verify_required
-    assert (both.expires, both.from_patterns, both.permit_open) == (5, ("b",), (("a", 1),))
+    for both in (strict.restricted_by(lax), lax.restricted_by(strict)):
+        assert both is not None and both.touch_required and both.verify_required
+        assert (both.expires, both.from_patterns, both.permit_open) == (5, ("b",), (("a", 1),))
+    for both in (strict.restricted_by(everything), everything.restricted_by(strict)):
+        assert both is not None and both.expires == 5
+    from_a, from_b = (Permissions(from_patterns=(source,)) for source in ("192.0.2.*", "*.7"))
+    twice = from_a.restricted_by(from_b)
+    assert twice is not None
+    assert twice.refusal("192.0.2.7", 0) == ""
+    assert twice.refusal("192.0.2.8", 0) and twice.refusal("198.51.100.7", 0)
 
 
 def test_two_forced_commands_must_agree() -> None:
@@ -351,13 +358,19 @@ def test_two_tunnels_must_be_the_same_one() -> None:
     assert both is not None and both.tunnel_allowed and both.tunnel == 1
 
 
-def test_of_two_lists_of_forwards_what_both_permit_is_left() -> None:
-    one = Permissions(permit_open=(("a", 1), ("*", 2), ("c", 0)))
-    both = one.restricted_by(Permissions(permit_open=(("*", 1), ("b", 0), ("c", 3))))
-    assert both is not None
-    assert both.permit_open == (("a", 1), ("b", 2), ("c", 1), ("c", 3))
-    both = one.restricted_by(Permissions(permit_open=(("x", 9),)))
-    assert both is not None and both.permit_open == ()
+@pytest.mark.parametrize("field", ["permit_open", "permit_listen"])
+def test_of_two_lists_of_forwards_what_both_permit_is_left(field: str) -> None:
+    def permitting(*places: tuple[str, int]) -> Permissions:
+        fields: dict[str, Any] = {field: places}
+        return Permissions(**fields)
+
+    one = permitting(("a", 1), ("*", 2), ("c", 0))
+    other = permitting(("*", 1), ("b", 0), ("c", 3))
+    for both in (one.restricted_by(other), other.restricted_by(one)):
+        assert both is not None
+        assert set(getattr(both, field)) == {("a", 1), ("b", 2), ("c", 1), ("c", 3)}
+    assert one.restricted_by(permitting(("x", 9))) == permitting()
+    assert one.restricted_by(Permissions()) == one == Permissions().restricted_by(one)
 
 
 # -- signatures of the key within --------------------------------------------------------
