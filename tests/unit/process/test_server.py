@@ -641,6 +641,23 @@ def test_what_a_source_counts_is_given_back_once() -> None:
     assert listener._per_source == {}
 
 
+@pytest.mark.parametrize(
+    ("status", "seconds"), [(0, 0), (1, 90), (2, 90), (-9, 90), (-11, 90), (3, 1), (5, 5), (6, 10)]
+)
+def test_a_monitor_that_ends_in_an_unknown_way_has_crashed(status: int, seconds: int) -> None:
+    from appliance.process.listener import Listener
+    from appliance.process.penalties import Penalties
+
+    listener = Listener.__new__(Listener)
+    listener._penalties = Penalties((), (32, 64))
+    began = time.monotonic()
+    listener._punish("192.0.2.7", status)
+    ended = time.monotonic()
+    ends = list(listener._penalties._ends.values())
+    assert len(ends) == bool(seconds)
+    assert all(began <= end - seconds <= ended for end in ends)
+
+
 # The listener
 
 
