@@ -763,7 +763,7 @@ def test_a_user_key_under_the_name_of_sha1_is_refused_and_counted() -> None:
     assert script.peer._side.authority.asked == [("refuse", USER, "publickey")]  # type: ignore[union-attr,attr-defined]
 
 
-@pytest.mark.parametrize("host_key", [OTHER_KEY.public.blob, b"x"])
+@pytest.mark.parametrize("host_key", [OTHER_KEY.public.blob, b"x"], ids=["key", "nothing"])
 def test_a_user_key_that_is_bound_to_another_host_ends_the_connection(host_key: bytes) -> None:
     script = against(Role.SERVER).serve()
     fields = write_boolean(False) + write_name("ssh-ed25519") + write_string(USER_KEY.public.blob)
