@@ -56,6 +56,7 @@ class Monitor:
         self._config = config
         self._peer = peer
         self._sock = sock
+        self._sock.setblocking(False)
         self._worker = worker
         self._worker_status: int | None = None  # once it has ended
         self._tell_listener = authenticated
@@ -198,6 +199,8 @@ class Monitor:
             first = FAILED if isinstance(denial, Failed) else REFUSED
         try:
             socket.send_fds(self._sock, [first + answer], descriptors)
+        except BlockingIOError:  # one that waits for its answer has room for it
+            return self._end_worker("it does not take its answers")
         except OSError:
             return False
         finally:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -267,6 +269,24 @@ def test_a_worker_that_dies_before_it_reads_its_answer_ends_the_monitor_quietly(
     it.worker.close()
     assert not it.monitor._serve()  # a refusal that nobody reads
     assert not it.monitor._serve()
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+def test_a_worker_that_takes_no_answers_does_not_hold_the_monitor(
+    office: Make, authenticated: bool
+) -> None:
+    """It has a clock to look at before a login, and a log to write after one."""
+    it = office()
+    if authenticated:
+        it.log_in()
+    rescue = threading.Timer(5, it.worker.shutdown, [socket.SHUT_RDWR])
+    rescue.start()
+    for _ in range(10_000):
+        it.worker.send(Sign("no-such-key", SESSION).encode())
+        if not it.monitor._serve():
+            break
+    rescue.cancel()
+    assert it.killed == [(WORKER, signal.SIGKILL)]
 
 
 # Host keys
