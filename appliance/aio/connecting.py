@@ -196,7 +196,8 @@ def _serve_names(requests: int, become: Callable[[], None]) -> None:
 class _Lookups:
     """Threads that wait for requests, and then serve one each.
 
-    There is always one that waits, so that no request waits for a thread's start.
+    There is always one that waits, if the user may have so many, so that no request waits for a
+    thread's start.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -211,6 +212,8 @@ class _Lookups:
             request, fds, _, _ = socket.recv_fds(self._sock, NAME_LIMIT, 1)
             if not request:
                 os._exit(0)
+            if not fds:  # there was no descriptor left for it
+                continue
             with socket.socket(fileno=fds[0]) as answer, contextlib.suppress(OSError):
                 if self._begin():
                     _connect_name(request[2:].decode(), int.from_bytes(request[:2], "big"), answer)
@@ -224,8 +227,9 @@ class _Lookups:
             self._busy += 1
             last = self._busy == self._threads
             if last and self._threads <= NAMES_AT_ONCE:
-                self._threads += 1
-                threading.Thread(target=self.serve, daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # the user may have no more: others wait
+                    threading.Thread(target=self.serve, daemon=True).start()
+                    self._threads += 1
             return self._busy <= NAMES_AT_ONCE
 
 

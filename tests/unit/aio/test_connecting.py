@@ -2,7 +2,9 @@
 
 import errno
 import os
+import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,11 +142,38 @@ def test_too_many_names_are_refused_at_once_and_the_end_waits_for_none() -> None
     assert not Path(f"/proc/{pid}").exists()
 
 
+def child_of(connector: NameConnector) -> int:
+    child = Path(f"/proc/self/fdinfo/{connector._child}").read_text()
+    return int(child.split("Pid:")[1].split()[0])
+
+
+def test_a_child_that_may_have_no_threads_serves_one_after_another() -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    connector = NameConnector(lambda: setattr(threading.Thread, "start", none_left))
+    try:
+        for _ in range(3):
+            assert outcome(connector.connect("a..b", 1)) == "not a host name"
+    finally:
+        connector.close()
+
+
+def test_a_request_that_loses_its_descriptor_costs_no_other_one() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connector = NameConnector(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4, limits[1])))
+    try:
+        assert outcome(connector.connect("a..b", 1)) == "Connection timed out"
+        resource.prlimit(child_of(connector), resource.RLIMIT_NOFILE, limits)
+        assert outcome(connector.connect("a..b", 1)) == "not a host name"
+    finally:
+        connector.close()
+
+
 def test_the_child_holds_nothing_of_its_parents(connector: NameConnector) -> None:
     """Whoever waits for the end of our output must not wait for the child's as well."""
     assert outcome(connector.connect("a..b", 1)) == "not a host name"
-    child = Path(f"/proc/self/fdinfo/{connector._child}").read_text()
-    pid = int(child.split("Pid:")[1].split()[0])
+    pid = child_of(connector)
     held = {int(path.name): os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
     assert [held.pop(fd) for fd in range(3)] == [os.devnull] * 3
     assert all(target.startswith("socket:") for target in held.values()), held
