@@ -149,6 +149,10 @@ class Login:
             self._watch = os.pidfd_open(self._process.pid)
         except OSError as error:
             ours.close()
+            if self._process is not None:  # it runs, but there is no descriptor of it
+                self._process.kill()
+                self._process.wait()
+                self._process = None
             raise DialFailed(f"{self._command_name}: {argv[0]}: {error.strerror}") from error
         return ours
 

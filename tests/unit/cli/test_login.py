@@ -1,5 +1,7 @@
 """The steps of a login, and how the ways to a host become sockets and commands."""
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +118,20 @@ def test_a_shell_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DialFailed) as caught:
         login.dial()
     assert str(caught.value) == "ProxyCommand: /nonexistent/shell: No such file or directory"
+
+
+def test_a_command_that_cannot_be_watched_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(pid: int) -> int:
+        (tmp_path / "pid").write_text(str(pid))
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    login = Login(options("ProxyCommand sleep 1000"))
+    with pytest.raises(DialFailed, match="Too many open files"), used(login):
+        pass
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
 
 
 @pytest.mark.parametrize("command", ["sleep 1000", "sh -c 'trap \"\" HUP; sleep 2; true'"])
