@@ -252,7 +252,7 @@ class ClientSession:
     def _has_no_use(self) -> bool:
         """Whether a connection that others shared can have no more of them (-O stop)."""
         own = self._session or self._stdio_forward or self._tunnel
-        return not own and self._master is not None and self._master.is_stopped
+        return not own and self._master is not None and self._master.is_left
 
     def _share(self, control: "ControlSocket") -> None:
         """Let other clients use the connection."""

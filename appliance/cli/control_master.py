@@ -97,13 +97,20 @@ class ControlMaster:
         self.leave = leave
         self._changed = changed
         self._clients: set[_Client] = set()
-        self.is_stopped = False  # so that no more clients come
+        self._stopped = False
         self._listener = Listener(driver.loop, [control.socket], self._accepted)
 
     @property
     def sessions(self) -> int:
         """How many others use the connection now."""
         return sum(client.has_session for client in self._clients)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there are no clients, not even those who have yet to say what they want, and no
+        more will come.
+        """
+        return self._stopped and not self._clients
 
     def _accepted(self, sock: socket.socket) -> None:
         data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -128,7 +135,7 @@ class ControlMaster:
 
     def stop(self) -> None:
         """Take no more clients."""
-        self.is_stopped = True
+        self._stopped = True
         self._listener.close()
         self._control.remove()
 

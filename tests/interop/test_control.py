@@ -250,6 +250,21 @@ def test_a_master_in_the_background_that_was_stopped_ends_after_its_last_client(
     assert wait_until(lambda: not is_running(master), 5)
 
 
+@with_ours
+def test_a_client_that_came_before_the_stop_is_still_served(shared: Shared) -> None:
+    shared.begin()
+    master = shared.master()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(str(shared.path))
+        sock.settimeout(5)
+        sock.send(Check().encode())
+        assert sock.recv(1000)[0] == Running.number
+        assert shared.tell("stop")[0] == 0
+        sock.send(Check().encode())
+        assert sock.recv(1000)[:1] == bytes([Running.number])
+    assert wait_until(lambda: not is_running(master), 5)
+
+
 @pairs
 @pytest.mark.parametrize("how", ["exit", "stop", "kill"])
 def test_a_proxy_command_ends_with_its_master(shared: Shared, tmp_path: Path, how: str) -> None:
