@@ -261,6 +261,7 @@ def test_a_sockets_file_is_removed_as_the_user(
 def test_who_connects_to_names_is_the_user_and_has_no_host_keys(account: Account) -> None:
     """Its memory was the monitor's: neither the user nor what it runs may look into it."""
     user = pwd.getpwnam(account.name)
+    before = children()
     with mmap.mmap(-1, 1) as seen:  # shared with the child, as no descriptor is
         it = grants(user=user, forget_host_keys=lambda: seen.write(b"x"))
         try:
@@ -269,7 +270,7 @@ def test_who_connects_to_names_is_the_user_and_has_no_host_keys(account: Account
                 attempt.settimeout(10)
                 attempt.recv(100)  # it has answered
             assert seen[:] == b"x"
-            (child,) = children()
+            (child,) = children() - before
             status = Path(f"/proc/{child}/status").read_text()
             fields = dict(line.split(":\t", 1) for line in status.splitlines())
             assert set(fields["Uid"].split()) == {str(user.pw_uid)}
@@ -279,9 +280,9 @@ def test_who_connects_to_names_is_the_user_and_has_no_host_keys(account: Account
             it.close()
 
 
-def children() -> list[int]:
+def children() -> set[int]:
     """The processes that this thread has started."""
-    return list(map(int, Path("/proc/thread-self/children").read_text().split()))
+    return set(map(int, Path("/proc/thread-self/children").read_text().split()))
 
 
 def test_a_sockets_file_goes_with_its_forward_but_nobody_elses(tmp_path: Path) -> None:
