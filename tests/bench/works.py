@@ -133,6 +133,28 @@ def logins_a_second(bench: Bench, contender: Contender) -> Iterator[Measure]:
         yield measure
 
 
+@contextlib.contextmanager
+def _at_work(bench: Bench, server: Server, work: str, count: int) -> Iterator[None]:
+    """Have AsyncSSH hold connections, or attack, until its standard input ends."""
+    process = subprocess.Popen(
+        _connections(bench, server, work, count),
+        env=environment(server.folder),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if process.stdout.readline() != b"ready\n":
+            raise CommandFailed(f"'{work}' did not begin\n{server.log}")
+        yield
+    finally:
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        end(process)
+        process.stdout.close()
+
+
 def _size_of_all(server: Server) -> int:
     return sum(map(proportional_set_size, family(server.process.pid)))
 
@@ -150,24 +172,10 @@ def idle_memory(merged: bool) -> Setup:
 
             def measure() -> Sample:
                 before = _size_of_all(server)
-                holder = subprocess.Popen(
-                    _connections(bench, server, "hold", IDLE_CONNECTIONS),
-                    env=environment(server.folder),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-                assert holder.stdin is not None and holder.stdout is not None
-                try:
-                    if holder.stdout.readline() != b"ready\n":
-                        raise CommandFailed(f"the connections did not come\n{server.log}")
+                with _at_work(bench, server, "hold", IDLE_CONNECTIONS):
                     time.sleep(1)  # what follows a login, such as the end of helper processes
                     with _merging() if options else contextlib.nullcontext():
                         after = _size_of_all(server)
-                    holder.stdin.close()
-                    holder.wait(10)
-                finally:
-                    end(holder)
-                    holder.stdout.close()
                 time.sleep(1)  # the server's processes end
                 return Sample((after - before) / IDLE_CONNECTIONS / (1 << 20))
 
@@ -213,22 +221,9 @@ def login_under_attack(bench: Bench, contender: Contender) -> Iterator[Measure]:
 
         def measure() -> Sample:
             idle = median()
-            attacker = subprocess.Popen(
-                _connections(bench, server, "attack", ATTACKS),
-                env=environment(server.folder),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            assert attacker.stdin is not None and attacker.stdout is not None
-            try:
-                if attacker.stdout.readline() != b"ready\n":
-                    raise CommandFailed("the attacker did not start")
+            with _at_work(bench, server, "attack", ATTACKS):
                 time.sleep(2)  # until it is in full swing, and found out
                 return Sample(median() / idle)
-            finally:
-                attacker.stdin.close()
-                attacker.stdout.close()
-                end(attacker)
 
         yield measure
 
