@@ -30,16 +30,18 @@ def dial(
     timeout: float | None = None,
     attempts: int = 1,
     addresses: Sequence[str] = (),
+    mark: int = 0,
 ) -> socket.socket:
     """Connect to the first address of ``host`` that answers; raises DialFailed.
 
-    With ``addresses`` it is not looked up.
+    With ``addresses`` it is not looked up. ``mark`` is the packets' for routes and rules (SO_MARK
+    of socket(7)), which takes CAP_NET_ADMIN.
     """
     for attempt in range(attempts):
         if attempt:
             time.sleep(1.0)  # as OpenSSH does
         try:
-            return _dial_once(host, port, family, bind_address, timeout, addresses or (host,))
+            return _dial_once(host, port, family, bind_address, timeout, addresses or (host,), mark)
         except DialFailed as error:
             failure = error
     raise failure
@@ -52,6 +54,7 @@ def _dial_once(
     bind_address: str | None,
     timeout: float | None,
     names: Sequence[str],
+    mark: int,
 ) -> socket.socket:
     try:
         addresses = [
@@ -67,6 +70,8 @@ def _dial_once(
         sock = socket.socket(kind, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout)
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if bind_address is not None:
                 sock.bind((bind_address, 0))
             sock.connect(address)

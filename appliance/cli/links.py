@@ -11,8 +11,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
 
 from .. import log
 from ..config.links import Link, LinksConfig, load_links_config
@@ -23,21 +23,26 @@ from .login import Login
 from .options import Option, Options, help_text, parse
 from .ssh_config import load
 
+if TYPE_CHECKING:
+    from ..services.tunnel.network import Outside
+
 DEFAULT_FILE: Final = "/etc/culvert/links.toml"
 
 _UP: Final = (
     Option("c", "file", f"the declarations (default {DEFAULT_FILE})"),
     Option("check", None, "only check them"),
     Option("dry-run", None, "only show what would change on this machine"),
+    Option("close", None, "only close the kill switches: at boot, before there is a network"),
     Option("F", None, "stay in the foreground"),
     Option("E", None, "log to standard error, not to syslog"),
     Option("v", None, "log more"),
 )
+_DOWN: Final = (Option("closed", None, "leave the kill switches closed: for a restart"),)
 _STATUS: Final = (
     Option("json", None, "for programs"),
     Option("watch", None, "again every second, until Ctrl-C"),
 )
-_SPECS: Final = {"up": _UP, "down": (), "status": _STATUS}
+_SPECS: Final = {"up": _UP, "down": _DOWN, "status": _STATUS}
 _USAGES: Final = {
     "up": (
         "culvert up [options] [link ...]",
@@ -45,8 +50,9 @@ _USAGES: Final = {
         "connected. If they are already, the declarations are read again.",
     ),
     "down": (
-        "culvert down [link ...]",
-        "End all links, or those named, and undo what they changed on this machine.",
+        "culvert down [options] [link ...]",
+        "End all links, or those named, and undo what they changed on this machine. Nothing else\n"
+        "opens a kill switch: it stays closed when 'culvert up' is ended in another way.",
     ),
     "status": (
         "culvert status [options] [link ...]",
@@ -56,6 +62,7 @@ _USAGES: Final = {
 
 # Our own choices
 POLL: Final = 0.1  # seconds between looks at links that are on their way up
+END_SECONDS: Final = 30.0  # that a supervisor may take to undo what it has made
 SLACK: Final = 5.0  # seconds beyond connect_timeout that `up` waits for them
 WATCH: Final = 1.0  # seconds
 
@@ -94,6 +101,8 @@ def _up(options: Options) -> int:
         return _show_changes(chosen)
     if os.geteuid():
         raise UsageError("it changes the machine's network: run it as root")
+    if "close" in options:
+        return _close(chosen) if running is None else 0
     if running is None:
         return _start(options, path, chosen)
     if running != path:
@@ -176,7 +185,7 @@ def _show_changes(links: Sequence[Link]) -> int:
 
     for link in links:
         device = free_device(link.mode) if link.device == "any" else link.device
-        wanted = plan(f"link-{link.name}", link, device, _servers(link), link.kill_switch)
+        wanted = plan(f"link-{link.name}", link, device, _outside(link), link.kill_switch)
         changes = (*wanted.at_start, *wanted.while_up)
         undone: Sequence[Change] = ()
         made: Sequence[Change] = changes
@@ -194,19 +203,38 @@ def _show_changes(links: Sequence[Link]) -> int:
     return 0
 
 
-def _servers(link: Link) -> list[IPv4Address | IPv6Address]:
-    """The addresses of what the link dials first, as far as they can be resolved now."""
+def _outside(link: Link) -> "Outside":
+    """Where the link dials first, as far as its name can be resolved now."""
     import socket
+
+    from ..services.tunnel.network import Outside
 
     hop = login_for(link).first_hop
     if hop is None:
-        return []
+        return Outside()
     try:
         found = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
     except OSError as error:
         print(f"# {hop[0]} cannot be resolved now: {error.strerror}")
-        return []
-    return [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+        return Outside((), hop[1])
+    servers = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+    return Outside(tuple(servers), hop[1])
+
+
+def _close(links: Sequence[Link]) -> int:
+    """--close: what is declared to go into tunnels leaves no other way from now on."""
+    from ..links.running import closed_rules, record_of
+    from ..services.tunnel.kernel import reconcile
+
+    result = 0
+    for link in links:
+        if rules := closed_rules(link):
+            try:
+                reconcile(record_of(link.name), rules)
+            except CulvertError as error:
+                print(f"{link.name}: its kill switch is open: {error}", file=sys.stderr)
+                result = 1
+    return result
 
 
 def _start(options: Options, path: str, chosen: list[Link]) -> int:
@@ -295,16 +323,30 @@ def _down(options: Options) -> int:
     if os.geteuid():
         raise UsageError("it changes the machine's network: run it as root")
     names = options.operands
+    stays_closed = "closed" in options
+    if stays_closed and names:
+        raise UsageError("--closed is for all links at once")
     try:
+        if stays_closed:
+            _raise_unless_done(request("POST", "/end"))
+            _wait_until_ended()
+            return 0
         for path in [f"/down/{name}" for name in names] or ["/down"]:
             _raise_unless_done(request("POST", path))
     except NotRunning:
-        return _undo(names)
+        return 0 if stays_closed else _undo(names)
     return 0
 
 
+def _wait_until_ended() -> None:
+    """Until no supervisor answers any more, so that another can be started."""
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline and _declarations_in_use() is not None:
+        time.sleep(POLL)
+
+
 def _undo(names: Sequence[str]) -> int:
-    """No supervisor runs: undo what one that was killed has left."""
+    """No supervisor runs: undo what one that was killed, or ended in another way, has left."""
     from ..links.running import record_of
     from ..links.supervisor import left_behind
     from ..services.tunnel.kernel import reconcile

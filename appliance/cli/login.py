@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Our own choice
+# Our own choices
+JUMPS_LIMIT: Final = 16  # jump hosts on the way to one host
 COMMAND_GRACE: Final = 1.0  # seconds that a command's end may lag behind that of its output
 
 # This very package, wherever it is, and nothing of the current directory.
@@ -59,6 +60,8 @@ _OURSELVES: Final = (
 
 class Login:
     """One attempt to log in; its steps are called in order, ``close`` at the end."""
+
+    _depth = 0  # of how many hosts this is a jump host, one within the other
 
     def __init__(self, options: HostOptions, window: int | None = None) -> None:
         """``window``: bytes of a channel. Raises UsageError."""
@@ -85,24 +88,53 @@ class Login:
     def first_hop(self) -> tuple[str, int] | None:
         """Host and port of what is connected to first; None if only a command knows."""
         options = self._options
-        if options.proxy_jump:
-            from ..config.hosts import destination
-
-            _, host, port = destination(options.proxy_jump[0])
-            hop = load(host, [("Port", str(port))] if port else [], options.config_file)
-            return hop.host_name, hop.port
+        if (jump := self.jump()) is not None:
+            return jump[0].first_hop
         if options.proxy_command is not None:
             return None
         if options.proxy is not None:
             return options.proxy.host, options.proxy.port
         return options.host_name, options.port
 
-    def load_identities(self) -> None:
-        """Read all keys now; ``authenticate`` opens no more files for them."""
-        self._credentials.load()
+    def jump(self) -> tuple["Login", tuple[str, int]] | None:
+        """The login to the last jump host, which nobody is asked about, and where that connects to.
 
-    def dial(self, addresses: Sequence[str] = ()) -> socket.socket:
-        """A socket to the first hop, by ``addresses`` if there are any; raises DialFailed."""
+        None without ProxyJump.
+        """
+        options = self._options
+        if not options.proxy_jump:
+            return None
+        from ..config.hosts import destination
+
+        *earlier, last = options.proxy_jump
+        user, host, port = destination(last)
+        _check_jump(options, last)
+        given: list[str | tuple[str, str]] = [("BatchMode", "yes")]
+        given += [("User", user)] if user else []
+        given += [("Port", str(port))] if port else []
+        given += [("ProxyJump", ",".join(earlier))] if earlier else []
+        if options.connect_timeout is not None:
+            given.append(("ConnectTimeout", str(options.connect_timeout)))
+        if self._depth == JUMPS_LIMIT:
+            raise UsageError(f"ProxyJump: no end of jump hosts, {last} has another one")
+        via = Login(load(host, given, options.config_file))
+        via._depth = self._depth + 1
+        return via, (options.host_name, options.port)
+
+    def load_identities(self) -> tuple[Identity, ...]:
+        """Read all keys now; ``authenticate`` opens no more files for them."""
+        self._credentials.use(tuple(self._credentials.identities()))
+        return tuple(self._credentials.identities())
+
+    def use_identities(self, identities: Sequence[Identity]) -> None:
+        """Have ``authenticate`` try these, and read no files for others."""
+        self._credentials.use(tuple(identities))
+
+    def dial(self, addresses: Sequence[str] = (), mark: int = 0) -> socket.socket:
+        """A socket to the first hop, by ``addresses`` if there are any; raises DialFailed.
+
+        ``mark`` is the socket's, and needs privileges; see ``aio.dial``.
+        """
         options = self._options
         if options.proxy_jump:
             return self._start(_jump(options))
@@ -124,6 +156,7 @@ class Login:
                 options.connect_timeout,
                 options.connection_attempts,
                 addresses,
+                mark,
             )
         except DialFailed as error:
             if options.proxy is not None:
@@ -236,13 +269,7 @@ def _jump(options: HostOptions) -> list[str]:
 
     *earlier, last = options.proxy_jump
     user, host, port = destination(last)
-    # What the jump host's name does not say comes from the files, which said it for us.
-    if (host, port or options.port, user or options.user) == (
-        options.host,
-        options.port,
-        options.user,
-    ):
-        raise UsageError(f"ProxyJump: {last} is the host itself")
+    _check_jump(options, last)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     argv = [sys.executable, "-P", "-c", _OURSELVES, root]
     if options.jump_command:
@@ -261,14 +288,28 @@ def _jump(options: HostOptions) -> list[str]:
     return [*argv, "-W", f"[{options.host_name}]:{options.port}", host]
 
 
+def _check_jump(options: HostOptions, jump: str) -> None:
+    """Raise UsageError for a jump host that is the host itself."""
+    from ..config.hosts import destination
+
+    user, host, port = destination(jump)
+    # What the jump host's name does not say comes from the files, which said it for us.
+    if (host, port or options.port, user or options.user) == (
+        options.host,
+        options.port,
+        options.user,
+    ):
+        raise UsageError(f"ProxyJump: {jump} is the host itself")
+
+
 class _Credentials(UserCredentials):
     """The user's secrets, of which the keys may have been read before."""
 
     _loaded: tuple[Identity, ...] | None = None
 
-    def load(self) -> None:
-        """Read the keys now."""
-        self._loaded = tuple(super().identities())
+    def use(self, identities: tuple[Identity, ...]) -> None:
+        """Try these keys."""
+        self._loaded = identities
 
     def identities(self) -> Iterable[Identity]:  # type: ignore[override]
         return super().identities() if self._loaded is None else self._loaded

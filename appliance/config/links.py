@@ -7,7 +7,7 @@ from typing import Final
 
 from . import hosts
 from .mistakes import Mistake, check_ranges, check_unique, shown, within
-from .network import TunnelNetwork, check_device, check_network, is_everything
+from .network import TunnelNetwork, check_device, check_network, is_everything, reached_through
 from .reader import mistakes_in, read_table, structured
 
 
@@ -127,15 +127,16 @@ def _check_with(parse: Callable[[str], object], text: str, *place: str | int) ->
 def _check_routes(link: Link) -> None:
     if link.kill_switch and not link.routes and not link.from_server:
         raise Mistake("there are no routes that it could guard", "kill_switch")
+    reached = reached_through(link)
     if link.proxy_command and (
-        link.kill_switch or is_everything(link.routes, 4) or is_everything(link.routes, 6)
+        link.kill_switch or is_everything(reached, 4) or is_everything(reached, 6)
     ):
         raise Mistake(
             "nobody can tell what it connects to, which must stay outside of the tunnel: use proxy"
             " or proxy_jump",
             "proxy_command",
         )
-    everything = is_everything(link.routes, 4) and not is_everything(link.routes, 6)
+    everything = is_everything(reached, 4) and not is_everything(reached, 6)
     if everything and not link.ipv6_outside:
         raise Mistake(
             'IPv6 would go around the tunnel: add "::/0" to routes, or ipv6_outside = true if that'

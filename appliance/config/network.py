@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -12,7 +12,7 @@ from ipaddress import (
     IPv6Network,
     collapse_addresses,
 )
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from .mistakes import Mistake, check_ranges, check_unique, shown
 
@@ -44,6 +44,7 @@ class TunnelNetwork:
     addresses: tuple[Interface, ...] = ()  # of the device: 10.9.0.1/30
     peer: tuple[Address, ...] = ()  # the other end's addresses, one a family
     routes: tuple[Network, ...] = ()  # what lies behind the other end
+    any_source: bool = False  # packets of the peer may have others' addresses, and go to them
     mtu: int = 1500  # bytes
     bridge: str = ""  # an ethernet device becomes a port of this bridge, made if missing
     forward: bool = False  # pass packets between this and other devices
@@ -182,8 +183,23 @@ def _versions(*groups: Sequence[Interface | Address | Network]) -> set[int]:
     return {each.version for group in groups for each in group}
 
 
+def reached_through(network: _Addressing) -> list[Network]:
+    """What the tunnel leads to: its routes, and the networks that its addresses are in."""
+    return [*network.routes, *(address.network for address in network.addresses)]
+
+
 def is_everything(routes: Iterable[Network], version: int) -> bool:
     """Whether the routes of this IP version together are the whole internet."""
     of_version = [route for route in routes if route.version == version]
     whole = list(collapse_addresses(of_version))  # type: ignore[type-var]
     return len(whole) == 1 and whole[0].prefixlen == 0
+
+
+def without_ipv6(network: TunnelNetwork) -> TunnelNetwork:
+    """What is left of it on a machine whose IPv6 is switched off."""
+    fields = ("addresses", "peer", "routes", "dns")
+    kept: dict[str, Any] = {
+        name: tuple(each for each in getattr(network, name) if each.version == 4) for name in fields
+    }
+    domains = network.domains if kept["dns"] else ()
+    return replace(network, domains=domains, **kept)

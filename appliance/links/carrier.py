@@ -1,16 +1,18 @@
 """The process that carries one link: dials, logs in, and moves packets until it is lost.
 
 It is forked by the supervisor for each attempt, and gives up its privileges once it has
-a socket to the server: what a server sends is never read by root. The device is the
+a socket to the server: what a server sends is never read by root, nor what name servers and jump
+hosts send (lookup.py, way.py), and the keys are another process's (signer.py). The device is the
 supervisor's and stays when this process ends.
 """
 
 import gc
 import logging
 import os
+import signal
 import socket
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from .. import log
 from ..aio.driver import Driver
@@ -25,7 +27,10 @@ from ..services.tunnel.device import unit_of
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.codec import Message
 from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
+from .lookup import look_up
 from .reports import GO, PROBE, Alive, Failed, Opened, Resolved
+from .signer import Signer
+from .way import Login, Way
 
 _log = logging.getLogger(__name__)
 
@@ -33,27 +38,6 @@ _log = logging.getLogger(__name__)
 PROBE_SECONDS: Final = 5.0  # that a server may take to answer after the network changed
 # What no new attempt would change.
 FINAL: Final = (AuthenticationFailed, HostKeyRejected, UsageError)
-
-
-class Login(Protocol):
-    """The way to an authenticated connection, in the steps between which root is given up."""
-
-    @property
-    def first_hop(self) -> tuple[str, int] | None:
-        """Host and port of whatever is dialled first; None if a command does it."""
-        ...
-
-    def load_identities(self) -> None:
-        """Read the keys, while files can be read."""
-        ...
-
-    def dial(self, addresses: Sequence[str] = ()) -> socket.socket:
-        """Connect to the first hop, by ``addresses`` if there are any."""
-        ...
-
-    def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
-        """The login; raises CulvertError."""
-        ...
 
 
 class Carrier(ConnectionHandler):
@@ -65,48 +49,51 @@ class Carrier(ConnectionHandler):
         self._reports = reports
         self._failure: CulvertError | None = None
 
-    def run(self, login: Login, known: Sequence[str], identity: sandbox.Identity | None) -> None:
+    def run(
+        self,
+        login: Login,
+        known: Sequence[str],
+        confinement: sandbox.Confinement,
+    ) -> None:
         """Carry until the connection ends; the last report says why it did.
 
         ``known`` are the first hop's addresses of an earlier attempt.
         """
         gc.enable()
+        way = Way(confinement)
         try:
-            login.load_identities()
-            addresses = self._resolve(login) or known
+            signer = Signer(login.load_identities, confinement)
+            login.use_identities(signer.identities)
+            hop = login.first_hop
+            addresses = (look_up(*hop, confinement.identity) if hop else []) or known
+            if hop is not None:  # no command, whose exit status is told
+                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the others
             self._report(Resolved(tuple(address.encode() for address in addresses)))
             if self._reports.recv(1) != GO:
                 return
-            sock = login.dial(addresses)
-            sandbox.enter(identity)
+            sock = way.connect(login, addresses)
+            self._address = way.address
+            link = self._link
+            _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
+            sandbox.enter(*confinement)
             connection = login.authenticate(sock, self)
+            signer.close()
             self._carry(connection, sock)
         except CulvertError as error:
             self._failure = error
         failure = self._failure or CulvertError("the server closed the connection")
+        if said := way.why():
+            failure = CulvertError(said)
         self._report(Failed(isinstance(failure, FINAL), str(failure)[:1000]))
 
     def _report(self, message: Message) -> None:
         self._reports.sendall(message.encode())
-
-    @staticmethod
-    def _resolve(login: Login) -> list[str]:
-        hop = login.first_hop
-        if hop is None:
-            return []
-        try:
-            found = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            return []  # dialling says so
-        return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
 
     def _carry(self, connection: Connection, sock: socket.socket) -> None:
         link = self._link
         loop = self._loop = Loop()
         driver = self._driver = Driver(loop, sock, connection, loop.stop)
         self._connection = connection
-        self._address = _peer_address(sock)
-        _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
         self._keepalive = KeepAlive(
             driver,
             link.server_alive_interval,
@@ -135,7 +122,6 @@ class Carrier(ConnectionHandler):
                 handed_out.encode() if handed_out else b"",
             )
         )
-        self._keepalive.ask()
 
     def _refused(self, why: str) -> None:
         self._fail(f"the server refuses the tunnel: {why}")
@@ -157,14 +143,6 @@ class Carrier(ConnectionHandler):
         self._failure = self._failure or error
 
 
-def _peer_address(sock: socket.socket) -> str:
-    """Where the connection goes, as a person reads it."""
-    try:
-        return str(sock.getpeername()[0])
-    except (OSError, IndexError):  # a command's
-        return ""
-
-
 def _limit_silence(sock: socket.socket, seconds: int) -> None:
     """Have the kernel give up, too, when nothing that we sent arrives."""
     if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -177,7 +155,7 @@ def carry(
     reports: socket.socket,
     login: Login,
     known: Sequence[str],
-    identity: sandbox.Identity | None,
+    confinement: sandbox.Confinement,
 ) -> None:
     """The whole of the process, which never returns."""
     status = 0
@@ -185,9 +163,14 @@ def carry(
         sandbox.forget_signals()
         sandbox.end_with_parent()
         sandbox.close_all_but(
-            {device, reports.fileno(), *log.descriptors(), *sandbox.descriptors(identity)}
+            {
+                device,
+                reports.fileno(),
+                *log.descriptors(),
+                *sandbox.descriptors(confinement.identity),
+            }
         )
-        Carrier(link, device, reports).run(login, known, identity)
+        Carrier(link, device, reports).run(login, known, confinement)
     except (BrokenPipeError, ConnectionResetError):  # the supervisor is gone
         pass
     except Exception:  # the root of a process

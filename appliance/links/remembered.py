@@ -1,16 +1,16 @@
 """What a link knows from its last connection, for when there is none.
 
 A server's name may be in a zone that is reached through the tunnel alone, and a kill switch
-must know at the start of the machine what it guards and whom it lets through. A file
-keeps the addresses of what is dialled first, and what the server handed out.
+must know at the start of the machine what it guards. A file keeps the address of what is
+dialled first, and what the server handed out: those of a connection whose server proved to have
+the right key, and answered after the hand-out had been put to use. What a resolver says, or a
+server that was never heard of again, is not remembered.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Final
 
 from ..config.directories import state_directory
 from ..config.links import Link, with_handed_out
@@ -18,11 +18,6 @@ from ..errors import UsageError
 from ..services.tunnel.record import write_atomically
 
 _log = logging.getLogger(__name__)
-
-# Our own choice
-ADDRESSES_LIMIT: Final = 16  # of one name
-
-_RESOLVERS: Final = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 
 
 class Remembered:
@@ -45,17 +40,14 @@ class Remembered:
         except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
             _log.debug("%s is not used: %s", self._path, error)
 
-    def learn_addresses(self, addresses: Sequence[str]) -> None:
-        """The name has these now; raises ValueError for what is no address, or too many."""
-        plain = _checked([address.partition("%")[0] for address in addresses])
-        if plain and set(plain) != set(self.addresses):
-            self.addresses = plain
-            self._save()
+    def learn(self, address: str, table: Mapping[str, object] | None) -> None:
+        """A tunnel works: with the first hop at ``address``, '' if that has none, and ``table``.
 
-    def learn_handed_out(self, table: Mapping[str, object]) -> None:
-        """What the server handed out, as keys of TunnelNetwork."""
-        if table != self.handed_out:
-            self.handed_out = table
+        ``table`` is what the server handed out, as keys of TunnelNetwork, None for nothing.
+        """
+        addresses = _checked([address]) if address else []
+        if (addresses, table) != (self.addresses, self.handed_out):
+            self.addresses, self.handed_out = addresses, table
             self._save()
 
     def _save(self) -> None:
@@ -70,28 +62,6 @@ class Remembered:
         except OSError as error:
             _log.warning("%s: %s", self._path, error.strerror)
 
-    def let_through(self) -> list[str]:
-        """Whom a kill switch lets us reach: before the first answer, the name servers."""
-        return self.addresses or _name_servers()
-
 
 def _checked(addresses: Sequence[str]) -> list[str]:
-    if len(addresses) > ADDRESSES_LIMIT:
-        raise ValueError("too many addresses")
     return [str(ip_address(address)) for address in addresses]
-
-
-def _name_servers() -> list[str]:
-    found = []
-    for path in _RESOLVERS:
-        try:
-            lines = Path(path).read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for words in map(str.split, lines):
-            if len(words) > 1 and words[0] == "nameserver":
-                try:
-                    found.append(str(ip_address(words[1].partition("%")[0])))
-                except ValueError:
-                    continue
-    return [address for address in dict.fromkeys(found) if not ip_address(address).is_loopback]

@@ -16,21 +16,29 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final
 
+from ..aio.connecting import is_address
 from ..aio.loop import Loop, Timer
 from ..config.directories import network_records
 from ..config.links import Link, with_handed_out
-from ..config.network import TunnelNetwork
+from ..config.network import TunnelNetwork, without_ipv6
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
-from ..process.sandbox import Identity
-from ..services.tunnel.device import exists, is_attached, open_device, unit_of
+from ..process.sandbox import Confinement
+from ..services.tunnel import record
+from ..services.tunnel.device import exists, is_attached, name_of, open_device, unit_of
 from ..services.tunnel.kernel import free_device, reconcile_apart, recorded_device
-from ..services.tunnel.network import Change, Pin, plan
+from ..services.tunnel.netlink import ipv6_is_off
+from ..services.tunnel.network import Change, Outside, Pin, Rules, closed, plan, table_of
+from ..services.tunnel.programs import Programs
+from ..services.tunnel.resolver import resolved_runs
+from ..services.tunnel.rules import HeldRules, holds, tables
 from ..wire.tun import MODES, HandedOut
 from . import reports
-from .carrier import Login, carry
+from .carrier import carry
 from .link import Event, LinkLife, State
+from .lookup import ADDRESSES_LIMIT, name_servers, stub_users
 from .remembered import Remembered
+from .way import Login
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +54,28 @@ def record_of(name: str) -> Path:
     return network_records() / f"link-{name}.json"
 
 
+def owner_of(link: Link) -> str:
+    """The name under which a link's changes are made."""
+    return f"link-{link.name}"
+
+
+def network_at_start(link: Link, remembered: Remembered) -> TunnelNetwork:
+    """As it is declared, or was handed out; before that a kill switch guards everything."""
+    if remembered.handed_out is not None:
+        return with_handed_out(link, remembered.handed_out)
+    if link.from_server and link.kill_switch:
+        return replace(link, routes=_EVERYTHING)
+    return link
+
+
+def closed_rules(link: Link) -> tuple[Rules, ...]:
+    """What keeps a link's kill switch closed while nothing else of it is there."""
+    if not link.kill_switch:
+        return ()
+    device = "" if link.device == "any" else link.device
+    return (closed(owner_of(link), network_at_start(link, Remembered(link)), device),)
+
+
 class RunningLink:
     """Everything that one link needs, from ``start`` to ``stop``."""
 
@@ -54,7 +84,8 @@ class RunningLink:
         link: Link,
         loop: Loop,
         login_for: Callable[[Link], Login],
-        identity: Identity | None,
+        confinement: Confinement,
+        held: HeldRules,
         changed: Callable[[], None],
         process_ended: Callable[[], None],
     ) -> None:
@@ -67,31 +98,27 @@ class RunningLink:
         self.round_trip: float | None = None  # seconds
         self._loop = loop
         self._login_for = login_for
-        self._identity = identity
+        self._confinement = confinement
+        self._held = held
         self._changed = changed
         self._process_has_ended = process_ended
         self._record = record_of(link.name)
-        self._routed = self._record.exists()  # by a supervisor that was killed: leave it so
+        self._routed = record.exists(self._record)  # by a supervisor that was killed: leave it so
         self._made: Sequence[Change] = ()
         self._routes_made: list[str] = []
         self._remembered = Remembered(link)
-        self.network = self._network_at_start()
+        self.network = network_at_start(link, self._remembered)
+        self._handed_out: Mapping[str, object] | None = None  # by the server of this attempt
+        self._hop: tuple[str, int] | None = None  # what is dialled first
+        self._candidates: list[str] = []  # its addresses, as a resolver says
         self._descriptor = -1
         self.process = 0  # its id, while there is one
         self._reports: socket.socket
         self._resolved = False  # whether the process has said so
         self._failure: reports.Failed | None = None
         self._dialled = 0.0
+        self._proven = False  # whether this connection has carried an answer while it was up
         self._timer: Timer | None = None  # until the next attempt, or until this one is too slow
-
-    def _network_at_start(self) -> TunnelNetwork:
-        """As it is declared, or was handed out; before that a kill switch guards everything."""
-        link = self.link
-        if self._remembered.handed_out is not None:
-            return with_handed_out(link, self._remembered.handed_out)
-        if link.from_server and link.kill_switch:
-            return replace(link, routes=_EVERYTHING)
-        return link
 
     # -- from outside ----------------------------------------------------------------
 
@@ -100,12 +127,35 @@ class RunningLink:
         if self.life.state in (State.IDLE, State.STOPPED):
             self._happened(Event.START)
 
-    def stop(self) -> None:
-        """End the connection and undo every change; raises NetworkError for what stays."""
+    def change(self, link: Link) -> None:
+        """Go on as ``link`` says: connect anew, and change of the network only what differs."""
+        self._end_process()
+        if link.mode != self.link.mode or link.device not in ("any", self.device):
+            self._close_device()
+            self.device = ""
+        self.link = link
+        self._remembered = Remembered(link)
+        self.network = network_at_start(link, self._remembered)
+        if link.from_server and self._remembered.handed_out is None:
+            self._routed = False
+        self._handed_out = None
+        self._made = ()
+        self._hop, self._candidates = None, []
+        _log.info("link %s: its declaration has changed", link.name)
+        self._happened(Event.STOP)
+        self._happened(Event.START)
+
+    def stop(self, stays_closed: bool = False) -> None:
+        """End the connection and undo every change; raises NetworkError for what stays.
+
+        A kill switch that ``stays_closed`` is left for the next supervisor, or for `down`.
+        """
         self._happened(Event.STOP)
         self._end_process()
         self._close_device()
-        reconcile_apart(self._record, ())
+        left = closed_rules(self.link) if stays_closed else ()
+        reconcile_apart(self._record, left)
+        self._held.release(table_of(owner_of(self.link)))
 
     def network_changed(self) -> None:
         """Whatever we wait for may be there now."""
@@ -127,6 +177,22 @@ class RunningLink:
             self._end_process()
             self._dial()
         self._happened(Event.NETWORK_CHANGED)
+
+    def rules_changed(self) -> None:
+        """Somebody has changed our table, or we have: have it as it should be."""
+        try:
+            if all(holds(each, Programs()) for each in tables(self._made)):
+                return
+        except CulvertError as error:
+            _log.error("link %s: %s", self.link.name, error)
+        _log.warning("link %s: its rules are not as they were", self.link.name)
+        self._made = ()
+        self._apply()
+
+    @property
+    def tables(self) -> set[str]:
+        """The names of the tables with its rules."""
+        return {each.table for each in tables(self._made)}
 
     # -- its life --------------------------------------------------------------------
 
@@ -176,16 +242,23 @@ class RunningLink:
         try:
             if not self.device:
                 self.device = self._choose_device()
-            if self._descriptor < 0 and exists(self.device) and not self._record.exists():
+            if self._descriptor < 0 and exists(self.device) and not record.exists(self._record):
                 self._open_device()  # somebody else's may be busy, and then stays as it is
-            servers = [ip_address(address) for address in self._remembered.let_through()]
-            owner = f"link-{link.name}"
-            wanted = plan(owner, self.network, self.device, servers, link.kill_switch)
+            network = self.network
+            if ipv6_is_off():
+                network = without_ipv6(network)
+            if link.from_server and network.domains and not resolved_runs():
+                _log.warning(
+                    "link %s: no systemd-resolved to ask for %s", link.name, network.domains
+                )
+                network = replace(network, dns=(), domains=())
+            wanted = plan(owner_of(link), network, self.device, self._outside(), link.kill_switch)
             changes = wanted.at_start + (wanted.while_up if self._routed else ())
             if changes != self._made:
                 reconcile_apart(self._record, changes)
                 self._made = changes
                 self._routes_made = routes_of(self.device)
+                self._hold(changes)
             if self._descriptor >= 0 and not is_attached(self._descriptor):
                 self._close_device()
             if self._descriptor < 0:
@@ -195,10 +268,36 @@ class RunningLink:
             return False
         return True
 
+    def _outside(self) -> Outside:
+        """What our processes may send beside the tunnel."""
+        if self._hop is None:
+            return Outside()
+        host, port = self._hop
+        servers = self._candidates or self._remembered.addresses
+        uids = [self._confinement.uid]
+        if not self._remembered.addresses:
+            uids += stub_users()
+        asked = [] if is_address(host) else name_servers()
+        return Outside(
+            tuple(map(ip_address, servers)), port, tuple(map(ip_address, asked)), tuple(uids)
+        )
+
+    def _hold(self, changes: Sequence[Change]) -> None:
+        """Keep a copy of a kill switch's rules that nobody can flush."""
+        rules = next((each for each in changes if isinstance(each, Rules)), None)
+        if rules is not None and self.link.kill_switch:
+            self._held.hold(rules)
+        else:
+            self._held.release(table_of(owner_of(self.link)))
+
     def _choose_device(self) -> str:
         if self.link.device != "any":
             return self.link.device
-        return recorded_device(self._record) or free_device(self.link.mode)
+        recorded = recorded_device(self._record)
+        kind = name_of(MODES[self.link.mode], 0)[:3]
+        if recorded is not None and recorded.startswith(kind):
+            return recorded
+        return free_device(self.link.mode)
 
     def _open_device(self) -> None:
         self._descriptor, _ = open_device(MODES[self.link.mode], unit_of(self.device))
@@ -212,12 +311,14 @@ class RunningLink:
 
     def _dial(self) -> None:
         self._dialled = self._loop.time()
-        if not self._apply():
-            return
+        self._forget_what_did_not_work()
         try:
             login = self._login_for(self.link)
+            self._hop = login.first_hop
         except UsageError as error:
             self._refuse(str(error))
+            return
+        if not self._apply():
             return
         self._failure = None
         self._resolved = False
@@ -231,10 +332,18 @@ class RunningLink:
                 self._lose(f"no process: {error.strerror}")
                 return
             if self.process == 0:
-                carry(self.link, self._descriptor, theirs, login, known, self._identity)
+                carry(self.link, self._descriptor, theirs, login, known, self._confinement)
         self._reports = ours
         self._reports.setblocking(False)
         self._loop.watch_reader(self._reports.fileno(), self._on_report)
+
+    def _forget_what_did_not_work(self) -> None:
+        """Begin with what the last connection that worked was handed out, or with nothing."""
+        self._candidates = []
+        if self._handed_out is not None:
+            self._handed_out = None
+            self.network = network_at_start(self.link, self._remembered)
+            self._routed = self._remembered.handed_out is not None
 
     def _order(self, order: bytes) -> None:
         """Tell the process; one that does not listen is ended by its keepalive, or its end."""
@@ -262,7 +371,7 @@ class RunningLink:
                 case reports.Opened():
                     self._on_opened(message)
                 case reports.Alive():
-                    self.round_trip = message.round_trip / 1e6
+                    self._on_alive(message)
                 case reports.Failed():
                     self._failure = message
         except (MalformedMessage, ValueError) as error:  # it was taken over, or is ill
@@ -273,7 +382,11 @@ class RunningLink:
         if self._resolved:
             raise MalformedMessage("a name was resolved twice")
         self._resolved = True
-        self._remembered.learn_addresses([address.decode("ascii") for address in message.addresses])
+        if len(message.addresses) > ADDRESSES_LIMIT:
+            raise MalformedMessage("too many addresses")
+        self._candidates = [
+            str(ip_address(address.decode("ascii"))) for address in message.addresses
+        ]
         if self._apply():
             self._order(reports.GO)
             patience = self.link.connect_timeout + LOGIN_SECONDS
@@ -291,15 +404,25 @@ class RunningLink:
         self.offload = message.offload
         if self.link.from_server:
             try:
-                table = _table(message.handed_out)
-                self.network = with_handed_out(self.link, table)
+                self._handed_out = _table(message.handed_out)
+                self.network = with_handed_out(self.link, self._handed_out)
             except UsageError as error:
                 self._refuse(str(error))
                 return
-            self._remembered.learn_handed_out(table)
         self._routed = True
         if self._apply():
             self._happened(Event.OPENED)
+            self._proven = False
+            self._order(reports.PROBE)
+
+    def _on_alive(self, message: reports.Alive) -> None:
+        """The server answered a question that it was asked after the network had changed."""
+        self.round_trip = message.round_trip / 1e6
+        if self.life.state is State.UP and not self._proven:
+            self._proven = True
+            hop = self.address if self._hop is not None else ""
+            self._remembered.learn(hop, self._handed_out)
+            self._handed_out = None
 
     def _process_ended(self) -> None:
         status = self._wait()

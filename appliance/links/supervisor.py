@@ -23,21 +23,29 @@ from ..config.directories import network_records, runtime_directory
 from ..config.links import Link, LinksConfig
 from ..crypto.suites import default_algorithms
 from ..errors import CulvertError, UsageError
-from ..process import sandbox
+from ..process import sandbox, seccomp
 from ..process.rehearsal import rehearse
+from ..services.tunnel import record
 from ..services.tunnel.kernel import reconcile_apart
+from ..services.tunnel.rules import HeldRules
+from ..services.tunnel.rules_watch import RulesWatch
 from . import metrics
-from .carrier import Login
 from .control import Answer, ControlSocket
 from .link import State
 from .network_watch import NetworkWatch
-from .running import RunningLink, record_of
+from .running import RunningLink, closed_rules, record_of
 from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
+from .way import Login
 
 _log = logging.getLogger(__name__)
 
-# Our own choice
+# Our own choices
 SAMPLE_SECONDS: Final = 5.0  # over which a rate is the mean
+# Whom links' processes run as: nobody else, for a kill switch knows their resolver by it, and so
+# that they and the server's workers have nothing of each other's. The number is one of those that
+# systemd gives to users without a name.
+USERS: Final = ("culvert-links",)
+SPARE_UID: Final = 61197
 
 
 class Supervisor:
@@ -58,7 +66,10 @@ class Supervisor:
         self._login_for = login_for
         self._config = load(path)
         self._links: dict[str, RunningLink] = {}
-        self._identity = sandbox.prepare()
+        self._confinement = sandbox.Confinement(
+            sandbox.prepare(USERS, SPARE_UID), _permitted_calls()
+        )
+        self._held = HeldRules()
         self._lock = _lock()
         port = self._config.metrics_port
         self._metrics_port = metrics.listen(port) if port else None
@@ -77,6 +88,8 @@ class Supervisor:
         self._undo_what_is_left(names)
         control = ControlSocket(loop, self._answer)
         watch = NetworkWatch(loop, self._network_changed)
+        rules = RulesWatch()
+        loop.watch_reader(rules.fileno(), lambda: self._rules_changed(rules))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         loop.on_signal(signal.SIGHUP, self._reload)
@@ -91,7 +104,9 @@ class Supervisor:
         notify("STOPPING=1")
         control.close()
         watch.close()
-        self._stop(list(self._links))
+        loop.watch_reader(rules.fileno(), None)
+        rules.close()
+        self._stop(list(self._links), stay_closed=True)
         if self._metrics is not None:
             pid, sock = self._metrics
             os.kill(pid, signal.SIGTERM)
@@ -110,14 +125,14 @@ class Supervisor:
                 continue
             running = self._links.get(link.name)
             if running is not None and running.link != link:
-                self._stop([link.name])
-                running = None
-            if running is None:
+                running.change(link)
+            elif running is None:
                 running = self._links[link.name] = RunningLink(
                     link,
                     self._loop,
                     self._login_for,
-                    self._identity,
+                    self._confinement,
+                    self._held,
                     self._tell,
                     self._end_orphans,
                 )
@@ -130,28 +145,50 @@ class Supervisor:
             kept.add(self._metrics[0])
         sandbox.end_children_but(kept)
 
-    def _stop(self, names: Sequence[str]) -> list[str]:
-        """Stop them and undo their changes; returns what went wrong."""
+    def _stop(self, names: Sequence[str], stay_closed: bool = False) -> list[str]:
+        """Stop them and undo their changes, perhaps but for kill switches; returns what failed."""
         wrong = []
         for name in names:
             running = self._links.pop(name)
             self._counters.pop(name, None)
             try:
-                running.stop()
+                running.stop(stay_closed)
             except CulvertError as error:
                 _log.error("link %s: %s", name, error)
                 wrong.append(f"{name}: {error}")
         return wrong
 
     def _undo_what_is_left(self, names: Collection[str] | None) -> None:
-        """By a supervisor that was killed, of links that are not to be started now."""
-        wanted = {record_of(link.name) for link in self._config.link if _among(link, names)}
+        """By a supervisor that was killed, of links that are not to be started now.
+
+        A declared kill switch stays closed all the same.
+        """
+        starting = {link.name for link in self._config.link if _among(link, names)}
+        declared = {record_of(link.name): link for link in self._config.link}
         for path in left_behind():
-            if path not in wanted:
+            link = declared.get(path)
+            if link is None or link.name not in starting:
                 try:
-                    reconcile_apart(path, ())
+                    reconcile_apart(path, closed_rules(link) if link is not None else ())
                 except CulvertError as error:
                     _log.error("%s", error)
+
+    def _follow(self, names: Collection[str] | None) -> None:
+        """Have links run as they are declared now.
+
+        What takes the place of a link under another name is closed before that is undone.
+        """
+        declared = {link.name for link in self._config.link}
+        gone = [name for name in self._links if name not in declared]
+        if gone:
+            for link in self._config.link:
+                if link.name not in self._links and _among(link, names) and link.kill_switch:
+                    try:
+                        reconcile_apart(record_of(link.name), closed_rules(link))
+                    except CulvertError as error:
+                        _log.error("link %s: %s", link.name, error)
+        self._stop(gone)
+        self._start(names)
 
     def _up(self, names: Collection[str] | None) -> None:
         """Read the declarations again and start ``names``; UsageError changes nothing."""
@@ -165,8 +202,7 @@ class Supervisor:
             self._names = None
         elif self._names is not None:
             self._names |= set(names)
-        self._stop([name for name in self._links if name not in declared])
-        self._start(names)
+        self._follow(names)
 
     def _reload(self) -> None:
         """SIGHUP: the declarations may have changed; nothing is started that was not wanted."""
@@ -175,13 +211,17 @@ class Supervisor:
         except UsageError as error:
             _log.error("the links stay as they are: %s", error)
             return
-        declared = {link.name for link in self._config.link}
-        self._stop([name for name in self._links if name not in declared])
-        self._start(self._names)
+        self._follow(self._names)
 
     def _network_changed(self) -> None:
         for running in self._links.values():
             running.network_changed()
+
+    def _rules_changed(self, rules: RulesWatch) -> None:
+        tables = rules.take()
+        for running in list(self._links.values()):
+            if tables is None or running.tables & tables:
+                running.rules_changed()
 
     # -- to be seen ------------------------------------------------------------------
 
@@ -217,6 +257,9 @@ class Supervisor:
                 return self._on_up(name)
             case "POST", "down":
                 return self._on_down(name)
+            case "POST", "end" if not name:
+                self._loop.stop()
+                return Answer(200, "", "text/plain")
         return Answer(404, "no such request\n", "text/plain")
 
     def _on_up(self, name: str) -> Answer:
@@ -237,7 +280,7 @@ class Supervisor:
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
 
     def _serve_metrics(self, listening: socket.socket) -> None:
-        pid, sock = metrics.start(listening, self._identity)
+        pid, sock = metrics.start(listening, self._confinement.identity)
         listening.close()
         self._metrics = pid, sock
 
@@ -316,9 +359,18 @@ def _among(link: Link, names: Collection[str] | None) -> bool:
     return names is None or link.name in names
 
 
+def _permitted_calls() -> bytes | None:
+    """The filter of system calls for those who read from the network; None where there is none."""
+    try:
+        return seccomp.program()
+    except seccomp.Unsupported as error:
+        _log.warning("links are carried without a filter of system calls: %s", error)
+        return None
+
+
 def left_behind() -> list[Path]:
     """The records of links whose supervisor did not undo them."""
-    return sorted(network_records().glob("link-*.json"))
+    return [path for path in record.paths(network_records()) if path.name.startswith("link-")]
 
 
 def _lock() -> int:

@@ -208,16 +208,23 @@ class Listener:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: signals.add(number))
         poll = select.poll()
-        for fd in (wake_read, told_read):
-            poll.register(fd, select.POLLIN)
+        for fd in (wake_read, told_read, self._declared.fileno()):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
         by_fd: dict[int, socket.socket] = {}
         self._watch(poll, by_fd)
         audit.event("started", version=__version__)
         self._tell_places(sockets)
         notify("READY=1")
         while not signals & {signal.SIGTERM, signal.SIGINT}:
-            for fd, _ in poll.poll():
-                if fd == wake_read:
+            patience = self._declared.patience
+            ready = poll.poll(None if patience is None else patience * 1000)
+            if self._declared.patience == 0:
+                self._declared.keep()
+            for fd, _ in ready:
+                if fd == self._declared.fileno():
+                    self._declared.keep()
+                elif fd == wake_read:
                     os.read(wake_read, 512)
                     self._reap()
                 elif fd == told_read:

@@ -7,14 +7,16 @@ core dumps, and unbounded memory; and with a filter, most system calls.
 
 import contextlib
 import ctypes
+import grp
 import os
 import pwd
 import resource
 import signal
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
+from ..config.directories import runtime_directory
 from . import seccomp
 
 # linux/prctl.h
@@ -38,23 +40,60 @@ class Identity(NamedTuple):
     directory: int
 
 
-def prepare() -> Identity | None:
-    """Called once, as root; None for an ordinary user, who cannot give up more."""
+class Confinement(NamedTuple):
+    """What a process is to be held to, for ``enter``."""
+
+    identity: Identity | None
+    calls: bytes | None
+
+    @property
+    def uid(self) -> int:
+        """The user that it becomes."""
+        return os.geteuid() if self.identity is None else self.identity.uid
+
+
+def prepare(users: Sequence[str] = USERS, spare: int = 0) -> Identity | None:
+    """Called once, as root; None for an ordinary user, who cannot give up more.
+
+    ``users`` are the names to choose from; without any of them it is the number ``spare``, which
+    needs no name, or one of the next, which has none either.
+    """
     if os.geteuid():
         return None
-    for name in USERS:
-        try:
-            user = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        break
-    else:
-        raise RuntimeError(f"none of the users {', '.join(USERS)} exists")
-    path = tempfile.mkdtemp(prefix="culvert-")
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchmod(directory, 0o555)
+    uid, gid = _choose(users, spare)
+    directory = runtime_directory()
+    try:
+        # In memory: a full disk must not keep us from starting.
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path = tempfile.mkdtemp(prefix="culvert-", dir=directory)
+    except OSError:
+        path = tempfile.mkdtemp(prefix="culvert-")
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchmod(descriptor, 0o555)
     os.rmdir(path)
-    return Identity(user.pw_uid, user.pw_gid, directory)
+    return Identity(uid, gid, descriptor)
+
+
+def _choose(users: Sequence[str], spare: int) -> tuple[int, int]:
+    for name in users:
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return user.pw_uid, user.pw_gid
+    if not spare:
+        raise RuntimeError(f"none of the users {', '.join(users)} exists")
+    taken = {user.pw_uid for user in pwd.getpwall()} | {group.gr_gid for group in grp.getgrall()}
+    while spare in taken:
+        spare += 1
+    return spare, spare
+
+
+def become(identity: Identity | None) -> None:
+    """Give up root and its groups, but no files: for a child that needs some of them."""
+    if identity is not None:
+        os.setgroups([])
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+    confine()
 
 
 def enter(identity: Identity | None, calls: bytes | None = None) -> None:

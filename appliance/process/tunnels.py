@@ -22,13 +22,19 @@ from pathlib import Path
 from typing import Final
 
 from ..config.directories import network_records, runtime_directory
+from ..config.network import without_ipv6
 from ..config.server import Tunnel
 from ..crypto.key_files import load_public_line
 from ..crypto.keys import PublicKey
 from ..errors import CulvertError, UsageError
+from ..services.tunnel import record
 from ..services.tunnel.device import name_of, unit_of
 from ..services.tunnel.kernel import reconcile_apart
-from ..services.tunnel.network import plan
+from ..services.tunnel.netlink import ipv6_is_off
+from ..services.tunnel.network import PassedOn, Plan, Rules, plan
+from ..services.tunnel.programs import Programs
+from ..services.tunnel.rules import holds, tables
+from ..services.tunnel.rules_watch import RulesWatch
 from ..wire.tun import ANY_UNIT, MODES
 
 _log = logging.getLogger(__name__)
@@ -37,6 +43,7 @@ _log = logging.getLogger(__name__)
 _FLOCK: Final = struct.Struct("@hhqqi0q")
 
 # Our own choices
+RETRY_SECONDS: Final = 15.0  # between attempts to make a device
 END_SECONDS: Final = 3.0  # that a connection may take to end
 END_POLL: Final = 0.02  # seconds
 _NO_KEY: Final = "-"  # in place of a fingerprint
@@ -71,34 +78,82 @@ class Lock:
 
 
 class Declared:
-    """The devices of a server that runs: made, kept from other servers, and undone."""
+    """The devices of a server that runs: made, kept so, kept from other servers, and undone.
+
+    No mistake here keeps the server from serving: a device that cannot be made is tried again.
+    """
 
     def __init__(self, tunnels: Sequence[Tunnel]) -> None:
         self._tunnels = {tunnel.device: tunnel for tunnel in tunnels}
-        self._locks: list[Lock] = []
+        self._locks: dict[str, Lock] = {}
+        self._missing: dict[str, str] = {}  # devices that could not be made, and why
+        self._retry_at = 0.0
+        self._rules: RulesWatch | None = None
 
     def set_up(self) -> None:
-        """Make them, and undo what a server left that does not run any more; UsageError."""
+        """Make them, and undo what a server left that does not run any more."""
+        if not self._tunnels:
+            return
         try:
-            for device in self._tunnels:
-                lock = _server_lock(device)
-                self._locks.append(lock)
-                if not lock.take():
-                    raise UsageError(f"{device} is declared by another server that runs")
-            for path in network_records().glob("sshd-*.json"):
-                _undo_abandoned(path, self._tunnels)
-            for device, tunnel in self._tunnels.items():
-                changes = plan(_record(device).stem, tunnel, device)
-                reconcile_apart(_record(device), changes.at_start + changes.while_up)
-        except CulvertError as error:
-            raise UsageError(str(error)) from error
+            self._rules = RulesWatch()
         except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}") from error
+            _log.error("nobody tells when rules are removed: %s", error.strerror)
+        for path in record.paths(network_records()):
+            if path.name.startswith("sshd-"):
+                try:
+                    _undo_abandoned(path, self._tunnels)
+                except (CulvertError, OSError) as error:
+                    _log.error("%s is left as it is: %s", path, _reason(error))
+        for device in self._tunnels:
+            self._make(device)
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    def _make(self, device: str) -> None:
+        try:
+            if device not in self._locks:
+                lock = _server_lock(device)
+                if not lock.take():
+                    lock.close()
+                    raise UsageError("it is declared by another server that runs")
+                self._locks[device] = lock
+            changes = _plan(self._tunnels[device])
+            reconcile_apart(_record(device), changes.at_start + changes.while_up)
+        except (CulvertError, OSError) as error:
+            why = _reason(error)
+            if self._missing.get(device) != why:
+                _log.error("tunnel %s cannot be used, and is tried again: %s", device, why)
+            self._missing[device] = why
+        else:
+            if self._missing.pop(device, None) is not None:
+                _log.info("tunnel %s can be used now", device)
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds until ``keep`` has something to do by itself; None for never."""
+        return max(0.0, self._retry_at - time.monotonic()) if self._missing else None
+
+    def fileno(self) -> int:
+        """What can be read when ``keep`` has something to do; -1 for nothing."""
+        return -1 if self._rules is None else self._rules.fileno()
+
+    def keep(self) -> None:
+        """Make again what others have taken away, and what could not be made before."""
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        gone = self._rules.take() if self._rules is not None else set()
+        for device, tunnel in self._tunnels.items():
+            if device in self._missing:
+                self._make(device)
+            elif device in self._locks and any(
+                (gone is None or each.table in gone) and not _hold(each)
+                for each in tables(_plan(tunnel).at_start)
+            ):
+                _log.warning("tunnel %s: somebody changed its rules", device)
+                self._make(device)
 
     def take_down(self) -> None:
         """End the connections that use them, whose clients then find the next server; undo."""
         self._end_connections()
-        for device in self._tunnels:
+        for device in self._locks:
             try:
                 reconcile_apart(_record(device), ())
             except CulvertError as error:
@@ -107,7 +162,7 @@ class Declared:
 
     def _end_connections(self) -> None:
         claims = []
-        for device in self._tunnels:
+        for device in self._locks:
             try:
                 claims.append(Claim(device))
             except OSError as error:
@@ -121,17 +176,40 @@ class Declared:
     def close(self) -> None:
         """Let other servers have them; in a fork: have nothing to do with them."""
         while self._locks:
-            self._locks.pop().close()
+            self._locks.popitem()[1].close()
+        if self._rules is not None:
+            self._rules.close()
+            self._rules = None
 
 
-def _undo_abandoned(record: Path, declared: Collection[str]) -> None:
-    device = record.stem.removeprefix("sshd-")
+def _plan(tunnel: Tunnel) -> Plan:
+    network = without_ipv6(tunnel) if ipv6_is_off() else tunnel
+    handed_out = [each.ip for each in tunnel.client.addresses]
+    return plan(_record(tunnel.device).stem, network, tunnel.device, handed_out=handed_out)
+
+
+def _hold(rules: Rules | PassedOn) -> bool:
+    try:
+        return holds(rules, Programs())
+    except CulvertError as error:
+        _log.error("%s", error)
+        return False
+
+
+def _reason(error: CulvertError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _undo_abandoned(path: Path, declared: Collection[str]) -> None:
+    device = path.stem.removeprefix("sshd-")
     if device in declared:
         return
     lock = _server_lock(device)
     try:
         if lock.take():
-            reconcile_apart(record, ())
+            reconcile_apart(path, ())
     finally:
         lock.close()
 

@@ -23,7 +23,19 @@ from appliance.config.network import TunnelNetwork
 from appliance.services.tunnel import kernel, kinds, record, resolver
 from appliance.services.tunnel.device import open_device
 from appliance.services.tunnel.kernel import free_device, reconcile, reconcile_apart
-from appliance.services.tunnel.network import Change, NetworkError, Pin, Plan, plan
+from appliance.services.tunnel.network import (
+    MARK,
+    Change,
+    NetworkError,
+    Outside,
+    PassedOn,
+    Pin,
+    Plan,
+    Rules,
+    plan,
+)  # fmt: skip
+from appliance.services.tunnel.programs import Programs
+from appliance.services.tunnel.rules import holds, tables
 from appliance.wire.tun import POINT_TO_POINT
 from tests.netns import ETH_P_ALL, Namespace, add_address, connect, wait_until
 
@@ -31,6 +43,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 SERVER = "203.0.113.5"
 SERVER6 = "2001:db8:ffff::5"
+PORT = 22
 VIRTIO = 10  # bytes before each packet of a tun device
 LOOK = """
 ip address; ip -d link; ip route show table all; ip -6 route show table all
@@ -133,7 +146,6 @@ EVERYTHING = network(
     forward=True,
     masquerade="both",
     dns=["10.9.0.2"],
-    domains=("corp.example",),
 )
 BRIDGED = network(
     mode="ethernet",
@@ -150,8 +162,13 @@ def everything(wanted: Plan) -> tuple[Change, ...]:
 
 
 def full(device: str = "tun0", owner: str = "office", **words: Any) -> tuple[Change, ...]:
-    servers = [ip_address(SERVER), ip_address(SERVER6)]
-    return everything(plan(owner, EVERYTHING, device, servers, kill_switch=True, **words))
+    outside = to(SERVER, SERVER6)
+    return everything(plan(owner, EVERYTHING, device, outside, kill_switch=True, **words))
+
+
+def to(*servers: str) -> Outside:
+    """What a link's connection to these servers needs."""
+    return Outside(tuple(map(ip_address, servers)), PORT)
 
 
 def listener(where: Namespace, device: str) -> socket.socket:
@@ -286,7 +303,8 @@ def test_making_again_does_nothing_and_what_somebody_removed_is_made_again(
         ("ip", "link", "del", "tun0"),
         ("nft", "flush", "ruleset"),
         ("ip", "route", "del", "128.0.0.0/1"),
-        ("ip", "route", "del", SERVER),
+        ("ip", "route", "del", SERVER, "table", "198"),
+        ("ip", "rule", "del", "fwmark", "197"),
         ("ip", "address", "del", "fd00:9::1", "peer", "fd00:9::2/64", "dev", "tun0"),
         ("ip", "link", "set", "tun0", "mtu", "1300"),
         ("sysctl", "-q", "-w", "net.ipv4.ip_forward=0"),
@@ -386,13 +404,42 @@ def test_a_bridge_that_is_somebody_elses_keeps_its_address(machine: Machine, por
 # The SSH server stays on its way
 
 
-def way_to(where: Namespace, address: str) -> str:
-    return " ".join(where.ip("route", "get", address).split()[:5])
+def way_to(where: Namespace, address: str, *words: str) -> str:
+    return " ".join(where.ip("route", "get", address, *words).split()[:5])
 
 
 def pins(machine: Machine) -> list[str]:
-    routes = machine.here.ip("route") + machine.here.ip("-6", "route")
-    return [" ".join(line.split()) for line in routes.splitlines() if "proto 198" in line]
+    routes = "".join(
+        machine.here.ip(*words, "route", "show", "table", "all") for words in ((), ("-6",))
+    )
+    return [
+        " ".join(line.replace(" table 198", "").split())
+        for line in dict.fromkeys(routes.splitlines())
+        if "proto 198" in line
+    ]
+
+
+def marked_ping(where: Namespace, address: str) -> bool:
+    return where.succeeds("ping", "-q", "-c", "1", "-W", "1", "-m", str(MARK), address)
+
+
+def connects(where: Namespace, address: str, mark: int = MARK, port: int = PORT) -> bool:
+    """Whether a TCP connection of this mark is answered, if only by a refusal."""
+
+    def connect() -> bool:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.settimeout(1)
+            try:
+                sock.connect((address, port))
+            except ConnectionRefusedError:
+                return True
+            except OSError:
+                return False
+        return True
+
+    return where.inside(connect)
 
 
 def test_a_full_tunnel_leaves_the_default_route_and_the_way_to_the_server(
@@ -408,14 +455,23 @@ def test_a_full_tunnel_leaves_the_default_route_and_the_way_to_the_server(
         "128.0.0.0/1 dev tun0 proto 197",
         "::/1 dev tun0 proto 197",
         "8000::/1 dev tun0 proto 197",
-        f"{SERVER} via 192.0.2.254 dev outer proto 198",
-        f"{SERVER6} via 2001:db8::fe dev outer proto 198",
     ):
         assert line in routes
-    assert "dev tun0" in way_to(here, "198.51.100.1")
-    assert way_to(here, SERVER) == f"{SERVER} via 192.0.2.254 dev outer"
-    assert ping(here, SERVER)
-    assert ping(here, SERVER6)
+    for line in (
+        f"{SERVER} via 192.0.2.254 dev outer proto 198",
+        f"{SERVER6} via 2001:db8::fe dev outer proto 198 metric 1024 pref medium",
+    ):
+        assert line in pins(machine)
+    for target in ("198.51.100.1", SERVER, SERVER6):
+        assert "dev tun0" in way_to(here, target)
+        assert not ping(here, target)
+    marked = way_to(here, SERVER, "mark", str(MARK))
+    assert marked == f"{SERVER} via 192.0.2.254 dev outer"
+    assert connects(here, SERVER)
+    assert connects(here, SERVER6)
+    assert not connects(here, SERVER, mark=0)
+    assert not connects(here, SERVER, port=PORT + 1)
+    assert not marked_ping(here, SERVER)  # no TCP
     machine.make(())
     machine.assert_undone()
 
@@ -468,14 +524,14 @@ def test_the_pin_follows_several_ways_at_once_and_one_over_another_family(
 def test_a_server_on_the_same_network_needs_no_pin_unless_a_route_is_narrower(
     machine: Machine,
 ) -> None:
-    server = [ip_address("192.0.2.254")]
+    server = to("192.0.2.254")
     machine.make(everything(plan("office", EVERYTHING, "tun0", server)))
     assert pins(machine) == []
     assert ping(machine.here, "192.0.2.254")
     narrow = network(routes=["192.0.2.128/25"])
     machine.make(everything(plan("office", narrow, "tun0", server)))
     assert pins(machine) == ["192.0.2.254 dev outer proto 198 scope link src 192.0.2.1"]
-    assert ping(machine.here, "192.0.2.254")
+    assert marked_ping(machine.here, "192.0.2.254")
     machine.make(())
     machine.assert_undone()
 
@@ -502,7 +558,7 @@ def test_the_kill_switch_lets_nothing_out_by_another_device(machine: Machine) ->
 
     unguarded = plan("office", guarded, "tun0")
     assert targets <= leaked(unguarded.at_start)
-    wanted = plan("office", guarded, "tun0", [ip_address(SERVER)], kill_switch=True)
+    wanted = plan("office", guarded, "tun0", to(SERVER), kill_switch=True)
     for stage in (wanted.at_start, everything(wanted), wanted.at_start):
         assert leaked(stage) & (targets | {"198.51.100.7"}) == {"198.51.100.7"}
     counted = here.run("nft", "list", "counter", "inet", "culvert-office", "blocked")
@@ -519,12 +575,12 @@ def test_the_kill_switch_of_a_full_tunnel_leaves_the_server_and_what_came_throug
     machine: Machine,
 ) -> None:
     here = machine.here
-    wanted = plan(
-        "office", EVERYTHING, "tun0", [ip_address(SERVER), ip_address(SERVER6)], kill_switch=True
-    )
+    wanted = plan("office", EVERYTHING, "tun0", to(SERVER, SERVER6), kill_switch=True)
     machine.make(wanted.at_start)
-    assert ping(here, SERVER)
-    assert ping(here, SERVER6)  # for which the neighbour is asked anew
+    assert connects(here, SERVER)
+    assert connects(here, SERVER6)  # for which the neighbour is asked anew
+    assert not ping(here, SERVER)
+    assert not ping(here, SERVER6)
     assert ping(here, "127.0.0.1")
     assert not ping(here, "192.0.2.254")
     assert not ping(here, "2001:db8::fe")
@@ -540,7 +596,7 @@ def test_the_kill_switch_of_a_full_tunnel_leaves_the_server_and_what_came_throug
 def test_the_kill_switch_changes_its_exceptions_without_opening(machine: Machine) -> None:
     here = machine.here
     first, second = (
-        plan("office", EVERYTHING, "tun0", [ip_address(server)], kill_switch=True).at_start
+        plan("office", EVERYTHING, "tun0", to(server), kill_switch=True).at_start
         for server in (SERVER, "203.0.113.6")
     )
     machine.make(first)
@@ -625,6 +681,36 @@ def test_the_segments_of_tcp_are_clamped_both_ways(machine: Machine) -> None:
     machine.assert_undone()
 
 
+@pytest.mark.parametrize("any_source", [False, True])
+def test_a_peer_may_use_only_its_own_addresses(machine: Machine, any_source: bool) -> None:
+    machine.here.forward()
+    machine.before = machine.look()
+    wanted = network(
+        addresses=["10.9.0.1/30", "fd00:9::1/64"], peer=["10.9.0.2"], routes=["192.168.2.0/24"],
+        any_source=any_source,
+    )  # fmt: skip
+    machine.make(everything(plan("office", wanted, "tun0")))
+    machine.here.ip("route", "add", "172.16.0.0/12", "dev", "tun0")  # as somebody might
+    udp = struct.pack("!HHHH", 7, 7, 8, 0)
+    sources = {"10.9.0.2", "192.168.2.7", "10.9.0.1", "198.51.100.7", "10.1.0.10", "192.168.3.7"}
+    with reader(machine.here) as descriptor, listener(machine.lan, "lan") as lan:
+        for source in sources:
+            packet = ipv4_packet(source, "10.1.0.10", 17, udp)
+            os.write(descriptor, bytes(VIRTIO) + packet)
+        got: set[str] = set()
+        ours = lambda p: p[0] == 0x45 and p[9] == 17  # noqa: E731
+        wait_until(lambda: got.update(map(source_of, seen(lan, ours))) or len(got) > 2, 1)
+        assert {"10.9.0.2", "192.168.2.7"} <= got
+        # Our own addresses the kernel refuses by itself.
+        assert ("198.51.100.7" in got, "192.168.3.7" in got) == (any_source, any_source)
+        for target in ("172.16.0.1", "192.168.2.7"):
+            machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.05", target)
+        first = packet_from(descriptor, lambda p: p[0] == 0x45 and p[9] == 1 and p[20] == 8)
+        assert target_of(first) == ("172.16.0.1" if any_source else "192.168.2.7")
+    machine.make(())
+    machine.assert_undone()
+
+
 # Forwarding
 
 
@@ -649,6 +735,69 @@ def test_forwarding_puts_every_setting_back_that_the_kernel_changes_with_it(
     machine.assert_undone()
 
 
+def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> None:
+    """Forwarding is one switch for all devices, and the machine was no router before."""
+    wanted = network(addresses=["10.9.0.1/30"], routes=["192.168.2.0/24"], forward=True)
+
+    def passed(packet: bytes) -> bool:
+        return target_of(packet) == SERVER
+
+    def leaks() -> bool:
+        with listener(machine.outside, "outer") as outer:
+            machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.1", SERVER)
+            return bool(seen(outer, passed))
+
+    for number, owner in enumerate(("office", "home")):
+        wanted = network(
+            addresses=[f"10.9.{number}.1/30"], routes=[f"192.168.{number}.0/24"], forward=True
+        )
+        machine.make(everything(plan(owner, wanted, f"tun{number}")), owner)
+    assert not leaks()
+    for unit in (0, 1):
+        with reader(machine.here, unit) as descriptor, listener(machine.lan, "lan") as lan:
+            machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.05", f"192.168.{unit}.7")
+            packet_from(descriptor, lambda p, u=unit: target_of(p) == f"192.168.{u}.7")  # type: ignore[misc]
+            packet = ipv4_packet(
+                f"192.168.{unit}.8", "10.1.0.10", 17, struct.pack("!HHHH", 7, 7, 8, 0)
+            )
+            os.write(descriptor, bytes(VIRTIO) + packet)
+            assert wait_until(lambda: bool(seen(lan, lambda p: p[9] == 17)), 3)
+    machine.make((), "office")
+    assert not leaks()
+    machine.make((), "home")
+    machine.assert_undone()
+    machine.here.forward()  # who was a router before stays one
+    machine.before = machine.look()
+    machine.make(everything(plan("office", wanted, "tun0")))
+    assert not [table for table in tables_of(machine) if "forward" in table]
+    assert leaks()
+    machine.make(())
+    machine.assert_undone()
+
+
+def tables_of(machine: Machine) -> list[str]:
+    return machine.here.run("nft", "list", "tables").splitlines()
+
+
+def test_a_table_that_lost_a_rule_is_not_taken_for_whole(machine: Machine) -> None:
+    changes = full()
+    machine.make(changes)
+    programs = Programs()
+    mine = tables(changes)
+    assert {type(table) for table in mine} == {Rules, PassedOn}
+    inside = machine.here.inside
+    assert all(inside(lambda each=each: holds(each, programs)) for each in mine)  # type: ignore[misc]
+    for table in mine:
+        for words in (("flush", "table"), ("delete", "table"), ("add", "rule")):
+            more = ["passed_on", "accept"] if words[1] == "rule" else []
+            machine.here.run("nft", *words, "inet", table.table, *more)
+            assert not inside(lambda table=table: holds(table, programs))  # type: ignore[misc]
+            machine.make(changes)
+            assert inside(lambda table=table: holds(table, programs))  # type: ignore[misc]
+    machine.make(())
+    machine.assert_undone()
+
+
 # Two links
 
 
@@ -656,7 +805,6 @@ def test_two_links_to_one_server_share_the_pin_and_forwarding(
     machine: Machine, resolv_conf: Path
 ) -> None:
     before = resolv_conf.read_bytes()
-    servers = [ip_address(SERVER)]
     first = full()
     other = network(
         addresses=["10.9.1.1/30"],
@@ -664,7 +812,7 @@ def test_two_links_to_one_server_share_the_pin_and_forwarding(
         forward=True,
         dns=["10.9.1.2"],
     )
-    second = everything(plan("home", other, "tun1", servers, kill_switch=True))
+    second = everything(plan("home", other, "tun1", to(SERVER), kill_switch=True))
 
     def state() -> tuple[list[str], str, list[str]]:
         names = [line for line in resolv_conf.read_text().splitlines() if "nameserver" in line]
@@ -685,7 +833,7 @@ def test_two_links_to_one_server_share_the_pin_and_forwarding(
         assert f"{SERVER} via 192.0.2.254 dev outer proto 198" in pins(machine)
         assert state()[1] == "1\n"
         assert len(state()[2]) == 2
-        assert ping(here, SERVER)
+        assert connects(here, SERVER)
         machine.make(one[1], one[0])
         machine.make((), two[0])
         assert sorted(lasting(machine.look())) == sorted(lasting(alone))
@@ -774,8 +922,8 @@ def test_without_root_one_line_says_so(machine: Machine) -> None:
         return text
 
     text = machine.here.inside(unprivileged)
-    assert text.startswith("ip tuntap add dev tun0 mode tun: ")
-    assert text.endswith("needs root (CAP_NET_ADMIN)")
+    assert text.startswith("nft -f - (table inet culvert-office): ")
+    assert "Operation not permitted" in text
     machine.assert_undone()
 
 
@@ -1023,7 +1171,7 @@ def test_apart_a_child_that_dies_is_an_error(
 
 
 def servers_only(servers: Sequence[str], domains: Sequence[str] = ()) -> Sequence[Change]:
-    wanted = network(dns=servers, domains=tuple(domains))
+    wanted = network(dns=servers, domains=tuple(domains), any_source=True)
     return plan("office", wanted, "tun0").while_up
 
 
@@ -1050,19 +1198,30 @@ def test_resolv_conf_is_put_back_as_it_was(
         return link, there and (resolv_conf.read_bytes(), oct(resolv_conf.stat().st_mode))
 
     before = state()
-    machine.make(servers_only(["10.9.0.2", "fd00:9::2"], ["corp.example"]))
+    machine.make(servers_only(["10.9.0.2", "fd00:9::2"]))
     lines = resolv_conf.read_bytes().split(b"\n")
-    search = b"corp.example home.example" if kind in ("file", "link") else b"corp.example"
-    rest = [b"nameserver 192.0.2.53", b"# caf\xe9"] if kind in ("file", "link") else []
+    rest = [b"nameserver 192.0.2.53", b"# caf\xe9", b"domain home.example"]
     assert [line.rstrip(b"\r") for line in lines[1:]] == [
-        b"nameserver 10.9.0.2", b"nameserver fd00:9::2", b"search " + search, *rest, b"",
+        b"nameserver 10.9.0.2", b"nameserver fd00:9::2",
+        *(rest if kind in ("file", "link") else []), b"",
     ]  # fmt: skip
     machine.make(servers_only(["10.9.0.2"]))
     assert b"fd00:9::2" not in resolv_conf.read_bytes()
-    assert b"corp.example" not in resolv_conf.read_bytes()
     machine.make(())
     assert state() == before
     assert list(resolv_conf.parent.iterdir()) == ([] if kind == "nothing" else [resolv_conf])
+    machine.assert_undone()
+
+
+def test_without_systemd_resolved_some_names_cannot_be_asked_elsewhere(
+    machine: Machine, resolv_conf: Path
+) -> None:
+    """All would go to the tunnel's servers, which is not what `domains` says."""
+    before = resolv_conf.read_bytes()
+    with pytest.raises(NetworkError, match="install systemd-resolved, or leave them out"):
+        machine.make(servers_only(["10.9.0.2"], ["corp.example"]))
+    assert resolv_conf.read_bytes() == before
+    machine.make(())
     machine.assert_undone()
 
 

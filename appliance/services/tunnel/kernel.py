@@ -15,6 +15,7 @@ which ends at once.
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,12 @@ from ...config.network import Mode
 from . import record
 from .kinds import Found, kinds_of_changes
 from .netlink import Netlink, device_names
-from .network import Change, Device, NetworkError
+from .network import Change, Device, NetworkError, Rules
 from .programs import Programs
 from .record import Record
 from .resolver import Resolver
+
+_log = logging.getLogger(__name__)
 
 # What undoing meets when the thing is gone already, as is all of a device with the device.
 _GONE: Final = {
@@ -161,6 +164,7 @@ class _Reconciliation:
     def _undo_all_but(self, keys: set[tuple[str, ...]]) -> list[str]:
         """Undo what is not among ``keys``; return a line for each that could not be undone."""
         failures = []
+        unwritten = ""
         needed = {other.change.key for other in self._others}
         for one in reversed(self._records[:]):
             key = one.change.key
@@ -174,9 +178,14 @@ class _Reconciliation:
                         failures.append(f"not undone: {self._line(one.change, error)}")
                         continue
             self._records.remove(one)
-            self._save()
+            try:
+                self._save()
+            except OSError as error:  # what is undone twice does no harm
+                unwritten = f"{self._path}: {error.strerror}"
         if not self._records:
             self._save()  # and so remove what a killed process may have left
+        elif unwritten:
+            failures.append(unwritten)
         return failures
 
     def pending(self, wanted: Sequence[Change]) -> tuple[list[Change], list[Change]]:
@@ -197,7 +206,13 @@ class _Reconciliation:
             return
         known = own or other
         before = known.before if known else kind.before(change)
-        self._record(own, Record(change, before))
+        try:
+            self._record(own, Record(change, before))
+        except OSError:
+            if not isinstance(change, Rules):
+                raise
+            # Rather a kill switch that nobody remembers than none; its name says that it is ours.
+            _log.error("%s is made without a record", change.describe())
         if found is Found.MISSING or (own is not None and own.change != change):
             kind.make(change)
 

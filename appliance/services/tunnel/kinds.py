@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from .device import PATH as TUN_PATH
-from .netlink import Message, Netlink, device_names, family_of, index_of
+from .netlink import MAIN_TABLE, Message, Netlink, device_names, family_of, index_of
 from .network import (
     DEVICE_GROUP,
+    MARK,
     PIN_PROTOCOL,
+    PIN_TABLE,
     ROUTE_PROTOCOL,
     Address,
     Bridge,
     Change,
     Device,
     Forwarding,
+    Marked,
+    MarkedAnswers,
     Mtu,
     NameServers,
+    PassedOn,
     Pin,
     Port,
     Route,
@@ -35,6 +40,7 @@ from .network import (
 from .programs import Programs
 from .record import Before
 from .resolver import Resolver
+from .rules import holds, passed_on_devices
 
 # linux/if_tun.h, linux/if.h, linux/if_addr.h, linux/rtnetlink.h
 _TUNSETIFF: Final = 0x400454CA
@@ -107,11 +113,7 @@ class _Tables(Kind[Rules]):
         self._programs = programs
 
     def find(self, change: Rules) -> Found:
-        tables = self._programs.call("nft", "list", "tables", "inet")
-        if f"table inet {change.table}" not in tables.splitlines():
-            return Found.MISSING
-        text = self._programs.call("nft", "list", "table", "inet", change.table)
-        return Found.OURS if f'comment "{change.digest}"' in text else Found.MISSING
+        return Found.OURS if holds(change, self._programs) else Found.MISSING
 
     def make(self, change: Rules) -> None:
         self._programs.call("nft", "-f", "-", text=change.script)
@@ -286,11 +288,17 @@ class _Addresses(_Links[Address]):
         return words
 
 
+def switch_of(version: int) -> Path:
+    """The switch for passing on packets of an IP version, of all devices."""
+    name = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
+    return _SYSCTL / "net" / name
+
+
 class _Forwardings(Kind[Forwarding]):
     """The switch for all devices, which also sets what others may have set for each."""
 
     def find(self, change: Forwarding) -> Found:
-        on = self._switch(change).read_text().strip() != "0"
+        on = switch_of(change.version).read_text().strip() != "0"
         return Found.THEIRS if on else Found.MISSING
 
     def before(self, change: Forwarding) -> Before:
@@ -299,7 +307,7 @@ class _Forwardings(Kind[Forwarding]):
         else:
             touched = ["ipv6/conf/*/forwarding", "ipv6/conf/*/accept_ra"]
         paths = [path for each in touched for path in sorted((_SYSCTL / "net").glob(each))]
-        switch = self._switch(change)
+        switch = switch_of(change.version)
         return {
             str(path.relative_to(_SYSCTL)): path.read_text().strip() for path in (switch, *paths)
         }
@@ -311,7 +319,7 @@ class _Forwardings(Kind[Forwarding]):
             for path in (_SYSCTL / "net/ipv6/conf").glob("*/accept_ra"):
                 if path.parent.name not in ("all", "default") and path.read_text().strip() == "1":
                     path.write_text("2")
-        self._switch(change).write_text("1")
+        switch_of(change.version).write_text("1")
 
     def undo(self, change: Forwarding, before: Before) -> None:
         for name, value in before.items():  # the switch comes first
@@ -320,10 +328,32 @@ class _Forwardings(Kind[Forwarding]):
                 if path.read_text().strip() != value:
                     path.write_text(value)
 
-    @staticmethod
-    def _switch(change: Forwarding) -> Path:
-        name = "ipv4/ip_forward" if change.version == 4 else "ipv6/conf/all/forwarding"
-        return _SYSCTL / "net" / name
+
+class _PassedOn(Kind[PassedOn]):
+    """``everyones`` are the switches in all records, by which those that we turned are known."""
+
+    def __init__(self, programs: Programs, everyones: Sequence[Forwarding]) -> None:
+        self._programs = programs
+        self._ours = {switch.version for switch in everyones}
+
+    def find(self, change: PassedOn) -> Found:
+        on = switch_of(change.version).read_text().strip() != "0"
+        ours = change.version in self._ours or passed_on_devices(change, self._programs) is not None
+        if on and not ours:
+            return Found.THEIRS  # who turned it on said what is passed on
+        return Found.OURS if holds(change, self._programs) else Found.MISSING
+
+    def make(self, change: PassedOn) -> None:
+        self._programs.call("nft", "-f", "-", text=change.script)
+
+    def undo(self, change: PassedOn, before: Before) -> None:
+        devices = passed_on_devices(change, self._programs)
+        if devices is None:
+            return
+        what = f"table inet {change.table}"
+        if devices - {change.device}:
+            what = f'element inet {change.table} tunnels {{ "{change.device}" }}'
+        self._programs.call("nft", "-f", "-", text=f"delete {what}\n")
 
 
 class _Routes(_Links[Route]):
@@ -373,6 +403,31 @@ class _Routes(_Links[Route]):
         return super().reason(change, error)
 
 
+class _Marks(_Links[Marked]):
+    def find(self, change: Marked) -> Found:
+        found = self._netlink.rule_exists(change.version, MARK, PIN_TABLE)
+        return Found.OURS if found else Found.MISSING
+
+    def make(self, change: Marked) -> None:
+        self._netlink.rule("add", change.version, MARK, PIN_TABLE)
+
+    def undo(self, change: Marked, before: Before) -> None:
+        self._netlink.rule("del", change.version, MARK, PIN_TABLE)
+
+
+class _MarkedAnswers(Kind[MarkedAnswers]):
+    _SWITCH: Final = _SYSCTL / "net/ipv4/conf/all/src_valid_mark"
+
+    def find(self, change: MarkedAnswers) -> Found:
+        return Found.THEIRS if self._SWITCH.read_text().strip() == "1" else Found.MISSING
+
+    def make(self, change: MarkedAnswers) -> None:
+        self._SWITCH.write_text("1")
+
+    def undo(self, change: MarkedAnswers, before: Before) -> None:
+        self._SWITCH.write_text("0")
+
+
 class _Pins(_Links[Pin]):
     """Routes around the tunnel, which follow the network when they are looked at again.
 
@@ -403,6 +458,7 @@ class _Pins(_Links[Pin]):
             "replace",
             family=wanted["family"],
             dst=_host(change.server),
+            table=PIN_TABLE,
             proto=PIN_PROTOCOL,
             type=_UNICAST,
             scope=scope if wanted["family"] == socket.AF_INET else _SCOPE_UNIVERSE,
@@ -418,6 +474,7 @@ class _Pins(_Links[Pin]):
             "del",
             family=message["family"],
             dst=_host(change.server),
+            table=PIN_TABLE,
             proto=PIN_PROTOCOL,
             scope=message["scope"],
             oif=message.get("oif"),
@@ -431,15 +488,11 @@ class _Pins(_Links[Pin]):
         for pin in same:
             with contextlib.suppress(OSError):
                 tunnels.add(index_of(pin.device))
-        ways, pins = [], []
-        for message in self._netlink.routes(server.version):
-            network = _network(message, server.version)
-            if server not in network or message["type"] != _UNICAST:
-                continue
-            if message["proto"] == PIN_PROTOCOL and network.num_addresses == 1:
-                pins.append(message)
-            elif not (_way(message)["oif"] in tunnels or message["flags"] & _RTNH_F_DEAD):
+        ways = []
+        for message in self._leading_to(server):
+            if not (_way(message)["oif"] in tunnels or message["flags"] & _RTNH_F_DEAD):
                 ways.append(message)
+        pins = self._leading_to(server, PIN_TABLE)
         if not ways:
             # Nothing leads there, so that there is nothing to hold on to. A pin that was good
             # may be so again.
@@ -447,6 +500,13 @@ class _Pins(_Links[Pin]):
         best = min(ways, key=lambda way: (-way["dst_len"], way.get("priority") or 0))
         needed = best["dst_len"] <= max(pin.covered for pin in same)
         return (best if needed else None), pins
+
+    def _leading_to(self, server: Any, table: int = MAIN_TABLE) -> list[Message]:
+        return [
+            message
+            for message in self._netlink.routes(server.version, table)
+            if message["type"] == _UNICAST and server in _network(message, server.version)
+        ]
 
 
 def _host(server: str) -> str:
@@ -509,7 +569,12 @@ def kinds_of_changes(
         Port: _Ports(netlink),
         Up: _Ups(netlink),
         Address: _Addresses(netlink),
+        PassedOn: _PassedOn(
+            programs, [change for change in everyones if isinstance(change, Forwarding)]
+        ),
         Forwarding: _Forwardings(),
+        Marked: _Marks(netlink),
+        MarkedAnswers: _MarkedAnswers(),
         Pin: _Pins(netlink, [change for change in everyones if isinstance(change, Pin)]),
         Route: _Routes(netlink),
         NameServers: _NameServers(

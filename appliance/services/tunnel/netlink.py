@@ -8,10 +8,11 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 # linux/rtnetlink.h
-_MAIN_TABLE: Final = 254
+MAIN_TABLE: Final = 254
 
 # Our own choice
 _DUMP_ATTEMPTS: Final = 5  # a listing is torn when something changes meanwhile
@@ -53,9 +54,19 @@ class Netlink:
             self._ip.addr(verb, **words)
 
     def route(self, verb: str, **words: Any) -> None:
-        """Change a route of the main table."""
+        """Change a route, of the main table without another ``table``."""
         with self._as_os_error():
-            self._ip.route(verb, table=_MAIN_TABLE, **words)
+            self._ip.route(verb, **{"table": MAIN_TABLE, **words})
+
+    def rule(self, verb: str, version: int, mark: int, table: int) -> None:
+        """Change the rule that packets with a mark take a table's routes first."""
+        with self._as_os_error():
+            self._ip.rule(verb, family=family_of(version), priority=table, fwmark=mark, table=table)
+
+    def rule_exists(self, version: int, mark: int, table: int) -> bool:
+        """Whether there is such a rule."""
+        rules = self._dump(lambda: self._ip.get_rules(family=family_of(version)))
+        return any((each.get("fwmark"), each.get("table")) == (mark, table) for each in rules)
 
     def device(self, name: str) -> Message | None:
         """What the kernel says of a device, if there is one of this name."""
@@ -71,10 +82,10 @@ class Netlink:
         everyones = self._dump(lambda: self._ip.get_addr(family=family_of(version)))
         return [message for message in everyones if message["index"] == index]
 
-    def routes(self, version: int) -> list[Message]:
-        """The routes of the main table."""
+    def routes(self, version: int, table: int = MAIN_TABLE) -> list[Message]:
+        """The routes of a table."""
         family = family_of(version)
-        return self._dump(lambda: self._ip.get_routes(family=family, table=_MAIN_TABLE))
+        return self._dump(lambda: self._ip.get_routes(family=family, table=table))
 
     def _dump(self, ask: Callable[[], Any]) -> list[Message]:
         with self._as_os_error():
@@ -100,3 +111,11 @@ def index_of(device: str) -> int:
         return socket.if_nametoindex(device)
     except OSError as error:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
+
+
+def ipv6_is_off() -> bool:
+    """Whether no device of this machine has IPv6 (ip-sysctl, disable_ipv6)."""
+    try:
+        return Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() == "1"
+    except FileNotFoundError:  # the kernel has none
+        return True

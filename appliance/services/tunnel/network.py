@@ -15,13 +15,20 @@ and rules name the bridge instead.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from ipaddress import (
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+    ip_network,
+)
 from typing import Final, Self
 
 from ...config.network import Address as IPAddress
-from ...config.network import Mode, Network, TunnelNetwork
+from ...config.network import Mode, Network, TunnelNetwork, reached_through
 from ...errors import CulvertError, UsageError
 
 # linux/if.h: IFNAMSIZ is 16 with the final zero. What nft or resolvectl could take for syntax
@@ -35,6 +42,10 @@ _DOMAIN: Final = re.compile(r"~?(\.|[A-Za-z0-9_][A-Za-z0-9_.-]{0,253})")
 DEVICE_GROUP: Final = 197  # of the devices that we made: `ip link show group 197`
 ROUTE_PROTOCOL: Final = 197  # of the routes into tunnels: `ip route show proto 197`
 PIN_PROTOCOL: Final = 198  # of the routes around tunnels, to their servers
+MARK: Final = 197  # of the packets of links' own connections (SO_MARK): `ip rule show fwmark 197`
+PIN_TABLE: Final = 198  # of those routes, which such packets alone take: `ip route show table 198`
+TABLE_PREFIX: Final = "culvert-"  # of all tables of ours in nftables
+_FORWARD: Final = "culvert-forward"  # of the tables of PassedOn, one an IP version
 
 _ETHERNET_MTU: Final = 1500  # bytes; from here on no packet of a neighbour is too large
 
@@ -177,11 +188,60 @@ class Forwarding(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Pin(Change):
-    """The SSH server stays on the way that would lead there without the tunnel.
+class PassedOn(Change):
+    """Where the machine passed on nothing before, it passes on what comes from or goes to these.
 
-    It needs a route of its own only while that way's prefix is no longer than ``covered``, the
-    length of the longest prefix that the tunnel's routes have for the server.
+    Forwarding is a switch for all devices at once. Where we turn it, a table lets through what has
+    to do with a device of this change, of whichever tunnel's, and nothing else.
+    """
+
+    version: int
+    device: str
+
+    def describe(self) -> str:
+        return f"nft add element inet {self.table} tunnels {{ {self.device} }}"
+
+    @property
+    def table(self) -> str:
+        """The name of the table, which all tunnels share."""
+        return f"{_FORWARD}-ipv{self.version}"
+
+    @property
+    def script(self) -> str:
+        """For `nft -f -`: the table as it is to be, with the devices that it has, and this one."""
+        table = f"inet {self.table}"
+        return (
+            f"add table {table}\n"
+            f"add chain {table} passed_on"
+            " { type filter hook forward priority filter; policy accept; }\n"
+            f"flush chain {table} passed_on\n"
+            f"table {table} {{\n\tset tunnels {{\n\t\ttype ifname\n\t}}\n{self.rules}}}\n"
+            f'add element {table} tunnels {{ "{self.device}" }}\n'
+        )
+
+    @property
+    def rules(self) -> str:
+        """What stands in the table besides the devices."""
+        return _chain(
+            "passed_on",
+            "type filter hook forward priority filter",
+            [
+                f"meta nfproto != ipv{self.version} return",
+                "iifname @tunnels return",
+                "oifname @tunnels return",
+                "counter drop",
+            ],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pin(Change):
+    """The link's own connection stays on the way that leads to its server without the tunnel.
+
+    The route stands in a table that only packets with the link's mark take (Marked): whatever else
+    goes to the server's address goes through the tunnel. It is needed only while the way's prefix
+    is no longer than ``covered``, the length of the longest prefix that the tunnel has for the
+    server.
     """
 
     server: str
@@ -189,11 +249,35 @@ class Pin(Change):
     covered: int
 
     def describe(self) -> str:
-        return f"ip route replace {self.server} (by the way that leads there without the tunnel)"
+        way = "(by the way that leads there without the tunnel)"
+        return f"ip route replace {self.server} table {PIN_TABLE} {way}"
 
     @property
     def key(self) -> tuple[str, ...]:
         return ("Pin", self.server)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked(Change):
+    """Packets of links' own connections, of one IP version, take the routes of Pin first."""
+
+    version: int
+
+    def describe(self) -> str:
+        family = "-4" if self.version == 4 else "-6"
+        return f"ip {family} rule add fwmark {MARK} lookup {PIN_TABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedAnswers(Change):
+    """What comes back to them is not taken for a forgery because it comes another way.
+
+    The reverse path filter of IPv4 (rp_filter) asks where a packet to its source would go, and
+    minds the mark that the rules give to the server's packets.
+    """
+
+    def describe(self) -> str:
+        return "sysctl -w net.ipv4.conf.all.src_valid_mark=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +317,8 @@ class NameServers(Change):
 KINDS: Final[dict[str, type[Change]]] = {
     kind.__name__: kind
     for kind in (
-        Rules, Device, Mtu, Bridge, Port, Up, Address, Forwarding, Pin, Route, NameServers,
+        Rules, Device, Mtu, Bridge, Port, Up, Address, PassedOn, Forwarding, Marked,
+        MarkedAnswers, Pin, Route, NameServers,
     )
 }  # fmt: skip
 
@@ -279,19 +364,32 @@ class Plan:
         return cls(tuple(dict.fromkeys(at_start)), tuple(dict.fromkeys(while_up)))
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a link's own processes may send beside its tunnel."""
+
+    servers: tuple[IPAddress, ...] = ()  # where its connection may go
+    port: int = 0  # of what is dialled first; 0: nothing is
+    resolvers: tuple[IPAddress, ...] = ()  # name servers that may be asked outside the tunnel
+    uids: tuple[int, ...] = ()  # the users who may ask them
+
+
+_NOTHING: Final = Outside()
+
+
 def plan(
     owner: str,
     network: TunnelNetwork,
     device: str,
-    servers: Sequence[IPAddress] = (),
+    outside: Outside = _NOTHING,
     kill_switch: bool = False,
+    handed_out: Sequence[IPAddress] = (),
 ) -> Plan:
     """What ``network`` means on this machine.
 
     ``owner`` is a name that no other plan on the machine has; it becomes part of the rules' name.
-    ``device`` is the tunnel's, whatever ``network`` says. ``servers`` are the addresses that
-    the SSH connection itself goes to, proxies and jump hosts included. Raises UsageError for
-    a name that cannot be one.
+    ``device`` is the tunnel's, whatever ``network`` says. ``handed_out`` are addresses that the
+    other end has from us. Raises UsageError for a name that cannot be one.
     """
     _check(_OWNER, owner, "a name of a link (letters, digits, '.', '_' and '-')")
     for name in (device, network.bridge) if network.bridge else (device,):
@@ -300,33 +398,67 @@ def plan(
         _check(_DOMAIN, domain, "a domain name")
 
     inner = network.bridge or device
-    body = _rules(network, inner, [_plain(server) for server in servers], kill_switch)
+    pins = _pins(network, inner, outside.servers)
+    chains = _rules(network, inner)
+    if network.mode == "point-to-point" and not network.any_source:
+        chains += _own_addresses(network, inner, handed_out)
+    if pins:
+        chains.append(_answers(inner, pins, outside.port))
+    if kill_switch:
+        chains += _kill_switch(network, inner, outside)
     at_start: list[Change] = []
-    if body:
+    if chains:
         # First to be made and last to be undone: a kill switch is closed before there is
         # anything to leak, and no packet is passed on that is not yet masqueraded.
-        at_start.append(Rules(f"culvert-{owner}", body))
+        at_start.append(Rules(table_of(owner), "\n".join(chains)))
     at_start += [Device(device, network.mode), Mtu(device, network.mtu)]
     if network.bridge:
         at_start += [Bridge(network.bridge), Port(device, network.bridge), Up(network.bridge)]
     at_start.append(Up(device))
     at_start += _addresses(network, inner)
     if network.forward:
-        at_start += [Forwarding(version) for version in _versions(network)]
+        versions = _versions(network)
+        at_start += [PassedOn(version, inner) for version in versions]
+        at_start += [Forwarding(version) for version in versions]
 
-    routes = [half for route in network.routes for half in _halves(route)]
     while_up: list[Change] = []
-    for server in map(_plain, servers):
-        if covering := [route.prefixlen for route in routes if server in route]:
-            while_up.append(Pin(str(server), inner, max(covering)))
+    if pins:
+        versions = sorted({ip_address(pin.server).version for pin in pins})
+        while_up += [Marked(version) for version in versions]
+        while_up += [MarkedAnswers()] if 4 in versions else []
+        while_up += pins
     gateways = {peer.version: str(peer) for peer in network.peer}
-    for route in routes:
+    for route in _halves_of(network.routes):
         via = gateways.get(route.version, "") if network.mode == "ethernet" else ""
         while_up.append(Route(str(route), via, inner))
     if network.dns:
         servers_of_names = tuple(str(server) for server in network.dns)
         while_up.append(NameServers(inner, servers_of_names, network.domains))
     return Plan.of(at_start, while_up)
+
+
+def closed(owner: str, network: TunnelNetwork, device: str) -> Rules:
+    """The kill switch of ``network`` alone, as it is while there is no tunnel.
+
+    ``device`` may be '' while it is not known which one it will be.
+    """
+    inner = network.bridge or device
+    return Rules(table_of(owner), "\n".join(_kill_switch(network, inner, _NOTHING)))
+
+
+def table_of(owner: str) -> str:
+    """The name of the table of an owner's rules."""
+    return f"{TABLE_PREFIX}{owner}"
+
+
+def _pins(network: TunnelNetwork, device: str, servers: Sequence[IPAddress]) -> list[Pin]:
+    """One for each server that the tunnel's routes cover, or the networks of its addresses."""
+    covering = _halves_of(reached_through(network))
+    pins = []
+    for server in dict.fromkeys(map(_plain, servers)):
+        if lengths := [each.prefixlen for each in covering if server in each]:
+            pins.append(Pin(str(server), device, max(lengths)))
+    return pins
 
 
 def _check(pattern: re.Pattern[str], text: str, what: str) -> None:
@@ -355,15 +487,15 @@ def _addresses(network: TunnelNetwork, device: str) -> list[Change]:
     ]
 
 
-def _halves(route: Network) -> list[Network]:
+def _halves_of(routes: Sequence[Network]) -> list[Network]:
     """A default route as two that go before it, so that the machine's own stays as it is."""
-    return list(route.subnets()) if route.prefixlen == 0 else [route]
+    return [
+        half for route in routes for half in (route.subnets() if route.prefixlen == 0 else (route,))
+    ]
 
 
-def _rules(
-    network: TunnelNetwork, device: str, servers: Sequence[IPAddress], kill_switch: bool
-) -> str:
-    """The rules' text, '' where none are needed."""
+def _rules(network: TunnelNetwork, device: str) -> list[str]:
+    """What the packets of the tunnel meet on their way."""
     chains = []
     if network.forward and network.mtu < _ETHERNET_MTU:
         clamp = "tcp flags syn / syn,rst tcp option maxseg size set rt mtu"
@@ -377,46 +509,124 @@ def _rules(
     masquerade["both"] = masquerade["from-tunnel"] + masquerade["into-tunnel"]
     if rules := masquerade[network.masquerade]:
         chains.append(_chain("masqueraded", "type nat hook postrouting priority srcnat", rules))
-    if kill_switch and network.routes:
-        chains += _kill_switch(network.routes, device, servers)
-    return "\n".join(chains)
+    return chains
 
 
-def _kill_switch(routes: Sequence[Network], device: str, servers: Sequence[IPAddress]) -> list[str]:
-    """What is for the routes goes into the tunnel or nowhere; what came out of it is free."""
+def _own_addresses(
+    network: TunnelNetwork, device: str, handed_out: Sequence[IPAddress]
+) -> list[str]:
+    """The peer sends from its own addresses, and gets what is for them (any_source = false).
+
+    Its own are ``peer``, what was handed out to it, and ``routes``; without a ``peer`` of an IP
+    version the networks of this end's addresses, too. Addresses that are good on the link alone,
+    which no router passes on, are everybody's.
+    """
+    with_peer = {peer.version for peer in network.peer}
+    own = [
+        *(ip_network(address) for address in (*network.peer, *handed_out)),
+        *network.routes,
+        *(each.network for each in network.addresses if each.version not in with_peer),
+    ]
+    rules: dict[str, list[str]] = {"saddr": [], "daddr": []}
+    ours = {
+        version: [each.ip for each in network.addresses if each.version == version]
+        for version in (4, 6)
+    }
+    for version, family, local in (
+        (4, "ip", ["224.0.0.0/24"]),
+        (6, "ip6", ["fe80::/10", "ff02::/16"]),
+    ):
+        if ours[version]:  # whoever else uses it
+            rules["saddr"].append(f"{_any_of(f'{family} saddr', ours[version])} drop")
+        theirs = collapse_addresses(each for each in own if each.version == version)  # type: ignore[type-var]
+        allowed = [*map(str, theirs), *local]
+        if any(each.endswith("/0") for each in allowed):
+            match = f"meta nfproto ipv{version}"
+            rules["saddr"].append(f"{match} return")
+            rules["daddr"].append(f"{match} return")
+            continue
+        for field, found in rules.items():
+            found.append(f"{_any_of(f'{family} {field}', allowed)} return")
+    return [
+        "\tcounter foreign {\n\t}\n",
+        _chain(
+            "from_peer",
+            "type filter hook prerouting priority raw",
+            [f'iifname != "{device}" return', *rules["saddr"], 'counter name "foreign" drop'],
+        ),
+        _chain(
+            "to_peer",
+            "type filter hook postrouting priority filter",
+            [f'oifname != "{device}" return', *rules["daddr"], 'counter name "foreign" drop'],
+        ),
+    ]
+
+
+def _answers(device: str, pins: Sequence[Pin], port: int) -> str:
+    """The chain that marks what servers send, for MarkedAnswers; of no use to IPv6."""
+    servers = [pin.server for pin in pins if ":" not in pin.server]
+    rules = [f'iifname != "{device}" {_any_of("ip saddr", servers)} tcp sport {port} '
+             f"meta mark set {MARK}"] if servers else []  # fmt: skip
+    return _chain("answers", "type filter hook prerouting priority mangle", rules)
+
+
+def _any_of(match: str, values: Iterable[object]) -> str:
+    return f"{match} {{ {', '.join(map(str, values))} }}"
+
+
+def _kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[str]:
+    """What is for the routes goes into the tunnel or nowhere; what came out of it is free.
+
+    Exceptions are for what this machine itself sends: the link's connection, known by its mark,
+    which takes CAP_NET_ADMIN, the questions of its resolver, known by the user that it runs as, and
+    what keeps the local network alive. ``device`` may be ''.
+    """
+    devices = f'"lo", "{device}"' if device else '"lo"'
     exceptions = [
-        f'oifname {{ "lo", "{device}" }} return',
-        # Another link of ours may be declared for a part of the same network.
-        f"oifgroup {DEVICE_GROUP} return",
         "udp sport . udp dport { 67 . 68, 68 . 67, 546 . 547, 547 . 546 } return",  # DHCP
         "icmpv6 type { nd-router-solicit, nd-router-advert,"
         " nd-neighbor-solicit, nd-neighbor-advert } return",
         # Without which some switches do not let neighbour discovery through.
         "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } return",
     ]
+    if outside.port:
+        exceptions.append(f"meta mark {MARK} tcp dport {outside.port} return")
+    for version, match in ((4, "ip daddr"), (6, "ip6 daddr")):
+        if found := [each for each in outside.resolvers if each.version == version]:
+            exceptions.append(
+                f"{_any_of('meta skuid', outside.uids)} {_any_of(match, found)}"
+                " meta l4proto { tcp, udp } th dport { 53, 853 } return"
+            )
     # Collapsed, since a set of nftables takes no overlapping networks.
-    v4 = collapse_addresses(route for route in routes if isinstance(route, IPv4Network))
-    v6 = collapse_addresses(route for route in routes if isinstance(route, IPv6Network))
+    guarded = reached_through(network)
+    v4 = collapse_addresses(each for each in guarded if isinstance(each, IPv4Network))
+    v6 = collapse_addresses(each for each in guarded if isinstance(each, IPv6Network))
     blocked = []
     for version, match, networks in ((4, "ip daddr", [*v4]), (6, "ip6 daddr", [*v6])):
-        own = dict.fromkeys(str(server) for server in servers if server.version == version)
-        if own:
-            exceptions.append(f"{match} {{ {', '.join(own)} }} return")
         if not networks:
             continue
         everything = networks[0].prefixlen == 0
-        which = ", ".join(str(network) for network in networks)
-        match = f"meta nfproto ipv{version}" if everything else f"{match} {{ {which} }}"
+        match = f"meta nfproto ipv{version}" if everything else _any_of(match, networks)
         blocked.append(f'{match} counter name "blocked" reject with icmpx admin-prohibited')
+    if not blocked:
+        return []
+    passed_on = f'iifname != "{device}" jump kill_switch' if device else "jump kill_switch"
     return [
         "\tcounter blocked {\n\t}\n",
-        _chain("kill_switch", "", [*exceptions, *blocked]),
-        _chain("sent", "type filter hook output priority filter", ["jump kill_switch"]),
         _chain(
-            "passed_on",
-            "type filter hook forward priority filter",
-            [f'iifname != "{device}" jump kill_switch'],
+            "kill_switch",
+            "",
+            [
+                f"oifname {{ {devices} }} return",
+                # Another link of ours may be declared for a part of the same network.
+                f"oifgroup {DEVICE_GROUP} return",
+                *blocked,
+            ],
         ),
+        _chain(
+            "sent", "type filter hook output priority filter", [*exceptions, "jump kill_switch"]
+        ),
+        _chain("passed_on", "type filter hook forward priority filter", [passed_on]),
     ]
 
 

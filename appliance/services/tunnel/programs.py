@@ -20,10 +20,11 @@ def find(program: str) -> str | None:
 class Programs:
     """Runs programs, which keep the lock ``lock`` until they end.
 
-    Otherwise one whose parent was killed could still change what the next process sees.
+    Otherwise one whose parent was killed could still change what the next process sees. Without
+    a lock they may only look.
     """
 
-    def __init__(self, lock: int) -> None:
+    def __init__(self, lock: int | None = None) -> None:
         self._lock = lock
 
     def call(self, program: str, *arguments: str, text: str = "") -> str:
@@ -39,7 +40,7 @@ class Programs:
                 capture_output=True,
                 text=True,
                 timeout=_TIMEOUT,
-                pass_fds=[self._lock],
+                pass_fds=[] if self._lock is None else [self._lock],
                 env={**os.environ, "LC_ALL": "C.UTF-8"},
                 check=False,
             )

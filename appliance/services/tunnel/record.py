@@ -7,6 +7,10 @@ can see what another still needs.
 
 The kernel's settings are gone after a reboot. The file therefore carries the boot's id, and a
 record of an earlier boot means only that files may have been changed.
+
+A disk that is full or cannot be written must not keep a kill switch from being closed, nor `down`
+from opening it: what cannot be written goes to the runtime directory, which lies in memory, and
+counts for as long as it is there.
 """
 
 import contextlib
@@ -19,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...config.directories import runtime_directory
 from .network import Change, NameServers, NetworkError, change_from_json
 
 log = logging.getLogger(__name__)
@@ -36,23 +41,51 @@ class Record:
     before: Before
 
 
+def in_memory(path: Path) -> Path:
+    """Where a record goes when ``path`` cannot be written."""
+    return runtime_directory() / "network" / path.name
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """Hold the folder's lock, waiting for whoever has it; the folder is made if it is missing.
 
-    Yields the lock's descriptor. A program that is handed it keeps the lock until it ends, even
-    when this process is killed before. Raises NetworkError.
+    Where it cannot be made, the lock is that of the folder in memory. Yields the lock's
+    descriptor. A program that is handed it keeps the lock until it ends, even when this process
+    is killed before. Raises NetworkError.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = _open_folder(folder)
     except OSError as error:
-        raise NetworkError(f"{folder}: {error.strerror}") from error
+        try:
+            descriptor = _open_folder(in_memory(folder / "any").parent)
+        except OSError:
+            raise NetworkError(f"{folder}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_folder(folder: Path) -> int:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def exists(path: Path) -> bool:
+    """Whether anything is recorded, here or in memory."""
+    return in_memory(path).exists() or path.exists()
+
+
+def paths(folder: Path) -> list[Path]:
+    """The records of all owners, by the names that they have in ``folder``."""
+    names = {each.name for where in _folders(folder) for each in where.glob("*.json")}
+    return [folder / name for name in sorted(names)]
+
+
+def _folders(folder: Path) -> tuple[Path, Path]:
+    return folder, in_memory(folder / "any").parent
 
 
 def load(path: Path) -> list[Record]:
@@ -61,47 +94,73 @@ def load(path: Path) -> list[Record]:
     Of an earlier boot the name servers are left, which stand in a file. A damaged file is moved
     aside. Raises OSError.
     """
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    found = _read(path)
+    if found is None:
         return []
+    file, text = found
     try:
         boot, records = _parse(text)
     except ValueError as error:
-        aside = path.with_suffix(".damaged")
-        log.warning("%s is damaged (%s) and is now %s", path, error, aside)
-        os.replace(path, aside)
+        aside = file.with_suffix(".damaged")
+        log.warning("%s is damaged (%s) and is now %s", file, error, aside)
+        os.replace(file, aside)
         return []
     if boot == _boot_id():
         return records
     return [record for record in records if isinstance(record.change, NameServers)]
 
 
+def _read(path: Path) -> tuple[Path, bytes] | None:
+    """The file that counts, and what it says."""
+    for file in (in_memory(path), path):
+        with contextlib.suppress(FileNotFoundError):
+            return file, file.read_bytes()
+    return None
+
+
 def others(path: Path) -> list[Record]:
     """The records of this boot in all files of the folder but this one. Raises OSError."""
     found: list[Record] = []
-    for other in sorted(path.parent.glob("*.json")):
+    for other in paths(path.parent):
         if other == path:
             continue
         # One that cannot be read is its owner's affair.
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            boot, records = _parse(other.read_bytes())
-            if boot == _boot_id():
-                found += records
+        with contextlib.suppress(ValueError):
+            if (read := _read(other)) is not None:
+                boot, records = _parse(read[1])
+                if boot == _boot_id():
+                    found += records
     return found
 
 
 def save(path: Path, records: Sequence[Record]) -> None:
-    """Write the file; without records, remove it. Raises OSError."""
-    if not records:
-        path.unlink(missing_ok=True)
-        temporary(path).unlink(missing_ok=True)
-        return
+    """Write the file, to memory if it cannot be written; without records, remove it.
+
+    Raises OSError.
+    """
     changes = [
         {"change": record.change.to_json(), "before": dict(record.before)} for record in records
     ]
-    text = json.dumps({"boot": _boot_id(), "changes": changes}, indent=1) + "\n"
-    write_atomically(path, text.encode(), 0o600)
+    text = json.dumps({"boot": _boot_id(), "changes": changes}, indent=1).encode() + b"\n"
+    spare = in_memory(path)
+    try:
+        if records:
+            write_atomically(path, text, 0o600)
+        else:
+            _remove(path)
+    except OSError as error:
+        if not spare.exists():
+            log.warning("%s: %s: the record is kept in %s", path, error.strerror, spare)
+        spare.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(spare, text, 0o600)
+        return
+    _remove(spare)
+
+
+def _remove(path: Path) -> None:
+    for each in (path, temporary(path)):
+        if each.exists():  # a file system for reading only refuses whatever is asked of it
+            each.unlink()
 
 
 def temporary(path: Path) -> Path:
@@ -114,12 +173,17 @@ def write_atomically(path: Path, content: bytes, mode: int) -> None:
     new = temporary(path)
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask says
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(new, path)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask says
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
     sync_folder(path.parent)
 
 

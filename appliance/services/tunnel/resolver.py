@@ -1,10 +1,10 @@
 """Which name servers the machine asks: through systemd-resolved, or in /etc/resolv.conf.
 
-systemd-resolved keeps name servers for each device. Without it there is one file for all: its
-first line is then our mark with a digest of the rest, so that it is known whether somebody
-else has written it since; after it come the servers of every link that is up, and then what
-was in the file. What was there, a link or a file, is kept in the folder of the records until
-the last link is gone.
+systemd-resolved keeps name servers for each device, and asks some of them for some names. Without
+it there is one file for all names, and ``domains`` are refused. Its first line is then our mark
+with a digest of the rest, so that it is known whether somebody else has written it since; after
+it come the servers of every link that is up, and then what was in the file. What was there, a
+link or a file, is kept in the folder of the records until the last link is gone.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from .network import NameServers
+from .network import NameServers, NetworkError
 from .programs import Programs, find
 from .record import sync_folder, temporary, write_atomically
 
@@ -34,7 +34,7 @@ class Resolver:
 
     def holds(self, wanted: NameServers) -> bool:
         """Whether ``wanted`` is true. Raises OSError and NetworkError."""
-        if _resolved_runs():
+        if resolved_runs():
             servers = self._answer("dns", wanted.device)
             domains = self._answer("domain", wanted.device)
             return (servers, domains) == (list(wanted.servers), list(wanted.domains or ("~.",)))
@@ -46,18 +46,23 @@ class Resolver:
 
         Raises OSError and NetworkError.
         """
-        if _resolved_runs():
+        if resolved_runs():
             domains = wanted.domains or ("~.",)
             self._programs.call("resolvectl", "dns", wanted.device, *wanted.servers)
             self._programs.call("resolvectl", "domain", wanted.device, *domains)
             return
+        if wanted.domains:
+            raise NetworkError(
+                f"without systemd-resolved, {RESOLV_CONF} sends all names to one place, so that"
+                " 'domains' cannot be had: install systemd-resolved, or leave them out"
+            )
         if not (_is_ours(_read()) and self._kept.exists()):
             self._keep()
         self._write([wanted, *others])
 
     def undo(self, gone: NameServers, others: Sequence[NameServers], device_exists: bool) -> None:
         """Ask the servers of ``gone`` no more. Raises OSError and NetworkError."""
-        if _resolved_runs() and device_exists:
+        if resolved_runs() and device_exists:
             self._programs.call("resolvectl", "revert", gone.device)
         for path in (RESOLV_CONF, self._kept):
             temporary(path).unlink(missing_ok=True)
@@ -88,17 +93,8 @@ class Resolver:
     def _write(self, links: Sequence[NameServers]) -> None:
         """Write the file for ``links``, whose first one is asked first."""
         servers = [line for link in links for line in _lines(link)]
-        searched = [domain for link in links for domain in link.domains if domain[0] != "~"]
-        rest = []
-        for line in json.loads(self._kept.read_text())["text"].splitlines():
-            words = line.split()
-            if words[:1] in (["search"], ["domain"]):
-                # The last such line would hide all others.
-                searched += words[1:]
-            else:
-                rest.append(line)
-        search = [f"search {' '.join(dict.fromkeys(searched))}"] if searched else []
-        body = "".join(f"{line}\n" for line in (*dict.fromkeys(servers), *search, *rest))
+        rest = json.loads(self._kept.read_text())["text"].splitlines()
+        body = "".join(f"{line}\n" for line in (*dict.fromkeys(servers), *rest))
         mark = _MARK + hashlib.sha256(_bytes(body)).hexdigest()
         write_atomically(RESOLV_CONF, _bytes(f"{mark}\n{body}"), 0o644)
 
@@ -116,7 +112,8 @@ class Resolver:
             RESOLV_CONF.unlink()
 
 
-def _resolved_runs() -> bool:
+def resolved_runs() -> bool:
+    """Whether systemd-resolved answers this machine's questions."""
     return RESOLVED.exists() and find("resolvectl") is not None
 
 

@@ -141,6 +141,7 @@ def tunnel_network(draw: st.DrawFn) -> dict[str, Any]:
         "mode": mode,
         "device": f"{kind}{draw(st.integers(0, 999999))}",
         "forward": forward,
+        "any_source": draw(st.booleans()),
         "masquerade": draw(st.sampled_from(["no", "from-tunnel", "into-tunnel", "both"]))
         if forward
         else "no",

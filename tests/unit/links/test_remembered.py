@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config.links import Link
-from appliance.links import remembered
-from appliance.links.remembered import ADDRESSES_LIMIT, Remembered
+from appliance.links.remembered import Remembered
 
 OFFICE = Link(name="office", host="office.example.org", from_server=True)
 TABLE = {"addresses": ["10.9.0.1/30"], "routes": ["192.168.2.0/24"], "mtu": 1400}
@@ -19,45 +18,35 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_addresses_and_what_was_handed_out_outlive_the_process(state: Path) -> None:
+def test_an_address_and_what_was_handed_out_outlive_the_process(state: Path) -> None:
     first = Remembered(OFFICE)
     assert (first.addresses, first.handed_out) == ([], None)
-    first.learn_addresses(["192.0.2.1", "2001:db8::1%eth0"])
-    first.learn_handed_out(TABLE)
+    first.learn("2001:db8::1", TABLE)
     again = Remembered(OFFICE)
-    assert again.addresses == ["192.0.2.1", "2001:db8::1"]
+    assert again.addresses == ["2001:db8::1"]
     assert again.handed_out == TABLE
     assert (state / "links/office.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_another_host_of_the_same_name_has_other_addresses() -> None:
-    Remembered(OFFICE).learn_addresses(["192.0.2.1"])
+    Remembered(OFFICE).learn("192.0.2.1", None)
     moved = Link(name="office", host="other.example.org", from_server=True)
     assert Remembered(moved).addresses == []
 
 
-def test_no_answer_leaves_what_was_known() -> None:
+def test_what_is_known_is_no_news(state: Path) -> None:
     known = Remembered(OFFICE)
-    known.learn_addresses(["192.0.2.1"])
-    known.learn_addresses([])
-    assert known.addresses == ["192.0.2.1"]
-
-
-def test_another_order_is_no_news(state: Path) -> None:
-    known = Remembered(OFFICE)
-    known.learn_addresses(["192.0.2.1", "192.0.2.2"])
+    known.learn("192.0.2.1", None)
     (state / "links/office.json").unlink()
-    known.learn_addresses(["192.0.2.2", "192.0.2.1"])
+    known.learn("192.0.2.1", None)
     assert not (state / "links/office.json").exists()
 
 
-@pytest.mark.parametrize(
-    "addresses", [["evil"], [""], ["192.0.2.1/24"], ["192.0.2.1"] * (ADDRESSES_LIMIT + 1)]
-)
-def test_what_is_no_address_or_too_many_is_an_error_and_not_kept(addresses: list[str]) -> None:
+@pytest.mark.parametrize("address", ["evil", "192.0.2.1/24"])
+def test_what_is_no_address_is_an_error_and_not_kept(address: str) -> None:
     known = Remembered(OFFICE)
     with pytest.raises(ValueError):
-        known.learn_addresses(addresses)
+        known.learn(address, None)
     assert known.addresses == []
 
 
@@ -81,17 +70,5 @@ def test_a_file_that_is_damaged_is_not_used(state: Path, text: str) -> None:
 def test_a_disk_that_takes_nothing_is_no_reason_to_stop(state: Path) -> None:
     (state / "links").write_text("in the way")
     known = Remembered(OFFICE)
-    known.learn_addresses(["192.0.2.1"])
+    known.learn("192.0.2.1", None)
     assert known.addresses == ["192.0.2.1"]
-
-
-def test_before_the_first_answer_the_name_servers_are_let_through(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "resolv.conf"
-    path.write_text("nameserver 192.0.2.53\nnameserver 127.0.0.53\nnameserver x\nnameserver ::1\n")
-    monkeypatch.setattr(remembered, "_RESOLVERS", (str(path), "/nowhere"))
-    known = Remembered(OFFICE)
-    assert known.let_through() == ["192.0.2.53"]
-    known.learn_addresses(["192.0.2.1"])
-    assert known.let_through() == ["192.0.2.1"]

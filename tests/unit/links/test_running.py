@@ -18,8 +18,16 @@ from appliance.links import running
 from appliance.links.link import State
 from appliance.links.reports import GO, Resolved
 from appliance.links.running import RunningLink
+from appliance.process.sandbox import Confinement
+from appliance.services.tunnel.rules import HeldRules
 
 PROCESS = 4711  # an id that nothing is sent to
+
+
+class Straight:
+    """A login without detours."""
+
+    first_hop = ("192.0.2.1", 22)
 
 
 @pytest.fixture
@@ -36,7 +44,8 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLin
     loop = Loop()
     declared = Link(name="office", host="192.0.2.1", device="tun9")
     it = RunningLink(
-        declared, loop, lambda _: None, None, lambda: None, lambda: None  # type: ignore[arg-type,return-value]
+        declared, loop, lambda _: Straight(), Confinement(None, None), HeldRules(),  # type: ignore[arg-type,return-value]
+        lambda: None, lambda: None,
     )  # fmt: skip
     yield it
     it.stop()

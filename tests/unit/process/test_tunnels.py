@@ -239,7 +239,7 @@ def test_what_a_server_left_that_runs_no_more_is_undone(
 
 
 def test_what_another_server_has_declared_is_left_alone(
-    holder: Hold, reconciled: list[tuple[str, bool]]
+    holder: Hold, reconciled: list[tuple[str, bool]], caplog: pytest.LogCaptureFixture
 ) -> None:
     other = holder("server")
     second = Declared([EIGHT])
@@ -248,23 +248,33 @@ def test_what_another_server_has_declared_is_left_alone(
     second.close()
     reconciled.clear()
     third = Declared([EIGHT, SEVEN])
-    with pytest.raises(UsageError, match=r"^tun7 is declared by another server that runs$"):
-        third.set_up()
-    assert reconciled == []
-    third.close()
+    third.set_up()
+    assert [each for each in reconciled if each[1]] == [("sshd-tun8.json", True)]
+    assert ("sshd-tun7.json", False) not in reconciled
+    assert caplog.messages[-1] == (
+        "tunnel tun7 cannot be used, and is tried again: it is declared by another server that runs"
+    )
+    assert third.patience is not None
     other.kill()
     other.wait()
-    third.set_up()
-    assert ("sshd-tun7.json", True) in reconciled
+    third.keep()
+    assert reconciled[-1] == ("sshd-tun7.json", True)
+    assert third.patience is None
     third.close()
 
 
-def test_a_folder_that_cannot_be_made_is_named(
-    reconciled: list[tuple[str, bool]], runtime: Path
+def test_a_folder_that_cannot_be_made_is_named_and_keeps_no_server_from_serving(
+    reconciled: list[tuple[str, bool]], runtime: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (runtime / "tunnels").touch()
-    with pytest.raises(UsageError, match=f"^{runtime}/tunnels"):
-        Declared([SEVEN]).set_up()
+    declared = Declared([SEVEN])
+    declared.set_up()
+    assert f"tried again: {runtime}/tunnels" in caplog.messages[-1]
+    (runtime / "tunnels").unlink()
+    reconciled.clear()
+    declared.keep()
+    assert reconciled == [("sshd-tun7.json", True)]
+    declared.close()
 
 
 def test_a_server_that_stops_ends_the_connections_of_its_devices_first(

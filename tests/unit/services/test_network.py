@@ -13,13 +13,17 @@ from appliance.services.tunnel.network import (
     Change,
     Device,
     Forwarding,
+    Marked,
+    MarkedAnswers,
     Mtu,
+    Outside,
     Pin,
     Plan,
     Port,
     Rules,
     Up,
     change_from_json,
+    closed,
     plan,
 )
 
@@ -42,8 +46,9 @@ def lines(changes: tuple[Change, ...]) -> list[str]:
 
 def planned(device: str = "tun0", servers: tuple[str, ...] = (), **words: Any) -> Plan:
     kill_switch = words.pop("kill_switch", False)
-    addresses = [ip_address(server) for server in servers]
-    return plan("office", network(**words), device, addresses, kill_switch)
+    words.setdefault("any_source", True)  # whose rules have tests of their own
+    outside = Outside(tuple(map(ip_address, servers)), 22, (ip_address("192.0.2.53"),), (61197,))
+    return plan("office", network(**words), device, outside, kill_switch)
 
 
 def rules(made: Plan) -> str:
@@ -114,10 +119,25 @@ def test_servers_that_a_route_covers_are_pinned_before_the_routes() -> None:
         servers=("203.0.113.5", "203.0.113.5", "198.51.100.1", "2001:db8::1", "::ffff:10.1.2.3"),
         routes=["203.0.0.0/8", "203.0.113.0/24", "10.0.0.0/8"],
     )
-    assert made.while_up[:2] == (Pin("203.0.113.5", "tun0", 24), Pin("10.1.2.3", "tun0", 8))
-    assert not any(isinstance(change, Pin) for change in made.while_up[2:])
-    everything = plan("o", network(routes=["::/0"]), "tun0", [IPv6Address("fe80::1%eth0")])
-    assert everything.while_up[0] == Pin("fe80::1", "tun0", 1)
+    assert made.while_up[:4] == (
+        Marked(4), MarkedAnswers(), Pin("203.0.113.5", "tun0", 24), Pin("10.1.2.3", "tun0", 8),
+    )  # fmt: skip
+    assert not any(isinstance(change, Pin) for change in made.while_up[4:])
+    outside = Outside((IPv6Address("fe80::1%eth0"),), 22)
+    everything = plan("o", network(routes=["::/0"]), "tun0", outside)
+    assert everything.while_up[:2] == (Marked(6), Pin("fe80::1", "tun0", 1))
+
+
+def test_an_address_covers_the_server_as_a_route_does() -> None:
+    made = planned(servers=("203.0.113.5",), addresses=["193.0.0.1/2"])
+    assert Pin("203.0.113.5", "tun0", 2) in made.while_up
+
+
+def test_what_a_server_sends_is_marked_for_the_reverse_path_filter() -> None:
+    text = rules(planned(servers=("203.0.113.5", "2001:db8::1"), routes=["0.0.0.0/0", "::/0"]))
+    rule = 'iifname != "tun0" ip saddr { 203.0.113.5 } tcp sport 22 meta mark set 197'
+    assert f"\t{rule}\n" in text
+    assert "2001:db8::1" not in text
 
 
 def test_forwarding_is_for_the_families_that_are_used() -> None:
@@ -130,6 +150,8 @@ def test_forwarding_is_for_the_families_that_are_used() -> None:
     assert forwarded(routes=["fd00:2::/64"]) == [6]
     assert forwarded(addresses=["10.9.0.1/30"], routes=["fd00:2::/64"]) == [4, 6]
     assert lines(planned(forward=True, peer=["10.0.0.1", "fd00::1"]).at_start)[3:] == [
+        "nft add element inet culvert-forward-ipv4 tunnels { tun0 }",
+        "nft add element inet culvert-forward-ipv6 tunnels { tun0 }",
         "sysctl -w net.ipv4.ip_forward=1",
         "sysctl -w net.ipv6.conf.all.forwarding=1",
     ]
@@ -156,7 +178,13 @@ def test_segments_are_clamped_only_where_a_neighbours_packets_are_too_large() ->
     assert len(planned(mtu=1400).at_start) == 3
 
 
-def test_the_kill_switch_blocks_the_routes_and_excepts_the_servers() -> None:
+def chain(text: str, name: str) -> list[str]:
+    """The rules of one chain."""
+    body = text.partition(f"chain {name} {{\n")[2].partition("\t}\n")[0]
+    return [line.strip() for line in body.splitlines()]
+
+
+def test_the_kill_switch_blocks_the_routes_for_all_but_the_link_itself() -> None:
     text = rules(
         planned(
             servers=("203.0.113.5", "::ffff:203.0.113.5", "2001:db8::1"),
@@ -164,19 +192,68 @@ def test_the_kill_switch_blocks_the_routes_and_excepts_the_servers() -> None:
             kill_switch=True,
         )
     )
-    for rule in (
+    assert chain(text, "kill_switch") == [
         'oifname { "lo", "tun0" } return',
-        "ip daddr { 203.0.113.5 } return",
-        "ip6 daddr { 2001:db8::1 } return",
+        "oifgroup 197 return",
         'ip daddr { 10.0.0.0/8 } counter name "blocked" reject with icmpx admin-prohibited',
         'ip6 daddr { fd00:2::/64 } counter name "blocked" reject with icmpx admin-prohibited',
-        'iifname != "tun0" jump kill_switch',
-    ):
-        assert f"\t{rule}\n" in text
+    ]
+    sent = chain(text, "sent")
+    assert sent[-1] == "jump kill_switch"
+    assert "meta mark 197 tcp dport 22 return" in sent
+    assert (
+        "meta skuid { 61197 } ip daddr { 192.0.2.53 } meta l4proto { tcp, udp }"
+        " th dport { 53, 853 } return"
+    ) in sent
+    assert chain(text, "passed_on")[1:] == ['iifname != "tun0" jump kill_switch']
+    assert "203.0.113.5" not in text.replace("ip saddr { 203.0.113.5 }", "")
     everything = rules(planned(routes=["0.0.0.0/0", "10.0.0.0/8"], kill_switch=True))
     assert 'meta nfproto ipv4 counter name "blocked"' in everything
     assert "ip6 daddr" not in everything
     assert lines(planned(kill_switch=True).at_start) == BARE  # nothing to keep in
+
+
+def test_a_kill_switch_is_closed_from_the_declaration_alone() -> None:
+    declared = network(routes=["0.0.0.0/0"], addresses=["10.9.0.1/30"])
+    text = closed("office", declared, "").body
+    assert chain(text, "kill_switch")[:2] == ['oifname { "lo" } return', "oifgroup 197 return"]
+    assert "mark" not in text
+    assert "skuid" not in text
+    assert chain(text, "passed_on")[1:] == ["jump kill_switch"]
+    assert (
+        closed("office", declared, "tun0").key
+        == planned(routes=["0.0.0.0/0"], kill_switch=True).at_start[0].key
+    )
+
+
+def test_a_peer_has_its_own_addresses_and_no_others() -> None:
+    words = {
+        "addresses": ["10.9.0.1/30", "fd00:9::1/64"], "peer": ["10.9.0.2"],
+        "routes": ["192.168.2.0/24", "192.168.2.128/25"],
+    }  # fmt: skip
+    made = plan("office", network(**words), "tun0", handed_out=[ip_address("10.9.0.7")])
+    text = rules(made)
+    assert chain(text, "from_peer")[1:] == [
+        'iifname != "tun0" return',
+        "ip saddr { 10.9.0.1 } drop",
+        "ip saddr { 10.9.0.2/32, 10.9.0.7/32, 192.168.2.0/24, 224.0.0.0/24 } return",
+        "ip6 saddr { fd00:9::1 } drop",
+        "ip6 saddr { fd00:9::/64, fe80::/10, ff02::/16 } return",
+        'counter name "foreign" drop',
+    ]
+    assert chain(text, "to_peer")[1:] == [
+        'oifname != "tun0" return',
+        "ip daddr { 10.9.0.2/32, 10.9.0.7/32, 192.168.2.0/24, 224.0.0.0/24 } return",
+        "ip6 daddr { fd00:9::/64, fe80::/10, ff02::/16 } return",
+        'counter name "foreign" drop',
+    ]
+    everything = rules(plan("office", network(**words | {"routes": ["0.0.0.0/0"]}), "tun0"))
+    assert "meta nfproto ipv4 return" in chain(everything, "from_peer")
+    for free in ({"any_source": True}, {"mode": "ethernet"}):
+        assert not any(
+            isinstance(change, Rules)
+            for change in plan("office", network(**words, **free), "tap0").at_start
+        )
 
 
 def test_the_table_is_replaced_as_a_whole_and_knows_its_version() -> None:
@@ -236,7 +313,7 @@ def test_every_change_survives_json() -> None:
         dns=["10.9.0.2"], domains=("corp.example",), kill_switch=True,
     )  # fmt: skip
     changes = (*made.at_start, *made.while_up)
-    assert len({type(change) for change in changes}) == 11
+    assert len({type(change) for change in changes}) == 14
     for change in changes:
         assert change_from_json(json.loads(json.dumps(change.to_json()))) == change
     assert len({change.key for change in changes}) == len(changes)

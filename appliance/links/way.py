@@ -1,0 +1,185 @@
+"""The way to a link's server: a socket to it, through jump hosts if there are any.
+
+What is dialled first is dialled by root, with the mark that a kill switch and the routes know.
+Each jump host has a process of its own, as confined as the one that carries the link: it logs in
+there and moves bytes.
+
+    carrier == socket pair == hop to the last jump host == ... == TCP connection to the first one
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from .. import log
+from ..aio.driver import Driver
+from ..aio.loop import Loop
+from ..errors import CulvertError, PeerError
+from ..log import harmless
+from ..process import sandbox
+from ..services.forward import SocketSplice
+from ..services.tunnel.network import MARK
+from ..ssh.auth_client import Identity
+from ..ssh.connection import Connection, ConnectionHandler
+from ..wire.forward import DIRECT_TCPIP, DirectTcpip
+from .signer import Signer
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+_REASON: Final = 1000  # bytes
+
+
+class Login(Protocol):
+    """The way to an authenticated connection, in the steps between which root is given up."""
+
+    @property
+    def first_hop(self) -> tuple[str, int] | None:
+        """Host and port of whatever is dialled first; None if a command does it."""
+        ...
+
+    def jump(self) -> tuple["Login", tuple[str, int]] | None:
+        """The login to the last jump host, and where that connects to; None without one."""
+        ...
+
+    def load_identities(self) -> tuple[Identity, ...]:
+        """Read the keys, while files can be read."""
+        ...
+
+    def use_identities(self, identities: Sequence[Identity]) -> None:
+        """Try these keys and no others."""
+        ...
+
+    def dial(self, addresses: Sequence[str] = (), mark: int = 0) -> socket.socket:
+        """Connect to the first hop, by ``addresses`` if there are any."""
+        ...
+
+    def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
+        """The login; raises CulvertError."""
+        ...
+
+
+class Way:
+    """How one attempt gets to its server."""
+
+    def __init__(self, confinement: sandbox.Confinement) -> None:
+        self._confinement = confinement
+        self.address = ""  # that was dialled, if one was
+        self._reasons: list[int] = []  # pipes, in which a hop says why it ended
+
+    def connect(self, login: Login, addresses: Sequence[str]) -> socket.socket:
+        """A socket to the server, whose first hop has ``addresses``; raises CulvertError."""
+        jump = login.jump()
+        if jump is None:
+            sock = login.dial(addresses, MARK)
+            self.address = _peer_address(sock)
+            return sock
+        via, place = jump
+        signer = Signer(via.load_identities, self._confinement)
+        via.use_identities(signer.identities)
+        with self.connect(via, addresses) as sock:
+            ours, theirs = socket.socketpair()
+            reason, writer = os.pipe()
+            os.set_blocking(reason, False)
+            self._reasons.append(reason)
+            with theirs:
+                if os.fork() == 0:
+                    ours.close()
+                    _Hop(via, sock, theirs, place, writer).run(signer, self._confinement)
+                os.close(writer)
+        signer.close()
+        return ours
+
+    def why(self) -> str:
+        """What the first hop that failed said, '' if none did."""
+        for pipe in self._reasons:
+            try:
+                if said := os.read(pipe, _REASON):
+                    return said.decode(errors="replace")
+            except BlockingIOError:
+                continue
+        return ""
+
+
+def _peer_address(sock: socket.socket) -> str:
+    """Where the connection goes, as a person reads it."""
+    try:
+        return str(sock.getpeername()[0])
+    except (OSError, IndexError):  # a command's
+        return ""
+
+
+class _Hop(ConnectionHandler):
+    """The process that is logged in to a jump host, and connects onwards from there."""
+
+    def __init__(
+        self,
+        login: Login,
+        sock: socket.socket,
+        onwards: socket.socket,
+        place: tuple[str, int],
+        reason: int,
+    ) -> None:
+        self._login = login
+        self._sock = sock
+        self._onwards = onwards
+        self._place = place
+        self._reason = reason
+        self._loop: Loop | None = None
+
+    def run(self, signer: Signer, confinement: sandbox.Confinement) -> None:
+        """The whole of the process, which never returns."""
+        try:
+            sandbox.close_all_but(
+                {
+                    *(self._reason, signer.fileno()),
+                    *(self._sock.fileno(), self._onwards.fileno()),
+                    *log.descriptors(),
+                    *sandbox.descriptors(confinement.identity),
+                }
+            )
+            sandbox.enter(*confinement)
+            connection = self._login.authenticate(self._sock, self)
+            signer.close()
+            self._forward(connection)
+        except CulvertError as error:
+            self._say(str(error))
+        except Exception:  # the root of a process
+            _log.exception("the process of a jump host failed")
+        finally:
+            os._exit(0)
+
+    def _forward(self, connection: Connection) -> None:
+        loop = self._loop = Loop()
+        driver = Driver(loop, self._sock, connection, loop.stop)
+        splice = _Onwards(self._onwards, driver, lambda _: loop.stop())
+        splice.say = self._say
+        # The originator of a channel without a socket of its own, as OpenSSH names it.
+        opening = DirectTcpip(*self._place, "127.0.0.1", 65535)
+        splice.join(connection.open_channel(DIRECT_TCPIP, opening.encode(), splice))
+        driver.start()
+        loop.run()
+
+    def _say(self, text: str) -> None:
+        os.write(self._reason, harmless(text).encode()[:_REASON])
+
+    def banner(self, text: str) -> None:
+        _log.info("the jump host says: %s", harmless(text).strip())
+
+    def closed(self, error: PeerError | None) -> None:
+        if error is not None:
+            self._say(str(error))
+        if self._loop is not None:
+            self._loop.stop()
+
+
+class _Onwards(SocketSplice):
+    """The channel to the next host."""
+
+    say: Callable[[str], None]
+
+    def open_failed(self, reason_code: int, description: str) -> None:
+        self.say(f"the jump host does not connect: {description}")
+        self._release()
