@@ -72,8 +72,9 @@ def _checked(text: bytes) -> list[str]:
 def _answer(host: str, port: int, identity: sandbox.Identity | None, writer: int) -> None:
     """The child: never returns."""
     try:
+        name = host.encode("idna")  # whose module that user may not be able to read
         sandbox.become(identity)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         addresses = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found)
         os.write(writer, "\n".join([*addresses][:ADDRESSES_LIMIT]).encode())
     except (OSError, UnicodeError):

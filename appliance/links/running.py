@@ -406,8 +406,8 @@ class RunningLink:
             try:
                 self._handed_out = _table(message.handed_out)
                 self.network = with_handed_out(self.link, self._handed_out)
-            except UsageError as error:
-                self._refuse(str(error))
+            except UsageError as error:  # which its owner may mend
+                self._lose(str(error))
                 return
         self._routed = True
         if self._apply():

@@ -273,6 +273,11 @@ class _Addresses(_Links[Address]):
     def undo(self, change: Address, before: Before) -> None:
         self._netlink.address("del", **self._words(change))
 
+    def reason(self, change: Address, error: OSError) -> str:
+        if error.errno == errno.EACCES and ":" in change.address:
+            return f"IPv6 is switched off (net.ipv6.conf.{change.device}.disable_ipv6 = 1)"
+        return super().reason(change, error)
+
     @staticmethod
     def _words(change: Address) -> dict[str, Any]:
         interface = ip_interface(change.address)

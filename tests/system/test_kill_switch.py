@@ -1,0 +1,432 @@
+"""A declared kill switch is closed, whatever happens: a listener outside counts what leaves.
+
+West's link is a full tunnel to east. While one thing or another happens to it, a stream of packets
+is sent at west, every 2 ms, to addresses behind the tunnel, to the server's own address, and to a
+neighbour in the local network. Nothing of it may pass the router.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from appliance.config.links import load_links_config
+from tests.leaks import Outside, Stream
+from tests.netns import Namespace, add_address, wait_until
+from tests.peers import CULVERT, end
+from tests.sites import OUTER, PORT, LinkedSite, Routed, pause
+from tests.system.test_links import carriers, comes_back, state_of, status_of, supervisor
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+VICTIM = "203.0.113.9"
+VICTIM6 = "2001:db8:f::9"
+EAGER = "server_alive_interval = 1\nserver_alive_count_max = 2\n"
+SERVER = """
+[[tunnel]]
+device = "tun0"
+user = "root"
+addresses = ["10.255.0.2/30", "fd00:255::2/64"]
+peer = ["10.255.0.1", "fd00:255::1"]
+masquerade = "from-tunnel"
+forward = true
+[tunnel.client]
+addresses = ["10.255.0.1/30", "fd00:255::1/64"]
+peer = ["10.255.0.2", "fd00:255::2"]
+routes = ["0.0.0.0/0", "::/0"]
+"""
+CLIENT = """
+device = "tun0"
+remote_device = "tun0"
+addresses = ["10.255.0.1/30", "fd00:255::1/64"]
+peer = ["10.255.0.2", "fd00:255::2"]
+routes = ["0.0.0.0/0", "::/0"]
+kill_switch = true
+"""
+FROM_SERVER = """
+device = "tun0"
+remote_device = "tun0"
+from_server = true
+kill_switch = true
+"""
+
+
+@pytest.fixture
+def sites(folder: Path) -> Iterator[Routed]:
+    """West and east, with IPv6 at west; what still runs there after the test is its mistake."""
+    with Routed(folder) as made:
+        west = made["west"].space
+        add_address(west, OUTER, "2001:db8:1::2/64")
+        add_address(made.router, "west", "2001:db8:1::1/64")
+        west.ip("-6", "route", "add", "default", "via", "2001:db8:1::1")
+        yield made
+        for site in made.sites.values():
+            site.culvert("down", status=None)
+        left = made.close()
+    assert not left, f"still running in the sites: {left}"
+
+
+@contextlib.contextmanager
+def watched(sites: Routed) -> Iterator[Callable[[], dict[str, int]]]:
+    """A stream, and a function that tells what of it has left."""
+    west, server = sites["west"], sites["east"].outer
+    targets = (VICTIM, VICTIM6, server, west.gateway)
+    with Outside(sites.router, "west", server, PORT) as outside, Stream(west.space, *targets):
+        yield outside.leaks
+
+
+def up(sites: Routed, more: str = CLIENT) -> LinkedSite:
+    west = sites["west"]
+    sites.declare("west", sites.link("east", more + EAGER))
+    assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
+    return west
+
+
+def test_without_a_kill_switch_the_listener_sees_what_leaves(sites: Routed) -> None:
+    with watched(sites) as leaks:
+        assert wait_until(lambda: len(leaks()) == 4), leaks()
+    assert {int(key.split()[1]) for key in leaks()} == {17}
+
+
+def test_nothing_leaves_from_boot_until_down(sites: Routed) -> None:
+    west = sites["west"]
+    before = west.snapshot()
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    west.culvert("up", "--close", "-c", str(west.links))
+    with watched(sites) as leaks:
+        assert "Connection refused" in west.culvert("up", "-c", str(west.links), status=1)
+        sites.serve("east", SERVER)
+        comes_back(west, "10.255.0.2")
+        west.culvert("down", "--closed")
+        pause(0.3)
+        west.culvert("up", "--close", "-c", str(west.links))  # as at a boot
+        assert "up, tun0" in west.culvert("up", "-c", str(west.links))
+        os.kill(supervisor(west), signal.SIGTERM)
+        assert wait_until(lambda: not west.space.processes())
+        pause(0.3)
+        assert leaks() == {}
+        assert "up, tun0" in west.culvert("up", "-c", str(west.links))
+        assert leaks() == {}
+        west.culvert("down")
+        assert wait_until(lambda: len(leaks()) == 4)
+    assert west.snapshot() == before
+
+
+def test_nothing_leaves_over_a_reload(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    pid = supervisor(west)
+    with watched(sites) as leaks:
+        for more in (
+            CLIENT + EAGER.replace("interval = 1", "interval = 2"),
+            CLIENT.replace("tun0", "tun7", 1) + EAGER,
+            CLIENT.replace('device = "tun0"\n', "", 1) + EAGER,
+            CLIENT.replace('"0.0.0.0/0", ', '"0.0.0.0/1", "128.0.0.0/1", ') + EAGER,
+            CLIENT + EAGER,
+        ):
+            sites.declare("west", sites.link("east", more))
+            os.kill(pid, signal.SIGHUP)
+            pause(0.5)
+            comes_back(west, "10.255.0.2")
+            assert leaks() == {}, more
+        sites.declare("west", sites.link("east", CLIENT + EAGER, name="other"))
+        assert "other: up" in west.culvert("up", "-c", str(west.links))
+        sites.declare("west", "this is no toml")
+        os.kill(pid, signal.SIGHUP)
+        pause(0.5)
+        assert leaks() == {}
+    assert supervisor(west) == pid
+
+
+def test_nothing_leaves_when_a_process_is_killed(sites: Routed) -> None:
+    server = sites.serve("east", SERVER)
+    west = up(sites)
+    with watched(sites) as leaks:
+        for pid in carriers(west):
+            os.kill(pid, signal.SIGKILL)
+        comes_back(west, "10.255.0.2")
+        os.kill(supervisor(west), signal.SIGKILL)
+        assert wait_until(lambda: not west.space.processes())
+        pause(0.3)
+        assert leaks() == {}
+        west.culvert("up", "-c", str(west.links))
+        comes_back(west, "10.255.0.2")
+        server.kill()
+        sites.kill_all("east")
+        server.wait()
+        west.space.ip("link", "del", "tun0")
+        pause(1)
+        assert leaks() == {}
+
+
+def flush(west: LinkedSite) -> None:
+    west.space.run("nft", "flush", "ruleset")
+
+
+def delete_the_table(west: LinkedSite) -> None:
+    west.space.run("nft", "delete", "table", "inet", "culvert-link-east")
+
+
+def flush_the_table(west: LinkedSite) -> None:
+    west.space.run("nft", "flush", "table", "inet", "culvert-link-east")
+
+
+def load_another_ruleset(west: LinkedSite) -> None:
+    west.space.run("sh", "-c", "printf 'flush ruleset\ntable inet a {\n}\n' | nft -f -")
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [flush, delete_the_table, flush_the_table, load_another_ruleset],
+    ids=lambda each: each.__name__,
+)
+def test_nothing_leaves_when_somebody_removes_the_rules(
+    sites: Routed, removal: Callable[[LinkedSite], None]
+) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    table = ("nft", "list", "table", "inet", "culvert-link-east")
+    made = west.space.run(*table).partition("counter foreign")[0]
+
+    def is_back() -> bool:
+        return west.space.run(*table, check=False).startswith(made)
+
+    with watched(sites) as leaks:
+        for _ in range(3):
+            removal(west)
+            assert wait_until(is_back, 5)
+            assert leaks() == {}
+        assert state_of(west) == "up"
+        assert status_of(west)["reconnects"] == 0
+    west.culvert("down")
+    assert "culvert" not in west.space.run("nft", "list", "ruleset")
+
+
+def test_a_full_disk_opens_nothing_and_keeps_nothing_closed(sites: Routed) -> None:
+    west = sites["west"]
+    before = west.snapshot()
+    state = west.folder / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(state)], check=True)
+    try:
+        with contextlib.suppress(OSError), (state / "all").open("wb") as file:
+            file.write(bytes(1 << 20))
+        sites.serve("east", SERVER)
+        sites.declare("west", sites.link("east", CLIENT + EAGER))
+        west.culvert("up", "--close", "-c", str(west.links))
+        with watched(sites) as leaks:
+            pause(0.3)
+            assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
+            assert west.reaches("10.255.0.2")
+            os.kill(supervisor(west), signal.SIGKILL)
+            assert wait_until(lambda: not west.space.processes())
+            assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
+            assert leaks() == {}
+            west.culvert("down")
+        assert west.snapshot() == before
+        assert not list((west.folder / "run" / "network").glob("*.json"))
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+class NameServer:
+    """Answers every question with the same addresses, in their order, and counts the questions."""
+
+    def __init__(self, where: Namespace, address: str, answers: Sequence[str]) -> None:
+        def bind() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind((address, 53))
+            sock.settimeout(0.05)
+            return sock
+
+        self.answers = list(answers)
+        self.questions = 0
+        self._over = False
+        self._socket = where.inside(bind)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._over:
+            with contextlib.suppress(TimeoutError):
+                question, who = self._socket.recvfrom(512)
+                self.questions += 1
+                self._socket.sendto(self._answer(question), who)
+
+    def _answer(self, question: bytes) -> bytes:
+        """RFC 1035 section 4: the question again, and a record of type A for each address."""
+        end = question.index(0, 12) + 5
+        wants_ipv4 = question[end - 4 : end - 2] == b"\0\1"
+        found = self.answers if wants_ipv4 else []
+        head = question[:2] + struct.pack("!HHHHH", 0x8180, 1, len(found), 0, 0)
+        record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4)
+        return head + question[12:end] + b"".join(record + socket.inet_aton(a) for a in found)
+
+    def close(self) -> None:
+        self._over = True
+        self._thread.join()
+        self._socket.close()
+
+
+def with_resolver(west: LinkedSite, server: str, *words: str) -> list[str]:
+    """A command for west that finds another /etc/resolv.conf there."""
+    path = west.folder / "resolv.conf"
+    path.write_text(f"nameserver {server}\noptions attempts:1 timeout:2\n")
+    script = f"mount --bind {path} /etc/resolv.conf; exec {shlex.join([*CULVERT, *words])}"
+    return ["unshare", "-m", "sh", "-c", script]
+
+
+@pytest.mark.parametrize("more", [CLIENT, FROM_SERVER], ids=["declared", "from_server"])
+def test_what_a_resolver_says_opens_nothing_and_only_the_right_server_is_remembered(
+    sites: Routed, more: str
+) -> None:
+    """ServerIP of TunnelCrack: the answer names a victim's address before the server's own."""
+    west, east = sites["west"], sites["east"]
+    sites.serve("east", SERVER)
+    names = NameServer(sites.router, west.gateway, [VICTIM, east.outer])
+    try:
+        text = sites.link("east", more + EAGER + "connect_timeout = 2\n")
+        sites.declare("west", text.replace(f'host = "{east.outer}"', 'host = "east.test"'))
+        west.culvert("up", "--close", "-c", str(west.links))
+        # The connection's own packets to the wrong address, TCP to the declared port, do leave.
+        allowed = f"protocol 6 to {VICTIM} port {PORT}"
+        asked = f"protocol 17 to {west.gateway} port 53"
+        with watched(sites) as leaks:
+            with west.log.open("ab") as log:
+                program = west.space.popen(
+                    with_resolver(west, west.gateway, "up", "-F", "-E", "-c", str(west.links)),
+                    env=west.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+            assert wait_until(lambda: west.reaches("10.255.0.2"), 20), west.said()
+            assert wait_until(lambda: (west.folder / "state/links/east.json").exists())
+            assert leaks().keys() == {allowed, asked}
+            west.space.succeeds("ping", "-c", "1", "-W", "0.2", VICTIM)
+            for port in (53, PORT):  # somebody else's questions, and connections
+                west.space.inside(lambda port=port: knock(west.gateway, port))  # type: ignore[misc]
+                west.space.inside(lambda port=port: knock(VICTIM, port))  # type: ignore[misc]
+            counted = leaks()
+            assert counted.keys() == {allowed, asked}
+            assert counted[asked] == names.questions
+            end(program)
+        remembered = (west.folder / "state/links/east.json").read_text()
+        assert east.outer in remembered
+        assert VICTIM not in remembered
+    finally:
+        names.close()
+
+
+def knock(address: str, port: int) -> None:
+    """A packet of each kind."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):
+            sock.settimeout(0.2)
+            sock.connect((address, port))
+            sock.send(b"in clear")
+
+
+def test_what_goes_to_the_servers_address_goes_through_the_tunnel(sites: Routed) -> None:
+    """All but the link's connection: the pinned route is for its packets alone."""
+    sites.serve("east", SERVER)
+    west, east = up(sites, CLIENT.replace("kill_switch = true", "")), sites["east"]
+    with Outside(sites.router, "west", east.outer, PORT) as outside:
+        assert west.reaches(east.outer)
+        west.space.inside(lambda: knock(east.outer, 7))
+        assert outside.leaks() == {}
+
+
+@pytest.mark.parametrize("strict", ["0", "1", "2"])
+def test_the_reverse_path_filter_lets_the_answers_of_the_server_in(
+    sites: Routed, strict: str
+) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    for name in ("all", OUTER):
+        west.space.run("sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter={strict}")
+    up(sites)
+    assert west.reaches("10.255.0.2")
+    pause(3)
+    assert status_of(west)["reconnects"] == 0
+
+
+# -- what a server hands out ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kill_switch", ["", "kill_switch = true\n"])
+def test_a_hand_out_that_does_not_work_is_not_kept(sites: Routed, kill_switch: str) -> None:
+    """A network of addresses that covers the server, which its route did not, once cut it off."""
+    west, east = sites["west"], sites["east"]
+    wide = SERVER.partition("[tunnel.client]")[0].replace(', "fd00:255::2/64"', "")
+    wide = wide.replace(', "fd00:255::1"', "") + (
+        'any_source = true\n[tunnel.client]\naddresses = ["193.0.0.1/2"]\n'
+        'routes = ["10.2.0.0/24"]\n'
+    )
+    server = sites.serve("east", wide)
+    client = FROM_SERVER.replace("kill_switch = true\n", kill_switch)
+    sites.declare("west", sites.link("east", client + EAGER))
+    assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
+    pause(4)
+    assert status_of(west)["reconnects"] == 0
+    end(server)
+    sites.serve("east", SERVER)
+    comes_back(west, "10.255.0.2")
+    assert status_of(west)["addresses"] == ["10.255.0.1/30", "fd00:255::1/64"]
+    assert load_links_config(str(west.links)).link[0].name == "east"
+    assert east.outer in (west.folder / "state/links/east.json").read_text()
+
+
+def test_a_machine_without_ipv6_takes_what_is_left_of_a_hand_out(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    west.space.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    up(sites, FROM_SERVER)
+    assert west.reaches("10.255.0.2")
+    assert "fd00" not in west.space.ip("address")
+
+
+# -- the server's side ------------------------------------------------------------------------
+
+
+def test_no_mistake_of_a_tunnel_takes_ssh_away(sites: Routed) -> None:
+    east = sites["east"]
+    state = east.folder / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(state)], check=True)
+    try:
+        with contextlib.suppress(OSError), (state / "all").open("wb") as file:
+            file.write(bytes(1 << 20))
+        east.space.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+        server = sites.serve("east", SERVER)
+        assert "IPv6 is switched off" in east.said(), east.said()
+        east.space.run("sysctl", "-qw", "net.ipv6.conf.tun0.disable_ipv6=0")
+        assert wait_until(lambda: "tunnel tun0 can be used now" in east.said(), 20)
+        up(sites)
+        end(server)
+        assert "tun0" not in east.space.devices()
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+def test_rules_of_the_servers_that_somebody_removes_are_back_at_once(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    east = sites["east"]
+    tables = {"table inet culvert-sshd-tun0", "table inet culvert-forward-ipv4"}
+
+    def present() -> set[str]:
+        return set(east.space.run("nft", "list", "tables").splitlines())
+
+    assert tables <= present()
+    for _ in range(3):
+        east.space.run("nft", "flush", "ruleset")
+        assert wait_until(lambda: tables <= present(), 5)
+    assert "tunnel tun0: somebody changed its rules" in east.said()
