@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +52,15 @@ class LinkedSite:
         assert "Traceback" not in text
         assert status is None or done.returncode == status, f"{words}: {text}\n{self.said()}"
         return text
+
+    def start_with(self, files: Mapping[str, Path], *words: str) -> subprocess.Popen[bytes]:
+        """Start an applet inside that finds others of the system's files: those of `files`."""
+        mounts = "".join(f"mount --bind {path} {place} && " for place, path in files.items())
+        argv = ["unshare", "-m", "sh", "-c", f"{mounts}exec {shlex.join([*CULVERT, *words])}"]
+        with self.log.open("ab") as log:
+            return self.space.popen(
+                argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start an applet inside that stays; its messages go to the site's log."""

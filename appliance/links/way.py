@@ -169,9 +169,9 @@ class _Hop(ConnectionHandler):
         _log.info("the jump host says: %s", harmless(text).strip())
 
     def closed(self, error: PeerError | None) -> None:
-        if error is not None:
-            self._say(str(error))
-        if self._loop is not None:
+        if self._loop is not None:  # or the login says why
+            if error is not None:
+                self._say(str(error))
             self._loop.stop()
 
 

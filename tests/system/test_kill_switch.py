@@ -7,7 +7,6 @@ neighbour in the local network. Nothing of it may pass the router.
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import struct
@@ -21,7 +20,7 @@ import pytest
 from appliance.config.links import load_links_config
 from tests.leaks import Outside, Stream
 from tests.netns import Namespace, add_address, wait_until
-from tests.peers import CULVERT, end
+from tests.peers import end
 from tests.sites import OUTER, PORT, LinkedSite, Routed, pause
 from tests.system.test_links import carriers, comes_back, state_of, status_of, supervisor
 
@@ -279,14 +278,6 @@ class NameServer:
         self._socket.close()
 
 
-def with_resolver(west: LinkedSite, server: str, *words: str) -> list[str]:
-    """A command for west that finds another /etc/resolv.conf there."""
-    path = west.folder / "resolv.conf"
-    path.write_text(f"nameserver {server}\noptions attempts:1 timeout:2\n")
-    script = f"mount --bind {path} /etc/resolv.conf; exec {shlex.join([*CULVERT, *words])}"
-    return ["unshare", "-m", "sh", "-c", script]
-
-
 @pytest.mark.parametrize("more", [CLIENT, FROM_SERVER], ids=["declared", "from_server"])
 def test_what_a_resolver_says_opens_nothing_and_only_the_right_server_is_remembered(
     sites: Routed, more: str
@@ -299,15 +290,15 @@ def test_what_a_resolver_says_opens_nothing_and_only_the_right_server_is_remembe
         text = sites.link("east", more + EAGER + "connect_timeout = 2\n")
         sites.declare("west", text.replace(f'host = "{east.outer}"', 'host = "east.test"'))
         west.culvert("up", "--close", "-c", str(west.links))
+        resolver = west.folder / "resolv.conf"
+        resolver.write_text(f"nameserver {west.gateway}\noptions attempts:1 timeout:2\n")
         # The connection's own packets to the wrong address, TCP to the declared port, do leave.
         allowed = f"protocol 6 to {VICTIM} port {PORT}"
         asked = f"protocol 17 to {west.gateway} port 53"
         with watched(sites) as leaks:
-            with west.log.open("ab") as log:
-                program = west.space.popen(
-                    with_resolver(west, west.gateway, "up", "-F", "-E", "-c", str(west.links)),
-                    env=west.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
+            program = west.start_with(
+                {"/etc/resolv.conf": resolver}, "up", "-F", "-E", "-c", str(west.links)
+            )
             assert wait_until(lambda: west.reaches("10.255.0.2"), 20), west.said()
             assert wait_until(lambda: (west.folder / "state/links/east.json").exists())
             assert leaks().keys() == {allowed, asked}
