@@ -52,13 +52,13 @@ $(VENV)/fuzz: $(VENV)/test
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@touch $@
 
-# Debian's packages, as COMMAND=PACKAGE.
+# Debian's packages, as COMMAND=PACKAGE or LIBRARY=PACKAGE.
 DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
 TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools \
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
 	busybox=busybox systemd-analyze=systemd fail2ban-regex=fail2ban \
 	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core \
-	tinysshd=tinysshd rclone=rclone
+	tinysshd=tinysshd rclone=rclone libssh.so.4=libssh-4
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 
@@ -72,7 +72,8 @@ define install
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing=' python3 python3-venv'; \
 	for tool in $(1); do \
-		command -v "$${tool%=*}" >/dev/null || missing="$$missing $${tool#*=}"; \
+		command -v "$${tool%=*}" >/dev/null || ldconfig -p | grep -qF "$${tool%=*} " \
+			|| missing="$$missing $${tool#*=}"; \
 	done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then \

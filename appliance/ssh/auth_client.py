@@ -170,7 +170,8 @@ class AuthClient:
         """The next request after message 60, which only some states expect."""
         if self._state is _State.SHOWED_KEY:
             ok = UserauthPkOk.decode(payload)
-            if ok.public_key != self._identity.blob or ok.algorithm != self._algorithm:
+            # The algorithm is not compared, nor by OpenSSH: some servers answer ssh-rsa for RSA.
+            if ok.public_key != self._identity.blob:
                 raise ProtocolError("the server accepts a key that was not shown")
             request = self._signed() or self._next_key()
             # no key left: a request that fails, so that the server lists its methods again

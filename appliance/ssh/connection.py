@@ -313,7 +313,10 @@ class Connection(Transport):
         self.forget(channel)
 
     def _on_channel_window_adjust(self, message: ChannelWindowAdjust) -> None:
-        self._channel(message.recipient_channel).adjusted(message.bytes_to_add)
+        number = message.recipient_channel
+        if number in self._channels or number >= self._next_channel:
+            self._channel(number).adjusted(message.bytes_to_add)
+        # Else the channel is closed, and the peer credits what it read of it late, as to OpenSSH.
 
     def _on_channel_extended_data(self, message: ChannelExtendedData) -> None:
         channel = self._channel(message.recipient_channel)

@@ -18,7 +18,7 @@ MINIMUM_PADDING: Final = 4
 MINIMUM_PACKET: Final = 5  # padding_length, a message number of one byte, ... padded
 
 # Our own choices
-HANDSHAKE_PACKET_LIMIT: Final = 40_000  # bytes; RFC 4253 section 6.1 demands 35000
+HANDSHAKE_PACKET_LIMIT: Final = 40_000  # bytes before the login; RFC 4253 6.1 demands 35000
 PACKET_LIMIT: Final = 256 << 10  # bytes; OpenSSH's
 INITIAL_BUFFER: Final = 16 << 10  # bytes: what an idle connection costs
 MAXIMUM_BUFFER: Final = 512 << 10  # bytes of one read, once a peer fills smaller ones

@@ -46,7 +46,7 @@ from .auth_server import Authority
 from .channels import WINDOW
 from .handshake import Handshake, Negotiated, Versions, our_kexinit
 from .order import Phase, Role, Verdict, verdict
-from .packets import PacketReader, PacketWriter
+from .packets import PACKET_LIMIT, PacketReader, PacketWriter
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ VERSION_LIMIT: Final = 255  # bytes with the line end
 AUTHENTICATION: Final = "ssh-userauth"  # RFC 4252: the only service there is
 
 # Our own choices
-LINES_LIMIT: Final = 50  # lines of greeting before a server's identification
+LINES_LIMIT: Final = 1024  # lines of greeting before a server's identification; OpenSSH's
 REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may carry
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
@@ -133,6 +133,8 @@ class Transport:
         self._random = random
         self._now = now
         self._reader = PacketReader()
+        if self.role is Role.CLIENT:  # a server's banner may be long
+            self._reader.limit = PACKET_LIMIT
         self._writer = PacketWriter(random)
         self.phase = Phase.VERSION
         self.error: PeerError | None = None
@@ -376,8 +378,8 @@ class Transport:
     def _on_disconnect(self, message: Disconnect) -> None:
         raise PeerDisconnected(message.description or "the peer disconnected")
 
-    def _on_nothing(self, message: Message) -> None:
-        """Messages that ask for nothing."""
+    def _on_nothing(self, payload: bytes) -> None:
+        """A message that asks for nothing; its fields are not read."""
 
     def _on_debug(self, message: Debug) -> None:
         _log.debug("the peer says: %r", message.message)
@@ -542,7 +544,7 @@ class Transport:
 
 TRANSPORT_HANDLERS: Final[dict[int, Handler]] = {
     Disconnect.number: Handler(Disconnect, Transport._on_disconnect),
-    Ignore.number: Handler(Ignore, Transport._on_nothing),
+    Ignore.number: Handler(None, Transport._on_nothing),
     Unimplemented.number: Handler(Unimplemented, Transport._on_unimplemented),
     Debug.number: Handler(Debug, Transport._on_debug),
     ExtInfo.number: Handler(ExtInfo, Transport._on_ext_info),

@@ -76,6 +76,10 @@ class Reader:
         except UnicodeDecodeError as error:
             raise MalformedMessage("a text is not UTF-8") from error
 
+    def shown(self) -> str:
+        """A string for a person, who is to see it even if it is not UTF-8."""
+        return self.string().decode(errors="backslashreplace")
+
     def name(self) -> str:
         """A string in US-ASCII."""
         try:
@@ -91,6 +95,16 @@ class Reader:
         names = tuple(text.split(","))
         if len(names) > NAMES_LIMIT or "" in names:
             raise MalformedMessage("a name-list is too long or holds an empty name")
+        return names
+
+    def offered(self) -> tuple[str, ...]:
+        """A peer's list of names; an empty name offers nothing.
+
+        libssh 0.10 ends its lists of ciphers with a comma.
+        """
+        names = tuple(filter(None, self.name().split(",")))
+        if len(names) > NAMES_LIMIT:
+            raise MalformedMessage("a name-list is too long")
         return names
 
     def mpint(self) -> int:
@@ -205,7 +219,7 @@ def _read_prompts(reader: Reader) -> tuple[tuple[str, bool], ...]:
     count = reader.uint32()
     if count > NAMES_LIMIT:
         raise MalformedMessage("too many prompts")
-    return tuple((reader.text(), reader.boolean()) for _ in range(count))
+    return tuple((reader.shown(), reader.boolean()) for _ in range(count))
 
 
 def _write_prompts(value: tuple[tuple[str, bool], ...]) -> bytes:
@@ -230,8 +244,10 @@ UInt32 = Annotated[int, Field(Reader.uint32, write_uint32)]
 UInt64 = Annotated[int, Field(Reader.uint64, write_uint64)]
 String = Annotated[bytes, Field(Reader.string, write_string)]
 Text = Annotated[str, Field(Reader.text, write_text)]
+Shown = Annotated[str, Field(Reader.shown, write_text)]
 Name = Annotated[str, Field(Reader.name, write_name)]
 NameList = Annotated[tuple[str, ...], Field(Reader.names, write_names)]
+Offered = Annotated[tuple[str, ...], Field(Reader.offered, write_names)]
 MPInt = Annotated[int, Field(Reader.mpint, write_mpint)]
 Rest = Annotated[bytes, Field(Reader.rest, bytes)]
 Cookie = Annotated[bytes, Field(_read_cookie, bytes)]

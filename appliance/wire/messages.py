@@ -14,9 +14,10 @@ from .codec import (
     Extensions,
     Message,
     Name,
-    NameList,
+    Offered,
     Prompts,
     Rest,
+    Shown,
     String,
     Strings,
     Text,
@@ -38,8 +39,8 @@ EXTENDED_DATA_STDERR: Final = 1
 
 class Disconnect(Message, number=1):
     reason_code: UInt32
-    description: Text = ""
-    language_tag: Text = ""
+    description: Shown = ""
+    language_tag: Rest = bytes(4)  # an empty string; some peers leave it out
 
 
 class Ignore(Message, number=2):
@@ -52,8 +53,8 @@ class Unimplemented(Message, number=3):
 
 class Debug(Message, number=4):
     always_display: Boolean
-    message: Text
-    language_tag: Text = ""
+    message: Shown
+    language_tag: Shown = ""
 
 
 class ServiceRequest(Message, number=5):
@@ -70,16 +71,16 @@ class ExtInfo(Message, number=7):
 
 class KexInit(Message, number=20):
     cookie: Cookie
-    kex_algorithms: NameList
-    server_host_key_algorithms: NameList
-    encryption_algorithms_client_to_server: NameList
-    encryption_algorithms_server_to_client: NameList
-    mac_algorithms_client_to_server: NameList
-    mac_algorithms_server_to_client: NameList
-    compression_algorithms_client_to_server: NameList
-    compression_algorithms_server_to_client: NameList
-    languages_client_to_server: NameList = ()
-    languages_server_to_client: NameList = ()
+    kex_algorithms: Offered
+    server_host_key_algorithms: Offered
+    encryption_algorithms_client_to_server: Offered
+    encryption_algorithms_server_to_client: Offered
+    mac_algorithms_client_to_server: Offered
+    mac_algorithms_server_to_client: Offered
+    compression_algorithms_client_to_server: Offered
+    compression_algorithms_server_to_client: Offered
+    languages_client_to_server: Offered = ()
+    languages_server_to_client: Offered = ()
     first_kex_packet_follows: Boolean = False
     reserved: UInt32 = 0
 
@@ -111,7 +112,7 @@ class UserauthRequest(Message, number=50):
 
 
 class UserauthFailure(Message, number=51):
-    methods: NameList
+    methods: Offered
     partial_success: Boolean
 
 
@@ -120,8 +121,8 @@ class UserauthSuccess(Message, number=52):
 
 
 class UserauthBanner(Message, number=53):
-    message: Text
-    language_tag: Text = ""
+    message: Shown
+    language_tag: Shown = ""
 
 
 class UserauthPkOk(Message, number=60):
@@ -130,9 +131,9 @@ class UserauthPkOk(Message, number=60):
 
 
 class UserauthInfoRequest(Message, number=60):
-    name: Text
-    instruction: Text
-    language_tag: Text
+    name: Shown
+    instruction: Shown
+    language_tag: Shown
     prompts: Prompts
 
 
@@ -173,8 +174,8 @@ class ChannelOpenConfirmation(Message, number=91):
 class ChannelOpenFailure(Message, number=92):
     recipient_channel: UInt32
     reason_code: UInt32
-    description: Text = ""
-    language_tag: Text = ""
+    description: Shown = ""
+    language_tag: Shown = ""
 
 
 class ChannelWindowAdjust(Message, number=93):

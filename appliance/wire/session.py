@@ -1,6 +1,6 @@
 """The data of a session's requests (RFC 4254 section 6)."""
 
-from .codec import Boolean, Name, Record, String, Text, UInt32
+from .codec import Boolean, Name, Record, Shown, String, Text, UInt32
 
 
 class PtyRequest(Record):
@@ -37,8 +37,8 @@ class SignalRequest(Record):
 class ExitSignal(Record):
     signal: Name
     core_dumped: Boolean
-    error_message: Text = ""
-    language_tag: Text = ""
+    error_message: Shown = ""
+    language_tag: Shown = ""
 
 
 class Nothing(Record):

@@ -23,7 +23,7 @@ from appliance.errors import (
 from appliance.ssh.auth_server import HOSTBOUND
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
-from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER
+from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER, PACKET_LIMIT
 from appliance.ssh.transport import LINES_LIMIT
 from appliance.wire.codec import write_boolean, write_name, write_string
 from appliance.wire.messages import (
@@ -45,6 +45,7 @@ from appliance.wire.messages import (
     UserauthBanner,
     UserauthFailure,
     UserauthInfoResponse,
+    UserauthPkOk,
     UserauthRequest,
     UserauthSuccess,
 )
@@ -600,7 +601,7 @@ def test_every_method_refuses_an_invalid_public_value(method: str, public: bytes
         b"\0\0\0\x0c\x0b" + bytes(20),  # no room for a message
         b"\0\0\0\x0c\x03" + bytes(20),  # too little padding
         b"\0\0\0\x0c\xff" + bytes(20),  # more padding than packet
-        (HANDSHAKE_PACKET_LIMIT + 4).to_bytes(4, "big") + bytes(20),
+        (PACKET_LIMIT + 4).to_bytes(4, "big") + bytes(20),
     ],
     ids=["empty", "4 GiB", "unaligned", "no message", "padding 3", "padding 255", "over the limit"],
 )
@@ -616,7 +617,8 @@ def test_a_long_packet_before_authentication_costs_its_length_and_not_more(role:
     script = at(Phase.AUTH, role)
     script.send(Ignore(bytes(35_000)))  # what RFC 4253 section 6.1 demands
     assert script.peer.error is None
-    script.send(Ignore(bytes(HANDSHAKE_PACKET_LIMIT)))
+    limit = HANDSHAKE_PACKET_LIMIT if role is Role.SERVER else PACKET_LIMIT
+    script.send(Ignore(bytes(limit)))
     assert isinstance(script.peer.error, ProtocolError)
     assert len(script.peer._reader._buffer) <= MAXIMUM_BUFFER
 
@@ -683,6 +685,85 @@ def test_unusual_versions_are_accepted(role: Role, version: bytes) -> None:
     script.raw(version)
     script.exchange()
     assert script.peer.phase is Phase.FRESH
+
+
+# What stock peers say, and OpenSSH takes
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("place", ["at the end", "at the start", "within"])
+def test_a_list_of_algorithms_with_an_empty_name_is_accepted(role: Role, place: str) -> None:
+    """libssh 0.10 ends its lists of ciphers with a comma."""
+    script = against(role).begin()
+    words = {"at the end": ("{}", ""), "at the start": ("", "{}"), "within": ("{}", "", "none")}
+    script.kexinit(
+        encryption_algorithms_client_to_server=tuple(
+            word.format(FAST.cipher[0]) for word in words[place]
+        ),
+        encryption_algorithms_server_to_client=tuple(
+            word.format(FAST.cipher[0]) for word in words[place]
+        ),
+    )
+    if role is Role.SERVER:
+        script.initiate()
+        script.expect(31)
+    else:
+        script.reply()
+    script.newkeys()
+    assert script.peer.phase is Phase.FRESH
+
+
+def test_a_server_may_end_its_list_of_methods_with_a_comma() -> None:
+    script = against(Role.CLIENT).serve()
+    script.send(UserauthFailure(("password", ""), False))
+    assert UserauthRequest.decode(script.expect(50)).method_name == "password"
+
+
+@pytest.mark.parametrize("size", [100_000, PACKET_LIMIT - 100])
+def test_a_banner_may_be_as_long_as_a_packet(size: int) -> None:
+    script = against(Role.CLIENT).serve()
+    script.send(UserauthBanner("x" * size))
+    assert script.peer.error is None
+    recorder = script.peer._handler
+    assert isinstance(recorder, Recorder)
+    assert recorder.events == [("banner", "x" * size)]
+
+
+LATIN_1 = write_string("Grüße".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"\x35" + LATIN_1 + bytes(4), b"\4\1" + LATIN_1 + bytes(4)],
+    ids=["banner", "debug"],
+)
+def test_a_text_in_another_encoding_ends_nothing(payload: bytes) -> None:
+    script = against(Role.CLIENT).serve()
+    script.send(payload)
+    assert script.peer.error is None
+
+
+@pytest.mark.parametrize("rest", [b"", bytes(4)], ids=["without a language", "with one"])
+@pytest.mark.parametrize("role", ROLES)
+def test_the_reason_of_a_disconnect_is_told_however_it_is_written(role: Role, rest: bytes) -> None:
+    script = against(role).serve()
+    script.send(b"\1\0\0\0\x0b" + LATIN_1 + rest)
+    assert isinstance(script.peer.error, PeerDisconnected)
+    assert str(script.peer.error) == "Gr\\xfc\\xdfe"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nothing_within_an_ignored_message_is_read(role: Role) -> None:
+    script = against(role).serve()
+    script.send(b"\2", b"\2\xff\xff\xff\xff")
+    assert script.peer.error is None
+
+
+def test_a_server_may_accept_an_rsa_key_under_its_oldest_name() -> None:
+    """As old servers do; the client signs by the algorithm that it has shown."""
+    script = against(Role.CLIENT).serve()
+    script.send(UserauthPkOk("ssh-rsa", USER_KEY.public.blob))
+    assert UserauthRequest.decode(script.expect(50)).method_name == "publickey"
 
 
 # OpenSSH CVE-2025-26465

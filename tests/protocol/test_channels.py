@@ -322,7 +322,6 @@ def test_data_may_go_on_one_way_after_the_end_of_the_other() -> None:
         (ChannelClose, ChannelClose),
         (ChannelClose, ChannelEof),
         (ChannelClose, lambda number: ChannelData(number, b"x")),
-        (ChannelClose, lambda number: ChannelWindowAdjust(number, 1)),
         (ChannelClose, lambda number: ChannelRequest(number, "exec", True)),
     ],
 )
@@ -339,6 +338,17 @@ def test_nothing_may_follow_an_end(first: object, second: object, answered: bool
     script.receive()
     script.send(second(number))  # type: ignore[operator]
     assert script.ended
+
+
+def test_a_window_for_a_channel_that_is_closed_changes_nothing() -> None:
+    """OpenSSH takes it, too."""
+    script = server_script()
+    number = script.open()
+    script.send(ChannelClose(number))
+    assert script.numbers() == [97]
+    script.send(ChannelWindowAdjust(number, 1))
+    assert script.receive() == []
+    assert script.peer.error is None
 
 
 def test_what_comes_after_our_close_is_counted_and_thrown_away() -> None:

@@ -79,13 +79,24 @@ def test_an_empty_name_in_a_list_is_refused(text: str) -> None:
         Reader(write_name(text)).names()
 
 
+@pytest.mark.parametrize("text", ["a,b", "a,b,", ",a,b", "a,,b"])
+def test_an_empty_name_offers_nothing(text: str) -> None:
+    assert Reader(write_name(text)).offered() == ("a", "b")
+
+
 def test_a_list_of_more_names_than_the_limit_is_refused() -> None:
-    with pytest.raises(MalformedMessage):
-        Reader(write_name(",".join(["a"] * (NAMES_LIMIT + 1)))).names()
+    for read in (Reader.names, Reader.offered):
+        with pytest.raises(MalformedMessage):
+            read(Reader(write_name(",".join(["a"] * (NAMES_LIMIT + 1)))))
+
+
+def test_a_text_for_a_person_is_shown_whatever_its_encoding() -> None:
+    assert Reader(write_string("größer".encode("latin-1"))).shown() == "gr\\xf6\\xdfer"
 
 
 def test_the_empty_list_has_no_names() -> None:
-    assert Reader(write_name("")).names() == ()
+    for read in (Reader.names, Reader.offered):
+        assert read(Reader(write_name(""))) == ()
 
 
 def test_a_string_that_claims_4_gib_is_refused() -> None:
