@@ -6,14 +6,15 @@ Until then there is nothing to do but to wait for one socket.
 import socket
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import CulvertError
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
 
 # Our own choices
-LOGIN_SECONDS: Final = 120.0  # that a server may stay silent during the login, without a prompt
+HANDSHAKE_SECONDS: Final = 120.0  # until the first keys; sshd's LoginGraceTime
+ANSWER_SECONDS: Final = 300.0  # for one answer of the login: somebody may confirm it on a telephone
 
 FAMILIES: Final = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
@@ -31,11 +32,12 @@ def dial(
     attempts: int = 1,
     addresses: Sequence[str] = (),
     mark: int = 0,
-) -> socket.socket:
-    """Connect to the first address of ``host`` that answers; raises DialFailed.
+) -> tuple[socket.socket, float]:
+    """Connect to the first address of ``host`` that answers, each within ``timeout`` seconds.
 
-    With ``addresses`` it is not looked up. ``mark`` is the packets' for routes and rules (SO_MARK
-    of socket(7)), which takes CAP_NET_ADMIN.
+    Returns the socket, and when its connecting began. With ``addresses`` the name is not looked
+    up. ``mark`` is the packets' for routes and rules (SO_MARK of socket(7)), which takes
+    CAP_NET_ADMIN. Raises DialFailed.
     """
     for attempt in range(attempts):
         if attempt:
@@ -55,7 +57,7 @@ def _dial_once(
     timeout: float | None,
     names: Sequence[str],
     mark: int,
-) -> socket.socket:
+) -> tuple[socket.socket, float]:
     try:
         addresses = [
             found
@@ -68,6 +70,7 @@ def _dial_once(
     failure: OSError | None = None
     for kind, _, _, _, address in addresses:
         sock = socket.socket(kind, socket.SOCK_STREAM)
+        began = time.monotonic()
         try:
             sock.settimeout(timeout)
             if mark:
@@ -80,27 +83,97 @@ def _dial_once(
             failure = error
             continue
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
+        return sock, began
     why = (failure.strerror or str(failure)) if failure else "no address"
     why = "Connection timed out" if isinstance(failure, TimeoutError) else why
     raise DialFailed(f"connect to host {host} port {port}: {why}") from failure
 
 
-def login(sock: socket.socket, connection: Connection, timeout: float = LOGIN_SECONDS) -> None:
-    """Run the connection until it is authenticated, or over: see ``connection.error``."""
-    sock.settimeout(timeout)
+class Patience(NamedTuple):
+    """How many seconds a server may take, the time that the user takes not counted."""
+
+    handshake: float = HANDSHAKE_SECONDS  # until the first keys are agreed upon
+    silence: float = ANSWER_SECONDS  # between two packets
+    answer: float = ANSWER_SECONDS  # to one request of the login
+
+
+class LoginTime:
+    """Decides how long a login may wait for the server.
+
+    A server that sends something every second, but nothing that brings the login further, is
+    given up, too: lines of greeting, IGNORE, banners and new keys do not count as answers.
+    """
+
+    def __init__(self, connection: Connection, patience: Patience, now: float) -> None:
+        self._connection = connection
+        self._patience = patience
+        self._handshake_until = now + patience.handshake
+        self._packets = connection.received_packets
+        self._packet_at = now
+        self._requests = 0
+        self._request_at = now
+
+    @property
+    def until(self) -> float:
+        """When the login is given up, unless ``handled`` moves that."""
+        patience = self._patience
+        if self._requests:
+            until = self._request_at + patience.answer
+        else:
+            until = self._handshake_until
+        return min(until, self._packet_at + patience.silence)
+
+    def handled(self, began: float, now: float) -> None:
+        """The connection handled what arrived at ``began``, and asked the user if it had to."""
+        connection, took = self._connection, now - began
+        self._handshake_until += took
+        self._packet_at += took
+        self._request_at += took
+        if connection.received_packets != self._packets:
+            self._packets, self._packet_at = connection.received_packets, now
+        if connection.login_requests != self._requests:
+            self._requests, self._request_at = connection.login_requests, now
+
+    def expired(self) -> DialFailed:
+        """What to tell the user, in OpenSSH's words."""
+        if self._requests:
+            return DialFailed("Connection timed out during authentication")
+        is_greeting = self._connection.phase is Phase.VERSION
+        return DialFailed(
+            f"Connection timed out during {'banner' if is_greeting else 'key'} exchange"
+        )
+
+
+def login(sock: socket.socket, connection: Connection, patience: Patience) -> None:
+    """Run the connection until it is authenticated, or over: see ``connection.error``.
+
+    Raises DialFailed if the server takes too long.
+    """
+    limit = LoginTime(connection, patience, time.monotonic())
     while True:
         try:
             while connection.unsent:
+                _wait_until(sock, limit.until)
                 connection.sent(sock.send(connection.data_to_send()))
             if connection.phase in (Phase.OPEN, Phase.CLOSED):
                 return
+            _wait_until(sock, limit.until)
             count = sock.recv_into(connection.receive_buffer())
         except TimeoutError as error:
-            raise DialFailed(f"the server has been silent for {timeout:.0f} s") from error
+            raise limit.expired() from error
         except OSError:
             count = 0
         if not count:
             connection.receive_eof()
             return
-        connection.received(count, time.monotonic())
+        began = time.monotonic()
+        connection.received(count, began)
+        limit.handled(began, time.monotonic())
+
+
+def _wait_until(sock: socket.socket, until: float) -> None:
+    """Have the next call on ``sock`` raise TimeoutError at ``until``, or at once."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from ..aio.dial import LOGIN_SECONDS, DialFailed, dial, login
+from ..aio.dial import ANSWER_SECONDS, HANDSHAKE_SECONDS, DialFailed, Patience, dial, login
 from ..aio.processor import aes_is_fast
 from ..crypto.ciphers import CIPHERS, MACS
 from ..crypto.key_exchange import METHODS
@@ -80,6 +80,7 @@ class Login:
         if window is not None:
             self._settings = self._settings._replace(window=window)
         self._handshake: Handshake | None = None
+        self._dialled = 0.0  # when connecting began
         self._process: subprocess.Popen[bytes] | None = None
         self._starter = 0  # the process that started it
         self._watch = -1  # a descriptor of it
@@ -136,6 +137,7 @@ class Login:
         ``mark`` is the socket's, and needs privileges; see ``aio.dial``.
         """
         options = self._options
+        self._dialled = time.monotonic()
         if options.proxy_jump:
             return self._start(_jump(options))
         if options.proxy_command is not None:
@@ -148,7 +150,7 @@ class Login:
 
             self._handshake = Handshake(options.proxy, options.host_name, options.port)
         try:
-            return dial(
+            sock, self._dialled = dial(
                 host,
                 port,
                 options.address_family,
@@ -158,6 +160,7 @@ class Login:
                 addresses,
                 mark,
             )
+            return sock
         except DialFailed as error:
             if options.proxy is not None:
                 raise DialFailed(f"the proxy: {error}") from error
@@ -198,13 +201,17 @@ class Login:
     def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
         """The connection, open for channels; raises CulvertError and closes ``sock``."""
         options = self._options
+        self._dialled = self._dialled or time.monotonic()  # a jump host has connected us
         try:
             if self._handshake is not None:
-                self._handshake.run(sock, options.connect_timeout or LOGIN_SECONDS)
+                self._handshake.run(sock, self._patience.handshake)
             side = ClientSide(options.user, self._trust.check, self._credentials, _methods(options))
             connection = Connection(side, self._settings, handler, os.urandom, time.monotonic())
             self._credentials.connection = connection
-            login(sock, connection)
+            try:
+                login(sock, connection, self._patience)
+            except DialFailed as error:
+                raise DialFailed(f"{options.host_name} port {options.port}: {error}") from error
             if connection.phase is Phase.CLOSED:
                 assert connection.error is not None
                 raise self.explained(connection.error)
@@ -212,6 +219,16 @@ class Login:
             sock.close()
             raise
         return connection
+
+    @property
+    def _patience(self) -> Patience:
+        """What is left of ConnectTimeout for the handshake; ServerAlive* limits any silence."""
+        options = self._options
+        handshake = HANDSHAKE_SECONDS
+        if options.connect_timeout:
+            handshake = self._dialled + options.connect_timeout - time.monotonic()
+        silence = options.server_alive_interval * options.server_alive_count_max
+        return Patience(handshake, silence or ANSWER_SECONDS, max(silence, ANSWER_SECONDS))
 
     def explained(self, error: PeerError) -> CulvertError:
         """The error that ended the connection, with the name of the host."""

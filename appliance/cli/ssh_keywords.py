@@ -82,7 +82,7 @@ def _time(text: str) -> int:
 
 
 def _timeout(text: str) -> int | None:
-    return None if text.lower() == "none" else _time(text)
+    return None if text.lower() == "none" else _time(text) or None
 
 
 def _persist(text: str) -> int | None:

@@ -27,6 +27,7 @@ from .auth_server import HOSTBOUND, SERVICE, Offer, signed_data
 # Our own choices
 DIALOGUES: Final = 3  # attempts, as many as OpenSSH gives a password
 DIALOGUE_LIMIT: Final = 100  # questions of one server before we believe that it never ends
+FACTORS_LIMIT: Final = 10  # methods that were satisfied, before we believe the same
 
 
 class Identity(NamedTuple):
@@ -88,7 +89,7 @@ class AuthClient:
         self._algorithm = ""
         self._exhausted: set[str] = set()
         self._tried: list[str] = []
-        self._questions = self._dialogues = 0
+        self._questions = self._dialogues = self._factors = 0
         self._state = _State.ASKED_NONE
 
     def begin(self) -> bytes:
@@ -104,6 +105,9 @@ class AuthClient:
     def failure(self, message: UserauthFailure) -> bytes:
         """The next request; raises AuthenticationFailed when there is none."""
         if message.partial_success:
+            self._factors += 1
+            if self._factors > FACTORS_LIMIT:
+                raise ProtocolError("the server never ends asking")
             self._exhausted.clear()
             self._identities = None
         for method in self._preferred:

@@ -229,7 +229,11 @@ class Connection(Transport):
             side.user, side.credentials, side.methods, algorithms, self.session_id, bound
         )
         self.phase = Phase.AUTH
-        self.send_payload(self._auth_client.begin())
+        self._request_login(self._auth_client.begin())
+
+    def _request_login(self, payload: bytes) -> None:
+        self.login_requests += 1
+        self.send_payload(payload)
 
     def _on_userauth_request(self, message: UserauthRequest) -> None:
         assert self._auth_server is not None
@@ -248,12 +252,12 @@ class Connection(Transport):
 
     def _on_userauth_failure(self, message: UserauthFailure) -> None:
         assert self._auth_client is not None
-        self.send_payload(self._auth_client.failure(message))
+        self._request_login(self._auth_client.failure(message))
 
     def _on_userauth_60(self, payload: bytes) -> None:
         """A number with a meaning for each method: decoded there."""
         assert self._auth_client is not None
-        self.send_payload(self._auth_client.answer60(payload))
+        self._request_login(self._auth_client.answer60(payload))
 
     def _on_userauth_banner(self, message: UserauthBanner) -> None:
         self._handler.banner(message.message)

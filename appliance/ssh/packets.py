@@ -171,13 +171,15 @@ class PacketReader:
         self._inflate: zlib._Decompress | None = None
         self.limit = HANDSHAKE_PACKET_LIMIT
         self.sequence = 0  # of the next packet
-        self.packets = 0
+        self.packets = 0  # since the keys were taken into use
+        self.earlier_packets = 0
         self.received_bytes = 0
 
     def rekey(self, decryption: Decryption, restart_sequence: bool) -> None:
         """Use new keys from the next packet on."""
         self._decryption = decryption
         self._inflate = None
+        self.earlier_packets += self.packets
         self.packets = self.received_bytes = 0
         if restart_sequence:
             self.sequence = 0

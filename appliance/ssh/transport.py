@@ -139,6 +139,7 @@ class Transport:
         self.phase = Phase.VERSION
         self.error: PeerError | None = None
         self.activity = 0  # grows with all that channels carry, either way
+        self.login_requests = 0  # that a client has sent so far, that for the service included
         self._lines = 0
         self._our_version = f"SSH-2.0-{SOFTWARE}".encode()
         self.peer_version = b""
@@ -252,8 +253,8 @@ class Transport:
 
     @property
     def received_packets(self) -> int:
-        """A number that changes whenever a packet was received."""
-        return self._reader.sequence
+        """The number of all packets so far."""
+        return self._reader.earlier_packets + self._reader.packets
 
     @property
     def peer_software(self) -> str:
@@ -524,6 +525,7 @@ class Transport:
     def _greet(self) -> None:
         """What follows the first NEWKEYS at once."""
         if self.role is Role.CLIENT:
+            self.login_requests += 1
             self._writer.packet(ServiceRequest(AUTHENTICATION).encode())
         elif self._peer_takes_extensions:
             # The signature under a certificate is the key's own, and so is its name.

@@ -162,6 +162,56 @@ def test_a_server_that_talks_nonsense_is_one_line(tmp_path: Path, answer: bytes)
         assert_one_line(done.stderr)
 
 
+_STALLS = {
+    "nothing": [],
+    "a greeting without an end": [b"one moment\r\n"] * 1000,
+    "an identification": [b"SSH-2.0-x\r\n"],
+    "a part of a packet": [b"SSH-2.0-x\r\n", b"\0\0\1\4"],
+}
+
+
+@contextlib.contextmanager
+def stalling(pieces: Sequence[bytes]) -> Iterator[int]:
+    """Listen on a port, and send a piece every 0.2 s to the first who connects, and no end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+
+        def serve() -> None:
+            with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.settimeout(0.2)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    with contextlib.suppress(TimeoutError):
+                        while connection.recv(4096):
+                            pass
+                        return
+                connection.settimeout(None)
+                while connection.recv(4096):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.parametrize("stall", _STALLS)
+@pytest.mark.parametrize(
+    "options",
+    [["ConnectTimeout=1"], ["ServerAliveInterval=1", "ServerAliveCountMax=1"]],
+    ids=["ConnectTimeout", "ServerAlive"],
+)
+def test_a_server_that_stalls_before_the_login_is_given_up(
+    tmp_path: Path, stall: str, options: Sequence[str]
+) -> None:
+    words = [f"-o{option}" for option in options]
+    with stalling(_STALLS[stall]) as port:
+        done = ssh(tmp_path, "-F", "none", *words, "-p", str(port), "127.0.0.1", "true")
+    assert done.returncode == 255
+    if OURS == "culvert":
+        assert_one_line(done.stderr, "Connection timed out during")
+
+
 def test_a_port_where_nobody_listens_is_one_line(tmp_path: Path) -> None:
     port = str(free_port())
     done = ssh(tmp_path, "-F", "none", "-p", port, "127.0.0.1", "true")

@@ -20,6 +20,7 @@ from appliance.errors import (
     PeerError,
     ProtocolError,
 )
+from appliance.ssh.auth_client import FACTORS_LIMIT
 from appliance.ssh.auth_server import HOSTBOUND
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
@@ -764,6 +765,15 @@ def test_a_server_may_accept_an_rsa_key_under_its_oldest_name() -> None:
     script = against(Role.CLIENT).serve()
     script.send(UserauthPkOk("ssh-rsa", USER_KEY.public.blob))
     assert UserauthRequest.decode(script.expect(50)).method_name == "publickey"
+
+
+def test_a_server_that_wants_one_factor_after_another_without_end_is_given_up() -> None:
+    script = against(Role.CLIENT).serve()
+    for _ in range(FACTORS_LIMIT):
+        script.send(UserauthFailure(("password",), True))
+        script.expect(50)
+    script.send(UserauthFailure(("password",), True))
+    assert str(script.peer.error) == "the server never ends asking"
 
 
 # OpenSSH CVE-2025-26465
