@@ -65,23 +65,30 @@ def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[An
             return socket.AF_INET, (host, port)
     with contextlib.suppress(OSError):
         socket.inet_pton(socket.AF_INET6, base)
-        index = (int(zone) if zone.isdigit() else socket.if_nametoindex(zone)) if percent else 0
-        return socket.AF_INET6, (base, port, 0, index & 0xFFFFFFFF)
+        return socket.AF_INET6, (base, port, 0, _zone_index(zone) if percent else 0)
     return None
+
+
+def _zone_index(zone: str) -> int:
+    """The interface of an IPv6 address, by its number or its name; raises OSError."""
+    if zone.isdigit() and len(zone) <= 10 and int(zone) <= 0xFFFFFFFF:
+        return int(zone)
+    return socket.if_nametoindex(zone)
 
 
 def look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     """The addresses of a name; raises OSError, whatever is wrong with the name. It may block."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (UnicodeError, LookupError) as error:
+    except (ValueError, LookupError) as error:  # of its encoding, or for a NUL
         raise OSError(errno.EINVAL, "not a host name") from error
     return [(family, address) for family, _, _, _, address in found]
 
 
 def _connect(address: str, port: int, at_once: bool) -> socket.socket:
     known = socket_address(address, port)
-    assert known is not None
+    if known is None:  # its interface has just gone away
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
     family, place = known
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

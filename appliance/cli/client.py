@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from ..errors import MalformedMessage, PeerError
@@ -11,9 +10,10 @@ from ..log import harmless
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.host_keys import HOSTKEYS
+from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
 from .host_options import HostOptions
 from .login import Login
-from .prompts import tell
+from .prompts import show, tell
 
 if TYPE_CHECKING:
     from .client_session import ClientSession
@@ -102,8 +102,10 @@ class Client(ConnectionHandler):
         return ControlClient(self._options).run(self._command, self._quiet, is_first=True)
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
-        assert self._session is not None  # who opens channels has to have been asked to
-        self._session.channel_open(channel, type_data)
+        if self._session is None:  # right behind the login, before anything was asked for
+            channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
+        else:
+            self._session.channel_open(channel, type_data)
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
         wanted = self._options.update_host_keys != "no" and self._options.user_known_hosts_files
@@ -123,8 +125,7 @@ class Client(ConnectionHandler):
 
     def banner(self, text: str) -> None:
         if not self._quiet:
-            sys.stderr.write(harmless(text))
-            sys.stderr.flush()
+            show(harmless(text))
 
     def closed(self, error: PeerError | None) -> None:
         _log.debug("connection closed: %s", error)

@@ -1,5 +1,6 @@
 """Questions to the user: on the terminal, or by the program in SSH_ASKPASS."""
 
+import contextlib
 import os
 import sys
 
@@ -72,5 +73,16 @@ def _askpass(program: str, prompt: str) -> str | None:
 def tell(text: str) -> None:
     """A line for the user, on standard error; safe while the terminal is in raw mode."""
     end = "\r\n" if os.isatty(2) else "\n"
-    sys.stderr.write(text.replace("\n", end) + end)
-    sys.stderr.flush()
+    show(text.replace("\n", end) + end)
+
+
+def show(text: str) -> None:
+    """Write to standard error, also while a session has made that non-blocking."""
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        is_blocking = os.get_blocking(2)
+        os.set_blocking(2, True)
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        finally:
+            os.set_blocking(2, is_blocking)

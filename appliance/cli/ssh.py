@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from .. import __version__
 from ..errors import CulvertError, UsageError
@@ -16,9 +16,6 @@ from ..log import harmless
 from .host_options import HostOptions, keyword_fields
 from .options import Option, Options, help_text, parse
 from .ssh_config import Person, load
-
-if TYPE_CHECKING:
-    pass
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
 
@@ -182,6 +179,8 @@ def main(arguments: list[str], name: str) -> int:
         print(f"{command}: {harmless(str(error))}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    except Exception:  # the root of a process
+        _log.exception("the client failed")
     return FAILURE
 
 

@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 PROBE_SECONDS: Final = 5.0  # that a server may take to answer after the network changed
+HANDED_OUT_LIMIT: Final = 32 << 10  # bytes: a report holds twice as many
 # What no new attempt would change.
 FINAL: Final = (AuthenticationFailed, HostKeyRejected, UsageError)
 
@@ -114,12 +115,16 @@ class Carrier(ConnectionHandler):
             self._loop.stop()
 
     def _opened(self, handed_out: HandedOut | None) -> None:
+        encoded = handed_out.encode() if handed_out else b""
+        if len(encoded) > HANDED_OUT_LIMIT:
+            self._fail(f"the server hands out more than {HANDED_OUT_LIMIT} bytes")
+            return
         self._report(
             Opened(
                 self._address,
                 self._connection.peer_software[:200],
                 self._connection.peer_speaks(OFFLOAD_CHANNEL_TYPE),
-                handed_out.encode() if handed_out else b"",
+                encoded,
             )
         )
 

@@ -197,6 +197,10 @@ class Monitor:
         except Deny as denial:
             answer, descriptors = str(denial).encode(), []
             first = FAILED if isinstance(denial, Failed) else REFUSED
+        except Exception:  # the root of a request: no worker ends its monitor by what it asks for
+            _log.exception("%s failed", row.message.__name__)
+            answer, descriptors = b"the server could not do this", []
+            first = REFUSED
         try:
             socket.send_fds(self._sock, [first + answer], descriptors)
         except BlockingIOError:  # one that waits for its answer has room for it

@@ -51,6 +51,7 @@ class ForwardServer:
         self._privileges = privileges
         self._listeners: dict[_Key, tuple[int, Listener]] = {}
         self._agent: Listener | None = None
+        self._agent_refusal: Refused | None = None  # which is asked for once a connection
         self._offered: set[ChannelHandler] = set()  # channels that the client has not answered
 
     # -- the client wants a connection -------------------------------------------------
@@ -127,12 +128,19 @@ class ForwardServer:
 
     def forward_agent(self) -> None:
         """Let programs of the sessions to come reach the client's agent; raises Refused."""
+        if self._agent_refusal is not None:
+            raise self._agent_refusal
         if self._agent is None:
 
             def accepted(sock: socket.socket) -> None:
                 self._accepted(sock, AUTH_AGENT, b"")
 
-            self._agent = Listener(self._driver.loop, [self._privileges.listen_agent()], accepted)
+            try:
+                sock = self._privileges.listen_agent()
+            except Refused as refusal:
+                self._agent_refusal = refusal
+                raise
+            self._agent = Listener(self._driver.loop, [sock], accepted)
 
     def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
         if len(self._offered) >= OFFERED_LIMIT:

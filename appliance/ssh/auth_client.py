@@ -130,7 +130,7 @@ class AuthClient:
             if password is None:
                 return None
             self._state = _State.ASKED_PASSWORD
-            return self._request("password", write_boolean(False) + write_text(password))
+            return self._request("password", write_boolean(False) + write_string(_typed(password)))
         self._dialogues += 1
         if self._dialogues > DIALOGUES:
             return None
@@ -191,7 +191,12 @@ class AuthClient:
             if answers is None:
                 self._exhausted.add("keyboard-interactive")
                 return self._request("none", b"")
-            return UserauthInfoResponse(tuple(text.encode() for text in answers)).encode()
+            return UserauthInfoResponse(tuple(map(_typed, answers))).encode()
         if self._state is _State.ASKED_PASSWORD:
             raise AuthenticationFailed("the server wants the password to be changed first")
         raise ProtocolError("message 60, which nothing had asked for")
+
+
+def _typed(text: str) -> bytes:
+    """The bytes that a terminal gave, which may not be UTF-8."""
+    return text.encode(errors="surrogateescape")

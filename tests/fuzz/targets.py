@@ -191,7 +191,7 @@ def packet(data: bytes) -> None:
     """Packets with a virtio header, as tun-offload brings them, and without one."""
     view = memoryview(data)
     for ethernet in (False, True):
-        if len(data) >= 10 and header_is_sound(view) and has_extension_headers(view, ethernet):
+        if header_is_sound(view, ethernet) and has_extension_headers(view, ethernet):
             for _ in segments(view, ethernet):
                 pass
         writer = Writer(_NULL, ethernet)

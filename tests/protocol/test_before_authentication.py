@@ -45,6 +45,7 @@ from appliance.wire.messages import (
     Unimplemented,
     UserauthBanner,
     UserauthFailure,
+    UserauthInfoRequest,
     UserauthInfoResponse,
     UserauthPkOk,
     UserauthRequest,
@@ -60,6 +61,7 @@ from tests.protocol.harness import (
     Recorder,
     Script,
     TestAuthority,
+    TestCredentials,
     make_client,
     make_server,
     password_request,
@@ -928,3 +930,18 @@ def test_a_change_of_the_password_is_never_carried_out() -> None:
     script.send(UserauthRequest(USER, "ssh-connection", "password", fields))
     assert script.numbers() == [51]
     assert authority.asked == [("refuse", USER, "password")]
+
+
+def test_a_password_is_sent_as_it_was_typed_whatever_its_encoding() -> None:
+    """A terminal in Latin-1: what is not UTF-8 is no reason to fail."""
+    typed = "Grüße".encode("latin-1").decode(errors="surrogateescape")
+    credentials = TestCredentials(None, typed)
+    for method in ("password", "keyboard-interactive"):
+        client = make_client(Recorder(), credentials=credentials, methods=(method,))
+        script = Script(client).serve()
+        script.send(UserauthFailure((method,), False))
+        if method == "keyboard-interactive":
+            script.expect(50)
+            script.send(UserauthInfoRequest("", "", "", (("?", False),)))
+        number = 50 if method == "password" else 61
+        assert script.expect(number).endswith("Grüße".encode("latin-1"))

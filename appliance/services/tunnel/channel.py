@@ -238,6 +238,7 @@ class OffloadTunnel(TunnelChannel):
 
     def data(self, view: memoryview) -> None:
         self.channel.consume(len(view))
+        ethernet = not self._point_to_point
         start, end = 0, len(view)
         while start < end:
             try:
@@ -252,9 +253,8 @@ class OffloadTunnel(TunnelChannel):
             try:
                 if packet[:HEADER] == PLAIN:
                     self._writer.add(packet[HEADER:])
-                elif header_is_sound(packet):
+                elif header_is_sound(packet, ethernet):
                     self._writer.flush()
-                    ethernet = not self._point_to_point
                     if has_extension_headers(packet, ethernet):
                         for segment in segments(packet, ethernet):
                             os.write(self._device, segment)

@@ -37,14 +37,17 @@ _UINT16: Final = struct.Struct(">H")
 _UINT32: Final = struct.Struct(">I")
 _ETHERTYPES: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
+SMALLEST_SEGMENT: Final = 8  # bytes of data; Linux's TCP_MIN_GSO_SIZE, below which nothing goes
+
 # Our own choice
 SHORTEST: Final = 256  # bytes: what is shorter is no part of a bulk transfer
 
 
-def header_is_sound(packet: memoryview) -> bool:
+def header_is_sound(packet: memoryview, ethernet: bool) -> bool:
     """Whether a peer's virtio header, in front of its packet, may be shown to the kernel.
 
-    It may say what set_offload asked for: TCP segments to be cut, a checksum to be finished.
+    It may say what set_offload asked for: TCP segments to be cut, a checksum to be finished. Each
+    field is compared with the packet, so that ``segments`` can rely on it.
     """
     if len(packet) < VNET_HEADER.size:
         return False
@@ -56,9 +59,15 @@ def header_is_sound(packet: memoryview) -> bool:
     if kind == _GSO_NONE:
         return True
     shortest = {_GSO_TCPV4: 20, _GSO_TCPV6: 40}.get(kind)  # bytes of an IP header
-    if shortest is None or not flags or not segment:
+    if shortest is None or not flags or segment < SMALLEST_SEGMENT:
         return False
-    return bool(shortest <= start <= size - 20 and offset == _CHECKSUM_AT)
+    ip_at = _ip_at(packet, ethernet)
+    if not ip_at + shortest <= start <= size - 20 or offset != _CHECKSUM_AT:
+        return False
+    if not ethernet and packet[VNET_HEADER.size] >> 4 != (4 if kind == _GSO_TCPV4 else 6):
+        return False
+    tcp_header = 4 * (packet[VNET_HEADER.size + start + 12] >> 4)
+    return bool(20 <= tcp_header < size - start)
 
 
 def has_extension_headers(packet: memoryview, ethernet: bool) -> bool:

@@ -34,7 +34,8 @@ def test_an_address_is_one(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     ["", "localhost", "127.1", "0x7f.1", "127.0.0.1%x", "127.0.0.1%é", "::1%é", "::1%nosuch",
-     "::1\0", "127.0.0.1 ", "[::1]", "%lo", "fe80::1%"],
+     "::1\0", "127.0.0.1 ", "[::1]", "%lo", "fe80::1%", "::1%4294967296",
+     pytest.param("::1%" + "9" * 5000, id="a long zone")],
 )  # fmt: skip
 def test_everything_else_is_a_name_and_nothing_is_looked_up(
     host: str, monkeypatch: pytest.MonkeyPatch
@@ -54,7 +55,9 @@ def test_no_text_raises(text: str) -> None:
             listen([text], 0)
 
 
-@pytest.mark.parametrize("name", ["a..b", "x" * 70, "é" * 300, "a" * 300 + ".example", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["a..b", "x" * 70, "é" * 300, "a" * 300 + ".example", "\ud800", "\0"]
+)
 def test_a_name_that_cannot_be_is_an_error_of_the_system(name: str) -> None:
     with pytest.raises(OSError):
         look_up(name, 80)

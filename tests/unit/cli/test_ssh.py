@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli import ssh
 from appliance.cli.login import Login
 from appliance.cli.ssh import main
 
@@ -53,6 +54,17 @@ def test_what_no_keyword_sets_is_not_shown(
 ) -> None:
     names = {"configfile", "hostkeyline", "stdioforward", "identityfilesgiven"}
     assert not names & described(capsys, "-W", "a:1").keys()
+
+
+def test_a_mistake_of_ours_ends_with_the_status_of_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("a mistake of ours")
+
+    monkeypatch.setattr(ssh, "_run", fails)
+    assert main(["-F", "none", "host"], "ssh") == 255
+    assert "a mistake of ours" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.aio import connecting
+from appliance.errors import UsageError
 from appliance.process import (
     audit,
+    monitor,
     programs,
     requests,
     tunnel_grants,
@@ -230,6 +232,7 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
     monkeypatch: pytest.MonkeyPatch, authenticated: bool, data: st.DataObject
 ) -> None:
     it = Office(monkeypatch)
+    monkeypatch.setattr(monitor._log, "exception", lambda *what: pytest.fail(str(what)))
     monkeypatch.setattr(tunnel_grants, "open_device", lambda *_: pytest.fail("it was done"))
     monkeypatch.setattr(programs, "start", refuse_to_start)
     monkeypatch.setattr(connecting.NameConnector, "connect", refuse_to_start)
@@ -253,6 +256,65 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
             for terminal in it.sessions._terminals.values():
                 terminal.close()
         it.close()
+
+
+WORDS = ("", "\0", "/", "..", "a" * 100_000, "::1%" + "9" * 5000, "%", "²", "\U0001f600" * 1000)
+HOSTILE: dict[type, tuple[object, ...]] = {
+    str: WORDS,
+    bytes: (*(word.encode() for word in WORDS), b"\xff" * 300),
+    int: (0, 1, 65535, 65536, 1 << 31, (1 << 32) - 1),
+    bool: (False, True),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_no_word_of_a_worker_makes_its_monitor_fail(
+    office: Make, kind: type[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor._log, "exception", lambda *what: pytest.fail(str(what)))
+    monkeypatch.setattr(programs, "start", refuse_to_start)
+    monkeypatch.setattr(tunnel_grants, "open_device", refuse_a_device)
+    monkeypatch.setattr(connecting.NameConnector, "connect", refuse_to_start)
+    good = SAMPLES[kind]
+    for name in kind._fields:
+        value = getattr(good, name)
+        for hostile in HOSTILE.get(type(value), ((b"A", b"\0"), (b"\0",), (b"",) * 999)):
+            it = office(gateway_ports="clientspecified", permit_tunnel="yes")
+            if kind in AFTER:
+                it.log_in()
+            values = {each: getattr(good, each) for each in kind._fields} | {name: hostile}
+            try:
+                payload = kind(**values).encode()
+            except UnicodeEncodeError:  # no worker can say this
+                continue
+            if len(payload) > requests.DATAGRAM:
+                continue
+            answer = it.raw(payload)
+            for fd in answer[1] if answer is not None else ():
+                os.close(fd)
+            if it.is_in:
+                for terminal in it.sessions._terminals.values():
+                    terminal.close()
+                it.sessions._terminals.clear()
+
+
+def test_a_request_that_fails_is_refused_and_the_monitor_goes_on(
+    office: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = office().log_in()
+
+    def fails(*_: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(connecting, "connect_address", fails)
+        assert it.denied(SAMPLES[Connect]) == "the server could not do this"
+    assert "Connect failed" in caplog.text and "a mistake of ours" in caplog.text
+    assert it.ask(LearnSettings())
+
+
+def refuse_a_device(*_: object) -> None:
+    raise UsageError("no device")
 
 
 def refuse_to_start(*_: object) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from appliance.services.base import Refused
 from appliance.services.forward_server import OFFERED_LIMIT, ForwardServer
 from appliance.wire.forward import AUTH_AGENT
 from tests.protocol.harness import Pair
@@ -18,6 +19,26 @@ def driver() -> Iterator[FakeDriver]:
     it = FakeDriver(pair, pair.server)
     yield it
     it.loop.close()
+
+
+class NoAgent:
+    """Privileges of a user who may not forward an agent; they are asked once a connection."""
+
+    asked = 0
+
+    def listen_agent(self) -> socket.socket:
+        self.asked += 1
+        raise Refused("agent forwarding is not allowed")
+
+
+def test_an_agent_that_is_refused_is_asked_for_once(driver: FakeDriver) -> None:
+    """The monitor ends a worker that asks again, and a client may ask in every session."""
+    privileges = NoAgent()
+    forwards = ForwardServer(driver, privileges)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(Refused, match="agent forwarding is not allowed"):
+            forwards.forward_agent()
+    assert privileges.asked == 1
 
 
 def is_closed(sock: socket.socket) -> bool:

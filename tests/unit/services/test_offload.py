@@ -258,6 +258,7 @@ def test_whatever_comes_nothing_is_lost_or_changed(packets: list[bytes]) -> None
 
 # -- super-packets that are cut here ---------------------------------------------------------
 
+HEADER = VNET_HEADER.size
 OPTIONS = bytes([6, 0, 1, 4, 0, 0, 0, 0])  # destination options, then TCP
 
 
@@ -286,7 +287,7 @@ def super_packet(payload: bytes, size: int, before: bytes = b"") -> bytes:
 def test_segments_say_together_what_the_super_packet_said(before: bytes, ethernet: bool) -> None:
     payload = bytes(range(256)) * 20
     packet = memoryview(super_packet(payload, 1400, before))
-    assert header_is_sound(packet)
+    assert header_is_sound(packet, ethernet)
     assert has_extension_headers(packet, ethernet)
     cut = list(segments(packet, ethernet))
     assert len(cut) == 4
@@ -328,6 +329,65 @@ def test_whatever_a_peer_sends_is_cut_or_lost(
     header: tuple[int, ...], packet: bytes, ethernet: bool
 ) -> None:
     whole = memoryview(VNET_HEADER.pack(*header) + packet)
-    if header_is_sound(whole) and has_extension_headers(whole, ethernet):
+    assert_cut_or_lost(whole, ethernet)
+
+
+def assert_cut_or_lost(whole: memoryview, ethernet: bool) -> None:
+    if header_is_sound(whole, ethernet) and has_extension_headers(whole, ethernet):
         for segment in segments(whole, ethernet):
-            assert header_is_sound(memoryview(segment))
+            assert header_is_sound(memoryview(segment), ethernet)
+
+
+FRAME = bytes(12) + b"\x86\xdd"
+
+
+@settings(max_examples=500)
+@given(
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 130), st.integers(0, 255)), max_size=4),
+    st.integers(1, 3000),
+)
+def test_a_super_packet_with_any_field_wrong_is_cut_or_lost(
+    ethernet: bool, changes: list[tuple[int, int]], length: int
+) -> None:
+    packet = bytearray(super_packet(bytes(length), 1400, FRAME if ethernet else b""))
+    for at, value in changes:
+        if at < len(packet):
+            packet[at] = value
+    assert_cut_or_lost(memoryview(packet), ethernet)
+
+
+TCP_AT = 48  # behind the IPv6 header and its extension
+
+
+@pytest.mark.parametrize("ethernet", [False, True])
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        pytest.param(4, b"\x01\0", id="segments of one byte"),
+        pytest.param(4, b"\x07\0", id="segments shorter than Linux makes any"),
+        pytest.param(HEADER + TCP_AT + 12, b"\0", id="no TCP header"),
+        pytest.param(HEADER + TCP_AT + 12, b"\x40", id="a TCP header of 16 bytes"),
+        pytest.param(6, b"\x1e\0", id="TCP within the IP header"),
+    ],
+)
+def test_a_super_packet_that_does_not_fit_its_header_is_not_sound(
+    ethernet: bool, at: int, value: bytes
+) -> None:
+    before = FRAME if ethernet else b""
+    packet = bytearray(super_packet(bytes(3000), 1400, before))
+    at += len(before) if at >= HEADER else 0
+    packet[at : at + len(value)] = value
+    assert not header_is_sound(memoryview(packet), ethernet)
+
+
+def test_a_super_packet_without_room_for_its_tcp_options_is_not_sound() -> None:
+    packet = bytearray(super_packet(bytes(40), 1400))
+    packet[HEADER + TCP_AT + 12] = 0xF0
+    assert not header_is_sound(memoryview(packet), False)
+
+
+def test_a_super_packet_of_the_other_ip_version_is_not_sound() -> None:
+    packet = bytearray(super_packet(bytes(3000), 1400))
+    packet[HEADER] = 0x45
+    assert not header_is_sound(memoryview(packet), False)

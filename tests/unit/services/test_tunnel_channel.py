@@ -330,7 +330,9 @@ def test_a_lone_packet_leaves_at_once_and_many_leave_together(make: Make) -> Non
 
 def test_a_message_is_taken_apart_into_its_packets(make: Make) -> None:
     it = make(kind=OffloadTunnel)
-    packets = [SUPER + V4 + bytes(3000), bytes(HEADER) + V6, bytes(HEADER) + V4]
+    large = bytearray(V4 + bytes(3000))
+    large[32] = 5 << 4  # the length of the TCP header
+    packets = [SUPER + large, bytes(HEADER) + V6, bytes(HEADER) + V4]
     it.client.send(framed(*packets))
     it.pair.pump()
     assert it.at_device() == [packet[HEADER:] for packet in packets]
@@ -376,6 +378,17 @@ def test_a_header_that_the_kernel_should_not_see_loses_its_packet_alone(
     it = make(kind=OffloadTunnel)
     it.client.send(framed(header + V4, bytes(HEADER) + V6))
     it.pair.pump()
+    assert it.at_device() == [V6]
+
+
+def test_a_super_packet_that_cannot_be_cut_is_lost_alone(make: Make) -> None:
+    """TCP over IPv6 behind an extension header, and a TCP header of no length."""
+    it = make(kind=OffloadTunnel)
+    malformed = bytearray(struct.pack("<BBHHHH", 1, 4, 68, 1400, 48, 16) + bytes(68))
+    malformed[HEADER] = 0x60
+    it.client.send(framed(bytes(malformed), bytes(HEADER) + V6))
+    it.pair.pump()
+    assert it.pair.server.error is None
     assert it.at_device() == [V6]
 
 
