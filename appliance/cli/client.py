@@ -46,6 +46,9 @@ class Client(ConnectionHandler):
         try:
             sock = login.dial()
             connection = self._connection = login.authenticate(sock, self)
+            if tunnel is not None and options.tunnel == "no":  # the host's key has changed
+                tunnel.close()
+                tunnel = None
             if self._host_keys:
                 self._update_host_keys(connection, self._host_keys)
             control = self._control_socket()

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .control_master import ControlMaster, ControlSocket
 
 _log = logging.getLogger(__name__)
+
+_IMPOSTOR: Final = "Port forwarding is disabled to avoid man-in-the-middle attacks"
 
 
 class ClientSession:
@@ -149,6 +151,7 @@ class ClientSession:
                 options.stream_local_bind_unlink,
                 options.forward_agent,
                 options.permit_remote_open,
+                _IMPOSTOR if options.is_impostor else "",
             )
             self._forwards = ForwardClient(
                 settings, self._driver, self._tell, self._leave_when_over

@@ -107,6 +107,7 @@ class HostOptions:
     host_key_line: str = ""  # the only host key, as type and base64; known_hosts is not read
     stdio_forward: tuple[str, int] | None = None  # host and port for our input and output
     idle_timeout: int = 0  # seconds, after which the client gives up; 0: never
+    is_impostor: bool = False  # perhaps: its key has changed, and the user goes on all the same
     jump_command: tuple[str, ...] = ()  # the applet and words that connect us, not ssh with -W
 
     def algorithms(

@@ -198,7 +198,34 @@ class HostTrust:
         if self._options.strict_host_key_checking != "no":
             raise HostKeyRejected(text)
         prompts.tell(f"culvert: warning: {text}")
+        self._withhold()
+
+    def _withhold(self) -> None:
+        """Switch off what somebody in between could use, as OpenSSH does and in its words."""
+        options = self._options
         self.passwords_are_safe = False
+        options.is_impostor = True
+        disabled = []
+        if options.password_authentication:
+            disabled.append("Password authentication")
+        if options.kbd_interactive_authentication:
+            disabled.append("Keyboard-interactive authentication")
+        options.password_authentication = options.kbd_interactive_authentication = False
+        forwarding = []
+        if options.forward_agent:
+            forwarding.append("Agent forwarding")
+        if options.forwards:
+            forwarding.append("Port forwarding")
+        if options.tunnel != "no":
+            forwarding.append("Tunnel forwarding")
+        options.forward_agent, options.forwards, options.tunnel = "", (), "no"
+        for what in (*disabled, *forwarding):
+            prompts.tell(f"{what} is disabled to avoid man-in-the-middle attacks.")
+        if options.update_host_keys != "no":
+            prompts.tell("UpdateHostkeys is disabled because the host key is not trusted.")
+            options.update_host_keys = "no"
+        if forwarding and options.exit_on_forward_failure:
+            raise HostKeyRejected("forwarding disabled due to host key check failure")
 
     def _ask(self, name: str, shown: str) -> None:
         refusal = HostKeyRejected(f"the host {name} is not known, and nobody confirmed its {shown}")

@@ -68,6 +68,7 @@ class Settings(NamedTuple):
     stream_local_bind_unlink: bool = False
     agent: str = ""  # the path of the one that programs there may use
     permit_remote_open: tuple[tuple[str, int], ...] | None = None  # None: any place
+    refusal: str = ""  # why there are to be no forwards at all
 
 
 class ForwardClient:
@@ -97,6 +98,9 @@ class ForwardClient:
 
     def add(self, forward: Forward, done: Done) -> None:
         """Begin to forward."""
+        if self._settings.refusal:
+            done(self._settings.refusal, 0)
+            return
         if forward.direction == REMOTE:
             self._add_remote(forward, done)
             return

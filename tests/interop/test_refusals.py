@@ -19,6 +19,7 @@ from tests.peers import (
     Server,
     environment,
     free_port,
+    ssh_agent,
 )
 
 our_client = pytest.mark.parametrize(
@@ -95,6 +96,49 @@ def test_a_changed_host_key_is_refused(
     assert (done.returncode, done.stdout) == (255, "")
     if OURS == "culvert":
         assert_one_line(done.stderr, "host key", "changed", str(known))
+
+
+def listening(table: str) -> set[int]:
+    """The ports that are listened on, by /proc/net/tcp."""
+    rows = [line.split() for line in table.splitlines() if ":" in line]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
+
+
+@pytest.mark.root
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    ("client", "server"),
+    [pair_of("openssh", "openssh"), pair_of(OURS, "openssh", name="ours")],
+    indirect=True,
+)
+def test_a_changed_host_key_leaves_nothing_that_somebody_in_between_could_use(
+    client: ClientKind, server: Server, login: Login, user_keys: Keyring, tmp_path: Path
+) -> None:
+    known = tmp_path / "known_hosts"
+    other = " ".join(user_keys.public().split()[:2])
+    known.write_text(f"[{server.address}]:{server.port} {other}\n")
+    ports = free_port(), free_port(), free_port()
+    options = ["-A", "-w", "any", "-L", f"{ports[0]}:127.0.0.1:1"]
+    options += ["-R", f"{ports[1]}:127.0.0.1:1", "-D", str(ports[2])]
+    command = "echo agent:$SSH_AUTH_SOCK; cat /proc/net/tcp"
+    with ssh_agent(tmp_path / "agent") as agent:
+        call = client.invocation(server, login, command, options=options)
+        words = {
+            f"-oUserKnownHostsFile={server.known_hosts}": f"-oUserKnownHostsFile={known}",
+            "-oStrictHostKeyChecking=yes": "-oStrictHostKeyChecking=no",
+        }
+        done = subprocess.run(
+            [words.get(word, word) for word in call.argv],
+            env=call.env | {"SSH_AUTH_SOCK": str(agent)}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=30, check=False, start_new_session=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, _, table = done.stdout.partition("\n")
+    assert first == "agent:"
+    assert server.port in listening(table)
+    assert not listening(table) & set(ports)
+    for what in ("Agent", "Port", "Tunnel"):
+        assert f"{what} forwarding is disabled to avoid man-in-the-middle attacks." in done.stderr
 
 
 @our_client

@@ -238,6 +238,47 @@ def test_a_host_whose_key_has_changed_gets_no_password(
             assert found == (answer and (answer,))
 
 
+CHANGED = f"{HOST} {generate('ssh-ed25519').public.line()}\n"
+AVOID = "to avoid man-in-the-middle attacks."
+
+
+def test_a_host_whose_key_has_changed_gets_nothing_to_abuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenSSH's words: sshconnect.c, check_host_key."""
+    words = (
+        "ForwardAgent /run/agent",
+        "LocalForward 1 h:2",
+        "Tunnel ethernet",
+        "UpdateHostKeys yes",
+    )
+    given = options(tmp_path, CHANGED, *words, strict="no")
+    HostTrust(given).check(KEY)
+    assert (given.forward_agent, given.forwards, given.tunnel) == ("", (), "no")
+    assert not given.password_authentication and not given.kbd_interactive_authentication
+    assert given.update_host_keys == "no"
+    assert given.is_impostor
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"Password authentication is disabled {AVOID}",
+        f"Keyboard-interactive authentication is disabled {AVOID}",
+        f"Agent forwarding is disabled {AVOID}",
+        f"Port forwarding is disabled {AVOID}",
+        f"Tunnel forwarding is disabled {AVOID}",
+        "UpdateHostkeys is disabled because the host key is not trusted.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "forward", ["ForwardAgent /run/agent", "RemoteForward 1", "Tunnel ethernet"]
+)
+def test_a_forward_that_has_to_be_there_ends_the_login_at_a_changed_key(
+    tmp_path: Path, forward: str
+) -> None:
+    given = options(tmp_path, CHANGED, forward, "ExitOnForwardFailure yes", strict="no")
+    with pytest.raises(HostKeyRejected, match="forwarding disabled due to host key check failure"):
+        HostTrust(given).check(KEY)
+
+
 def test_a_host_is_not_new_as_long_as_a_file_cannot_be_read(
     trust: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

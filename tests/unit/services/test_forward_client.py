@@ -54,6 +54,11 @@ class Client:
         self.driver.run_until(lambda: events)
         return handler
 
+    def refused(self, wanted: Forward) -> str:
+        done: list[str] = []
+        self.forwards.add(wanted, lambda why, port: done.append(why))
+        return done[0]
+
     def close(self) -> None:
         self.forwards.close()
         self.pair.client.close()
@@ -132,3 +137,11 @@ def test_a_place_that_permit_remote_open_does_not_name_is_not_reached(
             with pytest.raises(BlockingIOError):
                 listening.accept()
         it.close()
+
+
+@pytest.mark.parametrize("words", ["L 1:host:1", "R 1:host:1", "D 1"])
+def test_no_forward_begins_where_none_may(words: str) -> None:
+    """Neither at the start, nor by ~C or by another client that shares the connection."""
+    client = Client(Settings(refusal="the host's key has changed"))
+    assert client.refused(forward(*words.split())) == "the host's key has changed"
+    client.close()
