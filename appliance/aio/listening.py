@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -16,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 EVERYWHERE: Final = ("0.0.0.0", "::")
+
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 # Our own choices
 BACKLOG: Final = 128
@@ -176,6 +179,13 @@ class LocalListener:
         with contextlib.suppress(OSError):
             if identity(self.path) == self._identity:
                 os.unlink(self.path)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Whose process is at the other end of a Unix-domain socket: who connected, or listens."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(data)[1]
+    return uid
 
 
 def identity(path: bytes) -> tuple[int, int, int]:

@@ -5,10 +5,11 @@ import os
 import secrets
 import signal
 import socket
+import stat
 from types import FrameType
 from typing import Final
 
-from ..aio.listening import identity
+from ..aio.listening import identity, peer_uid
 from ..config.forwards import Forward, TcpPlace
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..services.session_client import CONNECTION_FAILED
@@ -68,6 +69,10 @@ class ControlClient:
                 _remove_dead(path, found)
             why = error.strerror or str(error)
             raise NoMaster(f"Control socket connect({path}): {why}") from error
+        if why := _distrust(path, self._socket):
+            self._socket.close()
+            prompts.tell(f"culvert: control socket {path} is not used: {why}")
+            raise NoMaster(f"control socket {path}: {why}")
 
     def command(self, name: str) -> int:
         """Carry out -O; the exit status."""
@@ -204,6 +209,25 @@ class ControlClient:
             return None if kind is None else kind.decode(data)
         except MalformedMessage:
             return None
+
+
+def _distrust(path: str, sock: socket.socket) -> str:
+    """Why what listens at ``path`` may not have our commands and descriptors, '' if it may.
+
+    Whoever may write the folder can put a socket of theirs there, or a link to one of ours that
+    leads to another host.
+    """
+    mine = (0, os.getuid())
+    try:
+        status = os.lstat(path)
+        uid = peer_uid(sock)
+    except OSError as error:
+        return error.strerror or str(error)
+    if not stat.S_ISSOCK(status.st_mode):
+        return "it is a link"
+    if status.st_uid not in mine:
+        uid = status.st_uid
+    return "" if uid in mine else f"it belongs to somebody else (uid {uid})"
 
 
 def _remove_dead(path: str, found: tuple[int, int, int]) -> None:

@@ -5,12 +5,11 @@ import logging
 import os
 import secrets
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..aio.driver import Driver
-from ..aio.listening import Listener, LocalListener
+from ..aio.listening import Listener, LocalListener, peer_uid
 from ..config.forwards import forward
 from ..errors import MalformedMessage, UsageError
 from ..services.forward_client import ForwardClient
@@ -39,8 +38,6 @@ from .control_messages import (
 )
 
 _log = logging.getLogger(__name__)
-
-_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class ControlSocket:
@@ -113,8 +110,7 @@ class ControlMaster:
         return self._stopped and not self._clients
 
     def _accepted(self, sock: socket.socket) -> None:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, _ = _CREDENTIALS.unpack(data)
+        uid = peer_uid(sock)
         if uid not in (0, os.getuid()):
             _log.warning("somebody else (uid %d) wants to share the connection", uid)
             sock.close()
