@@ -1,11 +1,31 @@
-"""Where log lines go: standard error, or the system's log; set up once a process.
+"""Where log lines go: standard error, the system's log, or another process that writes them.
 
 The core logs DEBUG only. INFO is what an operator wants in a year's log.
+
+The log is never a reason to fail: what cannot be written is lost, one line on standard error says
+so, and with each line the system's log is looked for again.
 """
 
+import contextlib
 import logging
 import os
+import socket
 import sys
+from collections.abc import Callable
+from typing import Final, TextIO
+
+SOCKET: Final = "/dev/log"  # syslog(3)
+_AUTHPRIV: Final = 10  # RFC 5424 section 6.2.1
+_SEVERITIES: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+
+# Our own choice
+LINE_LIMIT: Final = 8000  # bytes; rsyslog cuts at 8 KiB
 
 
 def harmless(text: str) -> str:
@@ -36,18 +56,115 @@ def set_up(name: str, level: int, to_stderr: bool) -> None:
         root.removeHandler(old)
     handler: logging.Handler
     if to_stderr:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StandardError(sys.stderr)
         handler.setFormatter(_Line("[%(connection)d] %(asctime)s %(message)s", "%b %d %H:%M:%S"))
     else:
-        from logging import handlers  # which the client never needs
-
-        try:
-            handler = handlers.SysLogHandler("/dev/log", handlers.SysLogHandler.LOG_AUTHPRIV)
-        except OSError:  # no syslog here
-            handler = logging.NullHandler()
+        handler = _SystemLog(SOCKET)
         handler.setFormatter(_Line(f"{name}[%(connection)d]: %(message)s"))
     root.addHandler(handler)
     root.setLevel(level)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Standard error, which may be a pipe that nobody reads any more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _SystemLog(logging.Handler):
+    """The system's log, which may be missing, and may be started again at any time."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self.socket: socket.socket | None = None
+        self._is_missed = False
+        if not self._connect():
+            self._miss()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        priority = _AUTHPRIV << 3 | _SEVERITIES.get(record.levelno, 6)
+        text = f"<{priority}>{self.format(record)}".encode(errors="backslashreplace")
+        line = text[:LINE_LIMIT] + b"\0"  # which ends it on a stream
+        if self._send(line) or (self._connect() and self._send(line)):
+            self._is_missed = False
+        else:
+            self._miss()
+
+    def _connect(self) -> bool:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            sock = socket.socket(socket.AF_UNIX, kind)
+            try:
+                sock.connect(self._path)
+            except OSError:
+                sock.close()
+                continue
+            self.socket = sock
+            return True
+        return False
+
+    def _send(self, line: bytes) -> bool:
+        if self.socket is None:
+            return False
+        try:
+            self.socket.sendall(line)
+        except OSError:  # it ended
+            self.close()
+            return False
+        return True
+
+    def _miss(self) -> None:
+        if not self._is_missed:
+            self._is_missed = True
+            text = f"culvert: no log at {self._path}: lines are lost (-E logs to standard error)\n"
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+        super().close()
+
+
+class _Passing(logging.Handler):
+    """Has another process write the lines."""
+
+    def __init__(self, send: Callable[[int, bytes], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record).encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # it is gone
+            self._send(record.levelno, text[:LINE_LIMIT])
+
+
+def pass_on(send: Callable[[int, bytes], None]) -> None:
+    """Hand each line, with its level, to ``send`` from now on; it may raise OSError."""
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(_Passing(send))
+
+
+def write_for(who: str, level: int, text: bytes) -> None:
+    """Write a line that another process passed on, and that may say anything.
+
+    ``who`` stands in front, so that it cannot pass for a line of ours.
+    """
+    root = logging.getLogger()
+    if level not in _SEVERITIES:
+        level = logging.INFO
+    if root.isEnabledFor(level):
+        first, _, traceback = text.decode(errors="replace").partition("\n")
+        record = logging.LogRecord(__name__, level, "", 0, "%s: %s", (who, first), None)
+        record.exc_text = traceback or None
+        root.handle(record)
 
 
 def serve_connection(number: int) -> None:

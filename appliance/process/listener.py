@@ -45,7 +45,7 @@ from .monitor import Monitor
 from .peer import Peer
 from .penalties import Ending, Penalties, source_of
 from .programs import ended_children
-from .requests import MonitorGone
+from .requests import LogLine, MonitorGone
 
 _log = logging.getLogger(__name__)
 
@@ -415,6 +415,7 @@ class Listener:
         try:
             self._host_keys.clear()
             audit.close_file()
+            log.pass_on(lambda level, text: to_monitor.sendall(LogLine(level, text).encode()))
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

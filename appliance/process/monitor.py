@@ -37,6 +37,7 @@ from .requests import (
 )
 from .session_grants import SessionGrants
 from .tunnel_grants import TunnelGrants
+from .worker_lines import WorkerLines
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Monitor:
         self._authentication = Authentication(config, host_keys, peer, self._logged_in)
         self._handlers = self._authentication.handlers()
         self._handlers[ReportTotals] = self.report_totals
+        self._handlers |= WorkerLines().handlers()
         self._totals: ReportTotals | None = None
         self._started = time.monotonic()
         self._sessions: SessionGrants | None = None
@@ -201,6 +203,8 @@ class Monitor:
             _log.exception("%s failed", row.message.__name__)
             answer, descriptors = b"the server could not do this", []
             first = REFUSED
+        if not row.is_answered:
+            return True
         try:
             socket.send_fds(self._sock, [first + answer], descriptors)
         except BlockingIOError:  # one that waits for its answer has room for it

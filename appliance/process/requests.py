@@ -1,7 +1,8 @@
 """What a worker may ask its monitor: one table, and the records that cross between them.
 
 Each request is one datagram over a socketpair: a message, answered by one byte (GRANTED,
-REFUSED or FAILED), a record or a text, and descriptors beside it. The monitor trusts none of it:
+REFUSED or FAILED), a record or a text, and descriptors beside it; only a line for the log has no
+answer. The monitor trusts none of it:
 the table says when a request is allowed and how often.
 """
 
@@ -175,6 +176,13 @@ class ClosePty(Message, number=22):
     terminal: UInt32
 
 
+class LogLine(Message, number=23):
+    """A line for the log; it is not answered, so that nobody waits for the log."""
+
+    level: UInt32
+    text: String
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -206,6 +214,7 @@ class Row(NamedTuple):
     message: type[Message]
     when: When
     limit: int
+    is_answered: bool = True
 
 
 MANY: Final = 1 << 62
@@ -236,6 +245,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(StopListening, When.AFTER, MANY),
         Row(ListenAgent, When.AFTER, 1),
         Row(ProveHostKey, When.AFTER, 1000),
+        Row(LogLine, When.ALWAYS, MANY, is_answered=False),
     )
 }
 

@@ -1,23 +1,22 @@
 """Which system calls a worker may make: those that its work needs, none that opens anything.
 
-A worker holds its connection, its monitor's socket, the log and what the monitor gave it. It needs
-memory, time and random numbers, and to wait, read, write, send, receive, accept and close. It has
-no business to open a file, to make a socket or connect one, to start a process or a thread, or to
+A worker holds its connection, its monitor's socket and what the monitor gave it. It needs memory,
+time and random numbers, and to wait, read, write, send, receive, accept and close. It has no
+business to open a file, to make a socket or connect one, to start a process or a thread, or to
 signal another process, and where a call that it needs could do so by an argument (MSG_FASTOPEN
 connects, O_ASYNC signals), the arguments are looked at as well.
 
 Somebody who has taken it over still can use the descriptors that it has: talk to its client, to the
 programs, forwards and tunnel devices of this connection, and read what passes through; accept where
-it listens; write what it likes into the log; and ask the monitor for what its table allows: host
-keys' signatures, attempts to log in, and all that the user who is logged in may have. They can use
-up memory to the limit of ``sandbox``, and the processor's time. And they can look for mistakes of
-the kernel's in the calls that are left.
+it listens; and ask the monitor for what its table allows: lines in the log, host keys' signatures,
+attempts to log in, and all that the user who is logged in may have. They can use up memory to the
+limit of ``sandbox``, and the processor's time. And they can look for mistakes of the kernel's in
+the calls that are left.
 
-What is not in the list fails, so that what libraries try now and then (a file for a traceback, the
-system's log after that started again) does not cost the connection: a path with ENOENT, as in the
-empty directory that a worker of root's is locked into, all else with EPERM. What only somebody who
-has taken the worker over would try (FATAL) ends it, with SIGSYS, which the monitor counts as a
-crash, and the source pays for that.
+What is not in the list fails, so that what libraries try now and then (a file for a traceback) does
+not cost the connection: a path with ENOENT, as in the empty directory that a worker of root's is
+locked into, all else with EPERM. What only somebody who has taken the worker over would try (FATAL)
+ends it, with SIGSYS, which the monitor counts as a crash, and the source pays for that.
 
 libseccomp knows the calls' numbers on each architecture and writes the program for the kernel. That
 happens once, in the listener; a worker has no files, and only hands the kernel the ready program.

@@ -1,7 +1,11 @@
-"""A line of the log is one line, and nothing in it steers a terminal."""
+"""A line of the log is one line, nothing in it steers a terminal, and a log may be missing."""
 
+import contextlib
 import logging
+import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,9 @@ def root() -> Iterator[None]:
     logger = logging.getLogger()
     before, level = logger.handlers[:], logger.level
     yield
+    for handler in logger.handlers:
+        if handler not in before:
+            handler.close()
     logger.handlers[:] = before
     logger.setLevel(level)
 
@@ -38,3 +45,138 @@ def test_a_traceback_begins_no_line_of_its_own(capsys: pytest.CaptureFixture[str
     assert first.endswith("it failed") and others
     assert all(line.startswith("  ") for line in others)
     assert "\x1b" not in said
+
+
+# -- the system's log ------------------------------------------------------------------------
+
+
+class Syslog:
+    """A system's log that can be started again, as syslogd does it: with a new socket."""
+
+    def __init__(self, path: Path, kind: socket.SocketKind = socket.SOCK_DGRAM) -> None:
+        self._path, self._kind = path, kind
+        self._socket: socket.socket | None = None
+        self._accepted: list[socket.socket] = []
+
+    def start(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, self._kind)
+        self._socket.bind(str(self._path))
+        self._socket.settimeout(10)
+        if self._kind is socket.SOCK_STREAM:
+            self._socket.listen()
+
+    def line(self) -> bytes:
+        """The next one."""
+        assert self._socket is not None
+        if self._kind is socket.SOCK_DGRAM:
+            return self._socket.recv(1 << 20)
+        if not self._accepted:
+            self._accepted.append(self._socket.accept()[0])
+        return self._accepted[0].recv(1 << 20)
+
+    def stop(self) -> None:
+        for sock in (self._socket, *self._accepted):
+            if sock is not None:
+                sock.close()
+        self._accepted.clear()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+@pytest.fixture(params=[socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["datagrams", "a stream"])
+def syslog(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Syslog]:
+    """One that is not started yet."""
+    it = Syslog(tmp_path / "log", request.param)
+    monkeypatch.setattr(log, "SOCKET", str(tmp_path / "log"))
+    yield it
+    it.stop()
+
+
+def test_a_missing_log_costs_one_line_on_standard_error(
+    syslog: Syslog, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log.set_up("culvert", logging.INFO, to_stderr=False)
+    for _ in range(3):
+        logging.getLogger("peer").info("nobody reads this")
+    said = f"culvert: no log at {tmp_path / 'log'}: lines are lost (-E logs to standard error)\n"
+    assert capfd.readouterr().err == said
+
+
+def test_a_log_that_is_started_late_or_again_gets_the_next_line(
+    syslog: Syslog, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log.set_up("culvert", logging.INFO, to_stderr=False)
+    capfd.readouterr()
+    for number in range(3):
+        syslog.start()
+        logging.getLogger("peer").info("line %d", number)
+        assert syslog.line() == f"<86>culvert[{os.getpid()}]: line {number}\0".encode()
+        syslog.stop()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_line_of_any_length_is_a_line(syslog: Syslog) -> None:
+    syslog.start()
+    log.set_up("culvert", logging.INFO, to_stderr=False)
+    logging.getLogger("peer").error("%s", "x" * 1_000_000)
+    line = syslog.line()
+    assert line.startswith(b"<83>culvert[") and line.endswith(b"x\0")
+    assert len(line) == log.LINE_LIMIT + 1
+
+
+def test_standard_error_that_nobody_reads_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), open(write, "w") as broken:
+        monkeypatch.setattr("sys.stderr", broken)
+        log.set_up("culvert", logging.INFO, to_stderr=True)
+        logging.getLogger("peer").info("nobody reads this")
+    monkeypatch.undo()
+    assert capfd.readouterr().err == ""
+
+
+# -- lines of another process's --------------------------------------------------------------
+
+
+def test_a_line_that_is_passed_on_is_written_as_it_would_have_been(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    passed: list[tuple[int, bytes]] = []
+    log.set_up("culvert", logging.DEBUG, to_stderr=True)
+    log.pass_on(lambda level, text: passed.append((level, text)))
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger("peer").exception("it says %s", HOSTILE)
+    assert capsys.readouterr().err == ""
+    log.set_up("culvert", logging.DEBUG, to_stderr=True)
+    for level, text in passed:
+        log.write_for("worker", level, text)
+    lines = capsys.readouterr().err.splitlines()
+    assert " worker: it says a\\x1b]0;title\\x07" in lines[0]
+    assert len(lines) > 3
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+@pytest.mark.parametrize("text", [b"\nforged", b"a\n[1] forged", b"\xff", b"", b"%s %d", b"\0"])
+@pytest.mark.parametrize("level", [0, 20, 77, 0xFFFFFFFF])
+def test_nothing_that_is_passed_on_can_pass_for_another_line(
+    text: bytes, level: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.set_up("culvert", logging.INFO, to_stderr=True)
+    log.write_for("worker", level, text)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert " worker: " in first
+    assert all(line.startswith("  ") for line in others)
+
+
+def test_a_log_that_nobody_passes_on_any_more_is_no_error() -> None:
+    def gone(level: int, text: bytes) -> None:
+        raise BrokenPipeError
+
+    log.pass_on(gone)
+    logging.getLogger("peer").error("nobody reads this")

@@ -34,6 +34,7 @@ from appliance.process.requests import (
     Listen,
     ListenAgent,
     ListenLocal,
+    LogLine,
     OpenPty,
     OpenTunnel,
     ProveHostKey,
@@ -150,6 +151,7 @@ SAMPLES: dict[type[Message], Message] = {
     ListenAgent: ListenAgent(),
     ProveHostKey: ProveHostKey(b"key", "ssh-ed25519"),
     ClosePty: ClosePty(1),
+    LogLine: LogLine(20, b"a line"),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
