@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import socket
+import stat
 import sys
 from dataclasses import replace
 from typing import Any, Final
@@ -162,19 +162,25 @@ def _serve(options: Options) -> int:
     to_stderr = "E" in options
     level = logging.DEBUG if "v" in options else logging.INFO
     inetd = "i" in options
+    connection = _take_standard_descriptors() if inetd else None
     # what goes wrong at the start is told to whoever started it
     log.set_up("culvert", level, to_stderr)
-    if inetd or "check" in options:
-        listener = Listener(config, settings)
-        if inetd:
-            listener.serve_one(socket.socket(fileno=os.dup(0)))
+    if connection is not None:
+        try:
+            Listener(config, settings).serve_one(*connection)
+        except UsageError as error:  # of which nobody may see standard error
+            logging.getLogger(__name__).error("%s", error)
+            raise
+        return 0
+    if "check" in options:
+        Listener(config, settings)
         return 0
     sockets = bind(config.listen)  # before a host key is made for a server that cannot start
     listener = Listener(config, settings)
     if "F" not in options:
         daemonize()
         log.set_up("culvert", level, to_stderr)
-    wrote_pid = _write_pid(config.pid_file, "P" in options)
+    wrote_pid = _write_pid(config.pid_file)
     try:
         listener.run(sockets)
     except UsageError as error:
@@ -187,16 +193,31 @@ def _serve(options: Options) -> int:
     return 0
 
 
-def _write_pid(path: str, wanted: bool) -> bool:
-    """Whether it was written; only a file that was asked for must be."""
+def _take_standard_descriptors() -> tuple[int, int]:
+    """The connection of -i: what to read, and what to write; nothing else may use it any more.
+
+    A super-server may have made standard error the connection, too: no line of ours belongs there.
+    """
+    taken = os.dup(0), os.dup(1)
+    error = os.fstat(2)
+    is_shared = stat.S_ISSOCK(error.st_mode) and os.path.samestat(error, os.fstat(1))
+    with open(os.devnull, "r+b", buffering=0) as null:
+        for fd in (0, 1, 2) if is_shared else (0, 1):
+            os.dup2(null.fileno(), fd)
+    return taken
+
+
+def _write_pid(path: str) -> bool:
+    """Whether it was written; a server is worth more than its file, and starts without, too."""
     if not path:
         return False
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
     except OSError as error:
-        if wanted:
-            raise UsageError(f"pid file {path}: {error.strerror}") from error
+        is_expected = path == ServerConfig().pid_file and os.geteuid()  # of an ordinary user
+        level = logging.DEBUG if is_expected else logging.WARNING
+        logging.getLogger(__name__).log(level, "pid file %s: %s", path, error.strerror)
         return False
     return True
 

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 # shadow(5)
 DAY: Final = 86400  # seconds
+SHADOW_FIELDS: Final = 9
 
 # Our own choices
 KEYS_LIMIT: Final = 1 << 20  # bytes of an authorized_keys file
@@ -115,11 +116,14 @@ def groups_of(name: str) -> list[str]:
 
 
 def _shadow(name: str) -> list[str] | None:
-    """The user's fields in /etc/shadow, shadow(5)."""
+    """The user's fields in /etc/shadow, shadow(5).
+
+    Those that are missing at the end are empty: glibc takes such lines, too, and images have them.
+    """
     for line in _shadow_lines():
         if line.startswith(name + ":"):
             fields = line.split(":")
-            return fields if len(fields) >= 8 else None
+            return fields + [""] * (SHADOW_FIELDS - len(fields))
     return None
 
 
@@ -138,11 +142,11 @@ def _expiry(name: str, today: int) -> str:
     fields = _shadow(name)
     if fields is None:
         return ""
-    days = [int(field) if field.isdigit() else None for field in fields[2:8]]
+    days = [int(field) if field.isdecimal() else None for field in fields[2:8]]
     changed, _, longest, _, inactive, end = days
     if end is not None and today >= end:
         return "the account has expired"
-    if changed is None or longest is None or inactive is None:
+    if not changed or longest is None or inactive is None:
         return ""
     if today > changed + longest + inactive:
         return "the password expired so long ago that the account is inactive (chage -I)"
@@ -153,14 +157,13 @@ def _fault_of_password(name: str, today: int) -> str:
     """Why a password of shadow(5) is not taken any more, '' if it is.
 
     There is no dialogue here to change it in. A key still counts, as with sshd without PAM: a board
-    whose clock was wrong when the password was set must not lock everybody out.
+    whose clock was wrong when the password was set must not lock everybody out. For the same
+    reason a last change on day 0 says nothing: images have it, and boards without a clock.
     """
     fields = _shadow(name)
-    if fields is None or not fields[2].isdigit():
+    if fields is None or not fields[2].isdecimal() or not int(fields[2]):
         return ""
-    if fields[2] == "0":
-        return "the password must be changed first (by passwd, or chage -d)"
-    if fields[4].isdigit() and today > int(fields[2]) + int(fields[4]):
+    if fields[4].isdecimal() and today > int(fields[2]) + int(fields[4]):
         return "the password has expired (passwd, or chage -M)"
     return ""
 

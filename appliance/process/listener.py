@@ -15,6 +15,7 @@ import random
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -44,6 +45,7 @@ from . import (
 from .monitor import Monitor
 from .peer import Peer
 from .penalties import Ending, Penalties, source_of
+from .pipes import Pipes
 from .programs import ended_children
 from .requests import LogLine, MonitorGone
 
@@ -187,10 +189,16 @@ class Listener:
             settings.penalties.go_on_from(self._penalties)
         self._penalties = settings.penalties
 
-    def serve_one(self, sock: socket.socket) -> None:
-        """Inetd mode: one connection, then return."""
+    def serve_one(self, reading: int, writing: int) -> None:
+        """Inetd mode: one connection, by a socket or by two pipes, then return."""
         self._preload()
-        self._monitor(sock, 1, None)
+        if stat.S_ISSOCK(os.fstat(reading).st_mode):
+            os.close(writing)
+            self._monitor(socket.socket(fileno=reading), 1, None)
+            return
+        pipes = Pipes(reading, writing, self._identity)
+        self._monitor(pipes.socket, 1, None)
+        pipes.close()
 
     def run(self, sockets: list[socket.socket]) -> None:
         """Accept until SIGTERM; connections live on without us, but those of declared devices."""

@@ -172,7 +172,6 @@ def test_a_server_that_hangs_up(tmp_path: Path) -> None:
         (["-b", "/nonexistent"], "/nonexistent"),
         (["-r", "/nonexistent/key"], "/nonexistent/key is missing"),
         (["--config", "/nonexistent"], "/nonexistent"),
-        (["-P", "/nonexistent/pid"], "/nonexistent/pid"),
         (["-p"], "-p needs an argument"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -212,6 +212,9 @@ def changeable(worker: str) -> Iterator[Account]:
         yield account
 
 
+CRYPTED = "$5$saltsalt$0IyaXrmV7.sGNS6tirgqHLqX/G.FBvgkYA.lpPdS5sA"  # 'secret'
+
+
 def days_ago(days: int) -> str:
     """As chage takes it."""
     return str(int(time.time()) // accounts.DAY - days)
@@ -240,28 +243,50 @@ def test_an_account_that_the_system_has_closed_is_nobodys_and_the_log_says_why(
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (("chage", "-d", "0"), "the password must be changed"),
-        (("chage", "-d", days_ago(31), "-M", "30"), "the password has expired"),
-    ],
-    ids=["must be changed", "expired"],
-)
 def test_a_password_that_is_too_old_is_not_taken_but_a_key_is(
-    changeable: Account, change: tuple[str, ...], why: str, caplog: Log
+    changeable: Account, caplog: Log
 ) -> None:
     caplog.set_level(logging.INFO)
     user = pwd.getpwnam(changeable.name)
     password = changeable.password.encode()
     assert accounts.password_is_right(user, password, CONFIG)
-    changeable.change(*change)
+    changeable.change("chage", "-d", days_ago(31), "-M", "30")
     assert not accounts.password_is_right(user, b"wrong", CONFIG)
     assert not caplog.messages
     assert not accounts.password_is_right(user, password, CONFIG)
     (line,) = caplog.messages
-    assert why in line
+    assert "the password has expired" in line
     assert accounts.find(changeable.name, CONFIG, HERE) is not None
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("longest", ["30", "99999", "-1"])
+def test_a_password_that_was_set_on_a_board_without_a_clock_is_taken(
+    changeable: Account, longest: str
+) -> None:
+    changeable.change("chage", "-d", "0", "-M", longest, "-I", "10")
+    user = pwd.getpwnam(changeable.name)
+    assert accounts.password_is_right(user, changeable.password.encode(), CONFIG)
+    assert not accounts.password_is_right(user, b"wrong", CONFIG)
+    assert accounts.find(changeable.name, CONFIG, HERE) is not None
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["", ":", "::", ":0:0:99999", ":19000:0:99999:7", ":0:0:99999:7::", "::::::", ":::::::",
+     ":0:0:99999:7:::", ":0:0:99999:7:::0:more"],
+)  # fmt: skip
+def test_a_line_of_shadow_with_fewer_fields_counts(
+    monkeypatch: pytest.MonkeyPatch, rest: str
+) -> None:
+    user = pwd.getpwuid(os.geteuid())
+    lines = ["other:*:19000::::::", f"{user.pw_name}:{CRYPTED}{rest}"]
+    monkeypatch.setattr(accounts, "_shadow_lines", lambda: lines)
+    assert accounts.password_is_right(user, b"secret", CONFIG)
+    assert not accounts.password_is_right(user, b"wrong", CONFIG)
+    assert accounts.find(user.pw_name, CONFIG, HERE) is not None
+    monkeypatch.setattr(accounts, "_shadow_lines", lambda: [f"{user.pw_name}:!{rest}"])
+    assert not accounts.password_is_right(user, b"", CONFIG)
 
 
 @pytest.mark.root

@@ -1,0 +1,83 @@
+"""A connection that comes by two pipes (sshd -i): ProxyCommand, socat and stand-ins for inetd.
+
+All else here knows sockets only, so two children copy, one a direction: what the first reads goes
+into a socket, and what comes out of that is written by the second.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from . import sandbox
+
+# Our own choices
+PIECE: Final = 64 << 10  # bytes
+LINGER: Final = 2.0  # seconds that the peer has to read our last words
+
+
+class Pipes:
+    """``socket`` is the connection; the descriptors are taken over."""
+
+    def __init__(self, reading: int, writing: int, identity: sandbox.Identity | None) -> None:
+        """The children run as ``identity``."""
+        self.socket, inner = socket.socketpair()
+        with inner:
+            self._children = [
+                self._fork(lambda: _copy_in(reading, inner), identity),
+                self._fork(lambda: _copy_out(inner, writing), identity),
+            ]
+        os.close(reading)
+        os.close(writing)
+
+    def _fork(self, copy: Callable[[], None], identity: sandbox.Identity | None) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                sandbox.forget_signals()
+                self.socket.close()
+                sandbox.enter(identity)
+                with contextlib.suppress(OSError):  # one of the two is gone
+                    copy()
+            finally:
+                os._exit(0)
+        return pid
+
+    def close(self) -> None:
+        """The socket is closed: have what is on its way written, and end the children."""
+        reader, writer = self._children
+        end = time.monotonic() + LINGER
+        while _runs(writer) and time.monotonic() < end:
+            time.sleep(0.01)
+        for pid in (reader, writer):
+            if _runs(pid):
+                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a child of ours has not ended; the monitor may have waited for it already."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
+
+
+def _copy_in(reading: int, inner: socket.socket) -> None:
+    while data := os.read(reading, PIECE):
+        inner.sendall(data)
+    inner.shutdown(socket.SHUT_WR)
+
+
+def _copy_out(inner: socket.socket, writing: int) -> None:
+    try:
+        while data := inner.recv(PIECE):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(writing, view) :]
+    finally:
+        inner.shutdown(socket.SHUT_RDWR)  # nobody reads any more: that is the end
