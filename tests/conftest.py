@@ -34,7 +34,8 @@ from tests.peers import (
 PR_SET_CHILD_SUBREAPER = 36
 LEAK_PATIENCE = 3  # seconds that what a test began may take to end by itself
 
-KEPT: set[int] = set()  # the servers that tests share
+# The servers that tests share; what they leave to this process, as key holders, has their command.
+KEPT: dict[int, str] = {}
 GROUPED = ("interop", "system", "bench")  # folders whose files keep to one worker each
 
 
@@ -122,7 +123,9 @@ def _new_children(before: dict[int, str]) -> dict[int, str]:
     """Return the children that are new and have not ended within LEAK_PATIENCE seconds."""
     end = time.monotonic() + LEAK_PATIENCE
     while new := {
-        pid: name for pid, name in _children().items() if pid not in before.keys() | KEPT
+        pid: name
+        for pid, name in _children().items()
+        if pid not in before.keys() | KEPT.keys() and name not in KEPT.values()
     }:
         _reap(set(new))
         if time.monotonic() > end:
@@ -234,7 +237,8 @@ def serve(
                 running[key] = start(kind, settings, tmp_path_factory.mktemp(kind.name))
             except Missing as error:
                 lacking(str(error))
-            KEPT.add(running[key].process.pid)
+            pid = running[key].process.pid
+            KEPT[pid] = _children()[pid]
         assert running[key].process.poll() is None, f"the server ended:\n{running[key].log}"
         return running[key]
 

@@ -167,13 +167,14 @@ def _serve(options: Options) -> int:
     log.set_up("culvert", level, to_stderr)
     if connection is not None:
         try:
-            Listener(config, settings).serve_one(*connection)
+            with contextlib.closing(Listener(config, settings)) as listener:
+                listener.serve_one(*connection)
         except UsageError as error:  # of which nobody may see standard error
             logging.getLogger(__name__).error("%s", error)
             raise
         return 0
     if "check" in options:
-        Listener(config, settings)
+        Listener(config, settings).close()
         return 0
     sockets = bind(config.listen)  # before a host key is made for a server that cannot start
     listener = Listener(config, settings)

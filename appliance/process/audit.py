@@ -140,6 +140,11 @@ def close_file() -> None:
         _file = None
 
 
+def descriptors() -> set[int]:
+    """What events are written to, for who closes all other descriptors."""
+    return set() if _file is None else {_file}
+
+
 def serve_connection(number: int, peer: Peer) -> None:
     """Have every event from now on name this connection."""
     _everywhere.update(

@@ -19,7 +19,7 @@ from ..ssh.auth_server import Offer, signed_data
 from ..wire.codec import write_text
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof
 from . import accounts, audit, factors, matching, totp
-from .host_keys import HostKeys
+from .host_keys import HostKey, HostKeys, Signer
 from .peer import Peer
 from .requests import (
     AskPrompt,
@@ -105,11 +105,7 @@ class Authentication:
             self._session_id = request.exchange_hash
         elif not self.is_done and self._signatures > 10:
             raise Deny("too many key exchanges before authentication")
-        return key.sign(request.algorithm, request.exchange_hash), []
-
-    def forget_host_keys(self) -> None:
-        """In a child of the monitor's that becomes the user's."""
-        self._host_keys.clear()
+        return self._signed_by(key, request.algorithm, request.exchange_hash), []
 
     def prove_host_key(self, request: ProveHostKey) -> Reply:
         """Answered with a signature by one of the host keys, for this connection only."""
@@ -117,7 +113,15 @@ class Authentication:
         if key is None or request.algorithm not in key.public.signature_algorithms:
             raise Deny("no such host key")
         proof = Proof(HOSTKEYS_PROVE, self._session_id, request.host_key)
-        return key.sign(request.algorithm, proof.encode()), []
+        return self._signed_by(key, request.algorithm, proof.encode()), []
+
+    @staticmethod
+    def _signed_by(key: Signer | HostKey, algorithm: str, data: bytes) -> bytes:
+        try:
+            return key.sign(algorithm, data)
+        except OSError as error:
+            _log.error("the host keys' process does not sign: %s", error.strerror or error)
+            raise Deny("no signature by the host key") from error
 
     def _go_by(self, config: ServerConfig) -> None:
         """All of it or, with a UsageError, nothing."""

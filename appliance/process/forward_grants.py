@@ -6,7 +6,6 @@ line; what a client names is compared with them, and otherwise only handed to th
 """
 
 import contextlib
-import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -49,10 +48,8 @@ Places = tuple[tuple[str, int], ...]  # host and port; '*' and 0 stand for any
 class ForwardGrants:
     """What one connection may reach, and what it listens on."""
 
-    def __init__(self, login: Login, forget_host_keys: Callable[[], None]) -> None:
-        """``forget_host_keys`` is for a child that becomes the user's."""
+    def __init__(self, login: Login) -> None:
         self._login = login
-        self._forget_host_keys = forget_host_keys
         config, permissions = login.config, login.permissions
         self._permit_open = _rules(config.permit_open, permissions.permit_open)
         self._permit_listen = _rules(config.permit_listen, permissions.permit_listen)
@@ -73,8 +70,6 @@ class ForwardGrants:
         }
 
     def _become(self) -> None:
-        self._forget_host_keys()
-        gc.collect()
         accounts.become(self._login.user)
         sandbox.confine()
 

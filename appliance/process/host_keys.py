@@ -1,11 +1,14 @@
-"""The server's host keys: read, or made on first use, whole or not at all; their certificates."""
+"""The server's host keys: read, or made on first use, whole or not at all; their certificates.
+
+Only the key holder reads them (key_holder.py); the others know who signs.
+"""
 
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..crypto.key_files import KeyFileError, dump_openssh, load_offered_line, load_private_key
 from ..crypto.keys import RSA, PrivateKey, PublicKey, generate, plain_name
@@ -14,30 +17,35 @@ from ..errors import UsageError
 _log = logging.getLogger(__name__)
 
 
+class Signer(Protocol):
+    """A key that signs: a PrivateKey, or where only the key holder may have that, a HeldKey."""
+
+    public: PublicKey
+
+    def sign(self, algorithm: str, data: bytes) -> bytes:
+        """A signature blob; raises OSError if there is nobody to make it."""
+        ...
+
+
 class HostKey(NamedTuple):
     """A key, and how it is shown: as itself, or as a certificate of it."""
 
-    private: PrivateKey
+    signer: Signer
     public: PublicKey  # or a Certificate
 
     def sign(self, algorithm: str, data: bytes) -> bytes:
         """A signature blob; ``algorithm`` is one of ``public.signature_algorithms``."""
-        return self.private.sign(plain_name(algorithm), data)
+        return self.signer.sign(plain_name(algorithm), data)
 
 
 class HostKeys(NamedTuple):
     """The keys of a server: those that it shows, and all that it has."""
 
     by_algorithm: dict[str, HostKey]  # the first key that signs under each name
-    by_blob: dict[bytes, PrivateKey]
-
-    def clear(self) -> None:
-        """Have none any more."""
-        self.by_algorithm.clear()
-        self.by_blob.clear()
+    by_blob: dict[bytes, Signer]
 
 
-def arrange(keys: Sequence[PrivateKey], certificates: Sequence[str], shortest: int) -> HostKeys:
+def arrange(keys: Sequence[Signer], certificates: Sequence[str], shortest: int) -> HostKeys:
     """What signs under each name; ``certificates`` are files. Raises UsageError.
 
     A certificate that is not for a host, or of none of the keys, is a mistake; one that has
@@ -57,7 +65,7 @@ def arrange(keys: Sequence[PrivateKey], certificates: Sequence[str], shortest: i
     return HostKeys(found, {key.public.blob: key for key in keys})
 
 
-def _with_certificate(keys: Sequence[PrivateKey], path: str) -> HostKey:
+def _with_certificate(keys: Sequence[Signer], path: str) -> HostKey:
     from ..crypto.certificates import Certificate, Kind
 
     try:

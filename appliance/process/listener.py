@@ -5,6 +5,8 @@ imported and tried once before the first accept, and the heap is frozen, so that
 shares nearly all of its memory.
 
     listener (root) --fork--> monitor (root) --fork--> worker (nobody, locked in)
+
+Nor does it read a private key, of which forks would have traces; see key_holder.py.
 """
 
 import errno
@@ -27,7 +29,7 @@ from typing import Final
 from .. import __version__, log
 from ..aio.processor import aes_is_fast
 from ..aio.service_manager import notify
-from ..config.server import Sandbox, ServerConfig
+from ..config.server import ServerConfig
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import CulvertError, UsageError
 from . import (
@@ -42,6 +44,7 @@ from . import (
     user_keys,
     worker,
 )
+from .key_holder import KeyHolder
 from .monitor import Monitor
 from .peer import Peer
 from .penalties import Ending, Penalties, source_of
@@ -53,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 BACKLOG: Final = 128
+RETRY_SECONDS: Final = 1.0  # after which keys that could not be read are tried again
 DROPS_INTERVAL: Final = 1.0  # seconds: a flood of connections must not become one of log lines
 _PID: Final = struct.Struct("i")
 
@@ -119,11 +123,22 @@ class _Settings:
     """What the listener makes of the server's settings, before it goes by them."""
 
     def __init__(self, config: ServerConfig) -> None:
-        """Reads the host keys, and makes them if that is wanted; raises UsageError."""
+        """Has the host keys read, or made if that is wanted; raises UsageError."""
         self.config = config
-        keys = host_keys.load(config.host_keys, config.make_host_keys)
+        self.key_holder = KeyHolder(config.host_keys, config.make_host_keys)
+        try:
+            self._arrange(config)
+        except UsageError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """They are not what the listener goes by."""
+        self.key_holder.close()
+
+    def _arrange(self, config: ServerConfig) -> None:
         self.host_keys = host_keys.arrange(
-            keys, config.host_certificates, MINIMUM_RSA_BITS[config.profile]
+            self.key_holder.keys, config.host_certificates, MINIMUM_RSA_BITS[config.profile]
         )
         factors.sequences(config)
         algorithms = user_keys.algorithms(config, aes_is_fast())
@@ -146,6 +161,7 @@ class _Settings:
             tuple(self.host_keys.by_blob),
             _read_banner(config.banner),
         )
+        self.calls = _permitted_calls(config)
         self.penalties = (
             Penalties(config.per_source_penalty_exempt_list, config.per_source_net_block_size)
             if config.per_source_penalties
@@ -164,18 +180,18 @@ class Listener:
             raise UsageError(
                 f"[[tunnel]] makes devices and needs root: this server runs as uid {os.geteuid()}"
             )
-        self._calls = _permitted_calls(config.sandbox)
         tunnels.check_keys(config.tunnel)
         self._declared = tunnels.Declared(config.tunnel)
         self._penalties: Penalties | None = None
-        self._take(_Settings(config))
-        audit.open_file(config.audit_file)
+        self._key_holder: KeyHolder | None = None
+        settings = _Settings(config)
+        self._open_audit(settings)
+        self._take(settings)
         self._connections = 0
         self._sources: dict[int, int] = {}  # monitors whose peer is not authenticated
         self._per_source: Counter[int] = Counter()
         self._monitors: dict[int, str] = {}  # all of them, and where their peers are
         self._sockets: list[socket.socket] = []
-        self._pipes: tuple[int, ...] = ()  # that are no monitor's business
         self._drops_untold = 0
         self._tells_drops_at = 0.0
 
@@ -183,11 +199,27 @@ class Listener:
         self._config = settings.config
         if self._config.merge_memory and (obstacle := merging.obstacle()):
             _log.warning("merge_memory: %s", obstacle)
+        self.close()
+        self._key_holder = settings.key_holder
         self._host_keys = settings.host_keys
+        self._calls = settings.calls
         self._job = settings.job
         if settings.penalties is not None and self._penalties is not None:
             settings.penalties.go_on_from(self._penalties)
         self._penalties = settings.penalties
+
+    @staticmethod
+    def _open_audit(settings: "_Settings") -> None:
+        try:
+            audit.open_file(settings.config.audit_file)
+        except UsageError:
+            settings.close()
+            raise
+
+    def close(self) -> None:
+        """Need no more signatures; connections have them made as before."""
+        if self._key_holder is not None:
+            self._key_holder.close()
 
     def serve_one(self, reading: int, writing: int) -> None:
         """Inetd mode: one connection, by a socket or by two pipes, then return."""
@@ -209,7 +241,6 @@ class Listener:
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
         told_read, told_write = os.pipe()
-        self._pipes = wake_read, wake_write, told_read
         signals: set[int] = set()
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -219,7 +250,7 @@ class Listener:
         for fd in (wake_read, told_read, self._declared.fileno()):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
-        by_fd: dict[int, socket.socket] = {}
+        by_fd: dict[int, socket.socket | None] = {}
         self._watch(poll, by_fd)
         audit.event("started", version=__version__)
         self._tell_places(sockets)
@@ -238,8 +269,12 @@ class Listener:
                 elif fd == told_read:
                     for (pid,) in _PID.iter_unpack(os.read(told_read, 512 * _PID.size)):
                         self._release(pid)
+                elif (listening := by_fd[fd]) is not None:
+                    self._accept(listening, told_write)
                 else:
-                    self._accept(by_fd[fd], told_write)
+                    self._begin_key_holder()
+                    self._watch(poll, by_fd)
+                    break
             if signal.SIGHUP in signals:
                 signals.discard(signal.SIGHUP)
                 self._reload()
@@ -249,14 +284,28 @@ class Listener:
         if self._identity is not None:
             self._declared.take_down()
 
-    def _watch(self, poll: select.poll, by_fd: dict[int, socket.socket]) -> None:
-        """Have ``by_fd``, and what is polled, be the sockets that listen now."""
+    def _watch(self, poll: select.poll, by_fd: dict[int, socket.socket | None]) -> None:
+        """Have ``by_fd``, and what is polled, be the sockets that listen now, and the key holder's,
+        which is None there.
+        """
         for fd in by_fd:
             poll.unregister(fd)
         by_fd.clear()
         for sock in self._sockets:
             by_fd[sock.fileno()] = sock
             poll.register(sock, select.POLLIN)
+        if self._key_holder is not None:
+            by_fd[self._key_holder.fileno()] = None
+            poll.register(self._key_holder, 0)  # it hangs up when it ends
+
+    def _begin_key_holder(self) -> None:
+        """The key holder has ended, as nothing of ours does: start another one."""
+        _log.error("the process that holds the host keys has ended; another one is started")
+        try:
+            self._take(_Settings(self._config))
+        except UsageError as error:
+            _log.error("%s", error)
+            time.sleep(RETRY_SECONDS)
 
     @staticmethod
     def _tell_places(sockets: Iterable[socket.socket]) -> None:
@@ -285,11 +334,11 @@ class Listener:
         if config.tunnel != self._config.tunnel:
             _log.warning("what has changed in [[tunnel]] counts when the server starts again")
             config = replace(config, tunnel=self._config.tunnel)
-        settings = _Settings(config)
         old = self._sockets
         new = bind(config.listen, kept=old)
         try:
-            audit.open_file(config.audit_file)
+            settings = _Settings(config)
+            self._open_audit(settings)
         except UsageError:
             _close_all_but(new, old)
             raise
@@ -384,11 +433,10 @@ class Listener:
         status = Ending.CRASH
         try:
             sandbox.forget_signals()
-            for listening in self._sockets:
-                listening.close()
-            for fd in self._pipes:
-                os.close(fd)
-            self._declared.close()
+            kept = {sock.fileno(), told, *log.descriptors(), *audit.descriptors()}
+            if self._key_holder is not None:
+                kept.add(self._key_holder.fileno())
+            sandbox.close_all_but(kept | sandbox.descriptors(self._identity))
             status = self._monitor(sock, self._connections, told)
         except Exception:  # the root of a process
             _log.exception("the monitor failed")
@@ -404,9 +452,6 @@ class Listener:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            ours.close()
-            if told is not None:
-                os.close(told)
             self._worker(sock, theirs)
         theirs.close()
         sock.close()
@@ -421,12 +466,13 @@ class Listener:
         """In the new process: give everything up, serve, and never return."""
         status = 0
         try:
-            self._host_keys.clear()
             audit.close_file()
             log.pass_on(lambda level, text: to_monitor.sendall(LogLine(level, text).encode()))
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            kept = {sock.fileno(), to_monitor.fileno(), *log.descriptors()}
+            sandbox.keep_descriptors(kept | sandbox.descriptors(self._identity))
             sandbox.enter(self._identity, self._calls)
             worker.serve(self._job, sock, to_monitor)
         except MonitorGone:
@@ -440,13 +486,13 @@ class Listener:
             os._exit(status)
 
 
-def _permitted_calls(wanted: Sandbox) -> bytes | None:
+def _permitted_calls(config: ServerConfig) -> bytes | None:
     """What a worker may ask of the kernel, None where that cannot be limited."""
     try:
         return seccomp.program()
     except seccomp.Unsupported as error:
         text = f"workers may make every system call: {error}"
-        if wanted == "required":
+        if config.sandbox == "required":
             raise UsageError(text) from error
         _log.warning("%s", text)
         return None

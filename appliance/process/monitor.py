@@ -80,7 +80,7 @@ class Monitor:
         if self._config.merge_memory:
             merging.begin()
         self._tell_listener()
-        self._forwards = ForwardGrants(login, self._authentication.forget_host_keys)
+        self._forwards = ForwardGrants(login)
         self._sessions = SessionGrants(login, self._peer, self._forwards.environment)
         for grants in (self._sessions, TunnelGrants(login), self._forwards):
             self._handlers |= grants.handlers()

@@ -108,8 +108,7 @@ def enter(identity: Identity | None, calls: bytes | None = None) -> None:
         os.setgroups([])
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    hide()
     end_with_parent()  # once more: a change of identity forgets it
     for limit, value in (
         (resource.RLIMIT_NPROC, 0),
@@ -125,9 +124,14 @@ def enter(identity: Identity | None, calls: bytes | None = None) -> None:
 
 def confine() -> None:
     """Of a child that became the user: what it has in its memory stays its own."""
+    hide()
+    end_with_parent()
+
+
+def hide() -> None:
+    """Let no other process look into the memory, but root's."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
-    end_with_parent()
 
 
 def descriptors(identity: Identity | None) -> set[int]:
@@ -169,6 +173,17 @@ def close_all_but(kept: Collection[int]) -> None:
         if int(name) > 2 and int(name) not in kept:
             with contextlib.suppress(OSError):  # the one that reads this folder is gone again
                 os.close(int(name))
+
+
+def keep_descriptors(kept: Collection[int]) -> None:
+    """Close every descriptor but ``kept``; standard ones that are closed lead to /dev/null."""
+    close_all_but(kept)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        if fd not in kept:
+            os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
 
 
 def _prctl(option: int, value: int) -> None:

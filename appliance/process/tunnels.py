@@ -174,7 +174,7 @@ class Declared:
             claim.close()
 
     def close(self) -> None:
-        """Let other servers have them; in a fork: have nothing to do with them."""
+        """Let other servers have them."""
         while self._locks:
             self._locks.popitem()[1].close()
         if self._rules is not None:

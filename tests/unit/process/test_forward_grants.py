@@ -2,13 +2,12 @@
 
 import contextlib
 import errno
-import mmap
 import os
 import pwd
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,14 +46,14 @@ def port() -> Iterator[int]:
 
 def grants(
     options: str = "", user: pwd.struct_passwd = ME, permissions: Permissions | None = None,
-    forget_host_keys: Callable[[], None] = lambda: None, **settings: object,
+    **settings: object,
 ) -> ForwardGrants:  # fmt: skip
     """What somebody gets whose key has these options."""
     if permissions is None:
         (entry,) = parse(f"{options} {KEY}".strip().encode(), pytest.fail)
         permissions = entry.options
     config = replace(ServerConfig(), **settings)  # type: ignore[arg-type]
-    return ForwardGrants(Login(user, permissions, None, config), forget_host_keys)
+    return ForwardGrants(Login(user, permissions, None, config))
 
 
 def close(reply: Reply) -> None:
@@ -258,24 +257,26 @@ def test_a_sockets_file_is_removed_as_the_user(
 
 
 @pytest.mark.root
-def test_who_connects_to_names_is_the_user_and_has_no_host_keys(account: Account) -> None:
+def test_who_connects_to_names_is_the_user_and_reaches_no_key_holder(account: Account) -> None:
     """Its memory was the monitor's: neither the user nor what it runs may look into it."""
     user = pwd.getpwnam(account.name)
     before = children()
-    with mmap.mmap(-1, 1) as seen:  # shared with the child, as no descriptor is
-        it = grants(user=user, forget_host_keys=lambda: seen.write(b"x"))
+    requests, holder = socket.socketpair()  # as the monitor has one for signatures
+    with requests, holder:
+        it = grants(user=user)
         try:
             _, (fd,) = it.connect(Connect("127.1", 1))
             with socket.socket(fileno=fd) as attempt:
                 attempt.settimeout(10)
                 attempt.recv(100)  # it has answered
-            assert seen[:] == b"x"
             (child,) = children() - before
             status = Path(f"/proc/{child}/status").read_text()
             fields = dict(line.split(":\t", 1) for line in status.splitlines())
             assert set(fields["Uid"].split()) == {str(user.pw_uid)}
             assert fields["NoNewPrivs"] == "1"
             assert Path(f"/proc/{child}/mem").stat().st_uid == 0  # as of who may not be traced
+            opened = [os.readlink(each) for each in Path(f"/proc/{child}/fd").iterdir()]
+            assert sum(name.startswith("socket:") for name in opened) == 1
         finally:
             it.close()
 

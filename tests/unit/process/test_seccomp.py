@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config.server import ServerConfig
 from appliance.errors import UsageError
 from appliance.process import listener, seccomp
 from tests.peers import Keyring, environment
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TAKEN_OVER = """
 import errno, os, socket, sys
 from appliance.config.server import ServerConfig
-from appliance.process import worker
+from appliance.process import sandbox, worker
 from appliance.process.listener import Listener
 import ctypes, fcntl, mmap, pty, signal, termios, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -30,6 +31,10 @@ mine, theirs = socket.socketpair()
 listening = socket.create_server(("127.0.0.1", 0))
 datagrams = socket.socket(type=socket.SOCK_DGRAM)
 FASTOPEN = 0x20000000
+keep = sandbox.keep_descriptors
+sandbox.keep_descriptors = lambda kept: keep(
+    {*kept, 1, 2, listening.fileno(), datagrams.fileno()}
+)
 def told(job, sock, to_monitor):
     try:
         exec(sys.argv[2])
@@ -236,11 +241,11 @@ def test_a_system_without_the_library_is_told_what_it_lacks(
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     caplog.set_level(logging.WARNING)
-    assert listener._permitted_calls("wanted") is None
+    assert listener._permitted_calls(ServerConfig()) is None
     (line,) = caplog.messages
     assert line.startswith("workers may make every system call: libseccomp.so.2 is missing")
     with pytest.raises(UsageError, match="Debian's package libseccomp2"):
-        listener._permitted_calls("required")
+        listener._permitted_calls(ServerConfig(sandbox="required"))
 
 
 def test_a_kernel_without_filters_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,216 @@
+"""Nobody but the key holder ever has a private key in its memory; the others ask it to sign."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+from appliance import log
+from appliance.crypto.key_files import dump_openssh, load_private_key
+from appliance.crypto.keys import generate
+from appliance.errors import UsageError
+from appliance.process import key_holder
+from appliance.process.key_holder import KeyHolder
+from appliance.ssh.order import Phase
+from tests.netns import wait_until
+from tests.peers import Keyring, Server
+from tests.unit.process.conftest import Dialler, family
+from tests.unit.process.test_reload import reload
+from tests.unit.process.test_server import worker_of
+
+Serve = Callable[..., Server]
+Dial = Callable[[Server], Dialler]
+
+
+def traces(path: Path) -> dict[str, bytes]:
+    """What a process may have kept of a private key file: its lines, and the secret numbers as a
+    file has them (big-endian) and as OpenSSL does (little-endian words).
+    """
+    data = path.read_bytes()
+    found = {f"line {number}": line for number, line in enumerate(data.split(b"\n")[1:-2], 1)}
+    secret = load_private_key(data).secret
+    numbers: dict[str, int] = {}
+    if isinstance(secret, RSAPrivateKey):
+        private = secret.private_numbers()
+        for name in ("d", "p", "q", "dmp1", "dmq1", "iqmp"):
+            numbers[name] = getattr(private, name)
+    elif isinstance(secret, EllipticCurvePrivateKey):
+        numbers["d"] = secret.private_numbers().private_value
+    else:
+        found["seed"] = secret.private_bytes_raw()
+    for name, number in numbers.items():
+        for order in ("big", "little"):
+            found[f"{name} {order}"] = number.to_bytes((number.bit_length() + 7) // 8, order)  # type: ignore[arg-type]
+    # what follows the end of the public half, or is that of the file's format, tells nothing
+    public = load_private_key(data).public.blob
+    return {
+        name: value for name, value in found.items() if len(value) >= 24 and value not in public
+    }
+
+
+def memory(pid: int) -> Iterator[bytes]:
+    """The writable memory of a process, area by area."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            area, rights = line.split()[:2]
+            start, end = (int(word, 16) for word in area.split("-"))
+            if rights.startswith("rw"):
+                with contextlib.suppress(OSError):
+                    file.seek(start)
+                    yield file.read(end - start)
+
+
+def found_in(pid: int, keys: list[Path]) -> set[str]:
+    """Which traces of the keys a process has."""
+    wanted = {f"{key.name}: {name}": value for key in keys for name, value in traces(key).items()}
+    return {name for area in memory(pid) for name, value in wanted.items() if value in area}
+
+
+@pytest.mark.root
+def test_no_process_that_a_worker_is_forked_from_ever_has_a_private_key(
+    our_server: Serve, dial: Dial, host_keys: Keyring
+) -> None:
+    kinds = "ssh-rsa", "ssh-ed25519", "ecdsa-sha2-nistp256"
+    keys = [host_keys.key(kind) for kind in kinds]
+    assert all(len(traces(key)) > 3 for key in keys)
+    server = our_server("", *(word for key in keys for word in ("-r", str(key))))
+    for moment in ("after the start", "after a SIGHUP", "after another"):
+        if moment != "after the start":
+            reload(server, "")
+        client = dial(server)
+        assert client.until(lambda connection: connection.peer_version)
+        worker_of(server)
+        for pid in family(server.process.pid):
+            assert found_in(pid, keys) == set(), moment
+        client.log_in()
+        for pid in family(server.process.pid):
+            assert found_in(pid, keys) == set(), f"{moment}, and a login"
+        client.close()
+        assert wait_until(lambda: len(family(server.process.pid)) == 1)
+
+
+def holders(key: Path) -> set[int]:
+    """The processes that have the lines of this key in their memory, or its numbers."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if "sshd" in Path(entry, "cmdline").read_text() and found_in(
+                    int(entry.name), [key]
+                ):
+                    found.add(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A key of one test's own."""
+    path = tmp_path / "own-key"
+    path.write_bytes(dump_openssh(generate("ssh-rsa", 2048), None, ""))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.root
+def test_a_connection_exchanges_keys_again_with_the_keys_that_it_began_with(
+    our_server: Serve, dial: Dial, key: Path
+) -> None:
+    """So their holder outlives a SIGHUP and the listener, and no connection."""
+    server = our_server("", "-r", str(key))
+    (before,) = holders(key)
+    client = dial(server).log_in()
+    reload(server, "")
+    assert wait_until(lambda: len(holders(key)) == 2)
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    assert wait_until(lambda: holders(key) == {before})
+    exchanged = client.connection._keys_since
+    client.connection._now = exchanged + 1
+    client.connection.rekey()
+    assert client.until(lambda connection: connection._handshake is None)
+    assert client.connection.phase is Phase.OPEN
+    client.close()
+    assert wait_until(lambda: not holders(key))
+
+
+@pytest.mark.root
+def test_a_key_holder_that_was_killed_is_replaced(our_server: Serve, dial: Dial, key: Path) -> None:
+    server = our_server("", "-r", str(key))
+    old = dial(server).log_in()
+    (killed,) = holders(key)
+    os.kill(killed, signal.SIGKILL)
+    assert wait_until(lambda: bool(holders(key) - {killed})), server.log
+    dial(server).log_in()
+    old.connection.rekey()
+    assert not old.until(lambda connection: connection._handshake is None)
+    assert "the host keys' process does not sign" in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.root
+def test_a_key_holder_that_cannot_be_replaced_is_tried_again(
+    our_server: Serve, dial: Dial, key: Path
+) -> None:
+    server = our_server("", "-r", str(key))
+    (killed,) = holders(key)
+    aside = key.rename(key.with_name("aside"))
+    os.kill(killed, signal.SIGKILL)
+    assert wait_until(lambda: f"host key {key} is missing" in server.log), server.log
+    aside.rename(key)
+    assert wait_until(lambda: bool(holders(key) - {killed})), server.log
+    dial(server).log_in()
+
+
+@pytest.fixture
+def without_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a fork of the test's process close all but what the log is written to."""
+    monkeypatch.setattr(log, "descriptors", set)
+
+
+@pytest.mark.usefixtures("without_log")
+def test_what_is_wrong_with_a_key_comes_from_the_process_that_read_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"^host key {tmp_path}/key is missing: make it"):
+        KeyHolder([str(tmp_path / "key")], make=False)
+    holder = KeyHolder([str(tmp_path / "key")], make=True)
+    with contextlib.closing(holder):
+        (held,) = holder.keys
+        assert held.public.verify("ssh-ed25519", held.sign("ssh-ed25519", b"data"), b"data")
+
+
+@pytest.mark.usefixtures("without_log")
+def test_a_key_of_each_kind_signs_through_its_holder(host_keys: Keyring) -> None:
+    keys = host_keys.keys(("ssh-rsa", "ssh-ed25519", "ecdsa-sha2-nistp256"))
+    with contextlib.closing(KeyHolder(list(map(str, keys)), make=False)) as holder:
+        for held in holder.keys:
+            for algorithm in held.public.signature_algorithms:
+                signature = held.sign(algorithm, b"data")
+                assert held.public.verify(algorithm, signature, b"data")
+
+
+@pytest.mark.usefixtures("without_log")
+def test_no_answer_of_a_key_holder_is_an_error(tmp_path: Path) -> None:
+    with contextlib.closing(KeyHolder([str(tmp_path / "key")], make=True)) as holder:
+        (held,) = holder.keys
+        with pytest.raises(OSError, match="key"):
+            held.sign("rsa-sha2-512", b"data")  # by which it fails
+        with pytest.raises(OSError, match=r"pipe|reset|key"):
+            held.sign("ssh-ed25519", b"data")
+
+
+@pytest.mark.usefixtures("without_log")
+def test_who_went_away_before_its_signature_costs_nobody_else_theirs(tmp_path: Path) -> None:
+    with contextlib.closing(KeyHolder([str(tmp_path / "key")], make=True)) as holder:
+        (held,) = holder.keys
+        request = key_holder._Request(held.public.blob, "ssh-ed25519", b"data").encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.close()
+            socket.send_fds(holder._requests, [request], [theirs.fileno()])
+        holder._requests.send(request)  # as if no descriptor had been left for it
+        assert held.sign("ssh-ed25519", b"data")
