@@ -76,6 +76,7 @@ class Authentication:
         self._permissions = Permissions()  # what every key that signed grants
         self._used_keys: list[PublicKey] = []
         self.failures = 0
+        self.is_over = False  # after max_auth_tries failures
         self.is_done = False
 
     @property
@@ -279,8 +280,8 @@ class Authentication:
         audit.event("refused", user=user, method=method, reason=why, **key or {})
         spent = time.monotonic() - started
         time.sleep(FAILURE_SECONDS - spent % FAILURE_SECONDS)
-        final = self.failures >= self._config.max_auth_tries
-        return self._outcome(False, final=final), []
+        self.is_over = self.is_over or self.failures >= self._config.max_auth_tries
+        return self._outcome(False, final=self.is_over), []
 
     def _outcome(self, success: bool, partial: bool = False, final: bool = False) -> bytes:
         return OutcomeReply(success, self._factors.method_names, partial, final).encode()

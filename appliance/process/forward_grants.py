@@ -7,9 +7,10 @@ line; what a client names is compared with them, and otherwise only handed to th
 
 import contextlib
 import os
+import socket
 import tempfile
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from ..aio import connecting
 from ..aio.listening import LocalListener, bind_addresses, listen
@@ -45,6 +46,21 @@ Request = Connect | ConnectLocal | Listen | ListenLocal | ListenAgent
 Places = tuple[tuple[str, int], ...]  # host and port; '*' and 0 stand for any
 
 
+class _Listening(NamedTuple):
+    """What the worker listens on."""
+
+    place: str
+    local: LocalListener | None  # None: a TCP port
+    sockets: Sequence[socket.socket]  # ours of the worker's
+
+    def stop(self) -> None:
+        """End it, whether the worker has closed its own descriptors or only says so."""
+        for sock in self.sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
 class ForwardGrants:
     """What one connection may reach, and what it listens on."""
 
@@ -53,7 +69,7 @@ class ForwardGrants:
         config, permissions = login.config, login.permissions
         self._permit_open = _rules(config.permit_open, permissions.permit_open)
         self._permit_listen = _rules(config.permit_listen, permissions.permit_listen)
-        self._listeners: dict[int, tuple[str, LocalListener | None]] = {}  # None: a TCP port
+        self._listeners: dict[int, _Listening] = {}
         self._listeners_made = 0
         self._agent: LocalListener | None = None
         self._by_name = connecting.NameConnector(self._become)
@@ -152,7 +168,7 @@ class ForwardGrants:
         except OSError as error:
             raise Deny(f"port {request.port}: {error.strerror}") from error
         port = sockets[0].getsockname()[1]
-        number = self._remember(f"{request.address}:{port}", None)
+        number = self._remember(f"{request.address}:{port}", None, sockets)
         return write_uint32(number) + write_uint32(port), [sock.detach() for sock in sockets]
 
     def listen_local(self, request: ListenLocal) -> Reply:
@@ -169,25 +185,30 @@ class ForwardGrants:
                 listener = LocalListener(path)
         except OSError as error:
             raise Deny(str(error.strerror)) from error
-        return write_uint32(self._remember(_place(request), listener)), [listener.socket.detach()]
+        number = self._remember(_place(request), listener, [listener.socket])
+        return write_uint32(number), [listener.socket.detach()]
 
     def _check_limit(self) -> None:
         if len(self._listeners) >= LISTENERS_LIMIT:
             raise Deny("too many forwards")
 
-    def _remember(self, place: str, local: LocalListener | None) -> int:
+    def _remember(
+        self, place: str, local: LocalListener | None, sockets: Sequence[socket.socket]
+    ) -> int:
         self._listeners_made += 1
-        self._listeners[self._listeners_made] = place, local
+        ours = [sock.dup() for sock in sockets]
+        self._listeners[self._listeners_made] = _Listening(place, local, ours)
         return self._listeners_made
 
     def stop_listening(self, request: StopListening) -> Reply:
         """Answered with nothing."""
         if request.listener not in self._listeners:
             raise Deny("no such forward")
-        place, local = self._listeners.pop(request.listener)
-        self._remove(local)
-        kind = FORWARDED_TCPIP if local is None else FORWARDED_STREAMLOCAL
-        audit.event("forward_closed", kind=kind, place=place)
+        listening = self._listeners.pop(request.listener)
+        listening.stop()
+        self._remove(listening.local)
+        kind = FORWARDED_TCPIP if listening.local is None else FORWARDED_STREAMLOCAL
+        audit.event("forward_closed", kind=kind, place=listening.place)
         return b"", []
 
     # -- the client's agent --------------------------------------------------------------
@@ -223,8 +244,9 @@ class ForwardGrants:
             self._remove(self._agent)
             with accounts.as_user(self._login.user), contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(self._agent.path))
-        for _, local in self._listeners.values():
-            self._remove(local)
+        for listening in self._listeners.values():
+            listening.stop()
+            self._remove(listening.local)
         self._listeners.clear()
 
     def _remove(self, local: LocalListener | None) -> None:

@@ -183,6 +183,8 @@ class Monitor:
         now = When.AFTER if self._authentication.is_done else When.BEFORE
         if row is None or now not in row.when:
             return self._end_worker(f"it asked for {data[0]}, which is not allowed now")
+        if self._authentication.is_over and row.when is When.BEFORE:
+            return self._end_worker("it goes on after the last attempt to log in")
         count = self._counts[data[0]] = self._counts.get(data[0], 0) + 1
         if count > row.limit:
             return self._end_worker(f"it asked too often for {row.message.__name__}")

@@ -30,9 +30,6 @@ from .requests import (
 
 _log = logging.getLogger(__name__)
 
-# Our own choice
-PROGRAMS_LIMIT: Final = 100  # of one connection at a time
-
 _SIGNALS: Final = frozenset(
     (
         "ABRT",
@@ -105,8 +102,7 @@ class SessionGrants:
             raise Deny("this key may not have a terminal")
         if not self._login.config.permit_tty:
             raise Deny("this user may not have a terminal")
-        if len(self._terminals) >= self._login.config.max_sessions:  # each has one at most
-            raise Deny("too many terminals")
+        self._check_sessions(len(self._programs) + len(self._terminals))
         try:
             with contextlib.ExitStack() as undo:
                 terminal = programs.open_terminal(self._login.user)
@@ -119,6 +115,14 @@ class SessionGrants:
         self._terminals[self._terminals_made] = terminal
         return write_uint32(self._terminals_made), [master]
 
+    def _check_sessions(self, others: int) -> None:
+        """Raise Deny if ``others`` leave no session; each has one terminal and program at most.
+
+        As with sshd, a program that its client left behind counts until it ends.
+        """
+        if others >= self._login.config.max_sessions:
+            raise Deny("too many sessions")
+
     def close_pty(self, request: ClosePty) -> Reply:
         terminal = self._terminals.pop(request.terminal, None)
         if terminal is None:
@@ -128,11 +132,11 @@ class SessionGrants:
 
     def spawn(self, request: Spawn) -> Reply:
         user, config = self._login.user, self._login.config
-        if len(self._programs) >= PROGRAMS_LIMIT:
-            raise Deny("too many programs")
         terminal = self._terminals.get(request.terminal)
         if request.terminal and terminal is None:
             raise Deny("no terminal")
+        others = len(self._programs) + len(self._terminals) - (terminal is not None)
+        self._check_sessions(others)
         environment = programs.base_environment(user, config.pass_environment)
         names, values = request.environment[::2], request.environment[1::2]
         for variable, content in zip(names, values, strict=False):

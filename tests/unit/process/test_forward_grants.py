@@ -31,6 +31,7 @@ from appliance.process.requests import (
     Reply,
     StopListening,
 )
+from appliance.wire.codec import Reader
 from tests.peers import Account
 
 KEY = generate("ssh-ed25519").public.line()
@@ -44,6 +45,17 @@ def port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
+_made: list[ForwardGrants] = []
+
+
+@pytest.fixture(autouse=True)
+def made() -> Iterator[None]:
+    """Closes what a test was given, as the end of its connection does."""
+    yield
+    while _made:
+        _made.pop().close()
+
+
 def grants(
     options: str = "", user: pwd.struct_passwd = ME, permissions: Permissions | None = None,
     **settings: object,
@@ -53,7 +65,8 @@ def grants(
         (entry,) = parse(f"{options} {KEY}".strip().encode(), pytest.fail)
         permissions = entry.options
     config = replace(ServerConfig(), **settings)  # type: ignore[arg-type]
-    return ForwardGrants(Login(user, permissions, None, config))
+    _made.append(ForwardGrants(Login(user, permissions, None, config)))
+    return _made[-1]
 
 
 def close(reply: Reply) -> None:
@@ -150,6 +163,7 @@ def test_permitlisten_names_where_may_be_listened() -> None:
     assert not may(it, Listen("", free))
     assert not may(it, Listen("localhost", 0))
     assert not may(it, ListenLocal(b"/tmp/somewhere"))
+    it.close()
     assert may(grants(f'permitlisten="{free}"'), Listen("", free))
 
 
@@ -340,3 +354,26 @@ def test_what_the_system_refuses_is_told_apart_from_what_may_not_be(tmp_path: Pa
         with pytest.raises(Deny) as caught:
             handler(request)
         assert isinstance(caught.value, Failed) == isinstance(request, ConnectLocal)
+
+
+@pytest.mark.parametrize("kind", ["port", "file"])
+def test_a_forward_ends_though_a_worker_that_was_taken_over_keeps_its_socket(
+    tmp_path: Path, kind: str
+) -> None:
+    """Or the limit of forwards would be no limit."""
+    it = grants()
+    if kind == "port":
+        reply, descriptors = it.listen(Listen("127.0.0.1", 0))
+    else:
+        reply, descriptors = it.listen_local(ListenLocal(bytes(tmp_path / "s")))
+    number = Reader(reply).uint32()
+    kept = [socket.socket(fileno=fd) for fd in descriptors]
+    place = kept[0].getsockname()
+    with contextlib.ExitStack() as undo:
+        for sock in kept:
+            undo.enter_context(sock)
+        it.stop_listening(StopListening(number))
+        with socket.socket(kept[0].family) as client:
+            assert client.connect_ex(place) in (errno.ECONNREFUSED, errno.ENOENT)
+        with pytest.raises(OSError, match="Invalid argument"):
+            kept[0].accept()

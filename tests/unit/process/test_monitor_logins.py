@@ -12,6 +12,7 @@ from appliance.process import (
     programs,
 )
 from appliance.process.requests import (
+    AskPrompt,
     Begin,
     OpenPty,
     OpenTunnel,
@@ -219,6 +220,32 @@ def test_failures_are_counted_and_the_last_one_is_final(office: Make) -> None:
     assert not it.outcome(use_key(OTHER)).final
     assert not it.outcome(RefuseAttempt(USER, "gssapi")).final
     assert it.outcome(password(secret=b"wrong")).final
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Begin(USER),
+        RefuseAttempt(USER, "x"),
+        show_key(),
+        use_key(),
+        password(),
+        AskPrompt(USER),
+    ],
+)
+def test_who_goes_on_after_the_last_attempt_is_ended(office: Make, request_: Message) -> None:
+    """By the monitor: a worker that was taken over does not count."""
+    it = office(max_auth_tries=2).start()
+    for _ in range(2):
+        it.outcome(password(secret=b"wrong"))
+    assert it.ends(request_)
+    assert not it.is_in
+
+
+def test_another_users_limit_is_no_way_to_go_on(office: Make) -> None:
+    it = office(max_auth_tries=1, match=for_me(max_auth_tries=9)).start()
+    assert it.outcome(password("nobody-of-this-name")).final
+    assert it.ends(password())
 
 
 def test_a_failure_takes_a_multiple_of_one_time(

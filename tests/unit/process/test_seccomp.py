@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # A server for one connection whose workers, in place of the protocol, do what they are told.
 TAKEN_OVER = """
-import errno, os, socket, sys
+import errno, json, os, socket, sys
 from appliance.config.server import ServerConfig
 from appliance.process import sandbox, worker
 from appliance.process.listener import Listener
@@ -42,7 +42,8 @@ def told(job, sock, to_monitor):
     except OSError as error:
         os.write(1, errno.errorcode[error.errno].encode())
 worker.serve = told
-server = Listener(ServerConfig(host_keys=(sys.argv[1],)), ServerConfig)
+settings = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+server = Listener(ServerConfig(host_keys=(sys.argv[1],), **settings), ServerConfig)
 os.write(1, b"%d " % server._monitor(theirs, 1, None))
 """
 CRASH = "1 "  # of the monitor's, after a worker that was killed

@@ -210,6 +210,35 @@ def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_the_monitor_counts_the_sessions_itself(office: Make, limit: int) -> None:
+    """What a worker that was taken over asks for; 0 leaves forwards, and no shell."""
+    it = office(max_sessions=limit).log_in()
+    opened: list[list[int]] = []
+    pids = []
+    for _ in range(limit):
+        pid, fds = run(it, b"exec cat")
+        pids.append(pid)
+        opened.append(fds)
+    for kind in ("shell", "exec", "subsystem"):
+        assert it.denied(Spawn(kind, b"true", (), 0)) == "too many sessions"
+    assert it.denied(OpenPty()) == "too many sessions"
+    if limit:
+        os.close(opened[0].pop(0))  # its input, by which it ends
+        wait_for(lambda: (it.monitor._reap(), len(it.sessions._programs) < limit)[1])
+        answer = it.raw(OpenPty().encode())
+        assert answer is not None and answer[0][:1] == GRANTED
+        opened.append(answer[1])
+        assert it.denied(OpenPty()) == it.denied(Spawn("exec", b"true", (), 0))
+        number = Reader(answer[0][1:]).uint32()
+        answer = it.raw(Spawn("exec", b"true", (), number).encode())
+        assert answer is not None and answer[0][:1] == GRANTED
+        opened.append(answer[1])
+    for fd in (fd for fds in opened for fd in fds):
+        os.close(fd)
+    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+
+
 def test_a_program_has_no_descriptor_but_its_three(office: Make) -> None:
     it = office().log_in()
     secret, _write = os.pipe()
