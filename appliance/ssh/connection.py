@@ -44,6 +44,7 @@ from .channels import PACKET, Channel, ChannelHandler, Flow
 from .order import USERAUTH_60, Phase
 from .packets import PACKET_LIMIT
 from .transport import (
+    ANSWERS_LIMIT,
     AUTHENTICATION,
     TRANSPORT_HANDLERS,
     ClientSide,
@@ -268,6 +269,7 @@ class Connection(Transport):
     def _on_authenticated(self) -> None:
         self.phase = self._resume = Phase.OPEN
         self._reader.limit = PACKET_LIMIT
+        self._answers_limit = ANSWERS_LIMIT
         self._start_compression(self._negotiated)
         self._start_decompression(self._negotiated)
         self._handler.authenticated()

@@ -60,9 +60,11 @@ REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may 
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
 EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
-ANSWERS_LIMIT: Final = 4 << 20  # bytes unsent, of which sources have no part
+ANSWERS_LIMIT: Final = 4 << 20  # unsent bytes; bulk data is limited by UNSENT_LIMIT before that
+EARLY_ANSWERS_LIMIT: Final = 256 << 10  # the same before the login: some KiB are usual
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
 HELD_OVERHEAD: Final = 64  # bytes that an object takes beside its own
+UNREAD: Final = "the peer does not read the answers to its questions"
 SOFTWARE: Final = f"Culvert_{__version__}"
 
 # An enum's attribute is slow to look up, for once a packet.
@@ -152,6 +154,7 @@ class Transport:
         self._handshake_started = now
         self._resume = Phase.FRESH  # the phase after this key exchange
         self._skip_guess = False
+        self._answers_limit = EARLY_ANSWERS_LIMIT
         self._held: list[bytes] | None = None  # messages behind a key exchange
         self._held_bytes = 0
         self._keys_since = now
@@ -278,8 +281,8 @@ class Transport:
         self.activity += payload[0] in _ACTIVITY
         if self._held is None:
             self._writer.packet(payload)
-            if self._writer.unsent > ANSWERS_LIMIT and self.phase is Phase.OPEN:
-                self._fail(ProtocolError("the peer does not read the answers to its questions"))
+            if self._writer.unsent > self._answers_limit and self.phase is Phase.OPEN:
+                self._fail(ProtocolError(UNREAD))  # maybe outside of a message's handler
             self._rekey_when_due()
             return
         self._held_bytes += len(payload) + HELD_OVERHEAD
@@ -368,6 +371,8 @@ class Transport:
                     self.phase = Phase.PRE_SUCCESS
                 kind, handle = self._handlers[number]
                 handle(self, payload if kind is None else kind.decode(payload))
+                if self._writer.unsent > self._answers_limit:
+                    raise ProtocolError(UNREAD)
             case Verdict.SKIP:
                 pass
             case Verdict.UNKNOWN:

@@ -25,7 +25,7 @@ from appliance.ssh.auth_server import HOSTBOUND
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
 from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER, PACKET_LIMIT
-from appliance.ssh.transport import LINES_LIMIT
+from appliance.ssh.transport import EARLY_ANSWERS_LIMIT, LINES_LIMIT
 from appliance.wire.codec import write_boolean, write_name, write_string
 from appliance.wire.messages import (
     ChannelOpen,
@@ -472,6 +472,31 @@ def test_a_flood_of_data_during_a_key_exchange_is_bounded_by_the_windows() -> No
     assert script.peer._held_bytes < 300_000
     script.peer.tick(script.peer.deadline)
     assert isinstance(script.peer.error, KeyExchangeFailed)
+
+
+def test_a_peer_that_reads_no_answers_before_the_login_costs_bounded_memory() -> None:
+    """91 MiB in 15 s, of nobody: a request for the service is answered each time."""
+    script = against(Role.SERVER).serve()
+    highest = 0
+    for _ in range(10_000):
+        script.send(*[ServiceRequest("ssh-userauth")] * 100)
+        highest = max(highest, script.peer.unsent)
+        if script.peer.phase is Phase.CLOSED:
+            break
+    assert isinstance(script.peer.error, ProtocolError)
+    assert highest < EARLY_ANSWERS_LIMIT + 100 * 64
+
+
+def test_a_server_that_reads_no_answers_before_the_login_costs_bounded_memory() -> None:
+    script = against(Role.CLIENT).serve()
+    question = UserauthInfoRequest("", "", "", (("Password: ", False),)).encode()
+    script.send(UserauthFailure(("keyboard-interactive",), False))
+    for _ in range(10_000):
+        script.send(*[question] * 100)
+        if script.peer.phase is Phase.CLOSED:
+            break
+    assert isinstance(script.peer.error, ProtocolError)
+    assert script.peer.unsent < EARLY_ANSWERS_LIMIT + 1000
 
 
 @pytest.mark.parametrize("role", ROLES)
