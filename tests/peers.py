@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from appliance.crypto.key_exchange import METHODS
 from tests.netns import Namespace, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -323,6 +324,11 @@ class CulvertServer(ServerKind):
             argv += ["-D", str(settings.authorized_keys.parent)]
         if settings.permit_tunnel != "no":
             argv += ["--permit-tunnel", settings.permit_tunnel]
+        if not {"--config", "--profile"} & {*settings.options}:
+            # for the matrix of peers: finite fields are not among those that it offers by itself
+            config = folder / "sshd.toml"
+            config.write_text(f"kex_algorithms = {[*METHODS]}\n")
+            argv += ["--config", str(config)]
         return [*argv, "-P", str(folder / "culvert.pid"), *settings.options]
 
 

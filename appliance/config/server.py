@@ -128,6 +128,7 @@ class ServerConfig(ConnectionConfig):
     profile: Profile = "default"
     sandbox: Sandbox = "wanted"  # whether a server starts where system calls cannot be filtered
 
+    kex_algorithms: tuple[str, ...] = ()  # () is the profile's without finite fields
     login_grace_time: int = 120
     max_startups: tuple[int, int, int] = (10, 30, 100)  # start, percent, full
     per_source_max_startups: int = 20

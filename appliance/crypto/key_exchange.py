@@ -200,6 +200,11 @@ METHODS: Final[dict[str, Method]] = {
 }
 
 
+# A client without a key of its own can have a server compute these for nothing (D(HE)at,
+# CVE-2002-20001), 10 times as long as any of the others: a server offers them when told to.
+FINITE_FIELD: Final = ("diffie-hellman-group16-sha512", "diffie-hellman-group14-sha256")
+
+
 def derive(
     digest: str, shared: bytes, exchange_hash: bytes, letter: bytes, session_id: bytes, length: int
 ) -> bytes:

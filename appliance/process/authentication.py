@@ -16,6 +16,7 @@ from ..crypto.authorized_keys import Permissions
 from ..crypto.keys import PublicKey
 from ..errors import UsageError
 from ..ssh.auth_server import Offer, signed_data
+from ..ssh.transport import EXCHANGES_BEFORE_LOGIN
 from ..wire.codec import write_text
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof
 from . import accounts, audit, factors, matching, totp
@@ -104,7 +105,7 @@ class Authentication:
         self._signatures += 1
         if not self._session_id:
             self._session_id = request.exchange_hash
-        elif not self.is_done and self._signatures > 10:
+        elif not self.is_done and self._signatures > EXCHANGES_BEFORE_LOGIN:
             raise Deny("too many key exchanges before authentication")
         return self._signed_by(key, request.algorithm, request.exchange_hash), []
 

@@ -3,9 +3,14 @@ sshd_config(5), with OpenSSH's figures).
 
 A monitor's exit status says how its connection ended; each bad end costs the source some
 seconds. Once they add up to MINIMUM the source is refused until they have passed.
+
+They grow, or somebody who comes once a second would cost the server a key exchange a second for
+ever: each bad end makes the next one dearer, until the source has been free of penalties for
+a second for each of them.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
@@ -35,8 +40,9 @@ SECONDS: Final[dict[Ending, float]] = {
 MINIMUM: Final = 15.0  # seconds; what is less is forgiven
 MAXIMUM: Final = 600.0
 
-# Our own choice
+# Our own choices
 SOURCES: Final = 65536  # remembered at once; beyond it the one nearest to its end is forgotten
+DOUBLE: Final = 8  # bad ends after which the next one costs twice as much; after twice so many, 3
 
 
 def source_of(address: str, block: tuple[int, int]) -> int:
@@ -57,6 +63,22 @@ def _block_of(address: IPv4Address | IPv6Address, block: tuple[int, int]) -> int
     return int(address) >> (128 - block[1]) | 1 << 128  # apart from IPv4's
 
 
+@dataclass(slots=True)
+class _Record:
+    """What a source has done."""
+
+    end: float  # of its penalties
+    bad_ends: float = 0  # those that still make the next one dearer
+    refused: bool = False
+
+    def lapse(self, now: float) -> None:
+        """Take off what has passed."""
+        if self.end <= now:
+            self.bad_ends = max(0.0, self.bad_ends - (now - self.end))
+            self.end = now
+            self.refused = False
+
+
 class Penalties:
     """What each source has still to wait for."""
 
@@ -66,8 +88,7 @@ class Penalties:
         ``block`` is for ``source_of``.
         """
         self._block = block
-        self._ends: dict[int, float] = {}
-        self._refused: set[int] = set()
+        self._records: dict[int, _Record] = {}
         try:
             self._exempt = [ip_network(text, strict=False) for text in exempt]
         except ValueError as error:
@@ -76,7 +97,7 @@ class Penalties:
     def go_on_from(self, before: "Penalties") -> None:
         """Take over what sources have still to wait for, if they are counted alike."""
         if self._block == before._block:
-            self._ends, self._refused = before._ends, before._refused
+            self._records = before._records
 
     def add(self, source: str, ending: Ending, now: float) -> bool:
         """Count how a connection of ``source`` ended; whether it is refused from now on."""
@@ -84,28 +105,28 @@ class Penalties:
         key = self._key(source)
         if not seconds or key is None:
             return False
-        end = min(max(now, self._ends.get(key, now)) + seconds, now + MAXIMUM)
-        if key not in self._ends and len(self._ends) >= SOURCES:
-            self._forget(min(self._ends, key=self._ends.__getitem__))
-        self._ends[key] = end
-        if end - now < MINIMUM or key in self._refused:
+        if key not in self._records and len(self._records) >= SOURCES:
+            del self._records[min(self._records, key=lambda key: self._records[key].end)]
+        record = self._records.setdefault(key, _Record(now))
+        record.lapse(now)
+        seconds *= 1 + record.bad_ends / DOUBLE
+        record.end = min(record.end + seconds, now + MAXIMUM)
+        record.bad_ends += 1
+        if record.end - now < MINIMUM or record.refused:
             return False
-        self._refused.add(key)
+        record.refused = True
         return True
 
     def refuses(self, source: str, now: float) -> bool:
         """Whether a connection of ``source`` is to be dropped."""
         key = self._key(source)
-        if key is None or key not in self._ends:
+        record = None if key is None else self._records.get(key)
+        if key is None or record is None:
             return False
-        if self._ends[key] <= now:
-            self._forget(key)
-            return False
-        return key in self._refused
-
-    def _forget(self, key: int) -> None:
-        del self._ends[key]
-        self._refused.discard(key)
+        record.lapse(now)
+        if not record.bad_ends:
+            del self._records[key]
+        return record.refused
 
     def _key(self, source: str) -> int | None:
         """The source's number, None for one that is exempt."""

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from ..config.server import ServerConfig
 from ..crypto.authorized_keys import UNRESTRICTED, Permissions
 from ..crypto.certificates import Certificate, Kind, load_certificate
+from ..crypto.key_exchange import FINITE_FIELD
 from ..crypto.key_files import KeyFileError, load_public_line
 from ..crypto.keys import RSA, PublicKey, is_certificate_name
 from ..crypto.revoked import RevocationList, load
@@ -56,18 +57,23 @@ class Grant(NamedTuple):
 def algorithms(config: ServerConfig, aes_is_fast: bool) -> Algorithms:
     """What the profile offers and the configuration accepts; raises UsageError."""
     base = default_algorithms(aes_is_fast, config.profile)
+    usual = tuple(name for name in base.key_exchange if name not in FINITE_FIELD)
     return base._replace(
+        key_exchange=_only(config, "kex_algorithms", base.key_exchange, usual),
         user_key=_only(config, "pubkey_accepted_algorithms", base.user_key),
         authority=_only(config, "ca_signature_algorithms", base.authority),
     )
 
 
-def _only(config: ServerConfig, setting: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def _only(
+    config: ServerConfig, setting: str, known: tuple[str, ...], usual: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """What the setting names of ``known``; ``usual``, or all of them, if it names none."""
     wanted: tuple[str, ...] = getattr(config, setting)
     for name in wanted:
         if name not in known:
             raise UsageError(f"{setting}: '{name}' is none of {', '.join(known)}")
-    return wanted or known
+    return wanted or usual or known
 
 
 class UserKeys:

@@ -60,6 +60,7 @@ REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may 
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
 EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
+EXCHANGES_BEFORE_LOGIN: Final = 2  # the first, and one for a peer that wants new keys early
 ANSWERS_LIMIT: Final = 4 << 20  # unsent bytes; bulk data is limited by UNSENT_LIMIT before that
 EARLY_ANSWERS_LIMIT: Final = 256 << 10  # the same before the login: some KiB are usual
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
@@ -157,6 +158,7 @@ class Transport:
         self._answers_limit = EARLY_ANSWERS_LIMIT
         self._held: list[bytes] | None = None  # messages behind a key exchange
         self._held_bytes = 0
+        self._early_exchanges = 0  # before the login
         self._keys_since = now
         self._host_key = b""
         self._host_signature = b""  # of the first key exchange; a client's only
@@ -455,6 +457,10 @@ class Transport:
                 raise ProtocolError("a strict peer sent something before its KEXINIT")
         else:
             self._resume = self.phase
+        if self._resume is not Phase.OPEN:
+            self._early_exchanges += 1
+            if self._early_exchanges > EXCHANGES_BEFORE_LOGIN:
+                raise ProtocolError("too many key exchanges before the login")
         _log.debug("negotiated %s", handshake.negotiated)
         self._skip_guess = handshake.negotiated.wrong_guess
         self.phase = Phase.EXCHANGE

@@ -4,10 +4,11 @@ import zlib
 
 import pytest
 
-from appliance.errors import CompressionError
+from appliance.errors import CompressionError, ProtocolError
 from appliance.ssh import transport
 from appliance.ssh.connection import Connection
-from appliance.ssh.order import Phase
+from appliance.ssh.handshake import our_kexinit
+from appliance.ssh.order import Phase, Role
 from appliance.ssh.packets import PACKET_LIMIT
 from appliance.ssh.transport import EXCHANGE_SECONDS, HELD_LIMIT, REKEY_SECONDS
 from appliance.wire.messages import (
@@ -225,6 +226,23 @@ def test_a_rekey_before_authentication_continues_where_it_was() -> None:
     client = Script(make_client(Recorder())).serve()
     client.exchange()
     assert client.peer.phase is Phase.AUTH
+
+
+@pytest.mark.parametrize("role", [Role.SERVER, Role.CLIENT])
+def test_key_exchanges_before_the_login_are_two(role: Role) -> None:
+    """Each costs a server more than its client: D(HE)at, CVE-2002-20001."""
+    script = Script((make_server if role is Role.SERVER else make_client)(Recorder())).serve()
+    script.exchange()
+    assert script.peer.error is None
+    script.send(our_kexinit(script.role, FAST, bytes(16), False))
+    assert isinstance(script.peer.error, ProtocolError)
+
+
+def test_key_exchanges_after_the_login_are_not_counted() -> None:
+    script = Script(make_server(Recorder())).log_in()
+    for _ in range(10):
+        script.exchange()
+    assert script.peer.error is None
 
 
 def test_a_guess_that_was_right_is_used_and_one_that_was_wrong_is_skipped() -> None:

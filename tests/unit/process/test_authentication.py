@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.config.server import ServerConfig
+from appliance.config.server import Profile, ServerConfig
 from appliance.crypto import totp as codes
 from appliance.crypto.authorized_keys import Permissions, parse
 from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue, text_option
+from appliance.crypto.key_exchange import METHODS
 from appliance.crypto.keys import (
     SK_ECDSA,
     SK_ED25519,
@@ -342,10 +343,27 @@ def test_allowing_one_curve_does_not_allow_the_others(desk: Make, line: str) -> 
 
 
 def test_an_algorithm_that_does_not_exist_is_a_mistake_of_the_configuration() -> None:
-    for setting in ("pubkey_accepted_algorithms", "ca_signature_algorithms"):
+    for setting in ("pubkey_accepted_algorithms", "ca_signature_algorithms", "kex_algorithms"):
         config = replace(ServerConfig(), **{setting: ("ssh-rsa",)})  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=setting):
             user_keys.algorithms(config, True)
+
+
+def test_a_server_computes_in_finite_fields_only_when_it_is_told_to() -> None:
+    """D(HE)at, CVE-2002-20001."""
+
+    def offered(*names: str, profile: Profile = "default") -> tuple[str, ...]:
+        config = ServerConfig(kex_algorithms=names, profile=profile)
+        return user_keys.algorithms(config, True).key_exchange
+
+    assert {*METHODS} - {*offered()} == {
+        "diffie-hellman-group14-sha256",
+        "diffie-hellman-group16-sha512",
+    }
+    names = "curve25519-sha256", "diffie-hellman-group14-sha256"
+    assert offered(*names) == names
+    with pytest.raises(UsageError, match="kex_algorithms: 'curve25519-sha256' is none of mlkem"):
+        offered(*names, profile="hardened")
 
 
 @pytest.mark.parametrize("key_type", [SK_ED25519, SK_ECDSA])

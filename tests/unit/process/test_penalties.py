@@ -1,5 +1,7 @@
 """Who misbehaves before authentication is refused for a while, and nobody else is."""
 
+import itertools
+
 import pytest
 
 from appliance.errors import UsageError
@@ -25,7 +27,7 @@ def test_failures_add_up_until_the_source_is_refused() -> None:
         (Ending.GRACE_TIME, 2),
         (Ending.FAILED, 3),
         (Ending.UNKNOWN_USER, 3),
-        (Ending.NO_AUTHENTICATION, 15),
+        (Ending.NO_AUTHENTICATION, 10),
     ],
 )
 def test_each_kind_of_end_has_its_weight(ending: Ending, count: int) -> None:
@@ -40,10 +42,44 @@ def test_a_penalty_passes_and_is_forgotten() -> None:
     penalties = Penalties((), BLOCK)
     for _ in range(4):
         penalties.add(SOURCE, Ending.FAILED, 100.0)
-    assert penalties.refuses(SOURCE, 119.9)
-    assert not penalties.refuses(SOURCE, 120.0)
-    penalties.add(SOURCE, Ending.FAILED, 121.0)
-    assert not penalties.refuses(SOURCE, 122.0)
+    seconds = 5.0 * (1 + 9 / 8 + 10 / 8 + 11 / 8)
+    assert penalties.refuses(SOURCE, 100.0 + seconds - 0.1)
+    assert not penalties.refuses(SOURCE, 100.0 + seconds)
+    assert not penalties.refuses(SOURCE, 105.0 + seconds)
+    assert not penalties._records
+    penalties.add(SOURCE, Ending.FAILED, 106.0 + seconds)
+    assert not penalties.refuses(SOURCE, 107.0 + seconds)
+
+
+def test_who_comes_once_a_second_and_never_logs_in_is_refused_and_ever_more_often() -> None:
+    """D(HE)at: a key exchange a second, for which a second of penalty was just not enough."""
+    penalties = Penalties((), BLOCK)
+    served: list[int] = []
+    for now in range(3600):
+        if not penalties.refuses(SOURCE, now):
+            served.append(now)
+            penalties.add(SOURCE, Ending.NO_AUTHENTICATION, now)
+    pauses = [later - now for now, later in itertools.pairwise(served)]
+    assert len([now for now in served if now < 40]) < 25
+    assert min(pauses[-90:]) >= 16  # from 15 in a row at the start to one of 16 seconds, and fewer
+    assert pauses[-1] > 20
+
+
+def test_who_only_looks_whether_the_port_is_open_every_two_seconds_is_never_refused() -> None:
+    """As a proxy that spreads connections does (HAProxy's inter)."""
+    penalties = Penalties((), BLOCK)
+    for now in range(0, 7200, 2):
+        assert not penalties.refuses(SOURCE, now)
+        penalties.add(SOURCE, Ending.NO_AUTHENTICATION, now)
+
+
+def test_bad_ends_of_an_hour_ago_make_nothing_dearer() -> None:
+    penalties = Penalties((), BLOCK)
+    for _ in range(200):
+        penalties.add(SOURCE, Ending.FAILED, 0.0)
+    assert not penalties.refuses(SOURCE, 3600.0)
+    assert not penalties.add(SOURCE, Ending.FAILED, 3600.0)
+    assert not penalties.add(SOURCE, Ending.FAILED, 3600.0)
 
 
 def test_what_is_far_apart_does_not_add_up() -> None:
@@ -105,7 +141,7 @@ def test_the_memory_of_sources_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     penalties.add(SOURCE, Ending.GRACE_TIME, 0.0)  # the nearest to its end
     for number in range(8):
         penalties.add(f"10.0.0.{number}", Ending.CRASH, 0.0)
-    assert len(penalties._ends) == 8
+    assert len(penalties._records) == 8
     penalties.add(SOURCE, Ending.GRACE_TIME, 0.0)
     assert not penalties.refuses(SOURCE, 0.0)  # its first penalty was forgotten
 
