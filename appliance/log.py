@@ -81,8 +81,7 @@ class _SystemLog(logging.Handler):
         self._path = path
         self.socket: socket.socket | None = None
         self._is_missed = False
-        if not self._connect():
-            self._miss()
+        self._connect()
 
     def emit(self, record: logging.LogRecord) -> None:
         priority = _AUTHPRIV << 3 | _SEVERITIES.get(record.levelno, 6)
@@ -91,7 +90,7 @@ class _SystemLog(logging.Handler):
         if self._send(line) or (self._connect() and self._send(line)):
             self._is_missed = False
         else:
-            self._miss()
+            self.miss()
 
     def _connect(self) -> bool:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
@@ -115,7 +114,8 @@ class _SystemLog(logging.Handler):
             return False
         return True
 
-    def _miss(self) -> None:
+    def miss(self) -> None:
+        """Say once that lines are lost."""
         if not self._is_missed:
             self._is_missed = True
             text = f"culvert: no log at {self._path}: lines are lost (-E logs to standard error)\n"
@@ -165,6 +165,13 @@ def write_for(who: str, level: int, text: bytes) -> None:
         record = logging.LogRecord(__name__, level, "", 0, "%s: %s", (who, first), None)
         record.exc_text = traceback or None
         root.handle(record)
+
+
+def tell_if_missing() -> None:
+    """Say that lines will be lost, while somebody sees standard error."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _SystemLog) and handler.socket is None:
+            handler.miss()
 
 
 def serve_connection(number: int) -> None:

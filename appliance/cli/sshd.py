@@ -178,6 +178,7 @@ def _serve(options: Options) -> int:
         return 0
     sockets = bind(config.listen)  # before a host key is made for a server that cannot start
     listener = Listener(config, settings)
+    log.tell_if_missing()
     if "F" not in options:
         daemonize()
         log.set_up("culvert", level, to_stderr)
