@@ -3,8 +3,8 @@
 A line is ``[options] type base64 [comment]``. The options stand in front, separated by commas,
 and only blanks outside double quotes end them. A line is one line however long it is, and a
 line with anything in it that is not understood lets nobody in: an option may be there to
-restrict, so ignoring it would grant more than its author meant. Every such line is named in
-the log once.
+restrict, so ignoring it would grant more than its author meant. So does a restriction that
+cannot take effect on this line. Every such line is named in the log once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ..config.hosts import endpoint
 from ..errors import MalformedMessage
-from .keys import SIGNATURE_ALGORITHMS, PublicKey, load_public_key
+from .keys import SIGNATURE_ALGORITHMS, SK_ECDSA, SK_ED25519, PublicKey, load_public_key
 from .patterns import matches
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ LocalTime = Callable[[tuple[int, int, int, int, int, int, int, int, int]], float
 TUNNEL_ANY: Final = 0x7FFFFFFF  # misc.h, SSH_TUNID_ANY
 _TUNNEL_MAXIMUM: Final = TUNNEL_ANY - 2
 _KEY_TYPES: Final = frozenset(SIGNATURE_ALGORITHMS.values())
+_SECURITY_KEYS: Final = (SK_ED25519, SK_ECDSA)
+# The characters of a pattern of IPv4 addresses, and of one with a colon, which is for IPv6.
+_OF_ADDRESSES: Final = (frozenset("0123456789.*?"), frozenset("0123456789abcdefABCDEF:.*?"))
 
 # Our own choices
 FORWARDS_LIMIT: Final = 1000  # permitopen options of a line, and as many permitlisten
@@ -197,6 +200,11 @@ def _parse_line(line: str, line_number: int, local_time: LocalTime | None) -> En
         raise _BadLine(str(error)) from error
     if key.key_type != words[0]:
         raise _BadLine(f"it says {_shown(words[0])} before a key of type {key.key_type}")
+    if not options.is_authority:
+        if options.principals is not None:
+            raise _BadLine("option 'principals' is for a cert-authority")
+        if options.permissions.verify_required and key.key_type not in _SECURITY_KEYS:
+            raise _BadLine("option 'verify-required' is for a security key")
     comment = words[2] if len(words) > 2 else ""
     authority = options.is_authority, options.principals
     return Entry(key, options.permissions, comment, line_number, *authority)
@@ -211,7 +219,10 @@ def _parse_principal(
     principal = line[end:].strip(" \t")
     if "\0" in line or " " in principal or "\t" in principal:
         raise _BadLine("it is not one principal with options in front")
-    return principal, _parse_options(line[:end], local_time).permissions
+    options = _parse_options(line[:end], local_time)
+    if options.is_authority or options.principals is not None:
+        raise _BadLine("options 'cert-authority' and 'principals' are for authorized_keys")
+    return principal, options.permissions
 
 
 def _shown(text: str) -> str:
@@ -316,9 +327,18 @@ def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
             if "from_patterns" in fields:
                 raise _BadLine("it has more than one option 'from'")
             try:
-                list(_sources(value))
+                sources = list(_sources(value))
             except ValueError as error:
                 raise _BadLine(f"option 'from' holds {_shown(str(error))}") from error
+            for negated, pattern, network in sources:
+                if (
+                    negated
+                    and network is None
+                    and not set(pattern) <= _OF_ADDRESSES[":" in pattern]
+                ):
+                    raise _BadLine(
+                        f"option 'from' excludes {_shown(pattern)}: no names are looked up"
+                    )
             fields["from_patterns"] = (value,)
         elif name == "expiry-time":
             try:

@@ -15,8 +15,10 @@ from appliance.crypto.authorized_keys import (
     Permissions,
     from_matches,
     parse,
+    parse_principals,
 )
-from appliance.crypto.keys import generate
+from appliance.crypto.keys import SK_ED25519, generate
+from tests.security_keys import Token
 from tests.unit.crypto.conftest import KINDS
 
 KEY = generate("ssh-ed25519").public
@@ -249,11 +251,16 @@ def test_of_two_values_of_a_variable_the_first_counts() -> None:
     assert options.environment == (("A", "1"), ("B_2", "x=y"))
 
 
-def test_touch_and_verification_of_a_security_key_are_the_lines_business() -> None:
+def test_touch_and_verification_of_a_security_key_are_the_lines_business(log: Log) -> None:
     assert permissions("pty").touch_required
     assert not permissions("no-touch-required").touch_required
     assert not permissions("pty").verify_required
-    assert permissions("verify-required").verify_required
+    line = (
+        f"verify-required {Token(SK_ED25519).public.line()}\ncert-authority,verify-required {LINE}"
+    )
+    for entry in parse(line.encode(), log):
+        assert entry.options.verify_required
+    assert not log
 
 
 @pytest.mark.parametrize(
@@ -319,10 +326,39 @@ def test_the_host_of_a_forward_is_parsed_strictly(value: str) -> None:
 
 
 def test_a_line_may_be_of_an_authority_and_name_its_principals(log: Log) -> None:
-    options = ("cert-authority", 'cert-authority,principals="a,b c"', 'principals=""', "pty")
+    options = ("cert-authority", 'cert-authority,principals="a,b c"', "pty")
     data = "".join(f"{each} {LINE}\n" for each in options).encode()
     found = [(entry.is_authority, entry.principals) for entry in parse(data, log)]
-    assert found == [(True, None), (True, ("a", "b c")), (False, ()), (False, None)]
+    assert found == [(True, None), (True, ("a", "b c")), (False, None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ('principals="x"', "option 'principals' is for a cert-authority"),
+        ('principals=""', "option 'principals' is for a cert-authority"),
+        ('restrict,principals="a,b"', "option 'principals' is for a cert-authority"),
+        ("verify-required", "option 'verify-required' is for a security key"),
+        ('from="!bad.example,*"', "option 'from' excludes 'bad.example': no names are looked up"),
+        ('from="192.0.2.*,!*.cafe"', "option 'from' excludes '*.cafe': no names are looked up"),
+    ],
+)
+def test_a_restriction_that_cannot_take_effect_refuses_its_key(options: str, why: str) -> None:
+    assert refused(options) == f"line 1: {why}, so this key is refused"
+
+
+@pytest.mark.parametrize(
+    "excluded", ["192.0.2.1", "192.0.2.?", "2001:db8::*", "192.0.2.0/24", "::"]
+)
+def test_addresses_may_be_excluded(excluded: str) -> None:
+    assert permissions(f'from="!{excluded},*"').from_patterns
+
+
+@pytest.mark.parametrize("option", ["cert-authority", 'principals="a"'])
+def test_an_option_of_an_authority_means_nothing_before_a_principal(option: str) -> None:
+    said: list[str] = []
+    assert list(parse_principals(f"{option} ops\n".encode(), said.append)) == []
+    assert "are for authorized_keys" in said[0]
 
 
 # -- times -------------------------------------------------------------------------------
@@ -402,7 +438,6 @@ def test_an_expiry_time_that_is_none_refuses_the_key(text: str) -> None:
         ("2001:db8::/32", "192.0.2.7", None, False),
         ("fe80::/10", "fe80::1%eth0", None, True),
         ("*.example.com", "192.0.2.7", "a.EXAMPLE.com", True),
-        ("*.Example.com,!b.*", "192.0.2.7", "b.example.com", False),
         ("*.example.com", "192.0.2.7", None, False),
         ("*,!192.0.2.7", "192.0.2.7", "a.example.com", False),
         ("*", "UNKNOWN", None, True),
@@ -414,6 +449,10 @@ def test_from_matches_addresses_networks_and_names(
 ) -> None:
     assert from_matches(patterns, address, hostname) is matches
     assert permissions(f'from="{patterns}"').from_patterns == (patterns,)
+
+
+def test_a_name_that_is_excluded_is_not_matched() -> None:
+    assert not from_matches("*.Example.com,!b.*", "192.0.2.7", "b.example.com")
 
 
 @pytest.mark.parametrize(
