@@ -249,7 +249,8 @@ def test_a_handshake_with_one_bit_flipped_on_its_way_lets_nobody_in(
         pair.move(receiver, sender)
     errors = [connection.error for connection in (pair.client, pair.server)]
     assert all(error is None or isinstance(error, PeerError) for error in errors)
-    if errors == [None, None] and pair.server.session_id:
+    # One flipped in a packet's length may have the receiver wait for more, without a session.
+    if errors == [None, None] and pair.server.session_id and pair.client.session_id:
         # Nothing covers the padding of a packet before the first keys, and only that.
         assert pair.client.session_id == pair.server.session_id
 
