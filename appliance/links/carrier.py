@@ -28,7 +28,7 @@ from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.codec import Message
 from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
 from .lookup import look_up
-from .reports import GO, PROBE, Alive, Failed, Opened, Resolved
+from .reports import GO, PROBE, Alive, Failed, Line, Opened, Resolved
 from .signer import Signer
 from .way import Login, Way
 
@@ -76,6 +76,8 @@ class Carrier(ConnectionHandler):
             self._address = way.address
             link = self._link
             _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
+            # The system's log may be started again, and is out of reach then.
+            log.pass_on(lambda level, text: self._report(Line(level, text)))
             sandbox.enter(*confinement)
             connection = login.authenticate(sock, self)
             signer.close()
@@ -142,7 +144,7 @@ class Carrier(ConnectionHandler):
         self._report(Alive(int(round_trip * 1e6)))
 
     def banner(self, text: str) -> None:
-        _log.info("link %s: the server says: %s", self._link.name, harmless(text).strip())
+        _log.info("the server says: %s", harmless(text).strip())
 
     def closed(self, error: PeerError | None) -> None:
         self._failure = self._failure or error

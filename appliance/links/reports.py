@@ -42,6 +42,13 @@ class Failed(Message, number=4):
     why: Text
 
 
+class Line(Message, number=5):
+    """A line for the log."""
+
+    level: UInt32
+    text: String
+
+
 KINDS: Final[dict[int, type[Message]]] = {
-    kind.number: kind for kind in (Resolved, Opened, Alive, Failed)
+    kind.number: kind for kind in (Resolved, Opened, Alive, Failed, Line)
 }

@@ -23,6 +23,7 @@ from ..config.links import Link, with_handed_out
 from ..config.network import TunnelNetwork, without_ipv6
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
+from ..process.passed_lines import PassedLines
 from ..process.sandbox import Confinement
 from ..services.tunnel import record
 from ..services.tunnel.device import exists, is_attached, name_of, open_device, unit_of
@@ -102,6 +103,7 @@ class RunningLink:
         self._held = held
         self._changed = changed
         self._process_has_ended = process_ended
+        self._lines = PassedLines(f"link {link.name}")
         self._record = record_of(link.name)
         self._routed = record.exists(self._record)  # by a supervisor that was killed: leave it so
         self._made: Sequence[Change] = ()
@@ -372,6 +374,8 @@ class RunningLink:
                     self._on_opened(message)
                 case reports.Alive():
                     self._on_alive(message)
+                case reports.Line():
+                    self._lines.write(message.level, message.text)
                 case reports.Failed():
                     self._failure = message
         except (MalformedMessage, ValueError) as error:  # it was taken over, or is ill

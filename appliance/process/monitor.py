@@ -20,6 +20,7 @@ from . import audit, merging, programs
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
+from .passed_lines import PassedLines
 from .peer import Peer
 from .penalties import Ending
 from .requests import (
@@ -30,6 +31,7 @@ from .requests import (
     TABLE,
     Deny,
     Failed,
+    LogLine,
     Reply,
     ReportTotals,
     Row,
@@ -37,7 +39,6 @@ from .requests import (
 )
 from .session_grants import SessionGrants
 from .tunnel_grants import TunnelGrants
-from .worker_lines import WorkerLines
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Monitor:
         self._authentication = Authentication(config, host_keys, peer, self._logged_in)
         self._handlers = self._authentication.handlers()
         self._handlers[ReportTotals] = self.report_totals
-        self._handlers |= WorkerLines().handlers()
+        self._handlers[LogLine] = self.log_line
+        self._lines = PassedLines("worker")
         self._totals: ReportTotals | None = None
         self._started = time.monotonic()
         self._sessions: SessionGrants | None = None
@@ -135,6 +137,10 @@ class Monitor:
             received=self._totals.received if self._totals else None,
             sent=self._totals.sent if self._totals else None,
         )
+
+    def log_line(self, request: LogLine) -> Reply:
+        self._lines.write(request.level, request.text)
+        return b"", []
 
     def report_totals(self, request: ReportTotals) -> Reply:
         self._totals = request

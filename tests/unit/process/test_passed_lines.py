@@ -1,4 +1,4 @@
-"""What a worker has for the log: its monitor writes it, so much and no more."""
+"""What a confined process has for the log: another writes it, so much and no more."""
 
 import contextlib
 import os
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.process import worker_lines
-from appliance.process.requests import LogLine
-from appliance.process.worker_lines import LINES_A_SECOND, LINES_AT_ONCE, WorkerLines
+from appliance.process import passed_lines
+from appliance.process.passed_lines import LINES_A_SECOND, LINES_AT_ONCE, PassedLines
 from tests.netns import wait_until
 from tests.peers import ROOT, Keyring, end, environment, free_port
 
@@ -20,16 +19,16 @@ def test_a_worker_that_was_taken_over_cannot_fill_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(worker_lines.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(passed_lines.time, "monotonic", lambda: now[0])
     caplog.set_level("INFO")
-    it = WorkerLines()
+    it = PassedLines("worker")
     for _ in range(LINES_AT_ONCE + 500):
-        it.write(LogLine(20, b"a line"))
+        it.write(20, b"a line")
     assert caplog.messages == ["worker: a line"] * LINES_AT_ONCE
     caplog.clear()
     now[0] += 2.5 / LINES_A_SECOND
     for _ in range(3):
-        it.write(LogLine(20, b"another"))
+        it.write(20, b"another")
     assert caplog.messages == [
         "500 lines of the worker's are lost: it has too many",
         "worker: another",
