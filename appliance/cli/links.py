@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from .. import log
 from ..config.links import Link, LinksConfig, load_links_config
 from ..errors import CulvertError, UsageError
+from ..links import lock
 from ..links.control import Answer, NotRunning, request
 from ..links.status import LinkStatus, from_json, to_table
 from .login import Login
@@ -329,20 +330,13 @@ def _down(options: Options) -> int:
     try:
         if stays_closed:
             _raise_unless_done(request("POST", "/end"))
-            _wait_until_ended()
-            return 0
-        for path in [f"/down/{name}" for name in names] or ["/down"]:
+        for path in [] if stays_closed else [f"/down/{name}" for name in names] or ["/down"]:
             _raise_unless_done(request("POST", path))
     except NotRunning:
         return 0 if stays_closed else _undo(names)
+    if not names:  # so that another can be started
+        lock.wait_until_free(END_SECONDS)
     return 0
-
-
-def _wait_until_ended() -> None:
-    """Until no supervisor answers any more, so that another can be started."""
-    deadline = time.monotonic() + END_SECONDS
-    while time.monotonic() < deadline and _declarations_in_use() is not None:
-        time.sleep(POLL)
 
 
 def _undo(names: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ it changes is recorded on disk before, so that a supervisor that was killed is f
 one that knows what is left of it.
 """
 
-import fcntl
 import gc
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Final
 from ..aio.loop import Loop
 from ..aio.processor import aes_is_fast
 from ..aio.service_manager import notify
-from ..config.directories import network_records, runtime_directory
+from ..config.directories import network_records
 from ..config.links import Link, LinksConfig
 from ..crypto.suites import default_algorithms
 from ..errors import CulvertError, UsageError
@@ -29,7 +28,7 @@ from ..services.tunnel import record
 from ..services.tunnel.kernel import reconcile_apart
 from ..services.tunnel.rules import HeldRules
 from ..services.tunnel.rules_watch import RulesWatch
-from . import metrics
+from . import lock, metrics
 from .control import Answer, ControlSocket
 from .link import State
 from .network_watch import NetworkWatch
@@ -70,7 +69,7 @@ class Supervisor:
             sandbox.prepare(USERS, SPARE_UID), _permitted_calls()
         )
         self._held = HeldRules()
-        self._lock = _lock()
+        self._lock = lock.take()
         port = self._config.metrics_port
         self._metrics_port = metrics.listen(port) if port else None
         self._loop = Loop()
@@ -371,19 +370,3 @@ def _permitted_calls() -> bytes | None:
 def left_behind() -> list[Path]:
     """The records of links whose supervisor did not undo them."""
     return [path for path in record.paths(network_records()) if path.name.startswith("link-")]
-
-
-def _lock() -> int:
-    """The right to be the machine's supervisor; raises UsageError if another has it."""
-    directory = runtime_directory()
-    try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        lock = os.open(directory / "links.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(f"{directory}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise UsageError(f"{directory}: another supervisor of links runs") from error
-    return lock

@@ -1,0 +1,47 @@
+"""The right to be the machine's supervisor of links: a lock that goes with its process."""
+
+import fcntl
+import os
+import time
+from typing import Final
+
+from ..config.directories import runtime_directory
+from ..errors import UsageError
+
+# Our own choice
+_POLL: Final = 0.05  # seconds
+
+
+def take() -> int:
+    """The lock's descriptor; raises UsageError if another process has it."""
+    directory = runtime_directory()
+    try:
+        lock = _open()
+    except OSError as error:
+        raise UsageError(f"{directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(f"{directory}: another supervisor of links runs") from error
+    return lock
+
+
+def wait_until_free(seconds: float) -> None:
+    """Wait for the supervisor to end, but not longer than this. Raises UsageError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            os.close(take())
+        except UsageError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL)
+        else:
+            return
+
+
+def _open() -> int:
+    directory = runtime_directory()
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return os.open(directory / "links.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
