@@ -232,6 +232,7 @@ def _close(links: Sequence[Link]) -> int:
         if rules := closed_rules(link):
             try:
                 reconcile(record_of(link.name), rules)
+                print(f"{link.name}: its kill switch is closed")
             except CulvertError as error:
                 print(f"{link.name}: its kill switch is open: {error}", file=sys.stderr)
                 result = 1
@@ -358,6 +359,16 @@ def _undo(names: Sequence[str]) -> int:
 # -- status ------------------------------------------------------------------------------
 
 
+def _left_closed() -> list[str]:
+    """The links whose kill switches a supervisor left closed when it ended, for who may know."""
+    from ..links.supervisor import left_behind
+
+    try:
+        return [path.stem.removeprefix("link-") for path in left_behind()]
+    except PermissionError:
+        return []
+
+
 def _status(options: Options) -> int:
     if "watch" not in options:
         return _show(options)
@@ -372,6 +383,12 @@ def _show(options: Options) -> int:
     try:
         links = _ask()
     except NotRunning as error:
+        closed = _left_closed()
+        if closed:
+            raise UsageError(
+                f"no link is up; closed kill switches: {', '.join(closed)}"
+                " ('culvert down' opens them)"
+            ) from error
         raise UsageError(f"no link is up: {error}") from error
     names = options.operands
     for name in names:

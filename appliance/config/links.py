@@ -7,7 +7,14 @@ from typing import Final
 
 from . import hosts
 from .mistakes import Mistake, check_ranges, check_unique, shown, within
-from .network import TunnelNetwork, check_device, check_network, is_everything, reached_through
+from .network import (
+    TunnelNetwork,
+    check_device,
+    check_network,
+    check_own_addresses,
+    is_everything,
+    reached_through,
+)
 from .reader import mistakes_in, read_table, structured
 
 
@@ -85,6 +92,8 @@ def _check_link(link: Link) -> None:
     check_ranges(link, _LINK_RANGES)
     _check_way(link)
     _check_routes(link)
+    if not link.from_server:
+        check_own_addresses(link)
 
 
 def _check_from_server(link: Link) -> None:

@@ -77,8 +77,21 @@ def check_network(network: TunnelNetwork) -> None:
     if network.bridge:
         _check_bridge(network)
     check_addressing(network)
+    if network.any_source and network.mode != "point-to-point":
+        raise Mistake("an ethernet device takes packets of any source as it is", "any_source")
     if network.masquerade != "no" and not network.forward:
         raise Mistake("only what is forwarded is masqueraded: add forward = true", "masquerade")
+
+
+def check_own_addresses(network: TunnelNetwork) -> None:
+    """Raises Mistake where nothing says which addresses are the other end's, so that none is."""
+    said = network.addresses or network.peer or network.routes
+    if network.mode == "point-to-point" and not (said or network.any_source):
+        raise Mistake(
+            "nothing says which addresses are the other end's, and it may use no others: give"
+            " addresses, peer or routes, or any_source = true",
+            "addresses",
+        )
 
 
 def check_texts(entry: object) -> None:

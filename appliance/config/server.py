@@ -18,6 +18,7 @@ from .network import (
     TunnelNetwork,
     check_addressing,
     check_network,
+    check_own_addresses,
     check_texts,
 )
 from .reader import GIVEN, mistakes_in, read_table, structured
@@ -292,3 +293,4 @@ def _check_tunnel(tunnel: Tunnel) -> None:
         check_addressing(tunnel.client)
         if tunnel.client.routes and not tunnel.client.addresses:
             raise Mistake("the client needs an address to use them: add addresses", "routes")
+    check_own_addresses(tunnel)

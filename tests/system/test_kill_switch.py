@@ -99,12 +99,15 @@ def test_nothing_leaves_from_boot_until_down(sites: Routed) -> None:
     west = sites["west"]
     before = west.snapshot()
     sites.declare("west", sites.link("east", CLIENT + EAGER))
-    west.culvert("up", "--close", "-c", str(west.links))
+    said = west.culvert("up", "--close", "-c", str(west.links))
+    assert said == "east: its kill switch is closed\n"
     with watched(sites) as leaks:
         assert "Connection refused" in west.culvert("up", "-c", str(west.links), status=1)
         sites.serve("east", SERVER)
         comes_back(west, "10.255.0.2")
         west.culvert("down", "--closed")
+        said = west.culvert("status", status=1)
+        assert "closed kill switches: east ('culvert down' opens them)" in said
         pause(0.3)
         west.culvert("up", "--close", "-c", str(west.links))  # as at a boot
         assert "up, tun0" in west.culvert("up", "-c", str(west.links))

@@ -125,7 +125,7 @@ def test_a_proxys_password_is_never_shown(tmp_path: Path) -> None:
         assert "secret" not in link_refusal(tmp_path, proxy=wrong)
         assert "secret" not in link_refusal(tmp_path, proxy_command=[wrong])
         assert "secret" not in refusal(tmp_path, {"link": MINIMAL | {"proxy": wrong}})
-    config = load(tmp_path, {"link": [MINIMAL | {"proxy": secret}]})
+    config = load(tmp_path, {"link": [MINIMAL | {"proxy": secret} | V4]})
     assert config.link[0].proxy == secret
     assert "secret" not in repr(config)
 
@@ -316,15 +316,16 @@ def test_a_link_that_makes_no_sense_is_refused(
 
 
 def test_links_are_not_in_each_others_way(tmp_path: Path) -> None:
-    other = {"name": "home", "host": "home"}
-    assert refusal(tmp_path, {"link": [MINIMAL, other, MINIMAL]}) == (
+    other = {"name": "home", "host": "home", "any_source": True}
+    office = MINIMAL | {"any_source": True}
+    assert refusal(tmp_path, {"link": [office, other, office]}) == (
         "link 'office': name: office is given twice"
     )
     tun0 = {"device": "tun0"}
-    assert refusal(tmp_path, {"link": [MINIMAL | tun0, other | tun0]}) == (
+    assert refusal(tmp_path, {"link": [office | tun0, other | tun0]}) == (
         "link 'home': device: tun0 is given twice"
     )
-    assert len(load(tmp_path, {"link": [MINIMAL, other]}).link) == 2  # 'any' is no device
+    assert len(load(tmp_path, {"link": [office, other]}).link) == 2  # 'any' is no device
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
@@ -348,14 +349,24 @@ def test_the_port_of_the_metrics_is_one(tmp_path: Path, port: int) -> None:
         {"addresses": ["fe80::1/64"], "mtu": 1280},
         {"mode": "ethernet", "device": "tap999999", "bridge": "br-lan.1", "dns": ["10.0.0.1"]},
         {"addresses": ["10.9.0.1/30"], "dns": ["::1", "10.9.0.2"], "domains": ["a_b.x-y.org"]},
-        {"forward": True, "masquerade": "both"},
-        {"proxy": "socks5://[fd00::1]:1080"},
-        {"proxy_jump": ["anna@a:22", "[fd00::1]:2222", "fd00::2"], "user": "anna.b-c"},
-        {"host": "fe80::1%eth0"},
+        {"forward": True, "masquerade": "both"} | V4,
+        {"proxy": "socks5://[fd00::1]:1080"} | V4,
+        {"proxy_jump": ["anna@a:22", "[fd00::1]:2222", "fd00::2"], "user": "anna.b-c"} | V4,
+        {"host": "fe80::1%eth0"} | V4,
     ],
 )
 def test_what_makes_sense_is_accepted(tmp_path: Path, keys: dict[str, Any]) -> None:
     assert len(load(tmp_path, {"link": [MINIMAL | keys]}).link) == 1
+
+
+def test_a_link_says_which_addresses_are_the_other_ends(tmp_path: Path) -> None:
+    words = "addresses: nothing says which addresses are the other end's"
+    assert link_refusal(tmp_path).startswith(words)
+    for keys in (
+        V4, {"routes": ["10.0.0.0/8"]}, {"any_source": True}, {"from_server": True},
+        {"mode": "ethernet"},
+    ):  # fmt: skip
+        assert len(load(tmp_path, {"link": [MINIMAL | keys]}).link) == 1
 
 
 def test_addresses_and_networks_are_objects(tmp_path: Path) -> None:

@@ -141,14 +141,17 @@ def tunnel_network(draw: st.DrawFn) -> dict[str, Any]:
         "mode": mode,
         "device": f"{kind}{draw(st.integers(0, 999999))}",
         "forward": forward,
-        "any_source": draw(st.booleans()),
+        "any_source": draw(st.booleans()) and mode == "point-to-point",
         "masquerade": draw(st.sampled_from(["no", "from-tunnel", "into-tunnel", "both"]))
         if forward
         else "no",
     }
     if mode == "ethernet" and draw(st.booleans()):
         return table | {"bridge": "br" + str(draw(st.integers(0, 99))), "mtu": 1400}
-    return table | draw(addressing())
+    table |= draw(addressing())
+    if mode == "point-to-point" and not (table["addresses"] or table["peer"] or table["routes"]):
+        table["any_source"] = True
+    return table
 
 
 @st.composite

@@ -261,7 +261,11 @@ FINGERPRINT = "SHA256:" + "a" * 43
         ("device = 'tun0'\nuser = 'a@b'", "user: expected the name of a user, not 'a@b'"),
         ("device = 'tun0'\nuser = '-a'", "user: expected the name of a user, not '-a'"),
         ("device = 'tun0'\nmasquerade = 'both'", "masquerade: only what is forwarded"),
-        ("device = 'tun0'\n[[tunnel]]\ndevice = 'tun0'", "'tun0': device: tun0 is given twice"),
+        (
+            "device = 'tun0'\nany_source = true\n[[tunnel]]\ndevice = 'tun0'\nany_source = true",
+            "'tun0': device: tun0 is given twice",
+        ),
+        ("device = 'tun0'", "'tun0': addresses: nothing says which addresses are the other end's"),
         (
             "device = 'tun0'\n[tunnel.client]\nroutes = ['10.0.0.0/8']",
             "'tun0': client.routes: the client needs an address to use them: add addresses",
