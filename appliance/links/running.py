@@ -25,9 +25,8 @@ from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
 from ..process.passed_lines import PassedLines
 from ..process.sandbox import Confinement
-from ..services.tunnel import record
 from ..services.tunnel.device import exists, is_attached, name_of, open_device, unit_of
-from ..services.tunnel.kernel import free_device, reconcile_apart, recorded_device
+from ..services.tunnel.kernel import free_device, reconcile_apart, recorded, recorded_device
 from ..services.tunnel.netlink import ipv6_is_off
 from ..services.tunnel.network import Change, Outside, Pin, Rules, closed, plan, table_of
 from ..services.tunnel.programs import Programs
@@ -105,7 +104,8 @@ class RunningLink:
         self._process_has_ended = process_ended
         self._lines = PassedLines(f"link {link.name}")
         self._record = record_of(link.name)
-        self._routed = record.exists(self._record)  # by a supervisor that was killed: leave it so
+        # By a supervisor that was killed: leave it so.
+        self._routed = recorded_device(self._record) is not None
         self._made: Sequence[Change] = ()
         self._routes_made: list[str] = []
         self._remembered = Remembered(link)
@@ -156,8 +156,10 @@ class RunningLink:
         self._end_process()
         self._close_device()
         left = closed_rules(self.link) if stays_closed else ()
-        reconcile_apart(self._record, left)
-        self._held.release(table_of(owner_of(self.link)))
+        try:
+            reconcile_apart(self._record, left)
+        finally:
+            self._held.release(table_of(owner_of(self.link)))
 
     def network_changed(self) -> None:
         """Whatever we wait for may be there now."""
@@ -183,7 +185,7 @@ class RunningLink:
     def rules_changed(self) -> None:
         """Somebody has changed our table, or we have: have it as it should be."""
         try:
-            if all(holds(each, Programs()) for each in tables(self._made)):
+            if all(holds(each, Programs()) for each in tables(recorded(self._record))):
                 return
         except CulvertError as error:
             _log.error("link %s: %s", self.link.name, error)
@@ -244,7 +246,8 @@ class RunningLink:
         try:
             if not self.device:
                 self.device = self._choose_device()
-            if self._descriptor < 0 and exists(self.device) and not record.exists(self._record):
+            is_ours = recorded_device(self._record) == self.device
+            if self._descriptor < 0 and exists(self.device) and not is_ours:
                 self._open_device()  # somebody else's may be busy, and then stays as it is
             network = self.network
             if ipv6_is_off():

@@ -57,7 +57,7 @@ class Signer:
         """``load`` reads the keys; raises what it raises as a CulvertError."""
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            if os.fork() == 0:
+            if fork() == 0:
                 self._sock.close()
                 _serve(theirs, load, confinement)
         self.identities = tuple(self._receive())
@@ -91,6 +91,14 @@ class Signer:
     def close(self) -> None:
         """End it."""
         self._sock.close()
+
+
+def fork() -> int:
+    """As os.fork; raises CulvertError if there can be no more processes."""
+    try:
+        return os.fork()
+    except OSError as error:
+        raise CulvertError(f"no process: {error.strerror}") from error
 
 
 def _serve(

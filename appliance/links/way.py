@@ -24,7 +24,7 @@ from ..services.tunnel.network import MARK
 from ..ssh.auth_client import Identity
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.forward import DIRECT_TCPIP, DirectTcpip
-from .signer import Signer
+from .signer import Signer, fork
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Way:
             os.set_blocking(reason, False)
             self._reasons.append(reason)
             with theirs:
-                if os.fork() == 0:
+                if fork() == 0:
                     ours.close()
                     _Hop(via, sock, theirs, place, writer).run(signer, self._confinement)
                 os.close(writer)

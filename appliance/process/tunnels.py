@@ -29,9 +29,9 @@ from ..crypto.keys import PublicKey
 from ..errors import CulvertError, UsageError
 from ..services.tunnel import record
 from ..services.tunnel.device import name_of, unit_of
-from ..services.tunnel.kernel import reconcile_apart
+from ..services.tunnel.kernel import reconcile_apart, recorded
 from ..services.tunnel.netlink import ipv6_is_off
-from ..services.tunnel.network import PassedOn, Plan, Rules, plan
+from ..services.tunnel.network import Plan, plan
 from ..services.tunnel.programs import Programs
 from ..services.tunnel.rules import holds, tables
 from ..services.tunnel.rules_watch import RulesWatch
@@ -140,13 +140,10 @@ class Declared:
         """Make again what others have taken away, and what could not be made before."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
         gone = self._rules.take() if self._rules is not None else set()
-        for device, tunnel in self._tunnels.items():
+        for device in self._tunnels:
             if device in self._missing:
                 self._make(device)
-            elif device in self._locks and any(
-                (gone is None or each.table in gone) and not _hold(each)
-                for each in tables(_plan(tunnel).at_start)
-            ):
+            elif device in self._locks and not _is_whole(device, gone):
                 _log.warning("tunnel %s: somebody changed its rules", device)
                 self._make(device)
 
@@ -188,9 +185,14 @@ def _plan(tunnel: Tunnel) -> Plan:
     return plan(_record(tunnel.device).stem, network, tunnel.device, handed_out=handed_out)
 
 
-def _hold(rules: Rules | PassedOn) -> bool:
+def _is_whole(device: str, gone: set[str] | None) -> bool:
+    """Whether the device's tables are as they should be, of those in ``gone``, or of all."""
     try:
-        return holds(rules, Programs())
+        return all(
+            holds(each, Programs())
+            for each in tables(recorded(_record(device)))
+            if gone is None or each.table in gone
+        )
     except CulvertError as error:
         _log.error("%s", error)
         return False

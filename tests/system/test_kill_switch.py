@@ -424,3 +424,36 @@ def test_rules_of_the_servers_that_somebody_removes_are_back_at_once(sites: Rout
         east.space.run("nft", "flush", "ruleset")
         assert wait_until(lambda: tables <= present(), 5)
     assert "tunnel tun0: somebody changed its rules" in east.said()
+
+
+def test_a_router_of_its_own_right_is_no_reason_to_make_rules_again(sites: Routed) -> None:
+    """Where packets were passed on before, no table of ours says which."""
+    for name in ("west", "east"):
+        sites[name].space.forward()
+    sites.serve("east", SERVER)
+    west, east = up(sites, CLIENT + "forward = true\n"), sites["east"]
+    pause(1)
+    for site in (west, east):
+        site.space.run("nft", "flush", "ruleset")
+    pause(1.5)
+    assert west.reaches("10.255.0.2")
+    assert east.said().count("somebody changed its rules") == 1
+    assert "forward" not in east.space.run("nft", "list", "tables")
+
+
+def test_name_servers_inside_the_tunnel_are_asked_once_it_is_up(sites: Routed) -> None:
+    """A switch that was closed at boot is no sign of a tunnel that was up."""
+    west = sites["west"]
+    sites.serve("east", SERVER)
+    sites.declare("west", sites.link("east", CLIENT + EAGER + 'dns = ["10.255.0.2"]\n'))
+    west.culvert("up", "--close", "-c", str(west.links))
+    resolver = west.folder / "resolv.conf"
+    resolver.write_text("nameserver 192.0.2.53\n")
+    text = west.links.read_text()
+    west.links.write_text(text.replace(f"port = {PORT}", f"port = {PORT + 1}"))
+    program = west.start_with(
+        {"/etc/resolv.conf": resolver}, "up", "-F", "-E", "-c", str(west.links)
+    )
+    assert wait_until(lambda: "Connection refused" in west.said())
+    assert "10.255.0.2" not in resolver.read_text()
+    end(program)

@@ -119,13 +119,17 @@ def _reconcile_and_exit(state_path: Path, wanted: Sequence[Change], writer: int)
         os._exit(0)
 
 
-def recorded_device(state_path: Path) -> str | None:
-    """The device that ``state_path`` says was made, if it is there still. Raises NetworkError."""
+def recorded(state_path: Path) -> list[Change]:
+    """The changes that ``state_path`` says are ours. Raises NetworkError."""
     try:
-        records = record.load(state_path)
+        return [each.change for each in record.load(state_path)]
     except OSError as error:
         raise NetworkError(f"{state_path}: {error.strerror}") from error
-    names = [each.change.name for each in records if isinstance(each.change, Device)]
+
+
+def recorded_device(state_path: Path) -> str | None:
+    """The device that ``state_path`` says was made, if it is there still. Raises NetworkError."""
+    names = [each.name for each in recorded(state_path) if isinstance(each, Device)]
     return next((name for name in names if name in device_names()), None)
 
 

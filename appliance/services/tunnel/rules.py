@@ -98,7 +98,10 @@ class HeldRules:
     def release(self, table: str) -> None:
         """Let a table go, if it is held."""
         if self._held.pop(table, None) is not None:
-            self._run(f"delete table inet {_copy_of(table)}\n")
+            try:
+                self._run(f"delete table inet {_copy_of(table)}\n")
+            except NetworkError as error:
+                _log.error("table %s stays until this process ends: %s", _copy_of(table), error)
 
     def _run(self, script: str) -> None:
         """Have libnftables do all of it or nothing; raises NetworkError."""
