@@ -56,11 +56,15 @@ class Signer:
     ) -> None:
         """``load`` reads the keys; raises what it raises as a CulvertError."""
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            if fork() == 0:
-                self._sock.close()
-                _serve(theirs, load, confinement)
-        self.identities = tuple(self._receive())
+        try:
+            with theirs:
+                if fork() == 0:
+                    self._sock.close()
+                    _serve(theirs, load, confinement)
+            self.identities = tuple(self._receive())
+        except CulvertError:
+            self._sock.close()
+            raise
 
     def _receive(self) -> Iterable[Identity]:
         index = 0
@@ -68,7 +72,6 @@ class Signer:
             if data[0] != _Key.number:
                 wrong = _NoMore.decode(data).wrong
                 if wrong:
-                    self.close()
                     raise CulvertError(wrong)
                 return
             key = _Key.decode(data)
