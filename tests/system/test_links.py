@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 # Quick to notice and to come back; the long cuts below use what people get without asking.
 EAGER = "server_alive_interval = 1\nserver_alive_count_max = 2\n"
+FREE = "any_source = true\n"  # without addresses
 SERVER = """
 [[tunnel]]
 device = "tun0"
@@ -569,7 +570,9 @@ def test_a_kill_switch_is_closed_before_the_server_has_handed_out_anything(
 
 def test_a_proxy_command_ends_with_its_link(sites: Routed) -> None:
     west = sites["west"]
-    sites.declare("west", sites.link("east", 'proxy_command = "sleep 600"\nconnect_timeout = 1\n'))
+    sites.declare(
+        "west", sites.link("east", 'proxy_command = "sleep 600"\nconnect_timeout = 1\n' + FREE)
+    )
     west.culvert("up", "-c", str(west.links), status=1)
     assert len(sleepers(west)) == 1
     for number in range(3):
@@ -593,7 +596,7 @@ def test_sighup_starts_nothing_that_was_not_wanted(sites: Routed) -> None:
     sites.serve("east", MIDDLE)
     west = sites["west"]
     links = [
-        sites.link("east", f'device = "tun{n}"\nremote_device = "tun{n}"\n{EAGER}', name)
+        sites.link("east", f'device = "tun{n}"\nremote_device = "tun{n}"\n{FREE}{EAGER}', name)
         for n, name in ((0, "first"), (1, "second"))
     ]
     sites.declare("west", *links)
