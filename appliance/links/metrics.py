@@ -4,22 +4,27 @@ Any user of the machine can connect there, so a process without privileges reads
 requests; the text it hands out comes from the supervisor over a socketpair.
 """
 
+import contextlib
 import logging
 import os
 import socket
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Final
 
 from .. import log
+from ..aio.listening import Listener
+from ..aio.loop import Loop
 from ..errors import UsageError
 from ..process import sandbox
+from .control import REQUEST_LIMIT, Answer
 from .status import OPENMETRICS
 
 _log = logging.getLogger(__name__)
 
 # Our own choices
 ADDRESS: Final = "127.0.0.1"
-PATIENCE: Final = 1.0  # seconds for a client's request, in which the others wait
+PATIENCE: Final = 5.0  # seconds for a client's request and its answer, however it comes
+CLIENTS_LIMIT: Final = 64  # at once; one more, and the oldest has to go
+PLAIN: Final = "text/plain"
 TEXT_LIMIT: Final = 1 << 20  # bytes
 
 
@@ -48,7 +53,7 @@ def start(sock: socket.socket, identity: sandbox.Identity | None) -> tuple[int, 
                 {sock.fileno(), theirs.fileno(), *log.descriptors(), *sandbox.descriptors(identity)}
             )
             sandbox.enter(identity)
-            _serve(sock, theirs)
+            _Server(sock, theirs).loop.run()
             status = 0
         except Exception:  # the root of a process
             _log.exception("the process for metrics failed")
@@ -58,40 +63,82 @@ def start(sock: socket.socket, identity: sandbox.Identity | None) -> tuple[int, 
     return pid, ours
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """GET /metrics, and nothing else."""
+class _Server:
+    """All clients at once, in one process: a sandboxed one can have no threads."""
 
-    timeout = PATIENCE
-    supervisor: socket.socket
+    def __init__(self, sock: socket.socket, supervisor: socket.socket) -> None:
+        self.loop = Loop()
+        self._supervisor = supervisor
+        self._clients: dict[_Client, None] = {}  # the oldest first
+        Listener(self.loop, [sock], self._accepted)
 
-    def do_GET(self) -> None:
-        if self.path != "/metrics":
-            self.send_error(404)
+    def _accepted(self, sock: socket.socket) -> None:
+        if len(self._clients) >= CLIENTS_LIMIT:
+            next(iter(self._clients)).close()
+        self._clients[_Client(self, sock)] = None
+
+    def forget(self, client: "_Client") -> None:
+        """A client is closed."""
+        self._clients.pop(client, None)
+
+    def answer(self, words: list[str]) -> Answer:
+        """What a request line is answered with."""
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return Answer(400, "no HTTP request\n", PLAIN)
+        if words[:2] != ["GET", "/metrics"]:
+            return Answer(404, "only GET /metrics\n", PLAIN)
+        text = b""
+        with contextlib.suppress(OSError):
+            self._supervisor.send(b"?")
+            text = self._supervisor.recv(TEXT_LIMIT)
+        if not text:  # the supervisor is gone
+            self.loop.stop()
+        return Answer(200, text.decode(), OPENMETRICS)
+
+
+class _Client:
+    """One request, and the time that it may take."""
+
+    def __init__(self, server: _Server, sock: socket.socket) -> None:
+        self._server = server
+        self._sock = sock
+        self._received = b""
+        self._unsent = memoryview(b"")
+        sock.setblocking(False)
+        server.loop.watch_reader(sock.fileno(), self._on_readable)
+        self._timer = server.loop.call_later(PATIENCE, self.close)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(REQUEST_LIMIT)
+        except BlockingIOError:
             return
-        self.supervisor.send(b"?")
-        text = self.supervisor.recv(TEXT_LIMIT)
-        if not text:
-            raise SystemExit(0)  # the supervisor is gone
-        self.send_response(200)
-        self.send_header("Content-Type", OPENMETRICS)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+        except OSError:
+            data = b""
+        self._received += data
+        if b"\r\n\r\n" in self._received:
+            line = self._received.split(b"\r\n", 1)[0].decode("ascii", "replace")
+            self._unsent = memoryview(self._server.answer(line.split()).encode())
+            self._server.loop.watch_reader(self._sock.fileno(), None)
+            self._server.loop.watch_writer(self._sock.fileno(), self._on_writable)
+        elif not data or len(self._received) > REQUEST_LIMIT:
+            self.close()
 
-    def log_message(self, format: str, *args: object) -> None:
-        _log.debug("metrics: " + format, *args)
+    def _on_writable(self) -> None:
+        try:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.debug("metrics: a client went away: %s", error.strerror)
+            self._unsent = memoryview(b"")
+        if not self._unsent:
+            self.close()
 
-
-class _Server(HTTPServer):
-    """One client at a time: a sandboxed process can have no threads."""
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        _log.debug("metrics: a client went away", exc_info=True)
-
-
-def _serve(sock: socket.socket, supervisor: socket.socket) -> None:
-    _Handler.supervisor = supervisor
-    server = _Server((ADDRESS, 0), _Handler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = sock
-    server.serve_forever()
+    def close(self) -> None:
+        """It is answered, or took too long."""
+        self._timer.cancel()
+        self._server.loop.watch_reader(self._sock.fileno(), None)
+        self._server.loop.watch_writer(self._sock.fileno(), None)
+        self._sock.close()
+        self._server.forget(self)
