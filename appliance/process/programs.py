@@ -60,11 +60,11 @@ def open_terminal(user: pwd.struct_passwd) -> Terminal:
     name = os.ttyname(slave)
     if os.geteuid() == 0:
         try:
-            group = grp.getgrnam("tty").gr_gid
+            group, mode = grp.getgrnam("tty").gr_gid, 0o620  # for write(1)
         except KeyError:
-            group = user.pw_gid
+            group, mode = user.pw_gid, 0o600
         os.fchown(slave, user.pw_uid, group)
-        os.fchmod(slave, 0o620)
+        os.fchmod(slave, mode)
     return Terminal(master, slave, name)
 
 

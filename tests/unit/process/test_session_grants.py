@@ -1,13 +1,15 @@
 """What a user may run: terminals, commands, variables, signals."""
 
+import grp
 import os
+import pwd
 import signal
 import time
 from collections.abc import Callable
 
 import pytest
 
-from appliance.process import session_grants
+from appliance.process import programs, session_grants
 from appliance.process.requests import (
     GRANTED,
     ClosePty,
@@ -237,6 +239,23 @@ def test_the_monitor_counts_the_sessions_itself(office: Make, limit: int) -> Non
     for fd in (fd for fds in opened for fd in fds):
         os.close(fd)
     wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("group", "mode"), [(True, 0o620), (False, 0o600)])
+def test_a_terminal_is_its_users_and_those_may_write_who_are_allowed_to_with_every_terminal(
+    account: Account, monkeypatch: pytest.MonkeyPatch, group: bool, mode: int
+) -> None:
+    """The group tty, that is; a user's own group has other members than the user."""
+    if not group:
+        monkeypatch.setattr(grp, "getgrnam", {}.__getitem__)
+    terminal = programs.open_terminal(pwd.getpwnam(account.name))
+    try:
+        found = os.fstat(terminal.slave)
+        assert found.st_mode & 0o777 == mode
+        assert found.st_uid == pwd.getpwnam(account.name).pw_uid
+    finally:
+        terminal.close()
 
 
 def test_a_program_has_no_descriptor_but_its_three(office: Make) -> None:
