@@ -489,7 +489,7 @@ class Listener:
 def _permitted_calls(config: ServerConfig) -> bytes | None:
     """What a worker may ask of the kernel, None where that cannot be limited."""
     try:
-        return seccomp.program()
+        return seccomp.program(config.merge_memory)
     except seccomp.Unsupported as error:
         text = f"workers may make every system call: {error}"
         if config.sandbox == "required":

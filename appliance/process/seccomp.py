@@ -109,11 +109,13 @@ CONDITIONS: Final[tuple[tuple[str, *tuple[_Condition, ...]], ...]] = (
     # the workers of others.
     *((name, (1, _WORD, command)) for name in ("fcntl", "fcntl64") for command in _FCNTLS),
     *((name, (1, _WORD, fcntl.F_SETFL), (2, os.O_ASYNC, 0)) for name in ("fcntl", "fcntl64")),
-    ("prctl", (0, _WORD, PR_SET_MEMORY_MERGE)),
     ("setsockopt", (1, _WORD, socket.IPPROTO_TCP), (2, _WORD, socket.TCP_NODELAY)),
     # nothing that was written becomes a program
     *((name, (2, mmap.PROT_EXEC, 0)) for name in ("mmap", "mmap2", "mprotect")),
 )
+
+# Only where memory is merged: how long it takes to write to a page tells who else has an equal one.
+MERGING: Final[tuple[str, _Condition]] = ("prctl", (0, _WORD, PR_SET_MEMORY_MERGE))
 
 # A call that takes a descriptor or a path, and the argument that says by a flag which of them.
 EITHER: Final = (("newfstatat", 3), ("fstatat64", 3), ("statx", 2))
@@ -149,8 +151,11 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def program() -> bytes:
-    """The filter for this machine, for ``load``; raises Unsupported."""
+def program(merging: bool) -> bytes:
+    """The filter for this machine, for ``load``; raises Unsupported.
+
+    With ``merging``, a process may have its pages merged with others'.
+    """
     # An invalid program: EFAULT says that the kernel would look at one.
     _libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, None, 0, 0)
     if ctypes.get_errno() != errno.EFAULT:
@@ -165,7 +170,7 @@ def program() -> bytes:
         library.seccomp_attr_set(context, _OPTIMIZE, _BY_TREE)
         for name in ALLOWED:
             _add(library, context, _ALLOW, name)
-        for name, *conditions in CONDITIONS:
+        for name, *conditions in (*CONDITIONS, MERGING) if merging else CONDITIONS:
             comparisons = (
                 _Comparison(argument, _MASKED_EQ, mask, value)
                 for argument, mask, value in conditions
