@@ -436,7 +436,7 @@ class Listener:
             kept = {sock.fileno(), told, *log.descriptors(), *audit.descriptors()}
             if self._key_holder is not None:
                 kept.add(self._key_holder.fileno())
-            sandbox.close_all_but(kept | sandbox.descriptors(self._identity))
+            sandbox.keep_descriptors(kept | sandbox.descriptors(self._identity))
             status = self._monitor(sock, self._connections, told)
         except Exception:  # the root of a process
             _log.exception("the monitor failed")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,29 @@ def test_a_worker_holds_nothing_but_its_connection_and_its_monitor(
     others = [name for name in rest if not name.startswith("socket:")]
     assert len(sockets) == 2, rest
     assert [name for name in others if name != "anon_inode:[eventpoll]"] == []
+
+
+def test_what_the_listener_inherited_ends_there(
+    our_server: Serve, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts a server has files open that are nobody else's business."""
+    from tests import peers
+
+    read, write = os.pipe()
+    start = subprocess.Popen
+
+    def with_more(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        return start(*words, **options | {"stdin": read, "pass_fds": (write,)})
+
+    monkeypatch.setattr(peers.subprocess, "Popen", with_more)
+    with open(read), open(write):
+        server = our_server()
+        inherited = os.readlink(f"/proc/self/fd/{write}")
+        assert inherited in descriptors(server.process.pid).values()
+        dial(server).log_in()
+        (worker,) = worker_of(server)
+        for pid in (worker, int(status(worker)["PPid"][0])):
+            assert inherited not in descriptors(pid).values()
 
 
 def test_a_server_of_an_ordinary_user_gives_up_what_it_can() -> None:
