@@ -395,15 +395,21 @@ class Listener:
         self._drops_untold = 0
 
     def _drops(self, source: int) -> bool:
-        """MaxStartups of sshd_config(5), random early drop, and a limit for each source."""
-        if self._per_source[source] >= self._config.per_source_max_startups:
-            return True
+        """MaxStartups of sshd_config(5), random early drop, and a limit for each source.
+
+        No source keeps others out alone: it has at most three quarters of the places, and for
+        others it counts as no more than half of what begins the random drop.
+        """
         start, percent, full = self._config.max_startups
-        waiting = len(self._sources)
+        own = self._per_source[source]
+        if own >= min(self._config.per_source_max_startups, full - full // 4):
+            return True
+        if len(self._sources) >= full:
+            return True
+        others = (count for other, count in self._per_source.items() if other != source)
+        waiting = own + sum(min(count, start // 2) for count in others)
         if waiting < start:
             return False
-        if waiting >= full:
-            return True
         chance = percent + (100 - percent) * (waiting - start) / (full - start)
         return random.random() * 100 < chance
 

@@ -640,17 +640,39 @@ def test_start_ups_are_limited_as_10_30_100() -> None:
     listener._per_source = Counter()
     dropped = {}
     for waiting in (0, 9, 10, 55, 99, 100, 200):
-        listener._sources = {number: str(number) for number in range(waiting)}
-        dropped[waiting] = sum(listener._drops("192.0.2.1") for _ in range(2000)) / 2000
+        listener._sources = {number: number for number in range(waiting)}
+        listener._per_source = Counter(listener._sources.values())
+        dropped[waiting] = sum(listener._drops(4711) for _ in range(2000)) / 2000
     assert dropped[0] == dropped[9] == 0
     assert 0.24 < dropped[10] < 0.36
     assert 0.58 < dropped[55] < 0.72
     assert dropped[99] > 0.9
     assert dropped[100] == dropped[200] == 1
     listener._sources = {}
-    listener._per_source = Counter({"192.0.2.1": 1000})
-    assert listener._drops("192.0.2.1")
-    assert not listener._drops("192.0.2.2")
+    listener._per_source = Counter({4711: 1000})
+    assert listener._drops(4711)
+    assert not listener._drops(4712)
+
+
+@pytest.mark.parametrize("limits", [(10, 30, 100), (1, 30, 100), (5, 100, 10), (2, 100, 4)])
+def test_one_source_alone_has_nobody_else_dropped(limits: tuple[int, int, int]) -> None:
+    from collections import Counter
+
+    from appliance.config.server import ServerConfig
+    from appliance.process.listener import Listener
+
+    listener = Listener.__new__(Listener)
+    listener._config = ServerConfig(max_startups=limits)
+    listener._sources, listener._per_source = {}, Counter()
+    for pid in range(1000):
+        if not listener._drops(4711):
+            listener._sources[pid] = 4711
+            listener._per_source[4711] += 1
+    assert listener._per_source[4711] <= 20
+    assert not any(listener._drops(4712) for _ in range(1000))
+    half = limits[0] - limits[0] // 2
+    listener._per_source[4712] = half - 1  # also while some of its own are waiting
+    assert not any(listener._drops(4712) for _ in range(1000))
 
 
 def test_what_a_source_counts_is_given_back_once() -> None:
