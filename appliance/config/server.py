@@ -47,7 +47,10 @@ class ClientNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tunnel(TunnelNetwork):
-    """A device that the server makes when it starts, for one client at a time."""
+    """A device that the server makes when it starts, for one client at a time.
+
+    Without ``key`` and ``user`` it is for root's logins.
+    """
 
     key: str = ""  # only the client with this public key, or its SHA256: fingerprint
     user: str = ""  # only who logs in as this user

@@ -58,7 +58,11 @@ class TunnelGrants:
     def _units(self, mode: int, unit: int) -> list[int]:
         """The devices that may be opened, in this order: what is declared permits itself."""
         declared = self._login.config.tunnel
-        own = tunnels.candidates(declared, mode, unit, self._login.user.pw_name, self._login.key)
+        own = tunnels.candidates(declared, mode, unit, self._login.user, self._login.key)
+        permissions = self._login.permissions
+        if permissions.command is not None and permissions.tunnel is None:
+            # Who gave the key one command did not mean whatever its user may have.
+            own = [tunnel for tunnel in own if tunnel.key]
         if own:
             return [unit_of(tunnel.device) for tunnel in own]
         if tunnels.is_declared(declared, mode, unit):

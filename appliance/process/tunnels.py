@@ -1,10 +1,11 @@
 """Whose tunnel devices are: those that sshd.toml declares, and who uses one now.
 
-The listener makes the declared devices when the server starts and undoes them when it
-stops; in between they stay, whoever connects and goes. A client whose connection died
-unnoticed must not find its own device busy: whoever uses a device holds a lock file that
-says who it is, and who comes with the same key ends the one before. The listener holds
-one for each device that it declares, so that no other server undoes it.
+A declared device belongs to the user that it names, or to the key, or to both together; if it
+names neither, to root's logins. The listener makes the declared devices when the server starts and
+undoes them when it stops; in between they stay, whoever connects and goes. A client whose
+connection died unnoticed must not find its own device busy: whoever uses a device holds a lock file
+that says who it is, and who comes with the same key ends the one before. The listener holds one for
+each device that it declares, so that no other server undoes it.
 
 The locks are those of fcntl(2): a fork does not inherit them, they go with their process,
 and the kernel knows whose they are, so that a number left in a file ends nobody. They go,
@@ -14,6 +15,7 @@ too, when their process closes any descriptor of the file: it must not open one 
 import fcntl
 import logging
 import os
+import pwd
 import signal
 import struct
 import time
@@ -234,9 +236,14 @@ def check_keys(tunnels: Sequence[Tunnel]) -> None:
                 raise UsageError(f"tunnel '{tunnel.device}': key: {error}") from error
 
 
-def is_for(tunnel: Tunnel, user: str, key: PublicKey | None) -> bool:
-    """Whether this client may have the declared tunnel."""
-    if tunnel.user and tunnel.user != user:
+def is_for(tunnel: Tunnel, user: pwd.struct_passwd, key: PublicKey | None) -> bool:
+    """Whether this client may have the declared tunnel.
+
+    One that names neither a user nor a key is root's: it leads into the networks of two sites.
+    """
+    if tunnel.user and tunnel.user != user.pw_name:
+        return False
+    if not tunnel.user and not tunnel.key and user.pw_uid:
         return False
     if not tunnel.key:
         return True
@@ -248,7 +255,7 @@ def is_for(tunnel: Tunnel, user: str, key: PublicKey | None) -> bool:
 
 
 def candidates(
-    tunnels: Sequence[Tunnel], mode: int, unit: int, user: str, key: PublicKey | None
+    tunnels: Sequence[Tunnel], mode: int, unit: int, user: pwd.struct_passwd, key: PublicKey | None
 ) -> list[Tunnel]:
     """The declared tunnels that a client may mean, those made for its key first."""
     fitting = [

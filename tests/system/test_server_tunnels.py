@@ -329,6 +329,15 @@ exec "$@"
 """
 
 
+def of_root(sites: Routed) -> str:
+    """Settings by which root logs in with the key of the sites, and others with their own."""
+    folder = sites["east"].folder / "authorized"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "authorized_keys").write_text(f"{sites.user_keys.public()}\n")
+    (folder / "authorized_keys").chmod(0o600)
+    return f'[[match]]\nuser = "root"\nauthorized_keys_directory = "{folder}"\n'
+
+
 def test_an_ordinary_user_gets_only_devices_that_were_made_for_them(
     sites: Routed, dial: Callable[..., Dialler], somebody: Account
 ) -> None:
@@ -337,7 +346,7 @@ def test_an_ordinary_user_gets_only_devices_that_were_made_for_them(
     config = east.folder / "sshd.toml"
     config.write_text(
         f'listen = ["{PORT}"]\nhost_keys = ["{sites.host_keys.key()}"]\npid_file = ""\n'
-        f'permit_tunnel = "yes"\n{SERVER}'
+        f'permit_tunnel = "yes"\n{of_root(sites)}{SERVER}'
     )
     with east.log.open("ab") as log:
         server = east.space.popen(
@@ -352,15 +361,51 @@ def test_an_ordinary_user_gets_only_devices_that_were_made_for_them(
             east.space.ip("tuntap", "add", f"tun{number}", "mode", "tun", "user", name)
         client = dial(account=somebody)
         assert Answers().ask(client, 5).refused is None
-        assert Answers().ask(client, 0).refused is None  # is declared, and for everybody
-        for unit in (6, 7, ANY_UNIT):
+        for unit in (0, 6, 7, ANY_UNIT):
             reason, text = Answers().ask(client, unit).refused or (0, "")
             assert reason == ADMINISTRATIVELY_PROHIBITED
-            if unit != ANY_UNIT:  # which means the declared one, which this connection has
+            if unit == 0:  # is root's, as it names nobody
+                assert text == "tun0 is declared for somebody else"
+            else:
                 assert "a tunnel needs root, or a device made by 'ip tuntap add" in text
+        west = connected(sites)  # root, whom nobody keeps out
+        assert state_of(west) == "up"
         assert east.space.devices() == {"lo", "outer", "inner", "tun0", "tun5", "tun6"}
     finally:
         end(server)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ("", (1, 2)),
+        ('command="true" ', (2,)),
+        ("restrict ", ()),
+        ('restrict,tunnel="1" ', (1,)),
+        ('command="true",tunnel="1" ', (1,)),
+    ],
+)
+def test_a_device_is_its_users_or_its_keys_as_far_as_the_keys_line_allows(
+    sites: Routed,
+    dial: Callable[..., Dialler],
+    somebody: Account,
+    options: str,
+    allowed: tuple[int, ...],
+) -> None:
+    """Device 0 names nobody, 1 this user, 2 the key, 3 another user with the same key."""
+    line = sites.user_keys.public()
+    somebody.authorize([options + line])
+    text = "".join(
+        f"[[tunnel]]\ndevice = 'tun{number}'\n{whose}\n"
+        for number, whose in enumerate(
+            ("", f"user = '{somebody.name}'", f"key = '{line}'", f"user = 'root'\nkey = '{line}'")
+        )
+    )
+    match = f"[[match]]\nuser = '{somebody.name}'\nauthorized_keys_directory = '~/.ssh'\n"
+    sites.serve("east", match + text)
+    client = dial(account=somebody)
+    opened = [unit for unit in range(4) if Answers().ask(client, unit).refused is None]
+    assert tuple(opened) == allowed
 
 
 def test_an_ordinary_users_server_refuses_to_declare_tunnels(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config.server import Tunnel
-from appliance.crypto.authorized_keys import TUNNEL_ANY
+from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions
 from appliance.errors import UsageError
 from appliance.process import (
     tunnel_grants,
@@ -27,6 +27,7 @@ from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 from tests.peers import Account
 from tests.unit.process.office import (
     KEY,
+    USER,
     Make,
     Office,
     password,
@@ -121,7 +122,80 @@ def open_tunnel(it: Office, unit: int) -> str:
     return Reader(answer[0][1:]).text()
 
 
-DECLARED = tuple(Tunnel(device=f"tun{number}") for number in range(2))
+DECLARED = tuple(Tunnel(device=f"tun{number}", user=USER) for number in range(2))
+MINE = Tunnel(device="tun0", user=USER)
+KEYS = Tunnel(device="tun0", key=KEY.public.line())
+
+
+@pytest.mark.parametrize(
+    ("options", "tunnel", "allowed"),
+    [
+        ("", MINE, True),
+        ("", KEYS, True),
+        ("restrict", MINE, False),
+        ("restrict", KEYS, False),
+        ("restrict,port-forwarding", MINE, False),
+        ("no-port-forwarding", KEYS, False),
+        ('restrict,tunnel="0"', MINE, True),
+        ('restrict,tunnel="0"', KEYS, True),
+        ('restrict,tunnel="1"', MINE, False),
+        ('tunnel="1"', KEYS, False),
+        ('command="true"', MINE, False),
+        ('command="true"', KEYS, True),
+        ('command="true",tunnel="0"', MINE, True),
+        ('restrict,command="true"', KEYS, False),
+        ('restrict,command="true",tunnel="0"', MINE, True),
+    ],
+)
+def test_what_restricts_a_key_counts_for_a_declared_tunnel_too(
+    office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path, options: str, tunnel: Tunnel,
+    allowed: bool,
+) -> None:  # fmt: skip
+    devices = Devices(monkeypatch, "tun0", "tun1")
+    it = office(f"{options} {KEY.public.line()}".strip(), tunnel=(tunnel,))
+    it.log_in()
+    if allowed:
+        assert open_tunnel(it, 0) == "tun0"
+    else:
+        it.denied(OpenTunnel(POINT_TO_POINT, 0))
+        it.denied(OpenTunnel(POINT_TO_POINT, ANY_UNIT))
+        assert devices.opened == []
+
+
+@pytest.mark.parametrize(
+    ("granted", "allowed"),
+    [
+        (Permissions(), True),
+        (Permissions(command="true"), False),
+        (Permissions(port_forwarding=False, tunnel_allowed=False), False),
+    ],
+    ids=["everything", "force-command", "without permit-port-forwarding"],
+)
+def test_what_a_certificate_restricts_counts_for_a_declared_tunnel_too(
+    office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path, granted: Permissions, allowed: bool
+) -> None:
+    devices = Devices(monkeypatch, "tun0")
+    it = office(tunnel=(MINE,)).log_in()
+    it.tunnels._login = it.tunnels._login._replace(permissions=granted)
+    if allowed:
+        assert open_tunnel(it, 0) == "tun0"
+    else:
+        it.denied(OpenTunnel(POINT_TO_POINT, 0))
+        assert devices.opened == []
+
+
+@pytest.mark.root
+def test_a_device_that_names_nobody_is_roots(
+    office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path, account: Account
+) -> None:
+    devices = Devices(monkeypatch, "tun0")
+    it = office(tunnel=(Tunnel(device="tun0"),)).log_in()
+    it.become(account.name)
+    assert "somebody else" in it.denied(OpenTunnel(POINT_TO_POINT, 0))
+    assert "PermitTunnel" in it.denied(OpenTunnel(POINT_TO_POINT, ANY_UNIT))
+    assert devices.opened == []
+    it.become("root")
+    assert open_tunnel(it, 0) == "tun0"
 
 
 def test_a_declared_device_that_does_not_exist_is_not_made(
@@ -239,7 +313,8 @@ def test_what_is_not_declared_is_opened_as_the_user(
     office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path, account: Account
 ) -> None:
     devices = Devices(monkeypatch, "tun0")
-    it = office(tunnel=DECLARED[:1], permit_tunnel="yes").log_in()
+    declared = (Tunnel(device="tun0", user=account.name),)
+    it = office(tunnel=declared, permit_tunnel="yes").log_in()
     user = it.become(account.name)
     open_tunnel(it, 5)
     open_tunnel(it, 0)

@@ -1,6 +1,7 @@
 """Declared tunnels: whose they are, and how a key takes its device back."""
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -26,18 +27,22 @@ from appliance.services.tunnel.network import Change
 from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 
 KEY, OTHER = (generate("ssh-ed25519").public for _ in range(2))
-ANYBODYS = Tunnel(device="tun0")
+ROOTS = Tunnel(device="tun0")
 USERS = Tunnel(device="tun1", user="anna")
 KEYS = Tunnel(device="tun2", key=KEY.line())
 FINGERPRINTS = Tunnel(device="tun3", key=KEY.fingerprint(), user="anna")
 TAP = Tunnel(device="tap0", mode="ethernet")
-ALL = (ANYBODYS, USERS, KEYS, FINGERPRINTS, TAP)
+ALL = (ROOTS, USERS, KEYS, FINGERPRINTS, TAP)
 
 
 @pytest.mark.parametrize(
     ("tunnel", "user", "key", "allowed"),
     [
-        (ANYBODYS, "root", None, True),
+        (ROOTS, "root", None, True),
+        (ROOTS, "root", OTHER, True),
+        (ROOTS, "anna", None, False),
+        (ROOTS, "anna", KEY, False),
+        (KEYS, "anna", KEY, True),
         (USERS, "anna", None, True),
         (USERS, "root", KEY, False),
         (KEYS, "root", KEY, True),
@@ -52,19 +57,28 @@ ALL = (ANYBODYS, USERS, KEYS, FINGERPRINTS, TAP)
 def test_a_tunnel_is_for_its_user_and_its_key(
     tunnel: Tunnel, user: str, key: object, allowed: bool
 ) -> None:
-    assert is_for(tunnel, user, key) is allowed  # type: ignore[arg-type]
+    assert is_for(tunnel, named(user), key) is allowed  # type: ignore[arg-type]
+
+
+def named(name: str) -> pwd.struct_passwd:
+    """A user of this name; root alone has the number 0."""
+    uid = 0 if name == "root" else 1000
+    return pwd.struct_passwd((name, "x", uid, uid, "", "/", "/bin/sh"))
 
 
 def test_any_device_means_the_ones_for_the_key_first() -> None:
-    found = candidates(ALL, POINT_TO_POINT, ANY_UNIT, "anna", KEY)
-    assert found == [KEYS, FINGERPRINTS, ANYBODYS, USERS]
-    assert candidates(ALL, POINT_TO_POINT, ANY_UNIT, "root", OTHER) == [ANYBODYS]
-    assert candidates(ALL, ETHERNET, ANY_UNIT, "root", None) == [TAP]
+    anna, root = named("anna"), named("root")
+    found = candidates(ALL, POINT_TO_POINT, ANY_UNIT, anna, KEY)
+    assert found == [KEYS, FINGERPRINTS, USERS]
+    assert candidates(ALL, POINT_TO_POINT, ANY_UNIT, root, OTHER) == [ROOTS]
+    assert candidates(ALL, POINT_TO_POINT, ANY_UNIT, root, KEY) == [KEYS, ROOTS]
+    assert candidates(ALL, ETHERNET, ANY_UNIT, root, None) == [TAP]
+    assert candidates(ALL, ETHERNET, ANY_UNIT, anna, None) == []
 
 
 def test_a_device_that_is_asked_for_is_that_one_or_none() -> None:
-    assert candidates(ALL, POINT_TO_POINT, 2, "root", KEY) == [KEYS]
-    assert candidates(ALL, POINT_TO_POINT, 2, "root", OTHER) == []
+    assert candidates(ALL, POINT_TO_POINT, 2, named("root"), KEY) == [KEYS]
+    assert candidates(ALL, POINT_TO_POINT, 2, named("root"), OTHER) == []
     assert is_declared(ALL, POINT_TO_POINT, 2)
     assert not is_declared(ALL, POINT_TO_POINT, 7)
     assert not is_declared(ALL, POINT_TO_POINT, ANY_UNIT)
