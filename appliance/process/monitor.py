@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from ..config.server import ServerConfig
 from ..errors import MalformedMessage
-from . import audit, merging, programs
+from . import audit, merging, programs, tunnels
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
@@ -27,8 +27,10 @@ from .requests import (
     DATAGRAM,
     FAILED,
     GRANTED,
+    QUESTION,
     REFUSED,
     TABLE,
+    ClientAnswers,
     Deny,
     Failed,
     LogLine,
@@ -73,6 +75,9 @@ class Monitor:
         self._started = time.monotonic()
         self._sessions: SessionGrants | None = None
         self._forwards: ForwardGrants | None = None
+        self._tunnels: TunnelGrants | None = None
+        self._questioned = False  # by another connection's monitor, and not passed on yet
+        self._answer_by: float | None = None  # when the client must have answered
         self._deadline = (
             time.monotonic() + config.login_grace_time if config.login_grace_time else None
         )
@@ -84,8 +89,10 @@ class Monitor:
         self._tell_listener()
         self._forwards = ForwardGrants(login)
         self._sessions = SessionGrants(login, self._peer, self._forwards.environment)
-        for grants in (self._sessions, TunnelGrants(login), self._forwards):
+        self._tunnels = TunnelGrants(login)
+        for grants in (self._sessions, self._tunnels, self._forwards):
             self._handlers |= grants.handlers()
+        self._handlers[ClientAnswers] = self.client_answers
 
     # -- the loop --------------------------------------------------------------------
 
@@ -96,6 +103,7 @@ class Monitor:
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(tunnels.QUESTION, self._on_question)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
@@ -113,14 +121,21 @@ class Monitor:
         """Whether the grace time ended it."""
         while True:
             timeout = None
-            if self._deadline is not None:
-                timeout = max(0.0, self._deadline - time.monotonic()) * 1000
+            deadlines = [due for due in (self._deadline, self._answer_by) if due is not None]
+            if deadlines:
+                timeout = max(0.0, min(deadlines) - time.monotonic()) * 1000
             ready = dict(poll.poll(timeout))
             if wake_read in ready:
                 os.read(wake_read, 512)
                 self._reap()
+            if self._questioned:
+                self._ask_client()
             if self._sock.fileno() in ready and not self._serve():
                 return False
+            if self._answer_by is not None and time.monotonic() >= self._answer_by:
+                self._answer_by = None
+                _log.info("the client has come back, and does not answer here any more")
+                self._on_term()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 audit.event("late", grace_time=self._config.login_grace_time)
                 self._kill_worker()
@@ -144,6 +159,27 @@ class Monitor:
 
     def report_totals(self, request: ReportTotals) -> Reply:
         self._totals = request
+        return b"", []
+
+    def _on_question(self, *_: object) -> None:
+        self._questioned = True
+
+    def _ask_client(self) -> None:
+        """Somebody else wants our tunnel's device: is our client alive?
+
+        The worker passes the question on; if no answer comes in time, both of us end.
+        """
+        self._questioned = False
+        if self._answer_by is None:
+            self._answer_by = time.monotonic() + tunnels.ANSWER_SECONDS
+            with contextlib.suppress(OSError):  # it has ended, or will have because it is silent
+                self._sock.send(QUESTION)
+
+    def client_answers(self, request: ClientAnswers) -> Reply:
+        """Answered with nothing."""
+        self._answer_by = None
+        if self._tunnels is not None:
+            self._tunnels.tell_client_answers()
         return b"", []
 
     def _on_term(self, *_: object) -> None:

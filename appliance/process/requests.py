@@ -31,6 +31,7 @@ DATAGRAM: Final = 160 << 10  # bytes: the longest command (128 KiB) and its envi
 GRANTED: Final = b"\0"
 REFUSED: Final = b"\1"
 FAILED: Final = b"\2"
+QUESTION: Final = b"\3"  # not an answer: the monitor wants a ClientAnswers, if the client does
 TUNNELS_LIMIT: Final = 10  # of one connection at a time; worker and monitor both insist
 
 
@@ -183,6 +184,10 @@ class LogLine(Message, number=23):
     text: String
 
 
+class ClientAnswers(Message, number=24):
+    """The client was asked because of a QUESTION, and is there; answered with nothing."""
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -246,6 +251,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(ListenAgent, When.AFTER, 1),
         Row(ProveHostKey, When.AFTER, 1000),
         Row(LogLine, When.ALWAYS, MANY, is_answered=False),
+        Row(ClientAnswers, When.AFTER, MANY),
     )
 }
 
@@ -270,12 +276,22 @@ class MonitorGone(Exception):
     """The other end of the socketpair is closed."""
 
 
-def ask(sock: socket.socket, request: Message, *descriptors: int) -> Reply:
+def ask(
+    sock: socket.socket,
+    request: Message,
+    *descriptors: int,
+    questioned: Callable[[], None] = lambda: None,
+) -> Reply:
     """Send a request and wait for its answer, with one of these numbers of descriptors (0 if
     none is given); raises Denied with the refusal, or OSError with what the system said.
+
+    ``questioned`` is called for a QUESTION that comes before the answer.
     """
     sock.sendall(request.encode())
     answer, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
+    while answer == QUESTION:
+        questioned()
+        answer, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
     if not answer:
         raise MonitorGone("the monitor ended")
     if answer[:1] == REFUSED:

@@ -78,7 +78,9 @@ class TunnelGrants:
         return [unit]
 
     def _open_first(self, mode: int, units: list[int]) -> tuple[int, str]:
-        """A device that is free; if none is, one of an earlier connection with the same key."""
+        """A device that is free; if none is, one of an earlier connection with the same key whose
+        client does not answer any more.
+        """
         failures = []
         busy = []
         for unit in units:
@@ -90,14 +92,14 @@ class TunnelGrants:
                 if isinstance(cause, OSError) and cause.errno == errno.EBUSY:
                     busy.append(unit)
         for unit in busy:
-            if self._end_predecessor(name_of(mode, unit)):
-                try:
+            try:
+                if self._end_predecessor(name_of(mode, unit)):
                     return self._open_device(mode, unit)
-                except UsageError as error:
-                    failures.append(str(error))
+            except UsageError as error:
+                failures.append(str(error))
         for failure in failures:
             _log.warning("%s", failure)
-        raise Deny(failures[0])
+        raise Deny(failures[-1])
 
     def _open_device(self, mode: int, unit: int) -> tuple[int, str]:
         """Raises UsageError."""
@@ -122,6 +124,7 @@ class TunnelGrants:
         return fd, name
 
     def _end_predecessor(self, name: str) -> bool:
+        """Whether a connection with the same key has ended; UsageError if its client answers."""
         if self._login.key is None or name in self._tunnels:
             return False
         try:
@@ -141,6 +144,11 @@ class TunnelGrants:
             return None
         claim.register(self._login.key)
         return claim
+
+    def tell_client_answers(self) -> None:
+        """Who wants one of the devices learns that this connection's client is alive."""
+        for claim in filter(None, self._tunnels.values()):
+            claim.tell_client_answers()
 
     def close_tunnel(self, request: CloseTunnel) -> Reply:
         if request.device not in self._tunnels:

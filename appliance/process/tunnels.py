@@ -4,8 +4,9 @@ A declared device belongs to the user that it names, or to the key, or to both t
 names neither, to root's logins. The listener makes the declared devices when the server starts and
 undoes them when it stops; in between they stay, whoever connects and goes. A client whose
 connection died unnoticed must not find its own device busy: whoever uses a device holds a lock file
-that says who it is, and who comes with the same key ends the one before. The listener holds one for
-each device that it declares, so that no other server undoes it.
+that says who it is. Who comes with the same key has it ask its client for a sign of life, and
+takes the device only if none comes. The listener holds one for each device that it declares, so
+that no other server undoes it.
 
 The locks are those of fcntl(2): a fork does not inherit them, they go with their process,
 and the kernel knows whose they are, so that a number left in a file ends nobody. They go,
@@ -46,6 +47,8 @@ _FLOCK: Final = struct.Struct("@hhqqi0q")
 
 # Our own choices
 RETRY_SECONDS: Final = 15.0  # between attempts to make a device
+QUESTION: Final = signal.SIGUSR1  # to the monitor that has a device: does your client answer?
+ANSWER_SECONDS: Final = 3.0  # that a client may take for it; a satellite takes one
 END_SECONDS: Final = 3.0  # that a connection may take to end
 END_POLL: Final = 0.02  # seconds
 _NO_KEY: Final = "-"  # in place of a fingerprint
@@ -274,33 +277,70 @@ def is_declared(tunnels: Sequence[Tunnel], mode: int, unit: int) -> bool:
 
 
 class Claim(Lock):
-    """Who uses a device: whose lock it is, and in the file the key they came with."""
+    """Who uses a device: whose lock it is, and in the file the key they came with, and how often
+    their client has answered when somebody else wanted the device.
+    """
 
     def __init__(self, device: str) -> None:
         """Raises OSError where no such file can be kept."""
         super().__init__(device)
         self._device = device
+        self._fingerprint = _NO_KEY
+        self._answers = 0
 
     def register(self, key: PublicKey | None) -> None:
         """The device is ours: be found, and be ended by who comes with the same key."""
         self.wait_until_free()  # who had the device may be about to give this up, too
         if self.take():
-            fingerprint = key.fingerprint() if key is not None else _NO_KEY
+            self._fingerprint = key.fingerprint() if key is not None else _NO_KEY
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, f"{os.getpid()} {fingerprint}".encode(), 0)
+            self._write()
+
+    def tell_client_answers(self) -> None:
+        """The device is ours, and our client has just answered."""
+        self._answers += 1
+        self._write()
+
+    def _write(self) -> None:
+        os.pwrite(self._file, f"{os.getpid()} {self._fingerprint} {self._answers}".encode(), 0)
+
+    def _read(self) -> list[str]:
+        """The holder's process id, its fingerprint, and how often its client has answered."""
+        return os.pread(self._file, 1024, 0).decode("ascii", "replace").split()
 
     def end_predecessor(self, key: PublicKey) -> bool:
-        """End the other connection with the same key that has the device, if there is one."""
-        if not self.end_holder("its client has come back", key.fingerprint()):
+        """Whether the other connection with the same key that has the device has ended, because
+        its client does not answer; False if there is none. Raises UsageError if it answers.
+        """
+        before = self._read()
+        if not self._send_holder(QUESTION, key.fingerprint()):
             return False
+        deadline = time.monotonic() + ANSWER_SECONDS + END_SECONDS
+        while str(self.holder()) == before[0] and time.monotonic() < deadline:
+            if self._read() != before:
+                raise UsageError(
+                    f"{self._device} is in use by another connection with this key, "
+                    "and its client is alive"
+                )
+            time.sleep(END_POLL)
+        self.end_holder("its client has come back", before)
         self.wait_until_free()
         return True
 
-    def end_holder(self, why: str, fingerprint: str = "") -> bool:
-        """Have the other connection that has the device end, if it came with this key."""
+    def end_holder(self, why: str, known: Sequence[str] = ()) -> bool:
+        """Have the other connection that has the device end; only the ``known`` one, if given."""
+        if known and self._read() != known:
+            return False
+        if not self._send_holder(signal.SIGTERM):
+            return False
+        _log.info("the connection that uses %s is ended: %s", self._device, why)
+        return True
+
+    def _send_holder(self, number: int, fingerprint: str = "") -> bool:
+        """Send a signal to the other connection that has the device, if it came with this key."""
         pid = self.holder()
-        words = os.pread(self._file, 1024, 0).decode("ascii", "replace").split()
-        if len(words) != 2 or words[0] != str(pid) or fingerprint not in ("", words[1]):
+        words = self._read()
+        if len(words) != 3 or words[0] != str(pid) or fingerprint not in ("", words[1]):
             return False
         try:
             process = os.pidfd_open(int(words[0]))
@@ -309,8 +349,7 @@ class Claim(Lock):
         try:
             if self.holder() != pid:  # it has, and its number may be somebody else's
                 return False
-            _log.info("the connection that uses %s is ended: %s", self._device, why)
-            signal.pidfd_send_signal(process, signal.SIGTERM)
+            signal.pidfd_send_signal(process, number)
         except OSError:
             return False
         finally:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from ..aio.connecting import Attempt
 from ..aio.driver import Driver
 from ..aio.idle import IdleTimeout
+from ..aio.keepalive import REQUEST as KEEPALIVE
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.server import ServerConfig
@@ -49,9 +50,11 @@ from ..wire.tun import (
 from . import merging
 from .requests import (
     DATAGRAM,
+    QUESTION,
     TUNNELS_LIMIT,
     AskPrompt,
     Begin,
+    ClientAnswers,
     ClosePty,
     CloseTunnel,
     Connect,
@@ -61,6 +64,7 @@ from .requests import (
     Listen,
     ListenAgent,
     ListenLocal,
+    MonitorGone,
     OpenPty,
     OpenTunnel,
     OutcomeReply,
@@ -92,36 +96,56 @@ class MonitorClient:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._terminals: dict[int, int] = {}  # master side -> the monitor's number
+        self._questioned: Callable[[], None] = lambda: None
+
+    def watch(self, loop: Loop, questioned: Callable[[], None]) -> None:
+        """Call ``questioned`` when the monitor wants to know whether the client is still there."""
+        self._questioned = questioned
+        loop.watch_reader(self._sock.fileno(), self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(DATAGRAM, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # a request of this turn's met it
+            return
+        if data != QUESTION:
+            raise MonitorGone("the monitor ended")
+        self._questioned()
+
+    def _ask(self, request: Message, *descriptors: int) -> Reply:
+        return ask(self._sock, request, *descriptors, questioned=self._questioned)
+
+    def client_answers(self) -> None:
+        """The client is still there."""
+        self._ask(ClientAnswers())
 
     def sign(self, algorithm: str, exchange_hash: bytes) -> bytes:
         """A host key's signature."""
-        return ask(self._sock, Sign(algorithm, exchange_hash))[0]
+        return self._ask(Sign(algorithm, exchange_hash))[0]
 
     def begin(self, user: str) -> Outcome:
-        return _outcome(ask(self._sock, Begin(user))[0])
+        return _outcome(self._ask(Begin(user))[0])
 
     def refuse(self, user: str, method: str) -> Outcome:
-        return _outcome(ask(self._sock, RefuseAttempt(user, method))[0])
+        return _outcome(self._ask(RefuseAttempt(user, method))[0])
 
     def key_is_acceptable(self, offer: Offer) -> Outcome | None:
-        answer, _ = ask(
-            self._sock, ShowKey(offer.user, offer.algorithm, offer.blob, offer.host_key)
-        )
+        answer, _ = self._ask(ShowKey(offer.user, offer.algorithm, offer.blob, offer.host_key))
         return _outcome(answer) if answer else None
 
     def key(self, offer: Offer, signature: bytes) -> Outcome:
         request = UseKey(offer.user, offer.algorithm, offer.blob, offer.host_key, signature)
-        return _outcome(ask(self._sock, request)[0])
+        return _outcome(self._ask(request)[0])
 
     def password(self, user: str, method: str, password: bytes) -> Outcome:
-        return _outcome(ask(self._sock, UsePassword(user, method, password))[0])
+        return _outcome(self._ask(UsePassword(user, method, password))[0])
 
     def prompt(self, user: str) -> str:
-        return Reader(ask(self._sock, AskPrompt(user))[0]).text()
+        return Reader(self._ask(AskPrompt(user))[0]).text()
 
     def settings(self, config: ServerConfig) -> ServerConfig:
         """The server's settings as they are for the user who is logged in."""
-        reply = SettingsReply.decode(ask(self._sock, LearnSettings())[0])
+        reply = SettingsReply.decode(self._ask(LearnSettings())[0])
         return replace(
             config,
             accept_env=tuple(pattern.decode() for pattern in reply.accept_env),
@@ -133,7 +157,7 @@ class MonitorClient:
 
     def report_totals(self, received: int, sent: int) -> None:
         """How many bytes the connection has carried; it ends."""
-        ask(self._sock, ReportTotals(received, sent))
+        self._ask(ReportTotals(received, sent))
 
     def open_pty(self) -> int:
         answer, fds = self._ask_for(OpenPty(), 1)
@@ -203,7 +227,7 @@ class MonitorClient:
         if len(request.encode()) > DATAGRAM:
             raise Refused("this is too long")
         try:
-            return ask(self._sock, request, *descriptors)
+            return self._ask(request, *descriptors)
         except Denied as error:
             raise Refused(str(error)) from error
 
@@ -262,12 +286,19 @@ class Worker(ConnectionHandler):
             merging.begin()
         self.connection.global_request(HOSTKEYS, write_strings(self._all_host_keys))
         self._config = self._monitor.settings(self._config)
+        self._monitor.watch(self._loop, lambda: self._loop.call_soon(self._ask_client))
         if self._config.client_alive_interval:
             self._keep_alive(
                 self._config.client_alive_interval, self._config.client_alive_count_max
             )
         if self._config.idle_timeout:
             self._watch_for_idleness()
+
+    def _ask_client(self) -> None:
+        self.connection.global_request(
+            KEEPALIVE, b"", lambda answer: self._monitor.client_answers()
+        )
+        self._driver.flush()
 
     def _keep_alive(self, interval: int, count: int) -> None:
         if self._keepalive is None:

@@ -322,6 +322,21 @@ def test_a_device_that_was_closed_is_the_next_ones_and_can_be_taken_over(
     assert Answers().ask(first, ANY_UNIT).refused is None
 
 
+def test_a_second_client_with_the_same_key_leaves_a_living_first_one_alone(
+    sites: Routed, dial: Callable[..., Dialler]
+) -> None:
+    """As 'ssh -w 7:6' behind 'ssh -w 6:6'."""
+    sites.serve("east", SERVER)
+    west, east = connected(sites), sites["east"]
+    second = dial()
+    for unit in (0, ANY_UNIT):
+        said = "tun0 is in use by another connection with this key, and its client is alive"
+        assert Answers().ask(second, unit).refused == (ADMINISTRATIVELY_PROHIBITED, said)
+        assert west.reaches(east.inner)
+    assert state_of(west) == "up"
+    assert east.said().count("tunnel device tun0 opened") == 1
+
+
 # As udev makes it; a container may have another. It stays in the server's own mount namespace.
 OPEN_TO_ALL = """
 mount -t tmpfs none /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun &&

@@ -1,6 +1,7 @@
 """The monitor against a worker that was taken over: the table, the time, the end."""
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -19,13 +20,16 @@ from appliance.process import (
     programs,
     requests,
     tunnel_grants,
+    tunnels,
 )
 from appliance.process.monitor import Monitor
 from appliance.process.penalties import Ending
 from appliance.process.requests import (
+    QUESTION,
     TABLE,
     AskPrompt,
     Begin,
+    ClientAnswers,
     ClosePty,
     CloseTunnel,
     Connect,
@@ -41,6 +45,7 @@ from appliance.process.requests import (
     RefuseAttempt,
     ReportTotals,
     SendSignal,
+    SettingsReply,
     ShowKey,
     Sign,
     Spawn,
@@ -48,6 +53,7 @@ from appliance.process.requests import (
     UseKey,
     UsePassword,
     When,
+    ask,
 )
 from appliance.ssh.auth_server import Offer, signed_data
 from appliance.wire.codec import Message
@@ -152,6 +158,7 @@ SAMPLES: dict[type[Message], Message] = {
     ProveHostKey: ProveHostKey(b"key", "ssh-ed25519"),
     ClosePty: ClosePty(1),
     LogLine: LogLine(20, b"a line"),
+    ClientAnswers: ClientAnswers(),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -173,7 +180,7 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
     assert [
         *(LearnSettings, OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
         *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent, ProveHostKey),
-        ClosePty,
+        *(ClosePty, ClientAnswers),
     ] == AFTER
 
 
@@ -445,6 +452,53 @@ def count_pipes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(os, "pipe", counting)
     return made
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_client_that_somebody_asks_for_is_ended_if_it_does_not_answer(
+    office: Make, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Who comes with the same key wants its tunnel's device."""
+    it = office().log_in()
+    monkeypatch.setattr(tunnels, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(Monitor, "_reap", lambda self: None)
+    it.monitor._on_question()
+    it.monitor._ask_client()
+    it.monitor._on_question()
+    it.monitor._ask_client()  # while the client is asked already
+    assert it.worker.recv(10) == QUESTION
+    if answers:
+        it.ask(ClientAnswers())
+        assert it.monitor._answer_by is None
+    it.worker.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        it.worker.recv(10)
+    it.worker.shutdown(socket.SHUT_WR) if answers else None
+    poll = select.poll()
+    poll.register(it.ours, select.POLLIN)
+    ending = threading.Timer(1, it.worker.shutdown, [socket.SHUT_WR])
+    ending.start()
+    assert not it.monitor._loop(poll, -1)
+    ending.cancel()
+    assert it.killed == ([] if answers else [(WORKER, signal.SIGKILL)])
+    assert it.monitor._told_to_end is not answers
+
+
+def test_a_question_that_comes_before_an_answer_is_no_answer(office: Make) -> None:
+    it = office().log_in()
+    it.ours.send(QUESTION)
+    asked: list[bool] = []
+
+    def serve() -> None:
+        select.select([it.ours], [], [])
+        it.monitor._serve()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    answer, _ = ask(it.worker, LearnSettings(), questioned=lambda: asked.append(True))
+    thread.join()
+    assert SettingsReply.decode(answer).max_sessions == 10
+    assert asked == [True]
 
 
 def test_whoever_is_logged_in_has_all_the_time(office: Make) -> None:

@@ -19,6 +19,7 @@ from appliance.process import (
 from appliance.process.requests import (
     GRANTED,
     TUNNELS_LIMIT,
+    ClientAnswers,
     CloseTunnel,
     OpenTunnel,
 )
@@ -238,6 +239,33 @@ def test_nobody_is_thrown_out_while_another_declared_device_is_free(
     assert ended == ["tun0"]
 
 
+def test_who_comes_with_the_key_of_a_living_client_is_told_why_there_is_no_device(
+    office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path
+) -> None:
+    devices = Devices(monkeypatch, "tun0")
+    devices.busy.add("tun0")
+
+    def end_predecessor(claim: tunnels.Claim, key: object) -> bool:
+        raise UsageError("its client is alive")
+
+    monkeypatch.setattr(tunnels.Claim, "end_predecessor", end_predecessor)
+    it = office(tunnel=DECLARED[:1]).log_in()
+    for unit in (0, ANY_UNIT):
+        assert it.denied(OpenTunnel(POINT_TO_POINT, unit)) == "its client is alive"
+
+
+def test_a_client_that_answers_is_noted_with_its_devices(
+    office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path
+) -> None:
+    Devices(monkeypatch, "tun0", "tun1")
+    it = office(tunnel=DECLARED).log_in()
+    for unit in (0, 1):
+        open_tunnel(it, unit)
+    it.ask(ClientAnswers())
+    for name in ("tun0", "tun1"):
+        assert claimed_by(claims / name) == f"{os.getpid()} {KEY.public.fingerprint()} 1"
+
+
 def test_whoever_has_a_device_can_be_found_until_it_is_closed(
     office: Make, monkeypatch: pytest.MonkeyPatch, claims: Path
 ) -> None:
@@ -245,7 +273,7 @@ def test_whoever_has_a_device_can_be_found_until_it_is_closed(
     it = office(tunnel=DECLARED).log_in()
     open_tunnel(it, 0)
     assert is_locked(claims / "tun0")
-    assert claimed_by(claims / "tun0") == f"{os.getpid()} {KEY.public.fingerprint()}"
+    assert claimed_by(claims / "tun0") == f"{os.getpid()} {KEY.public.fingerprint()} 0"
     it.ask(CloseTunnel("tun0"))
     assert not is_locked(claims / "tun0")
     assert "no such tunnel" in it.denied(CloseTunnel("tun0"))
@@ -259,7 +287,7 @@ def test_whoever_has_a_device_without_a_key_can_be_found_too(
     assert it.outcome(password()).success
     open_tunnel(it, 0)
     assert is_locked(claims / "tun0")
-    assert claimed_by(claims / "tun0") == f"{os.getpid()} -"
+    assert claimed_by(claims / "tun0") == f"{os.getpid()} - 0"
 
 
 def is_locked(path: Path) -> bool:

@@ -92,12 +92,14 @@ def test_a_key_that_is_none_is_named_with_its_tunnel() -> None:
 
 
 HOLDER = """
-import os, sys, time
+import os, signal, sys, time
 from appliance.crypto.key_files import load_public_line
-from appliance.process.tunnels import Claim, Lock
+from appliance.process.tunnels import QUESTION, Claim, Lock
 if sys.argv[1] == "claim":
     claim = Claim("tun7")
     claim.register(load_public_line(sys.argv[2])[0] if sys.argv[2] else None)
+    does = {"answers": lambda *_: claim.tell_client_answers(), "is silent": lambda *_: None}
+    signal.signal(QUESTION, does.get(sys.argv[3], lambda *_: sys.exit(0)))
 else:
     lock = Lock("tun7.server")
     lock.take()
@@ -121,12 +123,15 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def holder(runtime: Path) -> Iterator[Hold]:
-    """Starts a process that has claimed tun7 with a key, or has it declared."""
+    """Starts a process that has claimed tun7 with a key, or has it declared.
+
+    When it is asked for its client, it does what it is told: 'answers', 'is silent', or 'ends'.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: str) -> subprocess.Popen[str]:
+    def start(what: str, key: str = "", does: str = "is silent") -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, *words], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLDER, what, key, does], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
         assert process.stdout is not None
@@ -149,10 +154,32 @@ def end_predecessor(key: PublicKey) -> bool:
         claim.close()
 
 
-def test_the_same_key_ends_the_connection_before_it(holder: Hold) -> None:
-    before = holder("claim", KEY.line())
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client has a short time to answer in, and then its connection to end in."""
+    monkeypatch.setattr(tunnels, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(tunnels, "END_SECONDS", 0.5)
+
+
+def test_the_same_key_takes_over_from_a_client_that_does_not_answer(holder: Hold) -> None:
+    before = holder("claim", KEY.line(), "ends")
+    assert end_predecessor(KEY)
+    assert before.wait(5) == 0
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_monitor_that_does_not_even_say_so_is_ended(holder: Hold) -> None:
+    before = holder("claim", KEY.line(), "is silent")
     assert end_predecessor(KEY)
     assert before.wait(5) == -signal.SIGTERM
+
+
+def test_a_client_that_answers_keeps_its_device_and_is_named(holder: Hold) -> None:
+    before = holder("claim", KEY.line(), "answers")
+    for _ in range(3):
+        with pytest.raises(UsageError, match=r"^tun7 .* with this key, and its client is alive$"):
+            end_predecessor(KEY)
+    assert before.poll() is None
 
 
 def test_another_key_ends_nobody(holder: Hold) -> None:
@@ -173,7 +200,7 @@ def test_a_connection_without_a_key_is_ended_by_no_key_but_by_its_server(holder:
 
 def test_what_stands_in_a_file_that_nobody_locks_ends_nobody(runtime: Path) -> None:
     (runtime / "tunnels").mkdir()
-    (runtime / "tunnels/tun7").write_text(f"{os.getppid()} {KEY.fingerprint()}")
+    (runtime / "tunnels/tun7").write_text(f"{os.getppid()} {KEY.fingerprint()} 0")
     assert not end_predecessor(KEY)
 
 
@@ -181,7 +208,7 @@ def test_what_an_earlier_holder_wrote_ends_nobody(holder: Hold, runtime: Path) -
     """A new one has the lock already, and has not written yet."""
     before = holder("claim", KEY.line())
     bystander = holder("claim", "")
-    for text in (f"{bystander.pid} {KEY.fingerprint()}", f"{before.pid}", "", "x y"):
+    for text in (f"{bystander.pid} {KEY.fingerprint()} 0", f"{before.pid}", "", "x y 0"):
         (runtime / "tunnels/tun7").write_text(text)
         assert not end_predecessor(KEY)
     assert before.poll() is bystander.poll() is None
