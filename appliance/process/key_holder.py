@@ -145,6 +145,7 @@ def _hold(requests: socket.socket, told: int, paths: Sequence[str], make: bool) 
             return
         os.write(told, _LOADED + _Loaded(tuple(key.public.blob for key in keys)).encode())
         os.close(told)
+        os.chdir("/")  # whose file system nobody wants to unmount
         _serve(requests, keys)
     except Exception:  # the root of a process
         _log.exception("the key holder failed")
