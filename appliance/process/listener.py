@@ -398,7 +398,7 @@ class Listener:
         """MaxStartups of sshd_config(5), random early drop, and a limit for each source.
 
         No source keeps others out alone: it has at most three quarters of the places, and for
-        others it counts as no more than half of what begins the random drop.
+        others it counts as no more than a quarter of what begins the random drop.
         """
         start, percent, full = self._config.max_startups
         own = self._per_source[source]
@@ -407,7 +407,7 @@ class Listener:
         if len(self._sources) >= full:
             return True
         others = (count for other, count in self._per_source.items() if other != source)
-        waiting = own + sum(min(count, start // 2) for count in others)
+        waiting = own + sum(min(count, start // 4) for count in others)
         if waiting < start:
             return False
         chance = percent + (100 - percent) * (waiting - start) / (full - start)

@@ -593,6 +593,20 @@ def test_a_source_that_makes_the_server_exchange_keys_in_a_loop_is_soon_refused(
     assert "is refused for a while: no_authentication" in server.log
 
 
+def test_idle_connections_of_one_source_cost_another_one_none(our_server: Serve) -> None:
+    server = our_server()
+    place = (server.address, server.port)
+    idle = [connect(server) for _ in range(20)]
+    try:
+        assert all(greeting(sock) for sock in idle[:10])
+        for _ in range(60):
+            with socket.create_connection(place, 10, ("127.0.0.2", 0)) as other:
+                assert greeting(other).startswith(b"SSH-2.0-Culvert")
+    finally:
+        for sock in idle:
+            sock.close()
+
+
 @pytest.mark.netns
 def test_a_source_is_the_whole_network_of_an_ipv6_customer(
     our_server: Serve, tmp_path: Path
@@ -670,8 +684,8 @@ def test_one_source_alone_has_nobody_else_dropped(limits: tuple[int, int, int]) 
             listener._per_source[4711] += 1
     assert listener._per_source[4711] <= 20
     assert not any(listener._drops(4712) for _ in range(1000))
-    half = limits[0] - limits[0] // 2
-    listener._per_source[4712] = half - 1  # also while some of its own are waiting
+    left = limits[0] - limits[0] // 4
+    listener._per_source[4712] = left - 1  # also while some of its own are waiting
     assert not any(listener._drops(4712) for _ in range(1000))
 
 
