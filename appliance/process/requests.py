@@ -188,6 +188,12 @@ class ClientAnswers(Message, number=24):
     """The client was asked because of a QUESTION, and is there; answered with nothing."""
 
 
+class EndSessions(Message, number=24):
+    """The client wants no sessions but those that are open now; answered with nothing."""
+
+    open_sessions: UInt32
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -252,6 +258,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(ProveHostKey, When.AFTER, 1000),
         Row(LogLine, When.ALWAYS, MANY, is_answered=False),
         Row(ClientAnswers, When.AFTER, MANY),
+        Row(EndSessions, When.AFTER, 1),
     )
 }
 

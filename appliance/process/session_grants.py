@@ -19,6 +19,7 @@ from .peer import Peer
 from .requests import (
     ClosePty,
     Deny,
+    EndSessions,
     Handlers,
     LearnSettings,
     OpenPty,
@@ -75,6 +76,7 @@ class SessionGrants:
         self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
         self._terminals_made = 0
         self._programs: dict[int, _Running] = {}  # by process id
+        self._may_begin: int | None = None  # programs, once the client wants no more sessions
 
     def handlers(self) -> Handlers:
         """What answers each request."""
@@ -84,6 +86,7 @@ class SessionGrants:
             ClosePty: self.close_pty,
             Spawn: self.spawn,
             SendSignal: self.send_signal,
+            EndSessions: self.end_sessions,
         }
 
     def learn_settings(self, request: LearnSettings) -> Reply:
@@ -122,6 +125,13 @@ class SessionGrants:
         """
         if others >= self._login.config.max_sessions:
             raise Deny("too many sessions")
+        if self._may_begin == 0:
+            raise Deny("no more sessions were wanted")
+
+    def end_sessions(self, request: EndSessions) -> Reply:
+        """Answered with nothing. What is open, and has no program yet, may still begin one."""
+        self._may_begin = max(0, request.open_sessions - len(self._programs))
+        return b"", []
 
     def close_pty(self, request: ClosePty) -> Reply:
         terminal = self._terminals.pop(request.terminal, None)
@@ -173,6 +183,8 @@ class SessionGrants:
             terminal.close()
         takes_signals = request.kind != "subsystem" and self._forced is None
         self._programs[program.pid] = _Running(status_write, takes_signals)
+        if self._may_begin:
+            self._may_begin -= 1
         audit.event(
             "session",
             kind=request.kind,

@@ -60,6 +60,7 @@ from .requests import (
     Connect,
     ConnectLocal,
     Denied,
+    EndSessions,
     LearnSettings,
     Listen,
     ListenAgent,
@@ -114,6 +115,10 @@ class MonitorClient:
 
     def _ask(self, request: Message, *descriptors: int) -> Reply:
         return ask(self._sock, request, *descriptors, questioned=self._questioned)
+
+    def end_sessions(self, open_sessions: int) -> None:
+        """Begin no programs but those of the sessions that are open now."""
+        self._ask(EndSessions(open_sessions))
 
     def client_answers(self) -> None:
         """The client is still there."""
@@ -322,7 +327,9 @@ class Worker(ConnectionHandler):
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
         if name == "no-more-sessions@openssh.com":
-            self._no_more_sessions = True
+            if not self._no_more_sessions:
+                self._no_more_sessions = True
+                self._monitor.end_sessions(self._sessions)
             return b""
         if name == HOSTKEYS_PROVE:
             return self._prove_host_keys(read_strings(data))

@@ -34,6 +34,7 @@ from appliance.process.requests import (
     CloseTunnel,
     Connect,
     ConnectLocal,
+    EndSessions,
     LearnSettings,
     Listen,
     ListenAgent,
@@ -159,6 +160,7 @@ SAMPLES: dict[type[Message], Message] = {
     ClosePty: ClosePty(1),
     LogLine: LogLine(20, b"a line"),
     ClientAnswers: ClientAnswers(),
+    EndSessions: EndSessions(1),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -180,7 +182,7 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
     assert [
         *(LearnSettings, OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
         *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent, ProveHostKey),
-        *(ClosePty, ClientAnswers),
+        *(ClosePty, ClientAnswers, EndSessions),
     ] == AFTER
 
 

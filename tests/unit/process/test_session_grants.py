@@ -13,6 +13,7 @@ from appliance.process import programs, session_grants
 from appliance.process.requests import (
     GRANTED,
     ClosePty,
+    EndSessions,
     LearnSettings,
     OpenPty,
     OpenTunnel,
@@ -239,6 +240,25 @@ def test_the_monitor_counts_the_sessions_itself(office: Make, limit: int) -> Non
     for fd in (fd for fds in opened for fd in fds):
         os.close(fd)
     wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+
+
+@pytest.mark.parametrize("running", [0, 1])
+def test_after_no_more_sessions_only_those_that_are_open_begin_a_program(
+    office: Make, running: int
+) -> None:
+    """Which a worker that is taken over later cannot take back."""
+    it = office().log_in()
+    opened = [run(it, b"exec cat")[1] for _ in range(running)]
+    it.ask(EndSessions(running + 1))
+    assert it.denied(Spawn("subsystem", b"none", (), 0)) == "no such subsystem"
+    opened.append(run(it, b"exec cat")[1])
+    for kind in ("shell", "exec"):
+        assert it.denied(Spawn(kind, b"true", (), 0)) == "no more sessions were wanted"
+    assert it.denied(OpenPty()) == "no more sessions were wanted"
+    for fd in (fd for fds in opened for fd in fds):
+        os.close(fd)
+    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    assert it.ends(EndSessions(5))
 
 
 @pytest.mark.root
