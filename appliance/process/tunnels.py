@@ -287,19 +287,22 @@ class Claim(Lock):
         self._device = device
         self._fingerprint = _NO_KEY
         self._answers = 0
+        self._is_ours = False
 
     def register(self, key: PublicKey | None) -> None:
         """The device is ours: be found, and be ended by who comes with the same key."""
         self.wait_until_free()  # who had the device may be about to give this up, too
-        if self.take():
+        self._is_ours = self.take()
+        if self._is_ours:
             self._fingerprint = key.fingerprint() if key is not None else _NO_KEY
             os.ftruncate(self._file, 0)
             self._write()
 
     def tell_client_answers(self) -> None:
-        """The device is ours, and our client has just answered."""
-        self._answers += 1
-        self._write()
+        """Our client has just answered; who wants the device, if it is ours, may know."""
+        if self._is_ours:
+            self._answers += 1
+            self._write()
 
     def _write(self) -> None:
         os.pwrite(self._file, f"{os.getpid()} {self._fingerprint} {self._answers}".encode(), 0)

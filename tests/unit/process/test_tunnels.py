@@ -238,6 +238,19 @@ def test_a_connection_that_has_just_ended_disturbs_nobody(
     assert not end_predecessor(KEY)
 
 
+@pytest.mark.usefixtures("soon")
+def test_who_did_not_get_the_lock_writes_nothing_about_its_holder(
+    holder: Hold, runtime: Path
+) -> None:
+    holder("claim", KEY.line())
+    claim = Claim("tun7")
+    said = claim._read()
+    claim.register(OTHER)
+    claim.tell_client_answers()
+    assert claim._read() == said
+    claim.close()
+
+
 def test_nobody_ends_themselves(runtime: Path) -> None:
     claim = Claim("tun7")
     claim.register(KEY)
