@@ -91,6 +91,7 @@ class SessionClient(ChannelHandler):
         self._stderr: Sink
         self._is_raw = False
         self._made_nonblocking: list[int] = []
+        self._is_broken = False  # whether the reader of our output is gone
         self._finished = False
         self._at_line_start = True
         self._escaping = False
@@ -109,7 +110,7 @@ class SessionClient(ChannelHandler):
                 os.set_blocking(fd, False)
                 self._made_nonblocking.append(fd)
         self._stdout = Sink(stdout, channel, self._driver, self._output_broken)
-        self._stderr = Sink(stderr, channel, self._driver, self._output_broken)
+        self._stderr = Sink(stderr, channel, self._driver, lambda: None)
 
     def opened(self, type_data: bytes) -> None:
         wanted, channel = self._wanted, self._channel
@@ -163,7 +164,16 @@ class SessionClient(ChannelHandler):
 
     def _output_broken(self) -> None:
         """Our reader is gone: tell the program, as a pipe would (OpenSSH PROTOCOL 2.1)."""
-        self._channel.request("eow@openssh.com")
+        self._is_broken = True
+        if self._driver.connection.peer_takes_end_of_write:
+            self._channel.request("eow@openssh.com")
+        else:
+            self._channel.ask_data_ended()  # its end may have arrived already, with its status
+
+    def data_ended(self) -> None:
+        """The program can learn that nobody reads it from the channel's end only."""
+        self._channel.close()
+        self.closed()
 
     def resized(self, columns: int, rows: int, width: int, height: int) -> None:
         """The window has another size now: in characters, and in pixels."""
@@ -270,7 +280,8 @@ class SessionClient(ChannelHandler):
                 name = harmless(ExitSignal.decode(request_data).signal)
             except MalformedMessage:  # some servers leave the last fields out
                 name = "?"
-            self._say(f"the program was ended by signal {name}")
+            if not (self._is_broken and name == "PIPE"):  # as a pipe's writer ends
+                self._say(f"the program was ended by signal {name}")
             return True
         return False
 

@@ -67,6 +67,10 @@ HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key
 HELD_OVERHEAD: Final = 64  # bytes that an object takes beside its own
 UNREAD: Final = "the peer does not read the answers to its questions"
 SOFTWARE: Final = f"Culvert_{__version__}"
+# In front of a server's. OpenSSH's client (compat.c, seen in 9.2) says that its reader is gone, and
+# so lets `ssh host yes | head` end, only to software that begins with OpenSSH. A digit behind that,
+# or '_', would be taken for a version, whose mistakes some clients work around.
+OPENSSH_LIKE: Final = "OpenSSH.compatible_"
 
 # An enum's attribute is slow to look up, for once a packet.
 _OPEN: Final = Phase.OPEN
@@ -144,7 +148,8 @@ class Transport:
         self.activity = 0  # grows with all that channels carry, either way
         self.login_requests = 0  # that a client has sent so far, that for the service included
         self._lines = 0
-        self._our_version = f"SSH-2.0-{SOFTWARE}".encode()
+        like = OPENSSH_LIKE if self.role is Role.SERVER else ""
+        self._our_version = f"SSH-2.0-{like}{SOFTWARE}".encode()
         self.peer_version = b""
         self.session_id = b""
         self._strict = False
@@ -264,7 +269,13 @@ class Transport:
     @property
     def peer_software(self) -> str:
         """The peer's software version and comments, or '' until it is known."""
-        return self.peer_version.decode("latin-1").partition("-")[2].partition("-")[2]
+        software = self.peer_version.decode("latin-1").partition("-")[2].partition("-")[2]
+        return software.removeprefix(OPENSSH_LIKE)
+
+    @property
+    def peer_takes_end_of_write(self) -> bool:
+        """Whether it knows eow@openssh.com (OpenSSH PROTOCOL 2.1)."""
+        return self.peer_version.startswith(b"SSH-2.0-OpenSSH")
 
     def peer_speaks(self, extension: str) -> bool:
         """Whether the peer's EXT_INFO names the extension (RFC 8308)."""

@@ -1,10 +1,12 @@
 """What comparable servers got wrong before anybody was authenticated, one case a test."""
 
 import itertools
+import re
 from collections.abc import Callable
 
 import pytest
 
+from appliance import __version__
 from appliance.crypto.keys import PublicKey
 from appliance.crypto.suites import (
     HOST_KEY_ALGORITHMS,
@@ -713,6 +715,18 @@ def test_unusual_versions_are_accepted(role: Role, version: bytes) -> None:
     script.raw(version)
     script.exchange()
     assert script.peer.phase is Phase.FRESH
+
+
+def test_a_server_calls_itself_something_like_openssh_and_a_client_does_not() -> None:
+    """OpenSSH's client tells no other server that its reader is gone."""
+    pair = Pair().log_in()
+    software = re.escape(f"Culvert_{__version__}")
+    # No version: no digit, and no '_', behind OpenSSH; and no '-' (RFC 4253 section 4.2).
+    assert re.fullmatch(f"SSH-2.0-OpenSSH[.a-z]+_{software}", pair.client.peer_version.decode())
+    assert pair.client.peer_takes_end_of_write
+    assert pair.server.peer_version.decode() == f"SSH-2.0-Culvert_{__version__}"
+    for connection in (pair.client, pair.server):
+        assert connection.peer_software == f"Culvert_{__version__}"
 
 
 # What stock peers say, and OpenSSH takes

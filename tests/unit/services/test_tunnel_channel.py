@@ -20,6 +20,7 @@ from appliance.services.tunnel.channel import (
 )
 from appliance.services.tunnel.device import UNIT_LIMIT, is_attached, name_of, open_device
 from appliance.ssh.channels import Flow
+from appliance.ssh.transport import OPENSSH_LIKE
 from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POINT
 from tests.netns import Namespace
 from tests.protocol.harness import Pair, Recording
@@ -151,7 +152,8 @@ def test_a_message_without_a_packet_is_dropped_and_costs_no_window(make: Make, d
 
 
 def test_towards_openssh_each_message_costs_4_bytes_more(make: Make) -> None:
-    for software, overhead in ((b"OpenSSH_9.2p1", 4), (b"Culvert_1", 0), (b"dropbear", 0)):
+    others = (b"Culvert_1", OPENSSH_LIKE.encode() + b"Culvert_1", b"dropbear")
+    for software, overhead in ((b"OpenSSH_9.2p1", 4), *((other, 0) for other in others)):
         it = make(POINT_TO_POINT, software)
         before = it.accepted.send_window
         it.arrive(V4)
