@@ -3,6 +3,7 @@
 Until then there is nothing to do but to wait for one socket.
 """
 
+import logging
 import socket
 import time
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Final, NamedTuple
 from ..errors import CulvertError
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
+
+_log = logging.getLogger(__name__)
 
 # Our own choices
 HANDSHAKE_SECONDS: Final = 120.0  # until the first keys; sshd's LoginGraceTime
@@ -71,6 +74,7 @@ def _dial_once(
     for kind, _, _, _, address in addresses:
         sock = socket.socket(kind, socket.SOCK_STREAM)
         began = time.monotonic()
+        _log.debug("Connecting to %s [%s] port %d.", host, address[0], port)
         try:
             sock.settimeout(timeout)
             if mark:
@@ -81,7 +85,10 @@ def _dial_once(
         except OSError as error:
             sock.close()
             failure = error
+            why = error.strerror or str(error)
+            _log.debug("connect to address %s port %d: %s", address[0], port, why)
             continue
+        _log.debug("Connection established.")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock, began
     why = (failure.strerror or str(failure)) if failure else "no address"

@@ -131,4 +131,5 @@ class Client(ConnectionHandler):
             show(harmless(text))
 
     def closed(self, error: PeerError | None) -> None:
-        _log.debug("connection closed: %s", error)
+        if error is not None:
+            _log.debug("connection closed: %s", error)

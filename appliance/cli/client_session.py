@@ -104,7 +104,10 @@ class ClientSession:
         for number in (signal.SIGTERM, signal.SIGHUP):
             self._loop.on_signal(number, partial(self._end_by, number))
         self._driver.start()
+        began = self._loop.time()
         self._loop.run()
+        totals = self._driver.sent, self._driver.received, self._loop.time() - began
+        _log.info("Transferred: sent %d, received %d bytes, in %.1f seconds", *totals)
         if connection.phase is not Phase.CLOSED:
             connection.close("disconnected by user")
             self._driver.flush()
@@ -122,6 +125,8 @@ class ClientSession:
         self._forward_known()
 
     def _forward_started(self, forward: Forward, why: str, port: int) -> None:
+        if not why:
+            _log.debug("forwarding: %s", forward)
         if why:
             failing = self._options.exit_on_forward_failure
             prompts.tell(f"{'Error' if failing else 'Warning'}: {why}")
@@ -208,6 +213,7 @@ class ClientSession:
         self._session = session
         if terminal is not None and wanted.terminal is not None:
             self._loop.on_signal(signal.SIGWINCH, lambda: session.resized(*get_size(0)))
+        _log.debug("Requesting a session: %s", wanted.kind)
         session.start(connection.open_channel("session", b"", session))
 
     def _escape_command(self, text: str, done: Callable[[str], None]) -> None:

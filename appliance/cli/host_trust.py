@@ -9,6 +9,7 @@ within, which is then looked up as any other (sshd(8), SSH_KNOWN_HOSTS FILE FORM
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,8 @@ from .known_hosts_file import locked
 if TYPE_CHECKING:
     from ..crypto.certificates import Certificate
     from ..crypto.revoked import RevocationList
+
+_log = logging.getLogger(__name__)
 
 # Our own choice
 REVOKED_LIMIT: Final = 16 << 20  # bytes of a revocation list
@@ -107,6 +110,7 @@ class HostTrust:
     def check(self, key: PublicKey) -> None:
         """Return if ``key`` may be the host's; raise HostKeyRejected otherwise."""
         name = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
+        _log.debug("Server host key: %s %s", key.key_type, key.fingerprint(self._hash))
         parts = [key]
         if is_certificate_name(key.key_type):
             certificate: Certificate = key  # type: ignore[assignment] # only that has such a type
@@ -123,8 +127,12 @@ class HostTrust:
         elif not self._vouches(certificate, name):
             self._check_key(name, certificate.key)
 
+    @property
+    def _hash(self) -> str:
+        return self._options.fingerprint_hash
+
     def _shown(self, key: PublicKey) -> str:
-        return f"{key.key_type} key {key.fingerprint(self._options.fingerprint_hash)}"
+        return f"{key.key_type} key {key.fingerprint(self._hash)}"
 
     @property
     def _shortest(self) -> int:
@@ -145,6 +153,7 @@ class HostTrust:
         except CertificateRefused as error:
             prompts.tell(f"culvert: the certificate of {name} does not count: {error}")
             return False
+        _log.debug("Host '%s' has a certificate of a known authority.", name)
         return True
 
     def _check_key(self, name: str, key: PublicKey) -> None:
@@ -168,6 +177,8 @@ class HostTrust:
         decisions = [(path, found, found.decide(key)) for path, found in self._lookups]
         kinds = {decision for _, _, decision in decisions}
         if Decision.TRUSTED in kinds:
+            path = next(path for path, _, each in decisions if each is Decision.TRUSTED)
+            _log.debug("Host '%s' is known and matches the host key in %s.", name, path)
             return
         strict = options.strict_host_key_checking
         for path, found, decision in decisions:

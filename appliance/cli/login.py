@@ -215,10 +215,18 @@ class Login:
             if connection.phase is Phase.CLOSED:
                 assert connection.error is not None
                 raise self.explained(connection.error)
+            where = "via proxy" if self._is_indirect else f"[{options.host_name}]:{options.port}"
+            method = connection.login_method
+            _log.info('Authenticated to %s (%s) using "%s".', options.host_name, where, method)
         except CulvertError:
             sock.close()
             raise
         return connection
+
+    @property
+    def _is_indirect(self) -> bool:
+        options = self._options
+        return bool(options.proxy_jump or options.proxy_command or options.proxy)
 
     @property
     def _patience(self) -> Patience:

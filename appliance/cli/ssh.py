@@ -13,6 +13,7 @@ from typing import Final
 from .. import __version__
 from ..errors import CulvertError, UsageError
 from ..log import harmless
+from . import client_log
 from .host_options import HostOptions, keyword_fields
 from .options import Option, Options, help_text, parse
 from .ssh_config import Person, load
@@ -32,7 +33,7 @@ _COMMON: Final = (
     Option("m", "macs", "MACs to offer, most wanted first"),
     Option("s", None, "the command is the name of a subsystem"),
     Option("q", None, "say nothing but fatal errors"),
-    Option("v", None, "tell what happens; -vv more", True),
+    Option("v", None, "tell what happens", True),
     Option("V", None, "show the version"),
 )
 SSH_SPEC: Final = (
@@ -165,7 +166,7 @@ def main(arguments: list[str], name: str) -> int:
         if not line.destination:
             raise UsageError(f"no host given; try '{command} --help'")
         settings = _settings(line, dropbear)
-        _set_up_log(options, settings)
+        client_log.set_up(settings.log_level, options.value("E"))
         if "G" in options:
             print(_described(settings))
             return 0
@@ -296,19 +297,6 @@ def _dropbear_person() -> Person:
     return person._replace(home=os.environ.get("HOME") or person.home)
 
 
-def _set_up_log(options: Options, settings: HostOptions) -> None:
-    wanted = settings.log_level
-    if wanted.startswith("DEBUG") or wanted == "VERBOSE":
-        level = logging.DEBUG
-    else:
-        level = logging.ERROR if wanted in ("QUIET", "FATAL") else logging.WARNING
-    path = options.value("E")
-    try:
-        logging.basicConfig(level=level, filename=path, format="%(levelname)s: %(message)s")
-    except OSError as error:
-        raise UsageError(f"-E {path}: {error.strerror}") from error
-
-
 def _described(settings: HostOptions) -> str:
     """-G: a line for each setting, in the style of ``ssh -G``."""
     rows = []
@@ -367,7 +355,11 @@ def _run(options: HostOptions, line: _CommandLine, window: int | None) -> int:
         except NoMaster as error:
             _log.debug("%s", error)
         else:
-            return client.run(command, quiet)
+            status = client.run(command, quiet)
+            _log.debug("Exit status %d", status)
+            return status
     from .client import Client
 
-    return Client(options, command, quiet).run(window)
+    status = Client(options, command, quiet).run(window)
+    _log.debug("Exit status %d", status)
+    return status

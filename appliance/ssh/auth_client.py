@@ -9,12 +9,15 @@ passphrase, a touch) is shown first, so that nobody is asked in vain.
 Each failure moves on to the next method; a success ends it, which the connection sees.
 """
 
+import hashlib
+import logging
+from binascii import b2a_base64
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import AuthenticationFailed, ProtocolError
-from ..wire.codec import Buffer, write_boolean, write_name, write_string, write_text
+from ..wire.codec import Buffer, Reader, write_boolean, write_name, write_string, write_text
 from ..wire.messages import (
     UserauthFailure,
     UserauthInfoRequest,
@@ -23,6 +26,8 @@ from ..wire.messages import (
     UserauthRequest,
 )
 from .auth_server import HOSTBOUND, SERVICE, Offer, signed_data
+
+_log = logging.getLogger(__name__)
 
 # Our own choices
 DIALOGUES: Final = 3  # attempts, as many as OpenSSH gives a password
@@ -92,14 +97,20 @@ class AuthClient:
         self._questions = self._dialogues = self._factors = 0
         self._state = _State.ASKED_NONE
 
+    @property
+    def method(self) -> str:
+        """The last one tried."""
+        return self._tried[-1] if self._tried else "none"
+
     def begin(self) -> bytes:
         """The first request: a key when there is one, else what the server requires."""
         request = self._next_key() if self._preferred[:1] == ("publickey",) else None
         return request or self._request("none", b"")
 
     def _request(self, method: str, fields: Buffer) -> bytes:
-        if method != "none" and method not in self._tried:
-            self._tried.append(method)
+        method_shown = "publickey" if method == HOSTBOUND else method
+        if method != "none" and method_shown not in self._tried:
+            self._tried.append(method_shown)
         return UserauthRequest(self._user, SERVICE, method, bytes(fields)).encode()
 
     def failure(self, message: UserauthFailure) -> bytes:
@@ -110,8 +121,11 @@ class AuthClient:
                 raise ProtocolError("the server never ends asking")
             self._exhausted.clear()
             self._identities = None
+        _log.debug("Authentications that can continue: %s", ",".join(message.methods))
         for method in self._preferred:
             while method in message.methods and method not in self._exhausted:
+                if method != self.method:
+                    _log.debug("Next authentication method: %s", method)
                 request = self._next(method)
                 if request is not None:
                     return request
@@ -143,8 +157,10 @@ class AuthClient:
         for identity in self._identities:
             usable = [name for name in identity.algorithms if name in self._algorithms]
             if not usable:
+                _log.debug("Skipping %s: no mutual signature algorithm", _shown(identity))
                 continue
             self._identity, self._algorithm = identity, usable[0]
+            _log.debug("Offering public key: %s", _shown(identity))
             if identity.costs_the_user:
                 self._state = _State.SHOWED_KEY
                 return self._key_request(None)
@@ -177,6 +193,7 @@ class AuthClient:
             # The algorithm is not compared, nor by OpenSSH: some servers answer ssh-rsa for RSA.
             if ok.public_key != self._identity.blob:
                 raise ProtocolError("the server accepts a key that was not shown")
+            _log.debug("Server accepts key: %s", _shown(self._identity))
             request = self._signed() or self._next_key()
             # no key left: a request that fails, so that the server lists its methods again
             return request or self._request("none", b"")
@@ -195,6 +212,12 @@ class AuthClient:
         if self._state is _State.ASKED_PASSWORD:
             raise AuthenticationFailed("the server wants the password to be changed first")
         raise ProtocolError("message 60, which nothing had asked for")
+
+
+def _shown(identity: Identity) -> str:
+    """A key as a person knows it: its file, or the agent's comment, its type and fingerprint."""
+    digest = b2a_base64(hashlib.sha256(identity.blob).digest(), newline=False).rstrip(b"=")
+    return f"{identity.name} {Reader(identity.blob).name()} SHA256:{digest.decode()}"
 
 
 def _typed(text: str) -> bytes:

@@ -266,6 +266,11 @@ class Connection(Transport):
     def _on_userauth_success(self, message: UserauthSuccess) -> None:
         self._on_authenticated()
 
+    @property
+    def login_method(self) -> str:
+        """By which a client was let in, once it is."""
+        return self._auth_client.method if self._auth_client is not None else "none"
+
     def _on_authenticated(self) -> None:
         self.phase = self._resume = Phase.OPEN
         self._reader.limit = PACKET_LIMIT

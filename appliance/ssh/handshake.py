@@ -5,6 +5,7 @@ lives for one exchange; the connection begins another one to rekey.
 """
 
 import hashlib
+import logging
 from typing import Final, NamedTuple
 
 from ..crypto.ciphers import Cipher, suite
@@ -22,6 +23,8 @@ from ..crypto.suites import (
 from ..wire.codec import write_string
 from ..wire.messages import KexInit
 from .order import Role
+
+_log = logging.getLogger(__name__)
 
 _MARKERS: Final = (EXT_INFO_CLIENT, EXT_INFO_SERVER, STRICT_CLIENT, STRICT_SERVER)
 
@@ -115,6 +118,26 @@ def negotiate(role: Role, ours: KexInit, theirs: KexInit) -> Negotiated:
     )
 
 
+def _tell_offer(theirs: KexInit) -> None:
+    if _log.isEnabledFor(logging.DEBUG):
+        for what, names in (
+            ("KEX algorithms", theirs.kex_algorithms),
+            ("host key algorithms", theirs.server_host_key_algorithms),
+            ("ciphers", theirs.encryption_algorithms_server_to_client),
+            ("MACs", theirs.mac_algorithms_server_to_client),
+            ("compression", theirs.compression_algorithms_server_to_client),
+        ):
+            _log.debug("peer offers %s: %s", what, ",".join(names))
+
+
+def _tell_choice(agreed: Negotiated) -> None:
+    _log.debug("kex: algorithm: %s", agreed.key_exchange)
+    _log.debug("kex: host key algorithm: %s", agreed.host_key)
+    for way, choice in (("server->client", agreed.to_client), ("client->server", agreed.to_server)):
+        words = choice.cipher, choice.mac or "<implicit>", choice.compression
+        _log.debug("kex: %s cipher: %s MAC: %s compression: %s", way, *words)
+
+
 class Versions(NamedTuple):
     """Both identification strings, without line ends."""
 
@@ -141,9 +164,11 @@ class Handshake:
     def receive_kexinit(self, payload: bytes, versions: Versions) -> KexInit:
         """The peer's offer; raises KeyExchangeFailed or MalformedMessage."""
         theirs = KexInit.decode(payload)
+        _tell_offer(theirs)
         self._theirs = payload
         self._versions = versions
         self.negotiated = negotiate(self._role, self._ours, theirs)
+        _tell_choice(self.negotiated)
         self._method = METHODS[self.negotiated.key_exchange]
         self._exchange = self._method.begin()
         return theirs

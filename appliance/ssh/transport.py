@@ -56,6 +56,7 @@ AUTHENTICATION: Final = "ssh-userauth"  # RFC 4252: the only service there is
 
 # Our own choices
 LINES_LIMIT: Final = 1024  # lines of greeting before a server's identification; OpenSSH's
+LINE_SHOWN: Final = 300  # bytes of such a line
 REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may carry
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
@@ -148,6 +149,7 @@ class Transport:
         self.activity = 0  # grows with all that channels carry, either way
         self.login_requests = 0  # that a client has sent so far, that for the service included
         self._lines = 0
+        self._last_line = ""  # before the peer's identification, for who is told of an error
         like = OPENSSH_LIKE if self.role is Role.SERVER else ""
         self._our_version = f"SSH-2.0-{like}{SOFTWARE}".encode()
         self.peer_version = b""
@@ -227,7 +229,10 @@ class Transport:
     def receive_eof(self) -> None:
         """The peer's end of the byte stream."""
         if self.phase is not Phase.CLOSED:
-            self._fail(PeerDisconnected("the peer closed the connection"))
+            said = f", saying: {self._last_line}" if self.phase is Phase.VERSION else ""
+            self._fail(
+                PeerDisconnected(f"the peer closed the connection{said if self._lines else ''}")
+            )
 
     def data_to_send(self) -> memoryview:
         """Unsent bytes, valid until the next call of anything but ``sent``."""
@@ -355,6 +360,8 @@ class Transport:
     def _on_line(self, line: bytes) -> None:
         if not line.startswith(b"SSH-"):
             self._lines += 1
+            self._last_line = line[:LINE_SHOWN].decode(errors="backslashreplace")
+            _log.debug("banner line %d: %s", self._lines - 1, self._last_line)
             if self.role is Role.SERVER or self._lines > LINES_LIMIT:
                 raise ProtocolError("the peer does not speak SSH")
             return
@@ -364,7 +371,7 @@ class Transport:
             raise ProtocolError("the peer's identification string is malformed")
         self.peer_version = line
         # In the words of OpenSSH's ssh -v, from which ssh-copy-id learns where Dropbear keeps keys.
-        _log.debug("remote software version %s", self.peer_software)
+        _log.debug("Remote protocol version 2.0, remote software version %s", self.peer_software)
         self.phase = Phase.KEXINIT
 
     def _dispatch(self, payload: bytes) -> None:
@@ -401,7 +408,7 @@ class Transport:
         """A message that asks for nothing; its fields are not read."""
 
     def _on_debug(self, message: Debug) -> None:
-        _log.debug("the peer says: %r", message.message)
+        _log.debug("Remote: %s", message.message)
 
     def _on_unimplemented(self, message: Unimplemented) -> None:
         if self.phase is not Phase.OPEN:
@@ -472,7 +479,6 @@ class Transport:
             self._early_exchanges += 1
             if self._early_exchanges > EXCHANGES_BEFORE_LOGIN:
                 raise ProtocolError("too many key exchanges before the login")
-        _log.debug("negotiated %s", handshake.negotiated)
         self._skip_guess = handshake.negotiated.wrong_guess
         self.phase = Phase.EXCHANGE
         if self.role is Role.CLIENT:

@@ -1,0 +1,57 @@
+"""What the client tells with -v, -E and LogLevel, in the form of OpenSSH's: 'debug1: ...'."""
+
+import logging
+import sys
+from typing import Final, TextIO
+
+from ..errors import UsageError
+from ..log import harmless
+from . import prompts
+
+_LEVELS: Final = {
+    "QUIET": logging.CRITICAL,
+    "FATAL": logging.CRITICAL,
+    "ERROR": logging.ERROR,
+    "INFO": logging.WARNING,
+    "VERBOSE": logging.INFO,
+}  # of LogLevel, ssh_config(5); all others are DEBUG
+_PREFIXES: Final = {
+    logging.DEBUG: "debug1: ",
+    logging.WARNING: "Warning: ",
+    logging.ERROR: "error: ",
+    logging.CRITICAL: "error: ",
+}
+
+
+class _Line(logging.Formatter):
+    """A line whose words may be a peer's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(_PREFIXES.get(record.levelno, "") + super().format(record))
+
+
+class _StandardError(logging.Handler):
+    """Standard error, whatever mode the terminal is in."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prompts.tell(self.format(record))
+
+
+class _File(logging.StreamHandler[TextIO]):
+    """The file of -E; a full disk is no reason to fail."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def set_up(log_level: str, path: str | None) -> None:
+    """Tell what ``log_level`` says, in this file if there is one; raises UsageError."""
+    handler: logging.Handler = _StandardError()
+    if path is not None:
+        try:
+            handler = _File(open(path, "a", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+        except OSError as error:
+            raise UsageError(f"-E {path}: {error.strerror}") from error
+    handler.setFormatter(_Line())
+    logging.basicConfig(level=_LEVELS.get(log_level, logging.DEBUG), handlers=[handler])
