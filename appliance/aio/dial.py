@@ -4,6 +4,7 @@ Until then there is nothing to do but to wait for one socket.
 """
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ class Patience(NamedTuple):
     handshake: float = HANDSHAKE_SECONDS  # until the first keys are agreed upon
     silence: float = ANSWER_SECONDS  # between two packets
     answer: float = ANSWER_SECONDS  # to one request of the login
+    by_command: bool = False  # which may ask its own user before the first byte arrives
 
 
 class LoginTime:
@@ -119,11 +121,14 @@ class LoginTime:
         self._packet_at = now
         self._requests = 0
         self._request_at = now
+        self._waits_for_command = patience.by_command
 
     @property
     def until(self) -> float:
         """When the login is given up, unless ``handled`` moves that."""
         patience = self._patience
+        if self._waits_for_command:
+            return self._handshake_until
         if self._requests:
             until = self._request_at + patience.answer
         else:
@@ -136,6 +141,10 @@ class LoginTime:
         self._handshake_until += took
         self._packet_at += took
         self._request_at += took
+        if self._waits_for_command:
+            self._waits_for_command = False
+            self._packet_at = now
+            self._handshake_until = min(self._handshake_until, now + HANDSHAKE_SECONDS)
         if connection.received_packets != self._packets:
             self._packets, self._packet_at = connection.received_packets, now
         if connection.login_requests != self._requests:
@@ -183,4 +192,4 @@ def _wait_until(sock: socket.socket, until: float) -> None:
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    sock.settimeout(left)
+    sock.settimeout(None if math.isinf(left) else left)

@@ -11,6 +11,7 @@ given up. ProxyJump is a command as in OpenSSH: this program once more, with -W.
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
@@ -232,11 +233,13 @@ class Login:
     def _patience(self) -> Patience:
         """What is left of ConnectTimeout for the handshake; ServerAlive* limits any silence."""
         options = self._options
-        handshake = HANDSHAKE_SECONDS
+        by_command = bool(options.proxy_jump or options.proxy_command)
+        handshake = math.inf if by_command else HANDSHAKE_SECONDS
         if options.connect_timeout:
             handshake = self._dialled + options.connect_timeout - time.monotonic()
         silence = options.server_alive_interval * options.server_alive_count_max
-        return Patience(handshake, silence or ANSWER_SECONDS, max(silence, ANSWER_SECONDS))
+        answer = max(silence, ANSWER_SECONDS)
+        return Patience(handshake, silence or ANSWER_SECONDS, answer, by_command)
 
     def explained(self, error: PeerError) -> CulvertError:
         """The error that ended the connection, with the name of the host."""

@@ -71,6 +71,16 @@ def seeds() -> dict[str, list[bytes]]:
         "packet": [
             bytes(10) + b"\x45" + bytes(40),
             b"\1\1" + bytes(8) + b"\x60" + bytes(60),
+            # TCP over IPv6 behind an extension header, to be cut into segments of 20 bytes
+            struct.pack("<BBHHHH", 1, 4, 68, 20, 48, 16)
+            + b"\x60\0\0\0\0\x78\x3c\x40"
+            + bytes(32)
+            + b"\6\0\1\4"
+            + bytes(4)
+            + bytes(12)
+            + b"\x50\x10"
+            + bytes(6)
+            + bytes(100),
         ],
         "modes": [b"\1\0\0\0\3\x35\0\0\0\1\0"],
         "agent": [

@@ -1,12 +1,13 @@
 """How long a login waits for a server, by a clock that only a test moves."""
 
+import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
-from appliance.aio.dial import DialFailed, LoginTime, Patience, login
+from appliance.aio.dial import HANDSHAKE_SECONDS, DialFailed, LoginTime, Patience, login
 from appliance.wire.messages import Ignore, ServiceAccept, UserauthBanner, UserauthFailure
 from tests.protocol.harness import Recorder, Script, make_client
 
@@ -86,6 +87,18 @@ def test_a_server_that_falls_silent_is_given_up_earlier() -> None:
     it = Dialled(Patience(1000, 4, 1000))
     assert it.after(3, it.script.connect) == 7
     assert it.after(3, lambda: it.script.send(Ignore(b""))) == 10
+
+
+def test_a_command_may_ask_its_user_before_the_first_byte() -> None:
+    """As a jump host's client does, which wants a password or a key to be touched."""
+    it = Dialled(Patience(math.inf, 4, 1000, by_command=True))
+    assert it.time.until == math.inf
+    assert it.after(600, it.script.begin) == 604
+    it = Dialled(Patience(10, 4, 1000, by_command=True))  # ConnectTimeout counts all the same
+    assert it.time.until == 10
+    it = Dialled(Patience(math.inf, 5000, 5000, by_command=True))
+    assert it.after(600, lambda: it.script.raw(b"one moment\r\n")) == 600 + HANDSHAKE_SECONDS
+    assert it.after(9, lambda: it.script.raw(b"one moment\r\n")) == 600 + HANDSHAKE_SECONDS
 
 
 def test_a_server_that_takes_no_bytes_is_given_up() -> None:
