@@ -94,7 +94,10 @@ class _SystemLog(logging.Handler):
 
     def _connect(self) -> bool:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            sock = socket.socket(socket.AF_UNIX, kind)
+            try:
+                sock = socket.socket(socket.AF_UNIX, kind)
+            except OSError:  # no descriptor is left
+                return False
             try:
                 sock.connect(self._path)
             except OSError:

@@ -1,6 +1,7 @@
 """A line of the log is one line, nothing in it steers a terminal, and a log may be missing."""
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -116,6 +117,20 @@ def test_a_log_that_is_started_late_or_again_gets_the_next_line(
         assert syslog.line() == f"<86>culvert[{os.getpid()}]: line {number}\0".encode()
         syslog.stop()
     assert capfd.readouterr().err == ""
+
+
+def test_a_log_that_cannot_be_reached_for_want_of_descriptors_is_no_error(
+    syslog: Syslog, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log.set_up("culvert", logging.INFO, to_stderr=False)
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as full:
+        full.setattr(log.socket, "socket", none_left)
+        logging.getLogger("peer").info("nobody reads this")
+    assert "lines are lost" in capfd.readouterr().err
 
 
 def test_a_line_of_any_length_is_a_line(syslog: Syslog) -> None:
