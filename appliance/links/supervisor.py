@@ -361,7 +361,7 @@ def _among(link: Link, names: Collection[str] | None) -> bool:
 def _permitted_calls() -> bytes | None:
     """The filter of system calls for those who read from the network; None where there is none."""
     try:
-        return seccomp.program()
+        return seccomp.program(merging=False)
     except seccomp.Unsupported as error:
         _log.warning("links are carried without a filter of system calls: %s", error)
         return None
