@@ -165,10 +165,11 @@ class ForwardGrants:
         try:
             with accounts.as_user(self._login.user):
                 sockets = listen(addresses, request.port)
+            ours = _copies(sockets)
         except OSError as error:
             raise Deny(f"port {request.port}: {error.strerror}") from error
         port = sockets[0].getsockname()[1]
-        number = self._remember(f"{request.address}:{port}", None, sockets)
+        number = self._remember(f"{request.address}:{port}", None, ours)
         return write_uint32(number) + write_uint32(port), [sock.detach() for sock in sockets]
 
     def listen_local(self, request: ListenLocal) -> Reply:
@@ -183,9 +184,14 @@ class ForwardGrants:
         try:
             with accounts.as_user(self._login.user):
                 listener = LocalListener(path)
+            try:
+                ours = _copies([listener.socket])
+            except OSError:
+                self._remove(listener)
+                raise
         except OSError as error:
             raise Deny(str(error.strerror)) from error
-        number = self._remember(_place(request), listener, [listener.socket])
+        number = self._remember(_place(request), listener, ours)
         return write_uint32(number), [listener.socket.detach()]
 
     def _check_limit(self) -> None:
@@ -193,10 +199,9 @@ class ForwardGrants:
             raise Deny("too many forwards")
 
     def _remember(
-        self, place: str, local: LocalListener | None, sockets: Sequence[socket.socket]
+        self, place: str, local: LocalListener | None, ours: Sequence[socket.socket]
     ) -> int:
         self._listeners_made += 1
-        ours = [sock.dup() for sock in sockets]
         self._listeners[self._listeners_made] = _Listening(place, local, ours)
         return self._listeners_made
 
@@ -253,6 +258,16 @@ class ForwardGrants:
         if local is not None:
             with accounts.as_user(self._login.user):
                 local.remove()
+
+
+def _copies(sockets: Sequence[socket.socket]) -> list[socket.socket]:
+    """A descriptor more of each; raises OSError and closes all if there are not so many left."""
+    with contextlib.ExitStack() as undo:
+        for sock in sockets:
+            undo.callback(sock.close)
+        copies = [undo.enter_context(sock.dup()) for sock in sockets]
+        undo.pop_all()
+    return copies
 
 
 def _place(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import resource
 import select
 import socket
@@ -154,11 +155,20 @@ def test_a_monitor_without_descriptors_refuses_and_loses_none(ours: Server, logi
         work = (connect("127.0.0.1"), connect("127.1"), listen(), run(None), run("xterm"))
         return [(await asyncio.gather(each, return_exceptions=True))[0] for each in work]
 
+    def listening() -> int:
+        """How many forwarded ports the log has not seen closed."""
+        text = ours.log
+        opened = re.findall(r"forwarded-tcpip \S+ opened", text)
+        closed = re.findall(r"forwarded-tcpip \S+ closed", text)
+        return len(opened) - len(closed)
+
     async def ask(connection: asyncssh.SSHClientConnection) -> None:
         with socket.create_server(("127.0.0.1", 0)) as there:
             port = there.getsockname()[1]
             living = await connection.create_process("cat")
+            left = listening()
             assert await everything(connection, port) == [None] * 5
+            assert wait_until(lambda: listening() == left)  # it hears of an end a bit later
             (monitor,) = children(ours.process.pid)
             held = Path(f"/proc/{monitor}/fd")
             before = len(list(held.iterdir()))

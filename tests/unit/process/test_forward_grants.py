@@ -32,6 +32,7 @@ from appliance.process.requests import (
     StopListening,
 )
 from appliance.wire.codec import Reader
+from tests.netns import wait_until
 from tests.peers import Account
 
 KEY = generate("ssh-ed25519").public.line()
@@ -289,10 +290,18 @@ def test_who_connects_to_names_is_the_user_and_reaches_no_key_holder(account: Ac
             assert set(fields["Uid"].split()) == {str(user.pw_uid)}
             assert fields["NoNewPrivs"] == "1"
             assert Path(f"/proc/{child}/mem").stat().st_uid == 0  # as of who may not be traced
-            opened = [os.readlink(each) for each in Path(f"/proc/{child}/fd").iterdir()]
-            assert sum(name.startswith("socket:") for name in opened) == 1
+            # the one on which it is asked; until it is closed, also that of the answer
+            assert wait_until(lambda: count_sockets(child) == 1)
         finally:
             it.close()
+
+
+def count_sockets(pid: int) -> int:
+    found = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += os.readlink(entry).startswith("socket:")
+    return found
 
 
 def children() -> set[int]:
@@ -377,3 +386,20 @@ def test_a_forward_ends_though_a_worker_that_was_taken_over_keeps_its_socket(
             assert client.connect_ex(place) in (errno.ECONNREFUSED, errno.ENOENT)
         with pytest.raises(OSError, match="Invalid argument"):
             kept[0].accept()
+
+
+@pytest.mark.parametrize("kind", ["port", "ports", "file"])
+def test_a_forward_for_which_there_is_no_descriptor_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    it = grants(gateway_ports="yes" if kind == "ports" else "no")
+    path = tmp_path / "s"
+
+    def no_more(sock: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "dup", no_more)
+    with pytest.raises(Deny, match="Too many open files"):
+        it.listen_local(ListenLocal(bytes(path))) if kind == "file" else it.listen(Listen("", 0))
+    assert not path.exists()
+    assert not it._listeners
