@@ -188,7 +188,7 @@ class ClientAnswers(Message, number=24):
     """The client was asked because of a QUESTION, and is there; answered with nothing."""
 
 
-class EndSessions(Message, number=24):
+class EndSessions(Message, number=25):
     """The client wants no sessions but those that are open now; answered with nothing."""
 
     open_sessions: UInt32
