@@ -17,8 +17,8 @@ from ..ssh.order import Phase
 _log = logging.getLogger(__name__)
 
 # Our own choices
-HANDSHAKE_SECONDS: Final = 120.0  # until the first keys; sshd's LoginGraceTime
-ANSWER_SECONDS: Final = 300.0  # for one answer of the login: somebody may confirm it on a telephone
+HANDSHAKE_SECONDS: Final = 120.0  # until the login begins; sshd's LoginGraceTime
+ANSWER_SECONDS: Final = 120.0  # for one answer of the login; the same, so no sshd takes longer
 
 FAMILIES: Final = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
@@ -100,7 +100,7 @@ def _dial_once(
 class Patience(NamedTuple):
     """How many seconds a server may take, the time that the user takes not counted."""
 
-    handshake: float = HANDSHAKE_SECONDS  # until the first keys are agreed upon
+    handshake: float = HANDSHAKE_SECONDS  # until keys are agreed upon and the login is accepted
     silence: float = ANSWER_SECONDS  # between two packets
     answer: float = ANSWER_SECONDS  # to one request of the login
     by_command: bool = False  # which may ask its own user before the first byte arrives
@@ -129,11 +129,16 @@ class LoginTime:
         patience = self._patience
         if self._waits_for_command:
             return self._handshake_until
-        if self._requests:
+        if self._is_logging_in:
             until = self._request_at + patience.answer
         else:
             until = self._handshake_until
         return min(until, self._packet_at + patience.silence)
+
+    @property
+    def _is_logging_in(self) -> bool:
+        """Whether more was asked for than the service, to which no server has to think."""
+        return self._requests > 1
 
     def handled(self, began: float, now: float) -> None:
         """The connection handled what arrived at ``began``, and asked the user if it had to."""
@@ -152,7 +157,7 @@ class LoginTime:
 
     def expired(self) -> DialFailed:
         """What to tell the user, in OpenSSH's words."""
-        if self._requests:
+        if self._is_logging_in:
             return DialFailed("Connection timed out during authentication")
         is_greeting = self._connection.phase is Phase.VERSION
         return DialFailed(

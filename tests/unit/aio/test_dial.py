@@ -48,11 +48,13 @@ def test_lines_of_greeting_give_no_more_time() -> None:
     assert it.text() == "Connection timed out during banner exchange"
 
 
-def test_the_time_of_a_handshake_lasts_until_the_first_keys() -> None:
+def test_the_time_of_a_handshake_lasts_until_the_login_begins() -> None:
     it = Dialled()
     assert it.after(3, it.script.begin) == 10
-    assert it.after(3, it.script.kexinit) == 10
+    assert it.after(3, it.script.exchange) == 10
     assert it.text() == "Connection timed out during key exchange"
+    assert it.after(3, lambda: it.script.send(ServiceAccept("ssh-userauth"))) > 10
+    assert it.text() == "Connection timed out during authentication"
 
 
 def test_the_time_in_which_the_user_looks_at_the_host_key_does_not_count() -> None:
@@ -62,10 +64,10 @@ def test_the_time_in_which_the_user_looks_at_the_host_key_does_not_count() -> No
 
 def test_each_request_of_the_login_has_a_time_of_its_own() -> None:
     it = Dialled(Patience(10, 5000, 1000))
-    assert it.after(3, it.script.connect) == 1003
-    assert it.after(7, lambda: it.script.send(ServiceAccept("ssh-userauth"))) == 1010
+    assert it.after(3, it.script.connect) == 10
+    assert it.after(6, lambda: it.script.send(ServiceAccept("ssh-userauth"))) == 1009
     assert it.script.numbers() == [5, 50]
-    assert it.after(5, lambda: it.script.send(UserauthFailure(("password",), False)), 60) == 1075
+    assert it.after(6, lambda: it.script.send(UserauthFailure(("password",), False)), 60) == 1075
     assert it.text() == "Connection timed out during authentication"
 
 
