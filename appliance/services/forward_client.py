@@ -308,9 +308,14 @@ class _Leaving(SocketSplice):
         self._first = first
 
     def opened(self, type_data: bytes) -> None:
-        if self._first:
-            self._channel.send(self._first)
-        super().opened(type_data)
+        self.resume()
+
+    def resume(self) -> None:
+        while self._first and (room := self._channel.sendable()):  # the server's window is small
+            self._channel.send(self._first[:room])
+            self._first = self._first[room:]
+        if not self._first:
+            super().resume()
 
     def open_failed(self, reason_code: int, description: str) -> None:
         self._say(f"channel {self._channel.number}: open failed: {harmless(description)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config.forwards import Forward, forward
+from appliance.config.forwards import Forward, TcpPlace, forward
 from appliance.services.forward_client import DirectTcpip, ForwardClient, Settings
 from appliance.wire.codec import Record
 from appliance.wire.forward import (
@@ -17,7 +17,13 @@ from appliance.wire.forward import (
     ForwardedStreamlocal,
     ForwardedTcpip,
 )
-from tests.protocol.harness import Event, Pair, Recording
+from appliance.wire.messages import (
+    ChannelData,
+    ChannelOpen,
+    ChannelOpenConfirmation,
+    ChannelWindowAdjust,
+)
+from tests.protocol.harness import Event, Pair, Recorder, Recording, Script, make_client
 from tests.unit.services.harness import FakeDriver
 
 
@@ -145,3 +151,20 @@ def test_no_forward_begins_where_none_may(words: str) -> None:
     client = Client(Settings(refusal="the host's key has changed"))
     assert client.refused(forward(*words.split())) == "the host's key has changed"
     client.close()
+
+
+def test_what_a_client_of_minus_d_says_early_waits_for_the_servers_window() -> None:
+    script = Script(make_client(Recorder())).log_in()
+    driver = FakeDriver(Pair(), script.peer)
+    forwards = ForwardClient(Settings(), driver, pytest.fail, lambda: None)  # type: ignore[arg-type]
+    here, there = socket.socketpair()
+    with there:
+        forwards._connect(here, TcpPlace("host", 80), b"early words")
+        number = ChannelOpen.decode(script.expect(90)).sender_channel
+        script.send(ChannelOpenConfirmation(number, 7, 4, 1 << 15))
+        assert ChannelData.decode(script.expect(94)).data == b"earl"
+        assert script.receive() == []
+        script.send(ChannelWindowAdjust(number, 100))
+        assert ChannelData.decode(script.expect(94)).data == b"y words"
+        script.peer.close()
+    driver.loop.close()
