@@ -411,7 +411,7 @@ def test_a_device_is_its_users_or_its_keys_as_far_as_the_keys_line_allows(
     line = sites.user_keys.public()
     somebody.authorize([options + line])
     text = "".join(
-        f"[[tunnel]]\ndevice = 'tun{number}'\n{whose}\n"
+        f"[[tunnel]]\ndevice = 'tun{number}'\nany_source = true\n{whose}\n"
         for number, whose in enumerate(
             ("", f"user = '{somebody.name}'", f"key = '{line}'", f"user = 'root'\nkey = '{line}'")
         )

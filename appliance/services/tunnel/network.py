@@ -532,21 +532,22 @@ def _own_addresses(
         version: [each.ip for each in network.addresses if each.version == version]
         for version in (4, 6)
     }
-    for version, family, local in (
-        (4, "ip", ["224.0.0.0/24"]),
-        (6, "ip6", ["fe80::/10", "ff02::/16"]),
-    ):
+    # Multicast is where packets go, never where they come from.
+    on_link = {
+        4: {"saddr": [], "daddr": ["224.0.0.0/24"]},
+        6: {"saddr": ["fe80::/10"], "daddr": ["fe80::/10", "ff02::/16"]},
+    }
+    for version, family in ((4, "ip"), (6, "ip6")):
         if ours[version]:  # whoever else uses it
             rules["saddr"].append(f"{_any_of(f'{family} saddr', ours[version])} drop")
-        theirs = collapse_addresses(each for each in own if each.version == version)  # type: ignore[type-var]
-        allowed = [*map(str, theirs), *local]
-        if any(each.endswith("/0") for each in allowed):
-            match = f"meta nfproto ipv{version}"
-            rules["saddr"].append(f"{match} return")
-            rules["daddr"].append(f"{match} return")
-            continue
+        of_version = (each for each in own if each.version == version)
+        theirs = [*map(str, collapse_addresses(of_version))]  # type: ignore[type-var]
         for field, found in rules.items():
-            found.append(f"{_any_of(f'{family} {field}', allowed)} return")
+            allowed = [*theirs, *on_link[version][field]]
+            if any(each.endswith("/0") for each in theirs):
+                found.append(f"meta nfproto ipv{version} return")
+            elif allowed:
+                found.append(f"{_any_of(f'{family} {field}', allowed)} return")
     return [
         "\tcounter foreign {\n\t}\n",
         _chain(
