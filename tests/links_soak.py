@@ -162,6 +162,9 @@ class Soak:
         self._west.space.run("nft", "flush", "ruleset")
 
     def delete_the_table(self) -> None:
+        tables = ("nft", "list", "tables")
+        if not wait_until(lambda: "culvert-link-east\n" in self._west.space.run(*tables)):
+            raise Failed("the table is not made again")
         self._west.space.run("nft", "delete", "table", "inet", "culvert-link-east")
 
     def delete_the_device(self) -> None:

@@ -345,28 +345,42 @@ def _undo(names: Sequence[str]) -> int:
     from ..links.running import record_of
     from ..links.supervisor import left_behind
     from ..services.tunnel.kernel import reconcile
+    from ..services.tunnel.network import table_of
+    from ..services.tunnel.programs import Programs
+    from ..services.tunnel.rules import remove_tables
 
     left = left_behind()
     if names:
         left = [path for path in left if path in {record_of(name) for name in names}]
-    if not left:
-        raise UsageError("no link is up")
     for path in left:
         reconcile(path, ())
+    # A record may be lost, or could not be written; the tables' names say whose they are.
+    removed = [] if names else remove_tables(table_of("link-"), Programs())
+    if not (left or removed):
+        raise UsageError("no link is up")
     return 0
 
 
 # -- status ------------------------------------------------------------------------------
 
 
-def _left_closed() -> list[str]:
-    """The links whose kill switches a supervisor left closed when it ended, for who may know."""
+def _left_closed() -> str:
+    """Which kill switches a supervisor left closed when it ended, '' for none, or for not root."""
+    if os.geteuid():
+        return ""
     from ..links.supervisor import left_behind
+    from ..services.tunnel.kernel import recorded
+    from ..services.tunnel.programs import Programs
+    from ..services.tunnel.rules import holds, tables
 
-    try:
-        return [path.stem.removeprefix("link-") for path in left_behind()]
-    except PermissionError:
-        return []
+    said = []
+    for path in left_behind():
+        name = path.stem.removeprefix("link-")
+        if all(holds(each, Programs()) for each in tables(recorded(path))):
+            said.append(f"the kill switch of {name} is closed ('culvert down' opens it)")
+        else:
+            said.append(f"somebody has opened the kill switch of {name} ('culvert up' closes it)")
+    return "; ".join(said)
 
 
 def _status(options: Options) -> int:
@@ -383,12 +397,8 @@ def _show(options: Options) -> int:
     try:
         links = _ask()
     except NotRunning as error:
-        closed = _left_closed()
-        if closed:
-            raise UsageError(
-                f"no link is up; closed kill switches: {', '.join(closed)}"
-                " ('culvert down' opens them)"
-            ) from error
+        if left := _left_closed():
+            raise UsageError(f"no link is up; {left}") from error
         raise UsageError(f"no link is up: {error}") from error
     names = options.operands
     for name in names:

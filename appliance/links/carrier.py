@@ -63,10 +63,10 @@ class Carrier(ConnectionHandler):
         gc.enable()
         way = Way(confinement)
         try:
+            hop = login.first_hop
+            addresses = (look_up(*hop, confinement.resolver) if hop else []) or known
             signer = Signer(login.load_identities, confinement)
             login.use_identities(signer.identities)
-            hop = login.first_hop
-            addresses = (look_up(*hop, confinement.identity) if hop else []) or known
             if hop is not None:  # no command, whose exit status is told
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the others
             self._report(Resolved(tuple(address.encode() for address in addresses)))
@@ -78,7 +78,7 @@ class Carrier(ConnectionHandler):
             _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
             # The system's log may be started again, and is out of reach then.
             log.pass_on(lambda level, text: self._report(Line(level, text)))
-            sandbox.enter(*confinement)
+            sandbox.enter(confinement.identity, confinement.calls)
             connection = login.authenticate(sock, self)
             signer.close()
             self._carry(connection, sock)

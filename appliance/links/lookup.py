@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from .. import log
 from ..process import sandbox
 from ..services.tunnel.resolver import RESOLVED
 
@@ -72,6 +73,7 @@ def _checked(text: bytes) -> list[str]:
 def _answer(host: str, port: int, identity: sandbox.Identity | None, writer: int) -> None:
     """The child: never returns."""
     try:
+        sandbox.close_all_but({writer, *log.descriptors()})
         name = host.encode("idna")  # whose module that user may not be able to read
         sandbox.become(identity)
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)

@@ -41,8 +41,9 @@ def listen(port: int) -> socket.socket:
     return sock
 
 
-def start(sock: socket.socket, identity: sandbox.Identity | None) -> tuple[int, socket.socket]:
+def start(sock: socket.socket, confinement: sandbox.Confinement) -> tuple[int, socket.socket]:
     """Serve in a process of its own: its id, and the socket on which it asks for the text."""
+    identity = confinement.identity
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
@@ -52,7 +53,7 @@ def start(sock: socket.socket, identity: sandbox.Identity | None) -> tuple[int, 
             sandbox.close_all_but(
                 {sock.fileno(), theirs.fileno(), *log.descriptors(), *sandbox.descriptors(identity)}
             )
-            sandbox.enter(identity)
+            sandbox.enter(identity, confinement.calls)
             _Server(sock, theirs).loop.run()
             status = 0
         except Exception:  # the root of a process

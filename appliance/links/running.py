@@ -20,7 +20,7 @@ from ..aio.connecting import is_address
 from ..aio.loop import Loop, Timer
 from ..config.directories import network_records
 from ..config.links import Link, with_handed_out
-from ..config.network import TunnelNetwork, without_ipv6
+from ..config.network import TunnelNetwork
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
 from ..process.passed_lines import PassedLines
@@ -170,9 +170,6 @@ class RunningLink:
         lost = self._descriptor >= 0 and not is_attached(self._descriptor)
         if pinned or lost or self._routes_made != routes_of(self.device):
             self._made = ()  # the ways to the server may be others, or somebody removed ours
-            if lost and self.process:
-                self._lose("the device was removed")
-                return
             if not self._apply():
                 return
         if life.state is State.UP:
@@ -185,7 +182,14 @@ class RunningLink:
     def rules_changed(self) -> None:
         """Somebody has changed our table, or we have: have it as it should be."""
         try:
-            if all(holds(each, Programs()) for each in tables(recorded(self._record))):
+            ours = {each.key for each in tables(recorded(self._record))}
+            expected = [
+                each
+                for each in tables(self._made)
+                # The other table may be needless, as somebody else passes packets on.
+                if isinstance(each, Rules) or each.key in ours
+            ]
+            if all(holds(each, Programs()) for each in expected):
                 return
         except CulvertError as error:
             _log.error("link %s: %s", self.link.name, error)
@@ -244,28 +248,35 @@ class RunningLink:
         """Have the machine's network as it should be now; without it, the attempt is lost."""
         link = self.link
         try:
+            self._close_switch()
             if not self.device:
                 self.device = self._choose_device()
             is_ours = recorded_device(self._record) == self.device
             if self._descriptor < 0 and exists(self.device) and not is_ours:
                 self._open_device()  # somebody else's may be busy, and then stays as it is
             network = self.network
-            if ipv6_is_off():
-                network = without_ipv6(network)
             if link.from_server and network.domains and not resolved_runs():
                 _log.warning(
                     "link %s: no systemd-resolved to ask for %s", link.name, network.domains
                 )
                 network = replace(network, dns=(), domains=())
-            wanted = plan(owner_of(link), network, self.device, self._outside(), link.kill_switch)
+            wanted = plan(
+                owner_of(link),
+                network,
+                self.device,
+                self._outside(),
+                link.kill_switch,
+                has_ipv6=not ipv6_is_off(),
+            )
             changes = wanted.at_start + (wanted.while_up if self._routed else ())
             if changes != self._made:
                 reconcile_apart(self._record, changes)
                 self._made = changes
                 self._routes_made = routes_of(self.device)
-                self._hold(changes)
             if self._descriptor >= 0 and not is_attached(self._descriptor):
                 self._close_device()
+                if self.process:  # which holds on to the one that is gone
+                    raise CulvertError("the device was removed")
             if self._descriptor < 0:
                 self._open_device()
         except (CulvertError, OSError) as error:
@@ -273,27 +284,30 @@ class RunningLink:
             return False
         return True
 
+    def _close_switch(self) -> None:
+        """Close a kill switch before anything that may fail; keep a copy that nobody can flush."""
+        link = self.link
+        if not link.kill_switch:
+            self._held.release(table_of(owner_of(link)))
+            return
+        device = self.device or ("" if link.device == "any" else link.device)
+        self._held.hold(closed(owner_of(link), self.network, device, self._outside()))
+        if not tables(recorded(self._record)):
+            reconcile_apart(self._record, closed_rules(link))
+
     def _outside(self) -> Outside:
         """What our processes may send beside the tunnel."""
         if self._hop is None:
             return Outside()
         host, port = self._hop
         servers = self._candidates or self._remembered.addresses
-        uids = [self._confinement.uid]
+        uids = [self._confinement.resolver_uid]
         if not self._remembered.addresses:
             uids += stub_users()
         asked = [] if is_address(host) else name_servers()
         return Outside(
             tuple(map(ip_address, servers)), port, tuple(map(ip_address, asked)), tuple(uids)
         )
-
-    def _hold(self, changes: Sequence[Change]) -> None:
-        """Keep a copy of a kill switch's rules that nobody can flush."""
-        rules = next((each for each in changes if isinstance(each, Rules)), None)
-        if rules is not None and self.link.kill_switch:
-            self._held.hold(rules)
-        else:
-            self._held.release(table_of(owner_of(self.link)))
 
     def _choose_device(self) -> str:
         if self.link.device != "any":
@@ -317,11 +331,16 @@ class RunningLink:
     def _dial(self) -> None:
         self._dialled = self._loop.time()
         self._forget_what_did_not_work()
+        self._hop = None
         try:
+            self._close_switch()
             login = self._login_for(self.link)
             self._hop = login.first_hop
         except UsageError as error:
             self._refuse(str(error))
+            return
+        except CulvertError as error:
+            self._lose(str(error))
             return
         if not self._apply():
             return
@@ -404,8 +423,8 @@ class RunningLink:
         self._lose("the server did not open the tunnel in time")
 
     def _on_opened(self, message: reports.Opened) -> None:
-        if self.life.state is not State.DIALLING:
-            raise MalformedMessage("a tunnel was opened twice")
+        if self.life.state is not State.DIALLING or not self._resolved:
+            raise MalformedMessage("a tunnel was opened twice, or too early")
         self.address = _one_line(message.address, 200)
         self.software = _one_line(message.software, 200)
         self.offload = message.offload

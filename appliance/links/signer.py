@@ -1,26 +1,30 @@
 """A process that holds the keys of a login and signs, so that who reads from the network has none.
 
 It is forked while files can be read, reads the keys, gives up its privileges, and ends when the
-login is over: the process that carries a link for months has never had its private key.
+login is over: the process that carries a link for months has never had its private key. It signs
+what RFC 4252 has a client sign, for one session and within the time of a login.
 """
 
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from .. import log
-from ..errors import CulvertError
+from ..errors import CulvertError, MalformedMessage
 from ..process import sandbox
 from ..ssh.auth_client import Identity
-from ..wire.codec import Boolean, Message, Name, NameList, String, Text, UInt32
+from ..wire.codec import Boolean, Message, Name, NameList, Reader, String, Text, UInt32
+from ..wire.messages import UserauthRequest
 
 _log = logging.getLogger(__name__)
 
 # Our own choices
 DATAGRAM: Final = 64 << 10  # bytes
 SIGNATURES: Final = 64  # of one login, far more than a server asks for
+SECONDS: Final = 120.0  # that a login may take
 
 
 class _Key(Message, number=1):
@@ -124,15 +128,23 @@ def _serve(
             sock.sendall(
                 _Key(each.blob, tuple(each.algorithms), each.costs_the_user, each.name).encode()
             )
-        sandbox.enter(*confinement)
+        sandbox.enter(confinement.identity, confinement.calls)
         sock.sendall(_NoMore(wrong).encode())
+        session: bytes | None = None
+        deadline = time.monotonic() + SECONDS
         for _ in range(SIGNATURES):
+            sock.settimeout(max(0.0, deadline - time.monotonic()) or 0.001)
             if not (data := sock.recv(DATAGRAM)):
                 break
             asked = _Sign.decode(data)
+            reader = Reader(asked.data)
+            of, number = reader.string(), reader.byte()
+            session = of if session is None else session
+            if number != UserauthRequest.number or of != session:
+                raise MalformedMessage("this is no login's to sign")
             signature = identities[asked.index].sign(asked.algorithm, asked.data)
             sock.sendall(signature or b"")
-    except (BrokenPipeError, ConnectionResetError):
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
         pass
     except Exception:  # the root of a process
         _log.exception("the process that holds the keys failed")

@@ -25,8 +25,8 @@ from ..errors import CulvertError, UsageError
 from ..process import sandbox, seccomp
 from ..process.rehearsal import rehearse
 from ..services.tunnel import record
-from ..services.tunnel.kernel import reconcile_apart
-from ..services.tunnel.rules import HeldRules
+from ..services.tunnel.kernel import reconcile_apart, recorded
+from ..services.tunnel.rules import HeldRules, tables
 from ..services.tunnel.rules_watch import RulesWatch
 from . import lock, metrics
 from .control import Answer, ControlSocket
@@ -45,6 +45,7 @@ SAMPLE_SECONDS: Final = 5.0  # over which a rate is the mean
 # systemd gives to users without a name.
 USERS: Final = ("culvert-links",)
 SPARE_UID: Final = 61197
+RESOLVER_UID: Final = 61297  # of those that ask for names
 
 
 class Supervisor:
@@ -66,7 +67,9 @@ class Supervisor:
         self._config = load(path)
         self._links: dict[str, RunningLink] = {}
         self._confinement = sandbox.Confinement(
-            sandbox.prepare(USERS, SPARE_UID), _permitted_calls()
+            sandbox.prepare(USERS, SPARE_UID),
+            _permitted_calls(),
+            sandbox.prepare((), RESOLVER_UID),
         )
         self._held = HeldRules()
         self._lock = lock.take()
@@ -162,6 +165,7 @@ class Supervisor:
 
         A declared kill switch stays closed all the same.
         """
+        self._close_switches()
         starting = {link.name for link in self._config.link if _among(link, names)}
         declared = {record_of(link.name): link for link in self._config.link}
         for path in left_behind():
@@ -180,14 +184,19 @@ class Supervisor:
         declared = {link.name for link in self._config.link}
         gone = [name for name in self._links if name not in declared]
         if gone:
-            for link in self._config.link:
-                if link.name not in self._links and _among(link, names) and link.kill_switch:
-                    try:
-                        reconcile_apart(record_of(link.name), closed_rules(link))
-                    except CulvertError as error:
-                        _log.error("link %s: %s", link.name, error)
+            self._close_switches()
         self._stop(gone)
         self._start(names)
+
+    def _close_switches(self) -> None:
+        """Close every declared kill switch that is not made yet, wanted now or not."""
+        for link in self._config.link:
+            path = record_of(link.name)
+            try:
+                if link.name not in self._links and not tables(recorded(path)):
+                    reconcile_apart(path, closed_rules(link))
+            except CulvertError as error:
+                _log.error("link %s: its kill switch is open: %s", link.name, error)
 
     def _up(self, names: Collection[str] | None) -> None:
         """Read the declarations again and start ``names``; UsageError changes nothing."""
@@ -279,7 +288,7 @@ class Supervisor:
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
 
     def _serve_metrics(self, listening: socket.socket) -> None:
-        pid, sock = metrics.start(listening, self._confinement.identity)
+        pid, sock = metrics.start(listening, self._confinement)
         listening.close()
         self._metrics = pid, sock
 
@@ -369,4 +378,5 @@ def _permitted_calls() -> bytes | None:
 
 def left_behind() -> list[Path]:
     """The records of links whose supervisor did not undo them."""
-    return [path for path in record.paths(network_records()) if path.name.startswith("link-")]
+    paths = record.paths(network_records())
+    return [path for path in paths if path.name.startswith("link-") and record.load(path)]

@@ -140,7 +140,7 @@ class _Hop(ConnectionHandler):
                     *sandbox.descriptors(confinement.identity),
                 }
             )
-            sandbox.enter(*confinement)
+            sandbox.enter(confinement.identity, confinement.calls)
             connection = self._login.authenticate(self._sock, self)
             signer.close()
             self._forward(connection)

@@ -45,11 +45,12 @@ class Confinement(NamedTuple):
 
     identity: Identity | None
     calls: bytes | None
+    resolver: Identity | None  # for who asks for names, which takes files
 
     @property
-    def uid(self) -> int:
-        """The user that it becomes."""
-        return os.geteuid() if self.identity is None else self.identity.uid
+    def resolver_uid(self) -> int:
+        """The user who asks for names."""
+        return os.geteuid() if self.resolver is None else self.resolver.uid
 
 
 def prepare(users: Sequence[str] = USERS, spare: int = 0) -> Identity | None:
@@ -94,6 +95,7 @@ def become(identity: Identity | None) -> None:
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
     confine()
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def enter(identity: Identity | None, calls: bytes | None = None) -> None:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Final
 
 from ..config.directories import network_records, runtime_directory
-from ..config.network import without_ipv6
 from ..config.server import Tunnel
 from ..crypto.key_files import load_public_line
 from ..crypto.keys import PublicKey
@@ -185,9 +184,10 @@ class Declared:
 
 
 def _plan(tunnel: Tunnel) -> Plan:
-    network = without_ipv6(tunnel) if ipv6_is_off() else tunnel
     handed_out = [each.ip for each in tunnel.client.addresses]
-    return plan(_record(tunnel.device).stem, network, tunnel.device, handed_out=handed_out)
+    owner = _record(tunnel.device).stem
+    has_ipv6 = not ipv6_is_off()
+    return plan(owner, tunnel, tunnel.device, handed_out=handed_out, has_ipv6=has_ipv6)
 
 
 def _is_whole(device: str, gone: set[str] | None) -> bool:

@@ -61,6 +61,8 @@ REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may 
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
 EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
+EARLY_PACKETS: Final = 1000  # that a server takes before the login, IGNORE and all
+EARLY_BYTES: Final = 1 << 20
 EXCHANGES_BEFORE_LOGIN: Final = 2  # the first, and one for a peer that wants new keys early
 ANSWERS_LIMIT: Final = 4 << 20  # unsent bytes; bulk data is limited by UNSENT_LIMIT before that
 EARLY_ANSWERS_LIMIT: Final = 256 << 10  # the same before the login: some KiB are usual
@@ -165,7 +167,7 @@ class Transport:
         self._answers_limit = EARLY_ANSWERS_LIMIT
         self._held: list[bytes] | None = None  # messages behind a key exchange
         self._held_bytes = 0
-        self._early_exchanges = 0  # before the login
+        self._early_exchanges = self._early_packets = self._early_bytes = 0  # before the login
         self._keys_since = now
         self._host_key = b""
         self._host_signature = b""  # of the first key exchange; a client's only
@@ -374,9 +376,19 @@ class Transport:
         _log.debug("Remote protocol version 2.0, remote software version %s", self.peer_software)
         self.phase = Phase.KEXINIT
 
+    def _count_early(self, size: int) -> None:
+        """A client has not logged in yet: it costs only so much until it does."""
+        self._early_packets += 1
+        self._early_bytes += size
+        too_many = self._early_packets > EARLY_PACKETS or self._early_bytes > EARLY_BYTES
+        if too_many and self.role is Role.SERVER:
+            raise ProtocolError("too many packets before the login")
+
     def _dispatch(self, payload: bytes) -> None:
         number = payload[0]
         self.activity += number in _ACTIVITY
+        if self.phase is not _OPEN and self._resume is not _OPEN:
+            self._count_early(len(payload))
         if self._skip_guess and self.phase is Phase.EXCHANGE and 30 <= number <= 49:
             self._skip_guess = False  # RFC 4253 section 7: a guess that was wrong
             return

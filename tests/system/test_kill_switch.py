@@ -7,6 +7,7 @@ neighbour in the local network. Nothing of it may pass the router.
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -107,7 +108,7 @@ def test_nothing_leaves_from_boot_until_down(sites: Routed) -> None:
         comes_back(west, "10.255.0.2")
         west.culvert("down", "--closed")
         said = west.culvert("status", status=1)
-        assert "closed kill switches: east ('culvert down' opens them)" in said
+        assert "the kill switch of east is closed ('culvert down' opens it)" in said
         pause(0.3)
         west.culvert("up", "--close", "-c", str(west.links))  # as at a boot
         assert "up, tun0" in west.culvert("up", "-c", str(west.links))
@@ -457,3 +458,136 @@ def test_name_servers_inside_the_tunnel_are_asked_once_it_is_up(sites: Routed) -
     assert wait_until(lambda: "Connection refused" in west.said())
     assert "10.255.0.2" not in resolver.read_text()
     end(program)
+
+
+# -- what an attacker tried next --------------------------------------------------------------
+
+
+def test_the_copy_of_the_rules_follows_a_reload(sites: Routed) -> None:
+    """One of an older version would let the old port out, and only that."""
+    sites.serve("east", SERVER)
+    west = up(sites)
+    text = west.links.read_text()
+    with watched(sites) as leaks:
+        sites.declare(
+            "west", text.replace("[[link]]\n", "").replace("10.255.0.1/30", "10.255.0.1/31")
+        )
+        os.kill(supervisor(west), signal.SIGHUP)
+        pause(1)
+        comes_back(west, "10.255.0.2")
+        west.links.write_text(text.replace(f"port = {PORT}", f"port = {PORT + 1}"))
+        os.kill(supervisor(west), signal.SIGHUP)
+        pause(1)
+        held = west.space.run("nft", "list", "table", "inet", "culvert-link-east-held")
+        assert f"tcp dport {PORT + 1} return" in held
+        assert f"tcp dport {PORT} return" not in held
+        flush(west)
+        pause(0.5)
+        own = f"protocol 6 to {sites['east'].outer} port {PORT + 1}"  # the connection itself
+        assert leaks().keys() <= {own}
+
+
+@pytest.mark.parametrize("how", ["restart", "reload of some"])
+def test_another_name_opens_nothing(sites: Routed, how: str) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    west.culvert("up", "-c", str(west.links), "east")
+    with watched(sites) as leaks:
+        sites.declare("west", sites.link("east", CLIENT + EAGER, name="other"))
+        if how == "restart":
+            west.culvert("down", "--closed")
+            west.culvert("up", "-c", str(west.links))
+            comes_back(west, "10.255.0.2")
+        else:
+            os.kill(supervisor(west), signal.SIGHUP)
+        pause(1)
+        assert leaks() == {}
+    # The server asks the first connection, of whose end it did not hear, for some seconds.
+    west.culvert("up", "-c", str(west.links), status=None)
+    comes_back(west, "10.255.0.2")
+    west.culvert("down")
+    assert "culvert" not in west.space.run("nft", "list", "tables")
+
+
+def test_a_device_that_somebody_holds_leaves_the_switch_closed(sites: Routed) -> None:
+    west = sites["west"]
+    west.space.ip("tuntap", "add", "tun0", "mode", "tap")  # of another kind
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    said = west.culvert("up", "-c", str(west.links), status=1)
+    assert "it exists and is of another kind" in said
+    with watched(sites) as leaks:
+        pause(0.5)
+        flush(west)
+        pause(0.5)
+        os.kill(supervisor(west), signal.SIGTERM)
+        assert wait_until(lambda: not west.space.processes())
+        west.culvert("up", "--close", "-c", str(west.links))
+        pause(0.3)
+        assert leaks() == {}
+
+
+def make_it_a_folder(record: Path) -> None:
+    record.unlink(missing_ok=True)
+    record.mkdir()
+
+
+def make_its_folder_a_file(record: Path) -> None:
+    shutil.rmtree(record.parent, ignore_errors=True)
+    record.parent.write_text("in the way")
+
+
+def nest_it(record: Path) -> None:
+    record.write_text("[" * 100000)
+
+
+@pytest.mark.parametrize(
+    "damage", [make_it_a_folder, make_its_folder_a_file, nest_it], ids=lambda each: each.__name__
+)
+def test_a_record_that_cannot_be_read_keeps_no_switch_open(
+    sites: Routed, damage: Callable[[Path], None]
+) -> None:
+    west = sites["west"]
+    before = west.snapshot()
+    record = west.folder / "state/network/link-east.json"
+    record.parent.mkdir(parents=True)
+    damage(record)
+    sites.serve("east", SERVER)
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    west.culvert("up", "--close", "-c", str(west.links))
+    with watched(sites) as leaks:
+        pause(0.3)
+        assert "up, tun0" in west.culvert("up", "-c", str(west.links))
+        assert leaks() == {}
+    west.culvert("down")
+    assert west.snapshot() == before
+
+
+def test_a_lost_record_keeps_no_rules_from_coming_back_nor_from_going(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    (west.folder / "state/network/link-east.json").unlink()
+    with watched(sites) as leaks:
+        flush(west)
+        tables = ("nft", "list", "tables")
+        assert wait_until(lambda: "culvert-link-east\n" in west.space.run(*tables), 5)
+        os.kill(supervisor(west), signal.SIGKILL)
+        assert wait_until(lambda: not west.space.processes())
+        pause(0.3)
+        assert leaks() == {}
+    shutil.rmtree(west.folder / "state/network")
+    west.culvert("down")
+    assert "culvert" not in west.space.run(*tables)
+
+
+def test_ipv6_that_is_switched_on_later_is_guarded(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    west.space.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    up(sites)
+    with watched(sites) as leaks:
+        west.space.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=0")
+        add_address(west.space, OUTER, "2001:db8:1::2/64")
+        west.space.ip("-6", "route", "add", "default", "via", "2001:db8:1::1")
+        pause(2)
+        assert leaks() == {}

@@ -28,7 +28,7 @@ from ipaddress import (
 from typing import Final, Self
 
 from ...config.network import Address as IPAddress
-from ...config.network import Mode, Network, TunnelNetwork, reached_through
+from ...config.network import Mode, Network, TunnelNetwork, reached_through, without_ipv6
 from ...errors import CulvertError, UsageError
 
 # linux/if.h: IFNAMSIZ is 16 with the final zero. What nft or resolvectl could take for syntax
@@ -227,6 +227,9 @@ class PassedOn(Change):
             "type filter hook forward priority filter",
             [
                 f"meta nfproto != ipv{self.version} return",
+                # Other tunnels of ours, which do not forward.
+                f"iifgroup {DEVICE_GROUP} iifname != @tunnels drop",
+                f"oifgroup {DEVICE_GROUP} oifname != @tunnels drop",
                 "iifname @tunnels return",
                 "oifname @tunnels return",
                 "counter drop",
@@ -384,12 +387,14 @@ def plan(
     outside: Outside = _NOTHING,
     kill_switch: bool = False,
     handed_out: Sequence[IPAddress] = (),
+    has_ipv6: bool = True,
 ) -> Plan:
     """What ``network`` means on this machine.
 
     ``owner`` is a name that no other plan on the machine has; it becomes part of the rules' name.
     ``device`` is the tunnel's, whatever ``network`` says. ``handed_out`` are addresses that the
-    other end has from us. Raises UsageError for a name that cannot be one.
+    other end has from us. Where the machine has no IPv6 now, there are only rules for it, as it may
+    be switched on later. Raises UsageError for a name that cannot be one.
     """
     _check(_OWNER, owner, "a name of a link (letters, digits, '.', '_' and '-')")
     for name in (device, network.bridge) if network.bridge else (device,):
@@ -411,6 +416,9 @@ def plan(
         # First to be made and last to be undone: a kill switch is closed before there is
         # anything to leak, and no packet is passed on that is not yet masqueraded.
         at_start.append(Rules(table_of(owner), "\n".join(chains)))
+    if not has_ipv6:
+        network = without_ipv6(network)
+        pins = [pin for pin in pins if ":" not in pin.server]
     at_start += [Device(device, network.mode), Mtu(device, network.mtu)]
     if network.bridge:
         at_start += [Bridge(network.bridge), Port(device, network.bridge), Up(network.bridge)]
@@ -437,13 +445,13 @@ def plan(
     return Plan.of(at_start, while_up)
 
 
-def closed(owner: str, network: TunnelNetwork, device: str) -> Rules:
+def closed(owner: str, network: TunnelNetwork, device: str, outside: Outside = _NOTHING) -> Rules:
     """The kill switch of ``network`` alone, as it is while there is no tunnel.
 
     ``device`` may be '' while it is not known which one it will be.
     """
     inner = network.bridge or device
-    return Rules(table_of(owner), "\n".join(_kill_switch(network, inner, _NOTHING)))
+    return Rules(table_of(owner), "\n".join(_kill_switch(network, inner, outside)))
 
 
 def table_of(owner: str) -> str:

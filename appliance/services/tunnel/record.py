@@ -92,7 +92,7 @@ def load(path: Path) -> list[Record]:
     """The records of this boot in the order of making; none where there is no file.
 
     Of an earlier boot the name servers are left, which stand in a file. A damaged file is moved
-    aside. Raises OSError.
+    aside.
     """
     found = _read(path)
     if found is None:
@@ -100,10 +100,11 @@ def load(path: Path) -> list[Record]:
     file, text = found
     try:
         boot, records = _parse(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         aside = file.with_suffix(".damaged")
-        log.warning("%s is damaged (%s) and is now %s", file, error, aside)
-        os.replace(file, aside)
+        log.warning("%s is damaged (%s) and is to be %s", file, error, aside)
+        with contextlib.suppress(OSError):  # it stays, and what is written next counts
+            os.replace(file, aside)
         return []
     if boot == _boot_id():
         return records
@@ -111,10 +112,14 @@ def load(path: Path) -> list[Record]:
 
 
 def _read(path: Path) -> tuple[Path, bytes] | None:
-    """The file that counts, and what it says."""
+    """The file that counts, and what it says; none where it cannot be read, which is told."""
     for file in (in_memory(path), path):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return file, file.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("%s is not used: %s", file, error.strerror)
     return None
 
 
@@ -125,7 +130,7 @@ def others(path: Path) -> list[Record]:
         if other == path:
             continue
         # One that cannot be read is its owner's affair.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             if (read := _read(other)) is not None:
                 boot, records = _parse(read[1])
                 if boot == _boot_id():

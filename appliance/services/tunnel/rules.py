@@ -22,6 +22,15 @@ _log = logging.getLogger(__name__)
 _CHAIN: Final = re.compile(r"\s*chain (\S+) {")
 
 
+def remove_tables(prefix: str, programs: Programs) -> list[str]:
+    """Remove what tables are left whose names begin so; returns their names."""
+    listed = programs.call("nft", "list", "tables", "inet").split()
+    found = [name for name in listed if name.startswith(prefix)]
+    for name in found:
+        programs.call("nft", "delete", "table", "inet", name)
+    return found
+
+
 def tables(changes: Iterable[Change]) -> list[Rules | PassedOn]:
     """Those of the changes that are tables."""
     return [change for change in changes if isinstance(change, Rules | PassedOn)]
@@ -83,9 +92,8 @@ class HeldRules:
         if self._held.get(rules.table) == rules:
             return
         table = f"table inet {_copy_of(rules.table)}"
-        script = f"{table}\ndelete {table}\n"
-        if rules.table not in self._held:
-            script = ""  # one with another owner is the kernel's to clear away
+        # In one transaction; one with another owner is the kernel's to clear away.
+        script = f"delete {table}\n" if rules.table in self._held else ""
         try:
             self._run(f"{script}{table} {{\n\tflags owner\n{rules.body}}}\n")
         except NetworkError as error:

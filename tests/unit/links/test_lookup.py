@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
+from appliance import log
 from appliance.links import lookup
 from appliance.links.lookup import ADDRESSES_LIMIT, look_up, name_servers
 from appliance.process import sandbox
+
+
+@pytest.fixture(autouse=True)
+def log_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in memory, and has no descriptors."""
+    monkeypatch.setattr(log, "descriptors", set)
 
 
 def answering(answer: Callable[[], list[str]]) -> Callable[..., Any]:
@@ -40,6 +47,18 @@ def test_a_name_has_no_more_addresses_than_the_limit(monkeypatch: pytest.MonkeyP
     many = [f"192.0.2.{number}" for number in range(ADDRESSES_LIMIT + 5)]
     monkeypatch.setattr(socket, "getaddrinfo", answering(lambda: many))
     assert len(look_up("office.example.org", 22, None)) == ADDRESSES_LIMIT
+
+
+def test_who_asks_has_nothing_of_the_carriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resolver's answer takes over finds no signer, no device and no reports."""
+    mine = os.open(os.devnull, os.O_RDONLY)
+
+    def found() -> list[str]:
+        return [f"2001:db8::{len(os.listdir('/proc/self/fd')) - 1:x}"]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answering(found))
+    assert look_up("office.example.org", 22, None) == ["2001:db8::4"]  # standard ones, the answer
+    os.close(mine)
 
 
 @pytest.mark.root

@@ -10,6 +10,7 @@ import pytest
 
 from appliance import log
 from appliance.links import metrics
+from appliance.process.sandbox import Confinement
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -19,7 +20,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where metrics are served; this process is the supervisor."""
     monkeypatch.setattr(log, "descriptors", set)
     with metrics.listen(0) as sock:
-        pid, asked = metrics.start(sock, None)
+        pid, asked = metrics.start(sock, Confinement(None, None, None))
         place = sock.getsockname()[1]
     answering = threading.Thread(target=answer, args=(asked,))
     answering.start()

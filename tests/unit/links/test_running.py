@@ -44,7 +44,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLin
     loop = Loop()
     declared = Link(name="office", host="192.0.2.1", device="tun9")
     it = RunningLink(
-        declared, loop, lambda _: Straight(), Confinement(None, None), HeldRules(),  # type: ignore[arg-type,return-value]
+        declared, loop, lambda _: Straight(), Confinement(None, None, None), HeldRules(),  # type: ignore[arg-type,return-value]
         lambda: None, lambda: None,
     )  # fmt: skip
     yield it
@@ -109,3 +109,15 @@ def test_an_attempt_has_a_deadline(
     link._loop._turn()
     assert link.life.state is State.BACKING_OFF
     assert "in time" in link.life.last_error
+
+
+def test_a_process_whose_device_is_gone_does_not_stay_with_another_of_its_name(
+    link: RunningLink, process: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made again for whatever reason; the process reads the one that was deleted."""
+    monkeypatch.setattr(running, "is_attached", lambda _: False)
+    process.send(Resolved((b"192.0.2.1",)).encode())
+    link._on_report()
+    assert link.life.state is State.BACKING_OFF
+    assert link.life.last_error == "the device was removed"
+    assert link.process == 0

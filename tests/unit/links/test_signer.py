@@ -12,9 +12,11 @@ from appliance.links import signer
 from appliance.links.signer import SIGNATURES, Signer
 from appliance.process.sandbox import Confinement
 from appliance.ssh.auth_client import Identity
+from appliance.wire.codec import write_string
+from appliance.wire.messages import UserauthRequest
 from tests.netns import wait_until
 
-FREE = Confinement(None, None)
+FREE = Confinement(None, None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +50,31 @@ def test_the_keys_are_named_and_sign(keys: Signer) -> None:
     ]  # fmt: skip
     first, _, locked = keys.identities
     assert first.algorithms == ("ssh-ed25519", "other")
-    assert first.sign("other", b" data") == b"signatureother data"
-    assert locked.sign("other", b" data") is None
+    assert first.sign("other", signed()) == b"signatureother" + signed()
+    assert locked.sign("other", signed()) is None
+
+
+def signed(session: bytes = b"session", number: int = UserauthRequest.number) -> bytes:
+    """What a login signs begins so."""
+    return write_string(session) + bytes([number]) + b"and so on"
+
+
+@pytest.mark.parametrize("wrong", [b"anything at all", signed(number=51), signed(b"another")])
+def test_nothing_is_signed_but_one_sessions_login(keys: Signer, wrong: bytes) -> None:
+    first = keys.identities[0]
+    assert first.sign("a", signed())
+    assert first.sign("a", wrong) is None
+    with pytest.raises(BrokenPipeError):
+        first.sign("a", signed())
 
 
 def test_there_are_only_so_many_signatures(keys: Signer) -> None:
     first = keys.identities[0]
     for _ in range(SIGNATURES):
-        assert first.sign("a", b"b")
+        assert first.sign("a", signed())
     with pytest.raises(OSError):
         for _ in range(2):
-            if first.sign("a", b"b") is None:
+            if first.sign("a", signed()) is None:
                 raise ConnectionResetError
 
 
@@ -90,8 +106,7 @@ def test_without_a_process_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_ends_with_its_login(keys: Signer) -> None:
-    assert keys.identities
-    (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    child = max(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
     keys.close()
 
     def has_ended() -> bool:
