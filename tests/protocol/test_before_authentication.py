@@ -27,7 +27,12 @@ from appliance.ssh.auth_server import HOSTBOUND
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
 from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER, PACKET_LIMIT
-from appliance.ssh.transport import EARLY_ANSWERS_LIMIT, LINES_LIMIT
+from appliance.ssh.transport import (
+    EARLY_ANSWERS_LIMIT,
+    EARLY_BYTES,
+    EARLY_PACKETS,
+    LINES_LIMIT,
+)
 from appliance.wire.codec import write_boolean, write_name, write_string
 from appliance.wire.messages import (
     ChannelOpen,
@@ -487,6 +492,25 @@ def test_a_peer_that_reads_no_answers_before_the_login_costs_bounded_memory() ->
             break
     assert isinstance(script.peer.error, ProtocolError)
     assert highest < EARLY_ANSWERS_LIMIT + 100 * 64
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [(Ignore(b""), EARLY_PACKETS), (Ignore(bytes(32_000)), EARLY_BYTES // 32_000)],
+)
+@pytest.mark.parametrize("when", ["at first", "before the service"])
+def test_a_client_that_never_logs_in_costs_bounded_work(
+    message: Ignore, sent: int, when: str
+) -> None:
+    """36 MB of IGNORE took seven seconds of the server's time, and nothing of the client's."""
+    script = against(Role.SERVER)
+    script = script.connect() if when == "at first" else script.serve()
+    for _ in range(sent + 2):
+        if script.peer.phase is Phase.CLOSED:
+            break
+        script.send(message)
+    assert isinstance(script.peer.error, ProtocolError)
+    assert "before the login" in str(script.peer.error)
 
 
 def test_a_server_that_reads_no_answers_before_the_login_costs_bounded_memory() -> None:
