@@ -775,6 +775,31 @@ def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> Non
     machine.assert_undone()
 
 
+def test_a_tunnel_that_does_not_forward_is_no_way_into_one_that_does(machine: Machine) -> None:
+    for unit, forward in ((0, True), (1, False)):
+        wanted = network(
+            addresses=[f"10.9.{unit}.1/30"], peer=[f"10.9.{unit}.2"],
+            routes=[f"192.168.{unit}.0/24"], forward=forward,
+        )  # fmt: skip
+        machine.make(everything(plan(f"link{unit}", wanted, f"tun{unit}")), f"link{unit}")
+    udp = struct.pack("!HHHH", 7, 7, 8, 0)
+    with reader(machine.here, 0) as first, reader(machine.here, 1) as second:
+        for source, target, descriptor in (
+            ("10.9.1.2", "192.168.0.7", second),
+            ("10.9.0.2", "192.168.1.7", first),
+        ):
+            os.write(descriptor, bytes(VIRTIO) + ipv4_packet(source, target, 17, udp))
+        machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.1", "192.168.0.8")
+        # In order: had the first packet been passed on, it would come out before.
+        out = packet_from(first, lambda packet: packet[0] == 0x45)
+        assert target_of(out) == "192.168.0.8"
+        machine.here.succeeds("ping", "-q", "-c", "1", "-W", "0.1", "192.168.1.8")
+        assert target_of(packet_from(second, lambda packet: packet[0] == 0x45)) == "192.168.1.8"
+    for owner in ("link1", "link0"):
+        machine.make((), owner)
+    machine.assert_undone()
+
+
 def tables_of(machine: Machine) -> list[str]:
     return machine.here.run("nft", "list", "tables").splitlines()
 
