@@ -20,6 +20,7 @@ import pytest
 
 from appliance.config.links import load_links_config
 from tests.leaks import Outside, Stream
+from tests.links_soak import SERVER, VICTIM, VICTIM6
 from tests.netns import Namespace, add_address, wait_until
 from tests.peers import end
 from tests.sites import OUTER, PORT, LinkedSite, Routed, pause
@@ -27,22 +28,7 @@ from tests.system.test_links import carriers, comes_back, state_of, status_of, s
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
-VICTIM = "203.0.113.9"
-VICTIM6 = "2001:db8:f::9"
 EAGER = "server_alive_interval = 1\nserver_alive_count_max = 2\n"
-SERVER = """
-[[tunnel]]
-device = "tun0"
-user = "root"
-addresses = ["10.255.0.2/30", "fd00:255::2/64"]
-peer = ["10.255.0.1", "fd00:255::1"]
-masquerade = "from-tunnel"
-forward = true
-[tunnel.client]
-addresses = ["10.255.0.1/30", "fd00:255::1/64"]
-peer = ["10.255.0.2", "fd00:255::2"]
-routes = ["0.0.0.0/0", "::/0"]
-"""
 CLIENT = """
 device = "tun0"
 remote_device = "tun0"
