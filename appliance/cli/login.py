@@ -125,8 +125,9 @@ class Login:
 
     def load_identities(self) -> tuple[Identity, ...]:
         """Read all keys now; ``authenticate`` opens no more files for them."""
-        self._credentials.use(tuple(self._credentials.identities()))
-        return tuple(self._credentials.identities())
+        identities = tuple(self._credentials.identities())
+        self._credentials.use(identities)
+        return identities
 
     def use_identities(self, identities: Sequence[Identity]) -> None:
         """Have ``authenticate`` try these, and read no files for others."""

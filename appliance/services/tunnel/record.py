@@ -73,11 +73,6 @@ def _open_folder(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def exists(path: Path) -> bool:
-    """Whether anything is recorded, here or in memory."""
-    return in_memory(path).exists() or path.exists()
-
-
 def paths(folder: Path) -> list[Path]:
     """The records of all owners, by the names that they have in ``folder``."""
     names = {each.name for where in _folders(folder) for each in where.glob("*.json")}
