@@ -201,15 +201,24 @@ def test_nothing_leaves_when_somebody_removes_the_rules(
     assert "culvert" not in west.space.run("nft", "list", "ruleset")
 
 
-def test_a_full_disk_opens_nothing_and_keeps_nothing_closed(sites: Routed) -> None:
-    west = sites["west"]
-    before = west.snapshot()
-    state = west.folder / "state"
+@contextlib.contextmanager
+def full_disk(site: LinkedSite) -> Iterator[None]:
+    """A site's state lies on a disk that has no room left."""
+    state = site.folder / "state"
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(state)], check=True)
     try:
         with contextlib.suppress(OSError), (state / "all").open("wb") as file:
             file.write(bytes(1 << 20))
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+def test_a_full_disk_opens_nothing_and_keeps_nothing_closed(sites: Routed) -> None:
+    west = sites["west"]
+    before = west.snapshot()
+    with full_disk(west):
         sites.serve("east", SERVER)
         sites.declare("west", sites.link("east", CLIENT + EAGER))
         west.culvert("up", "--close", "-c", str(west.links))
@@ -224,8 +233,6 @@ def test_a_full_disk_opens_nothing_and_keeps_nothing_closed(sites: Routed) -> No
             west.culvert("down")
         assert west.snapshot() == before
         assert not list((west.folder / "run" / "network").glob("*.json"))
-    finally:
-        subprocess.run(["umount", "-l", str(state)], check=True)
 
 
 # -- names ------------------------------------------------------------------------------------
@@ -382,12 +389,7 @@ def test_a_machine_without_ipv6_takes_what_is_left_of_a_hand_out(sites: Routed) 
 
 def test_no_mistake_of_a_tunnel_takes_ssh_away(sites: Routed) -> None:
     east = sites["east"]
-    state = east.folder / "state"
-    state.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(state)], check=True)
-    try:
-        with contextlib.suppress(OSError), (state / "all").open("wb") as file:
-            file.write(bytes(1 << 20))
+    with full_disk(east):
         east.space.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
         server = sites.serve("east", SERVER)
         assert "IPv6 is switched off" in east.said(), east.said()
@@ -396,8 +398,6 @@ def test_no_mistake_of_a_tunnel_takes_ssh_away(sites: Routed) -> None:
         up(sites)
         end(server)
         assert "tun0" not in east.space.devices()
-    finally:
-        subprocess.run(["umount", "-l", str(state)], check=True)
 
 
 def test_rules_of_the_servers_that_somebody_removes_are_back_at_once(sites: Routed) -> None:
