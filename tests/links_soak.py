@@ -97,7 +97,7 @@ class Soak:
             self.change_the_interval, self.change_the_way, self.kill_the_carrier,
             self.kill_the_supervisor, self.restart, self.boot, self.flush, self.delete_the_table,
             self.delete_the_device, self.kill_the_server, self.restart_the_server, self.cut,
-            self.fill_the_disk, self.stop_the_carrier,
+            self.fill_the_disk, self.stop_the_carrier, self.kill_the_keeper,
         ]  # fmt: skip
 
     def is_up(self) -> bool:
@@ -113,7 +113,7 @@ class Soak:
 
     def _processes(self, root: bool) -> list[int]:
         found = []
-        for pid in self._west.space.processes():
+        for pid in set(self._west.space.processes()) - set(self._west.keepers()):
             with contextlib.suppress(OSError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 if (status.partition("Uid:")[2].split()[0] == "0") is root:
@@ -145,21 +145,36 @@ class Soak:
 
     def kill_the_supervisor(self) -> None:
         self._signal([min(self._processes(root=True))], signal.SIGKILL)
-        wait_until(lambda: not self._west.space.processes())
+        wait_until(self._west.is_quiet)
+        self._flush_or_not()
         self._up()
 
     def restart(self) -> None:
         self._west.culvert("down", "--closed")
+        self._flush_or_not()
         self._up()
 
     def boot(self) -> None:
         self._west.culvert("down", "--closed")
         self._west.culvert("up", "--close", "-c", str(self._west.links))
         time.sleep(self._chance.uniform(0, 1))
+        self._flush_or_not()
         self._up()
 
     def flush(self) -> None:
         self._west.space.run("nft", "flush", "ruleset")
+
+    def _flush_or_not(self) -> None:
+        """While no supervisor runs."""
+        if self._chance.random() < 0.5:
+            self.flush()
+            time.sleep(self._chance.uniform(0, 1))
+
+    def kill_the_keeper(self) -> None:
+        self._signal(self._west.keepers(), signal.SIGKILL)
+        held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+        if not wait_until(lambda: self._west.space.succeeds(*held)):
+            raise Failed("the kill switch's copy is not held again")
 
     def delete_the_table(self) -> None:
         tables = ("nft", "list", "tables")

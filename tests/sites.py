@@ -87,9 +87,25 @@ class LinkedSite:
             )
         ).replace(" dynamic ", " ")
 
+    def keepers(self) -> list[int]:
+        """The processes that hold copies of kill switches."""
+        return [pid for pid in self.space.processes() if "links.keeper" in _command_line(pid)]
+
+    def is_quiet(self) -> bool:
+        """Whether nothing runs here, but perhaps a keeper of kill switches."""
+        return self.space.processes() == self.keepers()
+
     def reaches(self, address: str) -> bool:
         """Whether a ping is answered."""
         return self.space.succeeds("ping", "-c", "1", "-W", "1", address)
+
+
+def _command_line(pid: int) -> str:
+    """What a process was called with; '' if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 class Routed:
@@ -177,10 +193,8 @@ class Routed:
         wait_until(lambda: not any(space.processes() for space in spaces), 3)
         for space in spaces:
             for pid in space.processes():
+                left.append(_command_line(pid))
                 with contextlib.suppress(OSError):
-                    left.append(
-                        Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    )
                     os.kill(pid, signal.SIGKILL)
         self._undo.close()
         return left

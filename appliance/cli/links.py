@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +25,9 @@ from .options import Option, Options, help_text, parse
 from .ssh_config import load
 
 if TYPE_CHECKING:
-    from ..services.tunnel.network import Outside
+    from pathlib import Path
+
+    from ..services.tunnel.network import Outside, Rules
 
 DEFAULT_FILE: Final = "/etc/culvert/links.toml"
 
@@ -34,7 +36,7 @@ _UP: Final = (
     Option("check", None, "only check them"),
     Option("dry-run", None, "only show what would change on this machine"),
     Option("close", None, "only close the kill switches: at boot, before there is a network"),
-    Option("F", None, "stay in the foreground"),
+    Option("F", None, "stay in the foreground; with --close, to keep them closed"),
     Option("E", None, "log to standard error, not to syslog"),
     Option("v", None, "log more"),
 )
@@ -93,6 +95,9 @@ def _up(options: Options) -> int:
     names = options.operands
     if "E" in options and "F" not in options:
         raise UsageError("-E needs -F: who stays in the background has no standard error")
+    if "close" in options:
+        _require_root()
+        return _close(path, names, "F" in options)
     config = _read(path)
     chosen = _chosen(config, names, path)
     if "check" in options:
@@ -100,17 +105,20 @@ def _up(options: Options) -> int:
         return 0
     if "dry-run" in options:
         return _show_changes(chosen)
-    if os.geteuid():
-        raise UsageError("it changes the machine's network: run it as root")
-    if "close" in options:
-        return _close(chosen) if running is None else 0
+    _require_root()
     if running is None:
+        _refuse_to_open(path, config)
         return _start(options, path, chosen)
     if running != path:
         raise UsageError(f"the links of {running} are up: 'culvert down' ends them")
     for each in [f"/up/{name}" for name in names] or ["/up"]:
         _raise_unless_done(request("POST", each))
     return _wait_for(chosen)
+
+
+def _require_root() -> None:
+    if os.geteuid():
+        raise UsageError("it changes the machine's network: run it as root")
 
 
 def _declarations_in_use() -> str | None:
@@ -222,21 +230,64 @@ def _outside(link: Link) -> "Outside":
     return Outside(tuple(servers), hop[1])
 
 
-def _close(links: Sequence[Link]) -> int:
-    """--close: what is declared to go into tunnels leaves no other way from now on."""
+def _close(path: str, names: Sequence[str], stays: bool) -> int:
+    """--close: what is declared to go into tunnels leaves no other way from now on.
+
+    Where the declarations cannot be read, what was closed when they last could be.
+    """
+    from ..links import keeper
     from ..links.running import closed_rules, record_of
+    from ..links.supervisor import left_closed
+
+    supervised = _declarations_in_use() is not None
+    result = 0
+    if not supervised:
+        os.close(lock.take("" if lock.last_declarations() else path))
+        try:
+            links = _chosen(_read(path), names, path)
+            switches = {record_of(each.name): one for each in links for one in closed_rules(each)}
+        except UsageError as error:
+            print(f"culvert up: {error}", file=sys.stderr)
+            switches = left_closed(earlier=True)
+            result = 1
+        result |= _make(switches, not stays)
+    if stays:
+        # A supervisor has its own held.
+        keeper.stay(lambda: () if _declarations_in_use() else left_closed().values())
+    return result
+
+
+def _make(switches: "Mapping[Path, Rules]", held: bool) -> int:
+    """Close these kill switches, each of its record, and have them held; the exit status."""
+    from ..links.keeper import Keeper
+    from ..links.supervisor import name_of
     from ..services.tunnel.kernel import reconcile
 
+    keeper = Keeper()
     result = 0
-    for link in links:
-        if rules := closed_rules(link):
-            try:
-                reconcile(record_of(link.name), rules)
-                print(f"{link.name}: its kill switch is closed")
-            except CulvertError as error:
-                print(f"{link.name}: its kill switch is open: {error}", file=sys.stderr)
-                result = 1
+    for path, rules in switches.items():
+        try:
+            reconcile(path, [rules])
+            if held:
+                keeper.hold(rules.table, rules.body)
+            print(f"{name_of(path)}: its kill switch is closed", flush=True)
+        except CulvertError as error:
+            print(f"{name_of(path)}: its kill switch is open: {error}", file=sys.stderr)
+            result = 1
     return result
+
+
+def _refuse_to_open(path: str, config: LinksConfig) -> None:
+    """Raise UsageError where these declarations would open what others have closed."""
+    from ..links.supervisor import left_closed, name_of
+
+    last = lock.last_declarations()
+    declared = {link.name for link in config.link}
+    closed = sorted({name_of(each) for each in left_closed()} - declared)
+    if closed and last not in ("", path):
+        raise UsageError(
+            f"the kill switch of {', '.join(closed)}, of {last}, is closed: 'culvert down' opens it"
+        )
 
 
 def _start(options: Options, path: str, chosen: list[Link]) -> int:
@@ -322,8 +373,7 @@ def _raise_unless_done(answer: Answer) -> None:
 
 
 def _down(options: Options) -> int:
-    if os.geteuid():
-        raise UsageError("it changes the machine's network: run it as root")
+    _require_root()
     names = options.operands
     stays_closed = "closed" in options
     if stays_closed and names:
@@ -342,20 +392,23 @@ def _down(options: Options) -> int:
 
 def _undo(names: Sequence[str]) -> int:
     """No supervisor runs: undo what one that was killed, or ended in another way, has left."""
+    from ..config.directories import network_records
+    from ..links.keeper import Keeper
     from ..links.running import record_of
-    from ..links.supervisor import left_behind
-    from ..services.tunnel.kernel import reconcile
-    from ..services.tunnel.network import table_of
-    from ..services.tunnel.programs import Programs
-    from ..services.tunnel.rules import remove_tables
+    from ..links.supervisor import left_behind, open_again
+    from ..services.tunnel.kernel import remove_unrecorded
 
     left = left_behind()
     if names:
         left = [path for path in left if path in {record_of(name) for name in names}]
+    keeper = Keeper()
     for path in left:
-        reconcile(path, ())
-    # A record may be lost, or could not be written; the tables' names say whose they are.
-    removed = [] if names else remove_tables(table_of("link-"), Programs())
+        open_again(path, keeper)
+    removed: Sequence[str] = ()
+    if not names:
+        # A record may be lost, or could not be written.
+        keeper.release_all()
+        removed = remove_unrecorded(network_records())
     if not (left or removed):
         raise UsageError("no link is up")
     return 0
@@ -368,15 +421,15 @@ def _left_closed() -> str:
     """Which kill switches a supervisor left closed when it ended, '' for none, or for not root."""
     if os.geteuid():
         return ""
-    from ..links.supervisor import left_behind
-    from ..services.tunnel.kernel import recorded
+    from ..links.keeper import copy_of
+    from ..links.supervisor import left_closed, name_of
     from ..services.tunnel.programs import Programs
-    from ..services.tunnel.rules import holds, tables
+    from ..services.tunnel.rules import exists, holds
 
     said = []
-    for path in left_behind():
-        name = path.stem.removeprefix("link-")
-        if all(holds(each, Programs()) for each in tables(recorded(path))):
+    for path, rules in left_closed().items():
+        name, programs = name_of(path), Programs()
+        if holds(rules, programs) or exists(copy_of(rules.table), programs):
             said.append(f"the kill switch of {name} is closed ('culvert down' opens it)")
         else:
             said.append(f"somebody has opened the kill switch of {name} ('culvert up' closes it)")

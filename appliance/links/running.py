@@ -31,10 +31,11 @@ from ..services.tunnel.netlink import ipv6_is_off
 from ..services.tunnel.network import Change, Outside, Pin, Rules, closed, plan, table_of
 from ..services.tunnel.programs import Programs
 from ..services.tunnel.resolver import resolved_runs
-from ..services.tunnel.rules import HeldRules, holds, tables
+from ..services.tunnel.rules import holds, tables
 from ..wire.tun import MODES, HandedOut
 from . import reports
 from .carrier import carry
+from .keeper import Keeper
 from .link import Event, LinkLife, State
 from .lookup import ADDRESSES_LIMIT, name_servers, stub_users
 from .remembered import Remembered
@@ -76,6 +77,14 @@ def closed_rules(link: Link) -> tuple[Rules, ...]:
     return (closed(owner_of(link), network_at_start(link, Remembered(link)), device),)
 
 
+def close(link: Link, keeper: Keeper) -> None:
+    """Close a link's kill switch, if it has one, and undo all else of it. Raises NetworkError."""
+    rules = closed_rules(link)
+    for each in rules:
+        keeper.hold(each.table, each.body)
+    reconcile_apart(record_of(link.name), rules)
+
+
 class RunningLink:
     """Everything that one link needs, from ``start`` to ``stop``."""
 
@@ -85,7 +94,7 @@ class RunningLink:
         loop: Loop,
         login_for: Callable[[Link], Login],
         confinement: Confinement,
-        held: HeldRules,
+        keeper: Keeper,
         changed: Callable[[], None],
         process_ended: Callable[[], None],
     ) -> None:
@@ -99,7 +108,7 @@ class RunningLink:
         self._loop = loop
         self._login_for = login_for
         self._confinement = confinement
-        self._held = held
+        self._keeper = keeper
         self._changed = changed
         self._process_has_ended = process_ended
         self._lines = PassedLines(f"link {link.name}")
@@ -155,11 +164,13 @@ class RunningLink:
         self._happened(Event.STOP)
         self._end_process()
         self._close_device()
-        left = closed_rules(self.link) if stays_closed else ()
+        if stays_closed and self.link.kill_switch:
+            close(self.link, self._keeper)
+            return
         try:
-            reconcile_apart(self._record, left)
+            reconcile_apart(self._record, ())
         finally:
-            self._held.release(table_of(owner_of(self.link)))
+            self._keeper.release(table_of(owner_of(self.link)))
 
     def network_changed(self) -> None:
         """Whatever we wait for may be there now."""
@@ -288,10 +299,11 @@ class RunningLink:
         """Close a kill switch before anything that may fail; keep a copy that nobody can flush."""
         link = self.link
         if not link.kill_switch:
-            self._held.release(table_of(owner_of(link)))
+            self._keeper.release(table_of(owner_of(link)))
             return
         device = self.device or ("" if link.device == "any" else link.device)
-        self._held.hold(closed(owner_of(link), self.network, device, self._outside()))
+        rules = closed(owner_of(link), self.network, device, self._outside())
+        self._keeper.hold(rules.table, rules.body)
         if not tables(recorded(self._record)):
             reconcile_apart(self._record, closed_rules(link))
 

@@ -26,13 +26,15 @@ from ..process import sandbox, seccomp
 from ..process.rehearsal import rehearse
 from ..services.tunnel import record
 from ..services.tunnel.kernel import reconcile_apart, recorded
-from ..services.tunnel.rules import HeldRules, tables
+from ..services.tunnel.network import Rules, table_of
+from ..services.tunnel.rules import tables
 from ..services.tunnel.rules_watch import RulesWatch
 from . import lock, metrics
 from .control import Answer, ControlSocket
+from .keeper import Keeper
 from .link import State
 from .network_watch import NetworkWatch
-from .running import RunningLink, closed_rules, record_of
+from .running import RunningLink, close, record_of
 from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
 from .way import Login
 
@@ -71,11 +73,11 @@ class Supervisor:
             _permitted_calls(),
             sandbox.prepare((), RESOLVER_UID),
         )
-        self._held = HeldRules()
-        self._lock = lock.take()
+        self._lock = lock.take(path)
         port = self._config.metrics_port
         self._metrics_port = metrics.listen(port) if port else None
         self._loop = Loop()
+        self._keeper = Keeper(self._loop.watch_reader)
         self._counters: dict[str, _Counter] = {}
         self._metrics: tuple[int, socket.socket] | None = None
         self._names: set[str] | None = None  # that are to be up; None for all
@@ -109,6 +111,7 @@ class Supervisor:
         loop.watch_reader(rules.fileno(), None)
         rules.close()
         self._stop(list(self._links), stay_closed=True)
+        self._keeper.close()
         if self._metrics is not None:
             pid, sock = self._metrics
             os.kill(pid, signal.SIGTERM)
@@ -134,7 +137,7 @@ class Supervisor:
                     self._loop,
                     self._login_for,
                     self._confinement,
-                    self._held,
+                    self._keeper,
                     self._tell,
                     self._end_orphans,
                 )
@@ -142,7 +145,7 @@ class Supervisor:
 
     def _end_orphans(self) -> None:
         """What a link's process has started, a ProxyCommand, ends with it."""
-        kept = {running.process for running in self._links.values()}
+        kept = {running.process for running in self._links.values()} | {self._keeper.process}
         if self._metrics is not None:
             kept.add(self._metrics[0])
         sandbox.end_children_but(kept)
@@ -170,11 +173,13 @@ class Supervisor:
         declared = {record_of(link.name): link for link in self._config.link}
         for path in left_behind():
             link = declared.get(path)
-            if link is None or link.name not in starting:
-                try:
-                    reconcile_apart(path, closed_rules(link) if link is not None else ())
-                except CulvertError as error:
-                    _log.error("%s", error)
+            try:
+                if link is None:
+                    open_again(path, self._keeper)
+                elif link.name not in starting:
+                    close(link, self._keeper)
+            except CulvertError as error:
+                _log.error("%s", error)
 
     def _follow(self, names: Collection[str] | None) -> None:
         """Have links run as they are declared now.
@@ -194,7 +199,7 @@ class Supervisor:
             path = record_of(link.name)
             try:
                 if link.name not in self._links and not tables(recorded(path)):
-                    reconcile_apart(path, closed_rules(link))
+                    close(link, self._keeper)
             except CulvertError as error:
                 _log.error("link %s: its kill switch is open: %s", link.name, error)
 
@@ -278,14 +283,25 @@ class Supervisor:
         return Answer(200, to_json(self._status()) + "\n")
 
     def _on_down(self, name: str) -> Answer:
-        if name and name not in self._links:
+        links = [each for each in self._links if name in ("", each)]
+        closed = self._closed_beside() if not name else self._closed_beside() & {record_of(name)}
+        if name and not (links or closed):
             return Answer(404, f"no link '{name}' is up\n", "text/plain")
         wanted = set(self._links) if self._names is None else self._names
         self._names = wanted - {name}
-        wrong = self._stop([name] if name else list(self._links))
+        wrong = self._stop(links)
+        for path in closed:
+            try:
+                open_again(path, self._keeper)
+            except CulvertError as error:
+                wrong.append(str(error))
         if not self._links:
             self._loop.stop()
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
+
+    def _closed_beside(self) -> set[Path]:
+        """The records of links that do not run, but whose kill switch is closed."""
+        return set(left_behind()) - {record_of(name) for name in self._links}
 
     def _serve_metrics(self, listening: socket.socket) -> None:
         pid, sock = metrics.start(listening, self._confinement)
@@ -376,7 +392,30 @@ def _permitted_calls() -> bytes | None:
         return None
 
 
-def left_behind() -> list[Path]:
-    """The records of links whose supervisor did not undo them."""
+def left_behind(earlier: bool = False) -> list[Path]:
+    """The records of links whose supervisor did not undo them; perhaps of an earlier boot, too."""
     paths = record.paths(network_records())
-    return [path for path in paths if path.name.startswith("link-") and record.load(path)]
+    return [path for path in paths if path.name.startswith("link-") and record.load(path, earlier)]
+
+
+def name_of(path: Path) -> str:
+    """The name of the link whose record this is."""
+    return path.stem.removeprefix("link-")
+
+
+def left_closed(earlier: bool = False) -> dict[Path, Rules]:
+    """The kill switches among what was left behind."""
+    return {
+        path: each.change
+        for path in left_behind(earlier)
+        for each in record.load(path, earlier)
+        if isinstance(each.change, Rules) and each.change.is_kill_switch
+    }
+
+
+def open_again(path: Path, keeper: Keeper) -> None:
+    """Undo all that a record names, its kill switch last. Raises NetworkError."""
+    try:
+        reconcile_apart(path, ())
+    finally:
+        keeper.release(table_of(path.stem))

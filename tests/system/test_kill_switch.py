@@ -6,6 +6,7 @@ neighbour in the local network. Nothing of it may pass the router.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -99,7 +100,7 @@ def test_nothing_leaves_from_boot_until_down(sites: Routed) -> None:
         west.culvert("up", "--close", "-c", str(west.links))  # as at a boot
         assert "up, tun0" in west.culvert("up", "-c", str(west.links))
         os.kill(supervisor(west), signal.SIGTERM)
-        assert wait_until(lambda: not west.space.processes())
+        assert wait_until(west.is_quiet)
         pause(0.3)
         assert leaks() == {}
         assert "up, tun0" in west.culvert("up", "-c", str(west.links))
@@ -145,7 +146,7 @@ def test_nothing_leaves_when_a_process_is_killed(sites: Routed) -> None:
             os.kill(pid, signal.SIGKILL)
         comes_back(west, "10.255.0.2")
         os.kill(supervisor(west), signal.SIGKILL)
-        assert wait_until(lambda: not west.space.processes())
+        assert wait_until(west.is_quiet)
         pause(0.3)
         assert leaks() == {}
         west.culvert("up", "-c", str(west.links))
@@ -196,7 +197,7 @@ def test_nothing_leaves_when_somebody_removes_the_rules(
             assert wait_until(is_back, 5)
             assert leaks() == {}
         assert state_of(west) == "up"
-        assert status_of(west)["reconnects"] == 0
+        assert status_of(west)["reconnects"] == 0, (status_of(west), sites["east"].said())
     west.culvert("down")
     assert "culvert" not in west.space.run("nft", "list", "ruleset")
 
@@ -227,12 +228,121 @@ def test_a_full_disk_opens_nothing_and_keeps_nothing_closed(sites: Routed) -> No
             assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
             assert west.reaches("10.255.0.2")
             os.kill(supervisor(west), signal.SIGKILL)
-            assert wait_until(lambda: not west.space.processes())
+            assert wait_until(west.is_quiet)
             assert "east: up, tun0" in west.culvert("up", "-c", str(west.links))
             assert leaks() == {}
             west.culvert("down")
         assert west.snapshot() == before
         assert not list((west.folder / "run" / "network").glob("*.json"))
+
+
+def test_a_flush_opens_nothing_while_no_supervisor_runs(sites: Routed) -> None:
+    west = sites["west"]
+    before = west.snapshot()
+    sites.serve("east", SERVER)
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    links = ("-c", str(west.links))
+    west.culvert("up", "--close", *links)
+    with watched(sites) as leaks:
+        for how in ("boot", "restart", "crash", "crash of all"):
+            if how != "boot":
+                west.culvert("up", *links)
+                comes_back(west, "10.255.0.2")
+            if how == "restart":
+                west.culvert("down", "--closed")
+            elif how != "boot":
+                os.kill(supervisor(west), signal.SIGKILL)
+            assert wait_until(west.is_quiet)
+            if how == "crash of all":
+                for pid in west.keepers():
+                    os.kill(pid, signal.SIGKILL)
+            else:
+                flush(west)
+            pause(0.3)
+            assert leaks() == {}, how
+            said = west.culvert("status", status=1)
+            assert "the kill switch of east is closed ('culvert down' opens it)" in said
+        west.culvert("down")
+        assert wait_until(lambda: len(leaks()) == 4)
+    assert west.snapshot() == before
+    assert wait_until(lambda: not west.space.processes())
+
+
+def test_a_killed_keeper_is_started_again(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    (old,) = west.keepers()
+    with watched(sites) as leaks:
+        os.kill(old, signal.SIGKILL)
+        held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+        assert wait_until(lambda: old not in west.keepers() and west.space.succeeds(*held))
+        flush(west)
+        pause(0.3)
+        os.kill(supervisor(west), signal.SIGKILL)
+        assert wait_until(west.is_quiet)
+        flush(west)
+        pause(0.3)
+        assert leaks() == {}
+
+
+def test_a_keeper_that_stays_is_a_service_of_its_own(sites: Routed) -> None:
+    west = sites["west"]
+    sites.serve("east", SERVER)
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    links = ("-c", str(west.links))
+    keeper = west.start("up", "--close", "-F", *links)
+    held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+    assert wait_until(lambda: west.space.succeeds(*held))
+    with watched(sites) as leaks:
+        west.culvert("up", *links)
+        assert west.keepers() == []  # no second one
+        for _ in range(2):
+            flush(west)
+            west.culvert("down", "--closed")
+            flush(west)
+            pause(0.3)
+            west.culvert("up", *links)
+        assert leaks() == {}
+        west.culvert("down")
+        assert wait_until(lambda: len(leaks()) == 4)
+    assert not west.space.succeeds(*held)
+    assert keeper.poll() is None
+    end(keeper)
+
+
+def test_a_mistake_in_the_declarations_opens_nothing_at_boot(sites: Routed) -> None:
+    """What was closed when the machine went down is closed again."""
+    sites.serve("east", SERVER)
+    west = up(sites)
+    west.culvert("down", "--closed")
+    for pid in west.keepers():  # as at a boot: no rule is left, and the record is of an earlier one
+        os.kill(pid, signal.SIGKILL)
+    flush(west)
+    record = west.folder / "state/network/link-east.json"
+    data = json.loads(record.read_text())
+    record.write_text(json.dumps({**data, "boot": "b0070000-0000-4000-8000-000000000000"}))
+    west.links.write_text("this is no toml")
+    said = west.culvert("up", "--close", "-c", str(west.links), status=1)
+    assert "this is no toml" in said or "links.toml" in said
+    assert "east: its kill switch is closed" in said
+    with watched(sites) as leaks:
+        flush(west)
+        pause(0.3)
+        assert leaks() == {}
+
+
+def test_other_declarations_open_nothing(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    west.culvert("down", "--closed")
+    other = west.folder / "other.toml"
+    other.write_text("[[link]]\n" + sites.link("east", CLIENT + EAGER, name="other"))
+    with watched(sites) as leaks:
+        said = west.culvert("up", "-c", str(other), status=1)
+        assert f"the kill switch of east, of {west.links}, is closed" in said
+        assert leaks() == {}
+        west.culvert("down")
+        assert "other: up, tun0" in west.culvert("up", "-c", str(other))
 
 
 # -- names ------------------------------------------------------------------------------------
@@ -509,7 +619,7 @@ def test_a_device_that_somebody_holds_leaves_the_switch_closed(sites: Routed) ->
         flush(west)
         pause(0.5)
         os.kill(supervisor(west), signal.SIGTERM)
-        assert wait_until(lambda: not west.space.processes())
+        assert wait_until(west.is_quiet)
         west.culvert("up", "--close", "-c", str(west.links))
         pause(0.3)
         assert leaks() == {}
@@ -560,12 +670,16 @@ def test_a_lost_record_keeps_no_rules_from_coming_back_nor_from_going(sites: Rou
         tables = ("nft", "list", "tables")
         assert wait_until(lambda: "culvert-link-east\n" in west.space.run(*tables), 5)
         os.kill(supervisor(west), signal.SIGKILL)
-        assert wait_until(lambda: not west.space.processes())
+        assert wait_until(west.is_quiet)
         pause(0.3)
         assert leaks() == {}
     shutil.rmtree(west.folder / "state/network")
     west.culvert("down")
-    assert "culvert" not in west.space.run(*tables)
+    left = west.snapshot()
+    assert "culvert" not in left
+    assert "tun0" not in left
+    assert "198" not in west.space.run("ip", "rule")
+    assert west.space.run("ip", "route", "show", "table", "198", check=False) == ""
 
 
 def test_ipv6_that_is_switched_on_later_is_guarded(sites: Routed) -> None:

@@ -26,10 +26,21 @@ from ...config.network import Mode
 from . import record
 from .kinds import Found, kinds_of_changes
 from .netlink import Netlink, device_names
-from .network import Change, Device, NetworkError, Rules
+from .network import (
+    DEVICE_GROUP,
+    MARK,
+    PIN_TABLE,
+    Bridge,
+    Change,
+    Device,
+    NetworkError,
+    Rules,
+    table_of,
+)
 from .programs import Programs
 from .record import Record
 from .resolver import Resolver
+from .rules import remove_tables
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +142,30 @@ def recorded_device(state_path: Path) -> str | None:
     """The device that ``state_path`` says was made, if it is there still. Raises NetworkError."""
     names = [each.name for each in recorded(state_path) if isinstance(each, Device)]
     return next((name for name in names if name in device_names()), None)
+
+
+def remove_unrecorded(folder: Path) -> list[str]:
+    """Remove what carries our marks and is in no record of ``folder``; returns what that was.
+
+    These are tables of links, devices that no process has open, and the ways around tunnels.
+    Raises NetworkError.
+    """
+    with record.locked(folder) as lock:
+        removed = remove_tables(table_of("link-"), Programs(lock))
+        known = {
+            each.change.name
+            for path in record.paths(folder)
+            for each in record.load(path)
+            if isinstance(each.change, Device | Bridge)
+        }
+        try:
+            netlink = Netlink()
+            try:
+                return removed + netlink.remove_marked(DEVICE_GROUP, known, MARK, PIN_TABLE)
+            finally:
+                netlink.close()
+        except OSError as error:
+            raise NetworkError(f"what links have left: {error.strerror or error}") from error
 
 
 def free_device(mode: Mode) -> str:

@@ -7,12 +7,14 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 # linux/rtnetlink.h
 MAIN_TABLE: Final = 254
+# linux/if.h
+_LOWER_UP: Final = 1 << 16  # of a tun device: a process has it open
 
 # Our own choice
 _DUMP_ATTEMPTS: Final = 5  # a listing is torn when something changes meanwhile
@@ -67,6 +69,25 @@ class Netlink:
         """Whether there is such a rule."""
         rules = self._dump(lambda: self._ip.get_rules(family=family_of(version)))
         return any((each.get("fwmark"), each.get("table")) == (mark, table) for each in rules)
+
+    def remove_marked(self, group: int, kept: Collection[str], mark: int, table: int) -> list[str]:
+        """Remove the group's devices that nobody uses, and the mark's rules with their table.
+
+        Devices called like one of ``kept`` stay. Returns the names of what was removed.
+        """
+        removed = []
+        for each in self._dump(lambda: self._ip.get_links(group=group)):
+            name = each.get("ifname")
+            if each.get("group") == group and name not in kept and not each["flags"] & _LOWER_UP:
+                self.link("del", index=each["index"])
+                removed.append(name)
+        for version in (4, 6):
+            if self.rule_exists(version, mark, table):
+                self.rule("del", version, mark, table)
+                with self._as_os_error():
+                    self._ip.flush_routes(family=family_of(version), table=table)
+                removed.append(f"table {table}")
+        return removed
 
     def device(self, name: str) -> Message | None:
         """What the kernel says of a device, if there is one of this name."""

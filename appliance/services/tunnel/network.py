@@ -45,6 +45,7 @@ PIN_PROTOCOL: Final = 198  # of the routes around tunnels, to their servers
 MARK: Final = 197  # of the packets of links' own connections (SO_MARK): `ip rule show fwmark 197`
 PIN_TABLE: Final = 198  # of those routes, which such packets alone take: `ip route show table 198`
 TABLE_PREFIX: Final = "culvert-"  # of all tables of ours in nftables
+_KILL_SWITCH: Final = "kill_switch"  # the chain
 _FORWARD: Final = "culvert-forward"  # of the tables of PassedOn, one an IP version
 
 _ETHERNET_MTU: Final = 1500  # bytes; from here on no packet of a neighbour is too large
@@ -85,6 +86,11 @@ class Rules(Change):
     @property
     def key(self) -> tuple[str, ...]:
         return ("Rules", self.table)
+
+    @property
+    def is_kill_switch(self) -> bool:
+        """Whether a kill switch is among the rules."""
+        return f"chain {_KILL_SWITCH} " in self.body
 
     @property
     def digest(self) -> str:
@@ -619,11 +625,12 @@ def _kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[
         blocked.append(f'{match} counter name "blocked" reject with icmpx admin-prohibited')
     if not blocked:
         return []
-    passed_on = f'iifname != "{device}" jump kill_switch' if device else "jump kill_switch"
+    jump = f"jump {_KILL_SWITCH}"
+    passed_on = f'iifname != "{device}" {jump}' if device else jump
     return [
         "\tcounter blocked {\n\t}\n",
         _chain(
-            "kill_switch",
+            _KILL_SWITCH,
             "",
             [
                 f"oifname {{ {devices} }} return",
@@ -632,9 +639,7 @@ def _kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[
                 *blocked,
             ],
         ),
-        _chain(
-            "sent", "type filter hook output priority filter", [*exceptions, "jump kill_switch"]
-        ),
+        _chain("sent", "type filter hook output priority filter", [*exceptions, jump]),
         _chain("passed_on", "type filter hook forward priority filter", [passed_on]),
     ]
 

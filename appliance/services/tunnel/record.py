@@ -83,11 +83,11 @@ def _folders(folder: Path) -> tuple[Path, Path]:
     return folder, in_memory(folder / "any").parent
 
 
-def load(path: Path) -> list[Record]:
+def load(path: Path, earlier: bool = False) -> list[Record]:
     """The records of this boot in the order of making; none where there is no file.
 
-    Of an earlier boot the name servers are left, which stand in a file. A damaged file is moved
-    aside.
+    Of an earlier boot the name servers are left, which stand in a file; with ``earlier``, all that
+    was recorded then. A damaged file is moved aside.
     """
     found = _read(path)
     if found is None:
@@ -101,7 +101,7 @@ def load(path: Path) -> list[Record]:
         with contextlib.suppress(OSError):  # it stays, and what is written next counts
             os.replace(file, aside)
         return []
-    if boot == _boot_id():
+    if earlier or boot == _boot_id():
         return records
     return [record for record in records if isinstance(record.change, NameServers)]
 

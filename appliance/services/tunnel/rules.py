@@ -1,23 +1,12 @@
-"""The tables of nftables that we made: whether they are whole, and a copy that nobody can flush.
+"""Looks at the tables of nftables that we made: whether they are whole, and which are left."""
 
-Firewall scripts begin with `nft flush ruleset`, which takes everybody's tables away. The kernel
-tells who listens (rules_watch in links), and a table that is gone, or lost a rule, is made again.
-In the meantime a kill switch would be open. So its table has a copy with the flag ``owner``
-(Linux 5.12): such a table belongs to the netlink socket that made it, nobody else can change it,
-and it goes when its process ends, however that ends; the other one then still stands.
-"""
-
-import ctypes
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from .network import Change, NetworkError, PassedOn, Rules
+from .network import Change, PassedOn, Rules
 from .programs import Programs
-
-_log = logging.getLogger(__name__)
 
 _CHAIN: Final = re.compile(r"\s*chain (\S+) {")
 
@@ -45,6 +34,11 @@ def holds(change: Rules | PassedOn, programs: Programs) -> bool:
     return f'comment "{change.digest}"' in text and _lengths(text) == _lengths(change.body)
 
 
+def exists(table: str, programs: Programs) -> bool:
+    """Whether there is a table of this name."""
+    return f"table inet {table}" in programs.call("nft", "list", "tables", "inet").splitlines()
+
+
 def passed_on_devices(change: PassedOn, programs: Programs) -> set[str] | None:
     """The devices that the table lets through; None without a table."""
     text = _listed(change.table, programs)
@@ -53,10 +47,7 @@ def passed_on_devices(change: PassedOn, programs: Programs) -> set[str] | None:
 
 def _listed(table: str, programs: Programs) -> str:
     """The table as nft shows it, '' if there is none."""
-    tables = programs.call("nft", "list", "tables", "inet").splitlines()
-    if f"table inet {table}" not in tables:
-        return ""
-    return programs.call("nft", "list", "table", "inet", table)
+    return programs.call("nft", "list", "table", "inet", table) if exists(table, programs) else ""
 
 
 def _devices(text: str) -> set[str]:
@@ -76,62 +67,3 @@ def _lengths(text: str) -> Counter[str]:
         elif chain and line.strip():
             found[chain] += 1
     return found
-
-
-class HeldRules:
-    """Copies of tables that only this process can change; they go when it ends."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Rules] = {}
-        self._library: ctypes.CDLL | None = None
-        self._context = ctypes.c_void_p()
-        self._warned = False
-
-    def hold(self, rules: Rules) -> None:
-        """Hold this version of a table. Where the system cannot, there is no copy."""
-        if self._held.get(rules.table) == rules:
-            return
-        table = f"table inet {_copy_of(rules.table)}"
-        # In one transaction; one with another owner is the kernel's to clear away.
-        script = f"delete {table}\n" if rules.table in self._held else ""
-        try:
-            self._run(f"{script}{table} {{\n\tflags owner\n{rules.body}}}\n")
-        except NetworkError as error:
-            if not self._warned:
-                _log.warning("a flush of the ruleset opens kill switches for a moment: %s", error)
-            self._warned = True
-            return
-        self._held[rules.table] = rules
-
-    def release(self, table: str) -> None:
-        """Let a table go, if it is held."""
-        if self._held.pop(table, None) is not None:
-            try:
-                self._run(f"delete table inet {_copy_of(table)}\n")
-            except NetworkError as error:
-                _log.error("table %s stays until this process ends: %s", _copy_of(table), error)
-
-    def _run(self, script: str) -> None:
-        """Have libnftables do all of it or nothing; raises NetworkError."""
-        library = self._load()
-        if library.nft_run_cmd_from_buffer(self._context, script.encode()):
-            said = library.nft_ctx_get_error_buffer(self._context) or b""
-            raise NetworkError((said.decode(errors="replace").splitlines() or ["refused"])[0])
-
-    def _load(self) -> ctypes.CDLL:
-        if self._library is None:
-            try:
-                library = ctypes.CDLL("libnftables.so.1")
-            except OSError as error:
-                raise NetworkError("libnftables.so.1 is missing (nftables)") from error
-            library.nft_ctx_new.restype = ctypes.c_void_p
-            library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-            self._context = ctypes.c_void_p(library.nft_ctx_new(0))
-            library.nft_ctx_buffer_error(self._context)
-            library.nft_ctx_buffer_output(self._context)
-            self._library = library
-        return self._library
-
-
-def _copy_of(table: str) -> str:
-    return f"{table}-held"

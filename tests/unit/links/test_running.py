@@ -15,11 +15,11 @@ import pytest
 from appliance.aio.loop import Loop
 from appliance.config.links import Link
 from appliance.links import running
+from appliance.links.keeper import Keeper
 from appliance.links.link import State
 from appliance.links.reports import GO, Resolved
 from appliance.links.running import RunningLink
 from appliance.process.sandbox import Confinement
-from appliance.services.tunnel.rules import HeldRules
 
 PROCESS = 4711  # an id that nothing is sent to
 
@@ -44,7 +44,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLin
     loop = Loop()
     declared = Link(name="office", host="192.0.2.1", device="tun9")
     it = RunningLink(
-        declared, loop, lambda _: Straight(), Confinement(None, None, None), HeldRules(),  # type: ignore[arg-type,return-value]
+        declared, loop, lambda _: Straight(), Confinement(None, None, None), Keeper(),  # type: ignore[arg-type,return-value]
         lambda: None, lambda: None,
     )  # fmt: skip
     yield it

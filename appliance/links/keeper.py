@@ -1,0 +1,345 @@
+"""Keeps kill switches closed when somebody flushes nftables, in a process of its own.
+
+Firewall scripts begin with `nft flush ruleset`, which takes everybody's tables away. So the table
+of a closed kill switch has a copy with the flag ``owner`` (Linux 5.12): the copy belongs to the
+netlink socket that made it, nobody else can change it, and it goes when that socket's process ends.
+The keeper is that process:
+
+    culvert up --close, supervisor --"table and rules", over a unix socket--> keeper (root)
+
+It outlives the supervisor, whose end, restart or crash must not open a switch, and ends when its
+last copy is released, as `culvert down` does. Where the system cannot have such tables, there is
+no keeper, and a flush opens a switch until the supervisor has made its rules again.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from .. import log
+from ..aio.loop import Callback
+from ..aio.service_manager import notify
+from ..config.directories import runtime_directory
+from ..errors import CulvertError
+
+if TYPE_CHECKING:
+    from ..services.tunnel.network import Rules
+
+_log = logging.getLogger(__name__)
+
+# Our own choices
+_PATIENCE: Final = 10.0  # seconds for one request; a small board needs half of one
+_REQUEST_LIMIT: Final = 4 << 20  # bytes: a table for some 100 000 networks
+_POLL: Final = 0.05  # seconds
+_COPY: Final = "-held"  # what the name of a copy ends with
+
+_DONE: Final = "held by process"
+_NO_COPY: Final = "a flush of the ruleset opens kill switches for a moment: %s"
+
+# This very package, wherever it is, and nothing of the current directory.
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from appliance.links.keeper import main;"
+    " main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+def copy_of(table: str) -> str:
+    """The name of the copy of a table."""
+    return table + _COPY
+
+
+# -- for those who have tables to be kept ------------------------------------------------
+
+
+class Keeper:
+    """Has copies of tables held, and starts the keeper's process when there is something to hold.
+
+    A failure is told once: the tables themselves stand without copies, too. With ``watch``, which
+    is Loop.watch_reader, a keeper that is killed is followed by another.
+    """
+
+    def __init__(self, watch: Callable[[int, Callback | None], None] | None = None) -> None:
+        self.process = 0  # its id, once something is held
+        self._watch = watch
+        self._process_descriptor = -1
+        self._told: dict[str, str] = {}
+        self._warned = False
+
+    def hold(self, table: str, body: str) -> None:
+        """Hold ``body``, what stands between the table's braces, in place of an earlier one."""
+        if self._told.get(table) == body:
+            return
+        try:
+            self._hold(table, body)
+        except (CulvertError, OSError) as error:
+            if not self._warned:
+                _log.warning(_NO_COPY, error)
+            self._warned = True
+            return
+        self._told[table] = body
+
+    def release(self, table: str) -> None:
+        """Let a table's copy go, whoever had it made."""
+        self._told.pop(table, None)
+        try:
+            _request(table, "")
+        except (CulvertError, OSError) as error:
+            _log.error("%s is not released: %s", copy_of(table), error)
+
+    def release_all(self) -> None:
+        """Let all copies go, whoever had them made; returns when they are gone."""
+        self.release("")
+
+    def close(self) -> None:
+        """Watch no more; what is held stays held."""
+        if self._watch is not None and self._process_descriptor >= 0:
+            self._watch(self._process_descriptor, None)
+            os.close(self._process_descriptor)
+            self._process_descriptor = -1
+
+    def _follow(self, process: int) -> None:
+        """Learn when the keeper ends. Raises OSError."""
+        if process != self.process:
+            self.close()
+            self.process = process
+            if self._watch is not None:
+                self._process_descriptor = os.pidfd_open(process)
+                self._watch(self._process_descriptor, self._ended)
+
+    def _ended(self) -> None:
+        """Have another keeper hold what this one held for us."""
+        self.close()
+        self.process = 0
+        told, self._told = self._told, {}
+        for table, body in told.items():
+            self.hold(table, body)
+
+    def _hold(self, table: str, body: str) -> None:
+        """Raises CulvertError and OSError."""
+        deadline = time.monotonic() + _PATIENCE
+        while (process := _request(table, body)) is None:
+            try:
+                self._start()
+            except BlockingIOError:  # another one begins or ends
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL)
+        self._follow(process)
+
+    def _start(self) -> None:
+        """Raises OSError."""
+        lock = _lock()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _listen() as listening:
+                child = os.fork()
+                if child == 0:
+                    _become_keeper(lock, listening.fileno())
+                os.waitpid(child, 0)
+        finally:
+            os.close(lock)
+
+
+def _become_keeper(lock: int, listening: int) -> NoReturn:
+    """In a fork: leave its parent and its parent's memory behind."""
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            for standard in range(3):
+                os.dup2(null, standard)
+            os.chdir("/")
+            for each in (lock, listening):
+                os.set_inheritable(each, True)
+            root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+            words = ["-P", "-c", _START, root, str(lock), str(listening)]
+            os.execv(sys.executable, [sys.executable, *words])
+    finally:
+        os._exit(0)
+
+
+def _request(table: str, body: str) -> int | None:
+    """Ask the keeper; returns its process id, None if there is none.
+
+    Raises CulvertError with its answer, and OSError.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_PATIENCE)
+        try:
+            sock.connect(str(_socket_path()))
+            sock.sendall(f"{table}\n{body}".encode())
+            sock.shutdown(socket.SHUT_WR)
+            answer = _read_all(sock)
+        except (FileNotFoundError, ConnectionError):
+            return None
+    if not answer:  # it ended before it read this
+        return None
+    done, _, process = answer.decode().rpartition(" ")
+    if done != _DONE:
+        raise CulvertError(answer.decode())
+    return int(process)
+
+
+def _lock() -> int:
+    """The file whose lock the keeper has. Raises OSError."""
+    path = runtime_directory() / "keeper.lock"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _socket_path() -> Path:
+    return runtime_directory() / "keeper.sock"
+
+
+def _listen() -> socket.socket:
+    """The socket of the keeper, which root alone can reach. The caller has the lock."""
+    path = _socket_path()
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # of one that was killed
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    listening.listen()
+    return listening
+
+
+def _read_all(sock: socket.socket) -> bytes:
+    """Everything until the other end has no more. Raises OSError, also for too much."""
+    data = bytearray()
+    while part := sock.recv(65536):
+        data += part
+        if len(data) > _REQUEST_LIMIT:
+            raise OSError("too long")
+    return bytes(data)
+
+
+# -- the process -------------------------------------------------------------------------
+
+
+def main(lock: int, listening: int) -> NoReturn:
+    """Be the keeper that a supervisor has started, until nothing is held any more."""
+    log.set_up("culvert-keeper", logging.INFO, False)
+    serve(Copies(), socket.socket(fileno=listening), lock, stays=False)
+    os._exit(0)
+
+
+def stay(closed: Callable[[], Iterable["Rules"]]) -> NoReturn:
+    """Be the keeper until a signal ends this process; ``closed`` says what to hold first.
+
+    Where another keeper runs, has that one hold it, and waits for its end. Raises OSError.
+    """
+    lock = _lock()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = Keeper()
+        for rules in closed():
+            other.hold(rules.table, rules.body)
+        notify("READY=1")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    copies = Copies()
+    with _listen() as listening:
+        for rules in closed():
+            try:
+                copies.hold(rules.table, rules.body)
+            except CulvertError as error:
+                _log.warning(_NO_COPY, error)
+        notify("READY=1")
+        serve(copies, listening, lock, stays=True)
+    raise AssertionError("a keeper that stays ends by a signal only")
+
+
+def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) -> None:
+    """Answer one request after the other; unless it ``stays``, until nothing is held.
+
+    Then another keeper can be started as soon as the last request is answered.
+    """
+    while True:
+        asking, _ = listening.accept()
+        with asking:
+            asking.settimeout(_PATIENCE)
+            try:
+                table, _, body = _read_all(asking).decode().partition("\n")
+                copies.answer(table, body)
+                answer = f"{_DONE} {os.getpid()}"
+            except (CulvertError, OSError, UnicodeDecodeError) as error:
+                answer = str(error)
+            ends = not copies and not stays
+            if ends:
+                _socket_path().unlink(missing_ok=True)
+                os.close(lock)
+            with contextlib.suppress(OSError):
+                asking.sendall(answer.encode())
+        if ends:
+            return
+
+
+class Copies:
+    """Copies of tables that only this process can change; they go when it ends."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, str] = {}
+        self._library: ctypes.CDLL | None = None
+        self._context = ctypes.c_void_p()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def answer(self, table: str, body: str) -> None:
+        """Hold a table, release it if there is no body, or all if it has no name.
+
+        Raises CulvertError.
+        """
+        if body:
+            self.hold(table, body)
+        elif table:
+            self._release(table)
+        else:
+            for each in list(self._held):
+                self._release(each)
+
+    def hold(self, table: str, body: str) -> None:
+        """Hold this version of a table. Raises CulvertError."""
+        if self._held.get(table) == body:
+            return
+        copy = f"table inet {copy_of(table)}"
+        # In one transaction.
+        script = f"delete {copy}\n" if table in self._held else ""
+        self._run(f"{script}{copy} {{\n\tflags owner\n{body}}}\n")
+        self._held[table] = body
+
+    def _release(self, table: str) -> None:
+        if table in self._held:
+            self._run(f"delete table inet {copy_of(table)}\n")
+            del self._held[table]
+
+    def _run(self, script: str) -> None:
+        """Have libnftables do all of it or nothing; raises CulvertError."""
+        library = self._load()
+        if library.nft_run_cmd_from_buffer(self._context, script.encode()):
+            said = library.nft_ctx_get_error_buffer(self._context) or b""
+            raise CulvertError((said.decode(errors="replace").splitlines() or ["refused"])[0])
+
+    def _load(self) -> ctypes.CDLL:
+        if self._library is None:
+            try:
+                library = ctypes.CDLL("libnftables.so.1")
+            except OSError as error:
+                raise CulvertError("libnftables.so.1 is missing (nftables)") from error
+            library.nft_ctx_new.restype = ctypes.c_void_p
+            library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+            self._context = ctypes.c_void_p(library.nft_ctx_new(0))
+            library.nft_ctx_buffer_error(self._context)
+            library.nft_ctx_buffer_output(self._context)
+            self._library = library
+        return self._library
