@@ -4,9 +4,9 @@ import logging
 import sys
 from typing import Final, TextIO
 
+from ..client import prompts
 from ..errors import UsageError
 from ..log import harmless
-from . import prompts
 
 _LEVELS: Final = {
     "QUIET": logging.CRITICAL,

@@ -15,14 +15,14 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from .. import log
+from ..client.login import Login
+from ..client.ssh_config import load
 from ..config.links import Link, LinksConfig, load_links_config
 from ..errors import CulvertError, UsageError
 from ..links import lock
 from ..links.control import Answer, NotRunning, request
 from ..links.status import LinkStatus, from_json, to_table
-from .login import Login
 from .options import Option, Options, help_text, parse
-from .ssh_config import load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,12 +11,12 @@ import sys
 from typing import Final
 
 from .. import __version__
+from ..client.host_options import HostOptions, keyword_fields
+from ..client.ssh_config import Person, load
 from ..errors import CulvertError, UsageError
 from ..log import harmless
 from . import client_log
-from .host_options import HostOptions, keyword_fields
 from .options import Option, Options, help_text, parse
-from .ssh_config import Person, load
 
 FAILURE: Final = 255  # ssh(1), EXIT STATUS
 
@@ -322,7 +322,7 @@ def _described(settings: HostOptions) -> str:
 
 def _tell_master(command: str, settings: HostOptions) -> int:
     """-O: the exit status."""
-    from .control_client import COMMANDS, ControlClient
+    from ..client.control_client import COMMANDS, ControlClient
 
     if command not in COMMANDS:
         raise UsageError(f"-O {command}: expected one of {', '.join(COMMANDS)}")
@@ -348,7 +348,7 @@ def _run(options: HostOptions, line: _CommandLine, window: int | None) -> int:
     if options.fork_after_authentication and not (command or options.session_type == "none"):
         raise UsageError("-f needs a command to run, or -N")
     if options.control_path is not None and options.control_master not in ("yes", "ask"):
-        from .control_client import ControlClient, NoMaster
+        from ..client.control_client import ControlClient, NoMaster
 
         try:
             client = ControlClient(options)
@@ -358,7 +358,7 @@ def _run(options: HostOptions, line: _CommandLine, window: int | None) -> int:
             status = client.run(command, quiet)
             _log.debug("Exit status %d", status)
             return status
-    from .client import Client
+    from ..client.client import Client
 
     status = Client(options, command, quiet).run(window)
     _log.debug("Exit status %d", status)

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable
 
 from appliance.aio import proxy
-from appliance.cli import control_messages
-from appliance.cli.ssh_config import Person, load
+from appliance.client import control_messages
+from appliance.client.ssh_config import Person, load
 from appliance.config import forwards, hosts
 from appliance.crypto import authorized_keys, key_files, keys, known_hosts, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError

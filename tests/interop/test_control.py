@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.control_messages import Check, NewSession, Running, Suspend
+from appliance.client.control_messages import Check, NewSession, Running, Suspend
 from tests.interop.conftest import OURS, logins, pair_of
 from tests.interop.test_forwards import Echo, assert_echoes, eventually, listens
 from tests.netns import wait_until

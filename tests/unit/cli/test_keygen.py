@@ -550,7 +550,7 @@ def test_dropbearconvert_names_a_mistake_in_one_line(
         ("appliance.crypto.authorized_keys", ["dataclasses", "ipaddress", "datetime"]),
         ("appliance.crypto.known_hosts", ["dataclasses", "cryptography", "hmac"]),
         ("appliance.cli.options", ["getopt", "argparse", "gettext"]),
-        ("appliance.cli.ssh_config", ["dataclasses", "glob", "pwd", "hashlib"]),
+        ("appliance.client.ssh_config", ["dataclasses", "glob", "pwd", "hashlib"]),
         ("appliance.cli.keygen", ["getpass", "bcrypt", "cryptography", "asyncio", "argparse"]),
     ],
 )

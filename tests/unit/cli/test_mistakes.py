@@ -15,7 +15,7 @@ from tests.peers import CULVERT, environment, find_program, free_port
 # Another user may not be able to read the interpreter's files, so all is imported before.
 AS_NOBODY = """
 import os, sys, encodings.idna, logging.handlers
-import appliance.cli.ssh, appliance.cli.sshd, appliance.cli.tunnel
+import appliance.cli.ssh, appliance.cli.sshd, appliance.client.tunnel
 import appliance.process.listener, appliance.services.tunnel.device, cattrs, tomllib, difflib
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 module = getattr(appliance.cli, sys.argv[1])

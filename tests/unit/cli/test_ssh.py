@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import ssh
-from appliance.cli.login import Login
 from appliance.cli.ssh import main
+from appliance.client.login import Login
 
 
 def described(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from appliance.cli import prompts
-from appliance.cli.credentials import UserCredentials
-from appliance.cli.host_trust import HostTrust
-from appliance.cli.ssh_config import load
+from appliance.client import prompts
+from appliance.client.credentials import UserCredentials
+from appliance.client.host_trust import HostTrust
+from appliance.client.ssh_config import load
 from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
 from appliance.crypto.key_files import dump_openssh
 from appliance.crypto.keys import PrivateKey, certificate_name, generate

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.aio.listening import identity
-from appliance.cli.control_client import ControlClient, NoMaster, _remove_dead
-from appliance.cli.host_options import HostOptions
+from appliance.client.control_client import ControlClient, NoMaster, _remove_dead
+from appliance.client.host_options import HostOptions
 from tests.peers import private_folder
 
 

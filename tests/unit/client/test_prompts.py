@@ -7,7 +7,7 @@ from tests.peers import ROOT
 
 _TELLS = """
 import os
-from appliance.cli.prompts import tell
+from appliance.client.prompts import tell
 os.set_blocking(2, False)  # as a session does with a pipe
 for number in range(3):
     tell(str(number) * 500_000)

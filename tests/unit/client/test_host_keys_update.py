@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 import pytest
 
-from appliance.cli import prompts
-from appliance.cli.host_keys_update import HostKeysUpdate
-from appliance.cli.known_hosts_file import locked
-from appliance.cli.ssh_config import Person, load
+from appliance.client import prompts
+from appliance.client.host_keys_update import HostKeysUpdate
+from appliance.client.known_hosts_file import locked
+from appliance.client.ssh_config import Person, load
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import MalformedMessage
 from appliance.ssh.transport import HostBinding

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli import ssh, tunnel
-from appliance.cli.client import Client
-from appliance.cli.credentials import UserCredentials
-from appliance.cli.host_trust import HostTrust
-from appliance.cli.ssh_config import load
+from appliance.cli import ssh
+from appliance.client import tunnel
+from appliance.client.client import Client
+from appliance.client.credentials import UserCredentials
+from appliance.client.host_trust import HostTrust
+from appliance.client.ssh_config import load
 from appliance.config.forwards import forward
 from appliance.services.forward_client import ForwardClient, Settings
 from appliance.services.session_client import SessionClient, Streams, Wanted

@@ -16,8 +16,8 @@ from .login import Login
 from .prompts import show, tell
 
 if TYPE_CHECKING:
-    from .client_session import ClientSession
     from .control_master import ControlSocket
+    from .session import ClientSession
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Client(ConnectionHandler):
                     return self._first_client()
                 options = self._become_master()
             from ..services.session_client import CONNECTION_FAILED
-            from .client_session import ClientSession
+            from .session import ClientSession
 
             self._session = ClientSession(
                 options, connection, sock, self._command, self._quiet, tunnel, control

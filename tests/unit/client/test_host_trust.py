@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from appliance.cli import login as login_module
-from appliance.cli import prompts
-from appliance.cli.credentials import UserCredentials
-from appliance.cli.host_options import HostOptions
-from appliance.cli.host_trust import HostTrust
-from appliance.cli.ssh_config import load
+from appliance.client import login as login_module
+from appliance.client import prompts
+from appliance.client.credentials import UserCredentials
+from appliance.client.host_options import HostOptions
+from appliance.client.host_trust import HostTrust
+from appliance.client.ssh_config import load
 from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
 from appliance.crypto.keys import PrivateKey, PublicKey, generate, is_certificate_name
 from appliance.crypto.revoked import RevocationList

@@ -1,7 +1,7 @@
 """A client with a connection of its own, against a server that a test plays."""
 
-from appliance.cli.client import Client
-from appliance.cli.host_options import HostOptions
+from appliance.client.client import Client
+from appliance.client.host_options import HostOptions
 from appliance.wire.messages import ChannelOpen, ChannelOpenFailure, UserauthSuccess
 from tests.protocol.harness import Script, make_client
 

@@ -11,11 +11,11 @@ import pytest
 
 from appliance.aio.dial import DialFailed
 from appliance.aio.proxy import ProxyFailed
-from appliance.cli import login as login_module
-from appliance.cli.host_options import HostOptions
-from appliance.cli.host_trust import HostTrust
-from appliance.cli.login import Login
-from appliance.cli.ssh_config import load
+from appliance.client import login as login_module
+from appliance.client.host_options import HostOptions
+from appliance.client.host_trust import HostTrust
+from appliance.client.login import Login
+from appliance.client.ssh_config import load
 from appliance.crypto.key_files import dump_openssh
 from appliance.crypto.keys import generate
 from appliance.errors import CulvertError, HostKeyRejected, UsageError

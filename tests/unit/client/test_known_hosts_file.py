@@ -4,7 +4,7 @@ import os
 import threading
 from pathlib import Path
 
-from appliance.cli.known_hosts_file import locked
+from appliance.client.known_hosts_file import locked
 
 
 def test_no_line_is_lost_or_torn_between_who_adds_and_who_replaces(tmp_path: Path) -> None:

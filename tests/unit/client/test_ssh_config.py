@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.cli import ssh_config
-from appliance.cli.host_options import HostOptions
-from appliance.cli.ssh_config import Person, check_host, check_user, expand, load, split_words
-from appliance.cli.ssh_keywords import TUNNEL_ANY
+from appliance.client import ssh_config
+from appliance.client.host_options import HostOptions
+from appliance.client.ssh_config import Person, check_host, check_user, expand, load, split_words
+from appliance.client.ssh_keywords import TUNNEL_ANY
 from appliance.errors import UsageError
 from tests.peers import find_program
 

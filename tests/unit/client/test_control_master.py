@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from appliance.aio.loop import Loop
-from appliance.cli import prompts
-from appliance.cli.control_master import ControlMaster, ControlSocket
-from appliance.cli.control_messages import Check, Ended, NewSession, NewStdioForward, Running
+from appliance.client import prompts
+from appliance.client.control_master import ControlMaster, ControlSocket
+from appliance.client.control_messages import Check, Ended, NewSession, NewStdioForward, Running
 from appliance.process import accounts
 from appliance.wire.codec import Message
 from tests.peers import private_folder
