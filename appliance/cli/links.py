@@ -15,9 +15,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from .. import log
-from ..client.login import Login
-from ..client.ssh_config import load
-from ..config.links import Link, LinksConfig, load_links_config
+from ..config.links import Link, LinksConfig
 from ..errors import CulvertError, UsageError
 from ..links import lock
 from ..links.control import Answer, NotRunning, request
@@ -90,6 +88,8 @@ def main(arguments: list[str], name: str) -> int:
 
 
 def _up(options: Options) -> int:
+    from ..links.declarations import read
+
     running = _declarations_in_use()
     path = os.path.abspath(options.value("c") or running or DEFAULT_FILE)
     names = options.operands
@@ -98,7 +98,7 @@ def _up(options: Options) -> int:
     if "close" in options:
         _require_root()
         return _close(path, names, "F" in options)
-    config = _read(path)
+    config = read(path)
     chosen = _chosen(config, names, path)
     if "check" in options:
         print(f"{path}: {len(config.link)} links, nothing wrong")
@@ -129,61 +129,12 @@ def _declarations_in_use() -> str | None:
         return None
 
 
-def _read(path: str) -> LinksConfig:
-    """The declarations, with what only a login would find out; raises UsageError."""
-    from ..services.tunnel.network import plan
-
-    config = load_links_config(path)
-    _check_owner(path)
-    if not config.link:
-        raise UsageError(f"{path}: no [[link]] is declared there")
-    for link in config.link:
-        try:
-            login_for(link)
-            plan(f"link-{link.name}", link, "tun0" if link.device == "any" else link.device)
-        except UsageError as error:
-            raise UsageError(f"{path}: link '{link.name}': {error}") from error
-    return config
-
-
-def _check_owner(path: str) -> None:
-    """Whoever may write the file has root run commands and change routes."""
-    status = os.stat(path)
-    if not os.geteuid() and (status.st_uid or status.st_mode & 0o022):
-        raise UsageError(f"{path}: others than root may write it: chown root, chmod go-w")
-
-
 def _chosen(config: LinksConfig, names: Sequence[str], path: str) -> list[Link]:
     declared = {link.name: link for link in config.link}
     for name in names:
         if name not in declared:
             raise UsageError(f"{path} declares no link '{name}'; there are {', '.join(declared)}")
     return [declared[name] for name in names or declared]
-
-
-def login_for(link: Link) -> Login:
-    """The way to the link's server; what the link leaves open is ssh_config's."""
-    given: list[str | tuple[str, str]] = [
-        ("BatchMode", "yes"),
-        ("StrictHostKeyChecking", "yes"),
-        ("ConnectTimeout", str(link.connect_timeout)),
-    ]
-    if link.identity_file:
-        given += [("IdentityFile", link.identity_file), ("IdentitiesOnly", "yes")]
-    for keyword, value in (
-        ("Port", str(link.port or "")),
-        ("User", link.user),
-        ("UserKnownHostsFile", link.known_hosts_file),
-        ("ProxyJump", ",".join(link.proxy_jump)),
-        ("Proxy", link.proxy),
-        ("ProxyCommand", link.proxy_command),
-    ):
-        if value:
-            given.append((keyword, value))
-    options = load(link.host, given, None)
-    if link.host_key:
-        options.host_key_line = link.host_key
-    return Login(options)
 
 
 def _show_changes(links: Sequence[Link]) -> int:
@@ -216,6 +167,7 @@ def _outside(link: Link) -> "Outside":
     """Where the link dials first, as far as its name can be resolved now."""
     import socket
 
+    from ..links.declarations import login_for
     from ..services.tunnel.network import Outside
 
     hop = login_for(link).first_hop
@@ -236,6 +188,7 @@ def _close(path: str, names: Sequence[str], stays: bool) -> int:
     Where the declarations cannot be read, what was closed when they last could be.
     """
     from ..links import keeper
+    from ..links.declarations import read
     from ..links.running import closed_rules, record_of
     from ..links.supervisor import left_closed
 
@@ -244,7 +197,7 @@ def _close(path: str, names: Sequence[str], stays: bool) -> int:
     if not supervised:
         os.close(lock.take("" if lock.last_declarations() else path))
         try:
-            links = _chosen(_read(path), names, path)
+            links = _chosen(read(path), names, path)
             switches = {record_of(each.name): one for each in links for one in closed_rules(each)}
         except UsageError as error:
             print(f"culvert up: {error}", file=sys.stderr)
@@ -299,14 +252,14 @@ def _start(options: Options, path: str, chosen: list[Link]) -> int:
     level = logging.DEBUG if "v" in options else logging.INFO
     if "F" in options:
         log.set_up("culvert-links", level, "E" in options)
-        Supervisor(path, _read, login_for).run(names)
+        Supervisor(path).run(names)
         return 0
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             log.set_up("culvert-links", level, "E" in options)
-            supervisor = Supervisor(path, _read, login_for)  # its mistakes are told here
+            supervisor = Supervisor(path)  # its mistakes are told here
             daemonize()
             log.set_up("culvert-links", level, "E" in options)
             supervisor.run(names)

@@ -18,6 +18,7 @@ from .. import log
 from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
+from ..client.login import Login
 from ..config.links import Link
 from ..errors import AuthenticationFailed, CulvertError, HostKeyRejected, PeerError, UsageError
 from ..log import harmless
@@ -30,7 +31,7 @@ from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
 from .lookup import look_up
 from .reports import GO, PROBE, Alive, Failed, Line, Opened, Resolved
 from .signer import Signer
-from .way import Login, Way
+from .way import Way
 
 _log = logging.getLogger(__name__)
 

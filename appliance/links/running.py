@@ -35,11 +35,11 @@ from ..services.tunnel.rules import holds, tables
 from ..wire.tun import MODES, HandedOut
 from . import reports
 from .carrier import carry
+from .declarations import login_for
 from .keeper import Keeper
 from .link import Event, LinkLife, State
 from .lookup import ADDRESSES_LIMIT, name_servers, stub_users
 from .remembered import Remembered
-from .way import Login
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,6 @@ class RunningLink:
         self,
         link: Link,
         loop: Loop,
-        login_for: Callable[[Link], Login],
         confinement: Confinement,
         keeper: Keeper,
         changed: Callable[[], None],
@@ -106,7 +105,6 @@ class RunningLink:
         self.offload = False
         self.round_trip: float | None = None  # seconds
         self._loop = loop
-        self._login_for = login_for
         self._confinement = confinement
         self._keeper = keeper
         self._changed = changed
@@ -346,7 +344,7 @@ class RunningLink:
         self._hop = None
         try:
             self._close_switch()
-            login = self._login_for(self.link)
+            login = login_for(self.link)
             self._hop = login.first_hop
         except UsageError as error:
             self._refuse(str(error))

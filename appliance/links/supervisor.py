@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from ..aio.loop import Loop
 from ..aio.processor import aes_is_fast
 from ..aio.service_manager import notify
 from ..config.directories import network_records
-from ..config.links import Link, LinksConfig
+from ..config.links import Link
 from ..crypto.suites import default_algorithms
 from ..errors import CulvertError, UsageError
 from ..process import sandbox, seccomp
@@ -29,14 +29,13 @@ from ..services.tunnel.kernel import reconcile_apart, recorded
 from ..services.tunnel.network import Rules, table_of
 from ..services.tunnel.rules import tables
 from ..services.tunnel.rules_watch import RulesWatch
-from . import lock, metrics
+from . import declarations, lock, metrics
 from .control import Answer, ControlSocket
 from .keeper import Keeper
 from .link import State
 from .network_watch import NetworkWatch
 from .running import RunningLink, close, record_of
 from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
-from .way import Login
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +52,12 @@ RESOLVER_UID: Final = 61297  # of those that ask for names
 class Supervisor:
     """All links of this machine, of which there is one supervisor.
 
-    ``load`` reads the declarations at ``path`` and raises UsageError; ``login_for`` makes the
-    way to a link's server.
+    ``path`` is that of their declarations. Raises UsageError.
     """
 
-    def __init__(
-        self,
-        path: str,
-        load: Callable[[str], LinksConfig],
-        login_for: Callable[[Link], Login],
-    ) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._load = load
-        self._login_for = login_for
-        self._config = load(path)
+        self._config = declarations.read(path)
         self._links: dict[str, RunningLink] = {}
         self._confinement = sandbox.Confinement(
             sandbox.prepare(USERS, SPARE_UID),
@@ -135,7 +126,6 @@ class Supervisor:
                 running = self._links[link.name] = RunningLink(
                     link,
                     self._loop,
-                    self._login_for,
                     self._confinement,
                     self._keeper,
                     self._tell,
@@ -205,7 +195,7 @@ class Supervisor:
 
     def _up(self, names: Collection[str] | None) -> None:
         """Read the declarations again and start ``names``; UsageError changes nothing."""
-        config = self._load(self._path)
+        config = declarations.read(self._path)
         declared = {link.name for link in config.link}
         for name in names or ():
             if name not in declared:
@@ -220,7 +210,7 @@ class Supervisor:
     def _reload(self) -> None:
         """SIGHUP: the declarations may have changed; nothing is started that was not wanted."""
         try:
-            self._config = self._load(self._path)
+            self._config = declarations.read(self._path)
         except UsageError as error:
             _log.error("the links stay as they are: %s", error)
             return

@@ -11,17 +11,17 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from .. import log
 from ..aio.driver import Driver
 from ..aio.loop import Loop
+from ..client.login import Login
 from ..errors import CulvertError, PeerError
 from ..log import harmless
 from ..process import sandbox
 from ..services.forward import SocketSplice
 from ..services.tunnel.network import MARK
-from ..ssh.auth_client import Identity
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.forward import DIRECT_TCPIP, DirectTcpip
 from .signer import Signer, fork
@@ -30,35 +30,6 @@ _log = logging.getLogger(__name__)
 
 # Our own choice
 _REASON: Final = 1000  # bytes
-
-
-class Login(Protocol):
-    """The way to an authenticated connection, in the steps between which root is given up."""
-
-    @property
-    def first_hop(self) -> tuple[str, int] | None:
-        """Host and port of whatever is dialled first; None if a command does it."""
-        ...
-
-    def jump(self) -> tuple["Login", tuple[str, int]] | None:
-        """The login to the last jump host, and where that connects to; None without one."""
-        ...
-
-    def load_identities(self) -> tuple[Identity, ...]:
-        """Read the keys, while files can be read."""
-        ...
-
-    def use_identities(self, identities: Sequence[Identity]) -> None:
-        """Try these keys and no others."""
-        ...
-
-    def dial(self, addresses: Sequence[str] = (), mark: int = 0) -> socket.socket:
-        """Connect to the first hop, by ``addresses`` if there are any."""
-        ...
-
-    def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
-        """The login; raises CulvertError."""
-        ...
 
 
 class Way:

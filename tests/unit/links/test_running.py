@@ -38,13 +38,14 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLin
     monkeypatch.setattr(running, "reconcile_apart", lambda *_: None)
     monkeypatch.setattr(running, "open_device", lambda *_: (os.open(os.devnull, os.O_RDWR), ""))
     monkeypatch.setattr(running, "is_attached", lambda _: True)
+    monkeypatch.setattr(running, "login_for", lambda _: Straight())
     monkeypatch.setattr(os, "fork", lambda: PROCESS)
     monkeypatch.setattr(os, "waitpid", lambda *_: (PROCESS, signal.SIGKILL))
     monkeypatch.setattr(os, "kill", lambda *_: None)
     loop = Loop()
     declared = Link(name="office", host="192.0.2.1", device="tun9")
     it = RunningLink(
-        declared, loop, lambda _: Straight(), Confinement(None, None, None), Keeper(),  # type: ignore[arg-type,return-value]
+        declared, loop, Confinement(None, None, None), Keeper(),
         lambda: None, lambda: None,
     )  # fmt: skip
     yield it
