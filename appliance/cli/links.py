@@ -246,7 +246,7 @@ def _refuse_to_open(path: str, config: LinksConfig) -> None:
 def _start(options: Options, path: str, chosen: list[Link]) -> int:
     """Become the supervisor, or leave one behind and wait for its links."""
     from ..links.supervisor import Supervisor
-    from ..process.listener import daemonize
+    from ..process.daemon import daemonize
 
     names = {link.name for link in chosen} if options.operands else None
     level = logging.DEBUG if "v" in options else logging.INFO

@@ -150,7 +150,8 @@ def _settings(options: Options, path: str | None) -> ServerConfig:
 
 def _serve(options: Options) -> int:
     from .. import log
-    from ..process.listener import Listener, bind, daemonize
+    from ..process.daemon import daemonize
+    from ..server.listener import Listener, bind
 
     if (path := options.value("config")) is not None:
         path = os.path.abspath(path)  # a daemon leaves this directory, and may read it again

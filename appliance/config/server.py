@@ -141,7 +141,7 @@ class ServerConfig(ConnectionConfig):
     # What comes from this machine is often a proxy in front of everybody.
     per_source_penalty_exempt_list: tuple[str, ...] = ("127.0.0.0/8", "::1")
 
-    audit_file: str = ""  # one JSON object a line, see appliance/process/audit.py
+    audit_file: str = ""  # one JSON object a line, see appliance/server/audit.py
     audit_commands: bool = False  # with the commands that users run
 
     banner: str = ""  # a file's name

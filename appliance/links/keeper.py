@@ -29,6 +29,7 @@ from ..aio.loop import Callback
 from ..aio.service_manager import notify
 from ..config.directories import runtime_directory
 from ..errors import CulvertError
+from ..process.daemon import daemonize
 
 if TYPE_CHECKING:
     from ..services.tunnel.network import Rules
@@ -140,6 +141,7 @@ class Keeper:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with _listen() as listening:
+                sys.stdout.flush()  # or what waits there is written twice
                 child = os.fork()
                 if child == 0:
                     _become_keeper(lock, listening.fileno())
@@ -151,19 +153,14 @@ class Keeper:
 def _become_keeper(lock: int, listening: int) -> NoReturn:
     """In a fork: leave its parent and its parent's memory behind."""
     try:
-        os.setsid()
-        if os.fork() == 0:
-            null = os.open(os.devnull, os.O_RDWR)
-            for standard in range(3):
-                os.dup2(null, standard)
-            os.chdir("/")
-            for each in (lock, listening):
-                os.set_inheritable(each, True)
-            root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            words = ["-P", "-c", _START, root, str(lock), str(listening)]
-            os.execv(sys.executable, [sys.executable, *words])
+        daemonize()
+        for each in (lock, listening):
+            os.set_inheritable(each, True)
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        words = ["-P", "-c", _START, root, str(lock), str(listening)]
+        os.execv(sys.executable, [sys.executable, *words])
     finally:
-        os._exit(0)
+        os._exit(1)
 
 
 def _request(table: str, body: str) -> int | None:

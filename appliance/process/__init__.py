@@ -1,1 +1,1 @@
-"""The server's processes: a listener, and for each connection a monitor and a worker."""
+"""A process that reads from the network: what it gives up, what it shares, and whom it tells."""

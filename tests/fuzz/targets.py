@@ -16,7 +16,7 @@ from appliance.client.ssh_config import Person, load
 from appliance.config import forwards, hosts
 from appliance.crypto import authorized_keys, key_files, keys, known_hosts, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError
-from appliance.process import requests
+from appliance.server import requests
 from appliance.services.agent_client import Agent
 from appliance.services.terminal import apply_modes
 from appliance.services.tunnel.offload import (

@@ -20,7 +20,7 @@ from appliance.wire.tun import ANY_UNIT, CHANNEL_TYPE, POINT_TO_POINT
 from tests.netns import wait_until
 from tests.peers import CULVERT, Account, end, temporary_account
 from tests.sites import PORT, LinkedSite, Routed, pause
-from tests.unit.process.conftest import Dialler
+from tests.unit.server.conftest import Dialler
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 

@@ -16,11 +16,12 @@ LAYERS = {
     "aio": 3,
     "services": 4,
     "process": 5,
-    "client": 5,
-    "links": 6,
-    "cli": 7,
-    "multicall": 8,
-    "__main__": 9,
+    "server": 6,
+    "client": 6,
+    "links": 7,
+    "cli": 8,
+    "multicall": 9,
+    "__main__": 10,
 }
 EVERYBODYS = {"errors", "config", "log", "__version__"}
 PURE = ("wire", "crypto", "ssh")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from appliance.process import host_keys
+from appliance.server import host_keys
 from tests.peers import CULVERT, environment, find_program, free_port
 
 # Another user may not be able to read the interpreter's files, so all is imported before.
 AS_NOBODY = """
 import os, sys, encodings.idna, logging.handlers
 import appliance.cli.ssh, appliance.cli.sshd, appliance.client.tunnel
-import appliance.process.listener, appliance.services.tunnel.device, cattrs, tomllib, difflib
+import appliance.server.listener, appliance.services.tunnel.device, cattrs, tomllib, difflib
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 module = getattr(appliance.cli, sys.argv[1])
 raise SystemExit(module.main(sys.argv[2:], sys.argv[1]))

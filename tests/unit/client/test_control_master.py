@@ -14,7 +14,7 @@ from appliance.aio.loop import Loop
 from appliance.client import prompts
 from appliance.client.control_master import ControlMaster, ControlSocket
 from appliance.client.control_messages import Check, Ended, NewSession, NewStdioForward, Running
-from appliance.process import accounts
+from appliance.server import accounts
 from appliance.wire.codec import Message
 from tests.peers import private_folder
 

@@ -12,21 +12,12 @@ import pytest
 from appliance.config.server import Tunnel
 from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions
 from appliance.errors import UsageError
-from appliance.process import (
-    tunnel_grants,
-    tunnels,
-)
-from appliance.process.requests import (
-    GRANTED,
-    TUNNELS_LIMIT,
-    ClientAnswers,
-    CloseTunnel,
-    OpenTunnel,
-)
+from appliance.server import tunnel_grants, tunnels
+from appliance.server.requests import GRANTED, TUNNELS_LIMIT, ClientAnswers, CloseTunnel, OpenTunnel
 from appliance.wire.codec import Reader
 from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 from tests.peers import Account
-from tests.unit.process.office import (
+from tests.unit.server.office import (
     KEY,
     USER,
     Make,

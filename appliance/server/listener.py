@@ -19,7 +19,6 @@ import signal
 import socket
 import stat
 import struct
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -32,18 +31,8 @@ from ..aio.service_manager import notify
 from ..config.server import ServerConfig
 from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import CulvertError, UsageError
-from . import (
-    audit,
-    factors,
-    host_keys,
-    matching,
-    merging,
-    sandbox,
-    seccomp,
-    tunnels,
-    user_keys,
-    worker,
-)
+from ..process import merging, sandbox, seccomp
+from . import audit, factors, host_keys, matching, tunnels, user_keys, worker
 from .key_holder import KeyHolder
 from .monitor import Monitor
 from .peer import Peer
@@ -350,7 +339,7 @@ class Listener:
 
     def _preload(self) -> None:
         """Do once what every connection does, so that forks find it in memory."""
-        from .rehearsal import rehearse
+        from ..process.rehearsal import rehearse
 
         rehearse(self._job.algorithms)
         gc.collect()
@@ -512,18 +501,3 @@ def _read_banner(path: str) -> str:
             return file.read(16384)
     except OSError as error:
         raise UsageError(f"banner {path}: {error.strerror}") from error
-
-
-def daemonize() -> None:
-    """Leave the terminal and the caller; standard descriptors go to /dev/null."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.chdir("/")

@@ -14,7 +14,7 @@ from nacl import pwhash
 
 from appliance.config.server import ServerConfig
 from appliance.crypto.keys import generate
-from appliance.process import accounts
+from appliance.server import accounts
 from tests.peers import Account, private_folder, temporary_account
 
 KEY = generate("ssh-ed25519").public

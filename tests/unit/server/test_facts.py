@@ -12,7 +12,7 @@ import pytest
 from appliance.wire.messages import Disconnect
 from tests.netns import wait_until
 from tests.peers import CLIENTS, Account, Keyring, Login, Server, find_program
-from tests.unit.process.conftest import Dialler, is_alone
+from tests.unit.server.conftest import Dialler, is_alone
 
 Serve = Callable[..., Server]
 Dial = Callable[[Server], Dialler]

@@ -16,11 +16,12 @@ from collections.abc import Callable
 
 from ..config.server import ServerConfig
 from ..errors import MalformedMessage
-from . import audit, merging, programs, tunnels
+from ..process import merging
+from ..process.passed_lines import PassedLines
+from . import audit, programs, tunnels
 from .authentication import Authentication, Login
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
-from .passed_lines import PassedLines
 from .peer import Peer
 from .penalties import Ending
 from .requests import (

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from ..aio import connecting
 from ..aio.listening import LocalListener, bind_addresses, listen
 from ..config.hosts import endpoint
+from ..process import sandbox
 from ..wire.codec import write_boolean, write_uint32
 from ..wire.forward import (
     AUTH_AGENT,
@@ -23,7 +24,7 @@ from ..wire.forward import (
     FORWARDED_STREAMLOCAL,
     FORWARDED_TCPIP,
 )
-from . import accounts, audit, sandbox
+from . import accounts, audit
 from .authentication import Login
 from .requests import (
     Connect,

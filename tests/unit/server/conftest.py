@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.crypto.key_files import load_private_key
-from appliance.process import programs
+from appliance.server import programs
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
@@ -19,7 +19,7 @@ from appliance.ssh.transport import ClientSide, Settings
 from tests.netns import Namespace, wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
 from tests.protocol.harness import FAST, Recorder, TestCredentials
-from tests.unit.process.office import Office
+from tests.unit.server.office import Office
 
 Serve = Callable[..., Server]
 

@@ -13,8 +13,8 @@ import pytest
 from appliance.config.server import Tunnel
 from appliance.crypto.keys import PublicKey, generate
 from appliance.errors import UsageError
-from appliance.process import tunnels
-from appliance.process.tunnels import (
+from appliance.server import tunnels
+from appliance.server.tunnels import (
     Claim,
     Declared,
     Lock,
@@ -94,7 +94,7 @@ def test_a_key_that_is_none_is_named_with_its_tunnel() -> None:
 HOLDER = """
 import os, signal, sys, time
 from appliance.crypto.key_files import load_public_line
-from appliance.process.tunnels import QUESTION, Claim, Lock
+from appliance.server.tunnels import QUESTION, Claim, Lock
 if sys.argv[1] == "claim":
     claim = Claim("tun7")
     claim.register(load_public_line(sys.argv[2])[0] if sys.argv[2] else None)

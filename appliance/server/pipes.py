@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import sandbox
+from ..process import sandbox
 
 # Our own choices
 PIECE: Final = 64 << 10  # bytes

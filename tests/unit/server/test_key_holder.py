@@ -15,14 +15,14 @@ from appliance import log
 from appliance.crypto.key_files import dump_openssh, load_private_key
 from appliance.crypto.keys import generate
 from appliance.errors import UsageError
-from appliance.process import key_holder
-from appliance.process.key_holder import KeyHolder
+from appliance.server import key_holder
+from appliance.server.key_holder import KeyHolder
 from appliance.ssh.order import Phase
 from tests.netns import wait_until
 from tests.peers import Keyring, Server
-from tests.unit.process.conftest import Dialler, family
-from tests.unit.process.test_reload import reload
-from tests.unit.process.test_server import worker_of
+from tests.unit.server.conftest import Dialler, family
+from tests.unit.server.test_reload import reload
+from tests.unit.server.test_server import worker_of
 
 Serve = Callable[..., Server]
 Dial = Callable[[Server], Dialler]

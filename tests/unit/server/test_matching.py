@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from appliance.config.server import Match, ServerConfig
-from appliance.process.matching import effective, refusal
-from appliance.process.peer import Peer
+from appliance.server.matching import effective, refusal
+from appliance.server.peer import Peer
 
 GROUPS = {"anna": ["anna", "staff"], "ben": ["ben"], "root": ["root", "wheel"]}
 

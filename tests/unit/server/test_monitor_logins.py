@@ -7,11 +7,8 @@ import pytest
 
 from appliance.crypto.authorized_keys import Permissions
 from appliance.crypto.keys import PrivateKey, generate
-from appliance.process import (
-    authentication,
-    programs,
-)
-from appliance.process.requests import (
+from appliance.server import authentication, programs
+from appliance.server.requests import (
     AskPrompt,
     Begin,
     OpenPty,
@@ -24,7 +21,7 @@ from appliance.process.requests import (
 from appliance.ssh.auth_server import Offer, signed_data
 from appliance.wire.codec import Message
 from appliance.wire.tun import POINT_TO_POINT
-from tests.unit.process.office import (
+from tests.unit.server.office import (
     BOTH,
     HOST_KEY,
     KEY,

@@ -14,17 +14,10 @@ from hypothesis import strategies as st
 
 from appliance.aio import connecting
 from appliance.errors import UsageError
-from appliance.process import (
-    audit,
-    monitor,
-    programs,
-    requests,
-    tunnel_grants,
-    tunnels,
-)
-from appliance.process.monitor import Monitor
-from appliance.process.penalties import Ending
-from appliance.process.requests import (
+from appliance.server import audit, monitor, programs, requests, tunnel_grants, tunnels
+from appliance.server.monitor import Monitor
+from appliance.server.penalties import Ending
+from appliance.server.requests import (
     QUESTION,
     TABLE,
     AskPrompt,
@@ -59,7 +52,7 @@ from appliance.process.requests import (
 from appliance.ssh.auth_server import Offer, signed_data
 from appliance.wire.codec import Message
 from appliance.wire.host_keys import Proof
-from tests.unit.process.office import (
+from tests.unit.server.office import (
     BOTH,
     HOST_KEY,
     KEY,

@@ -11,7 +11,7 @@ from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
 from appliance.crypto.key_files import dump_openssh
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError
-from appliance.process import host_keys
+from appliance.server import host_keys
 
 AUTHORITY = generate("ssh-ed25519")
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from appliance import log
 from appliance.errors import UsageError
-from appliance.process import audit
-from appliance.process.peer import Peer
+from appliance.server import audit
+from appliance.server.peer import Peer
 from tests.unit.config.toml import patient
 
 TEXTS = st.text(max_size=40) | st.text(" \n\r\t\"'\\\x1b\x00:{}[]=,a\u2028\u202e", max_size=20)

@@ -22,6 +22,7 @@ from ..config.server import ServerConfig
 from ..crypto.keys import RSA
 from ..crypto.suites import Algorithms
 from ..errors import PeerDisconnected, PeerError
+from ..process import merging
 from ..services.base import Listening, Process, Refused
 from ..services.forward_server import REQUESTS, ForwardServer
 from ..services.session import Session
@@ -47,7 +48,6 @@ from ..wire.tun import (
     HandedOut,
     TunnelOpen,
 )
-from . import merging
 from .requests import (
     DATAGRAM,
     QUESTION,

@@ -14,13 +14,13 @@ import pytest
 from nacl.pwhash import argon2id
 
 from tests.peers import Keyring, environment
-from tests.unit.process.test_seccomp import CRASH, ROOT, TAKEN_OVER
+from tests.unit.server.test_seccomp import CRASH, ROOT, TAKEN_OVER
 
 # What the attacker brings along: the user's name, and a key that lets in where that is meant.
 PREPARED = """
 import sys
 from appliance.crypto.key_files import load_private_key
-from appliance.process.requests import *
+from appliance.server.requests import *
 from appliance.ssh.auth_server import Offer, signed_data
 user, key = sys.argv[4], load_private_key(open(sys.argv[5], "rb").read())
 offer = Offer(user, "ssh-ed25519", key.public.blob, b"")

@@ -39,7 +39,7 @@ from tests.peers import (
 )
 from tests.protocol.harness import FAST, Script, TestCredentials
 from tests.security_keys import TOUCHED, Token
-from tests.unit.process.conftest import (
+from tests.unit.server.conftest import (
     Dialler,
     descriptors,
     family,
@@ -647,7 +647,7 @@ def test_start_ups_are_limited_as_10_30_100() -> None:
     from collections import Counter
 
     from appliance.config.server import ServerConfig
-    from appliance.process.listener import Listener
+    from appliance.server.listener import Listener
 
     listener = Listener.__new__(Listener)
     listener._config = ServerConfig(per_source_max_startups=1000)
@@ -673,7 +673,7 @@ def test_one_source_alone_has_nobody_else_dropped(limits: tuple[int, int, int]) 
     from collections import Counter
 
     from appliance.config.server import ServerConfig
-    from appliance.process.listener import Listener
+    from appliance.server.listener import Listener
 
     listener = Listener.__new__(Listener)
     listener._config = ServerConfig(max_startups=limits)
@@ -692,7 +692,7 @@ def test_one_source_alone_has_nobody_else_dropped(limits: tuple[int, int, int]) 
 def test_what_a_source_counts_is_given_back_once() -> None:
     from collections import Counter
 
-    from appliance.process.listener import Listener
+    from appliance.server.listener import Listener
 
     listener = Listener.__new__(Listener)
     listener._sources = {1: "a", 2: "a"}
@@ -708,8 +708,8 @@ def test_what_a_source_counts_is_given_back_once() -> None:
     ("status", "seconds"), [(0, 0), (1, 90), (2, 90), (-9, 90), (-11, 90), (3, 1), (5, 5), (6, 10)]
 )
 def test_a_monitor_that_ends_in_an_unknown_way_has_crashed(status: int, seconds: int) -> None:
-    from appliance.process.listener import Listener
-    from appliance.process.penalties import Penalties
+    from appliance.server.listener import Listener
+    from appliance.server.penalties import Penalties
 
     listener = Listener.__new__(Listener)
     listener._penalties = Penalties((), (32, 64))

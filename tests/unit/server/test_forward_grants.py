@@ -17,10 +17,10 @@ from appliance.aio.listening import LocalListener
 from appliance.config.server import ServerConfig
 from appliance.crypto.authorized_keys import Permissions, parse
 from appliance.crypto.keys import generate
-from appliance.process import forward_grants
-from appliance.process.authentication import Login
-from appliance.process.forward_grants import LISTENERS_LIMIT, ForwardGrants
-from appliance.process.requests import (
+from appliance.server import forward_grants
+from appliance.server.authentication import Login
+from appliance.server.forward_grants import LISTENERS_LIMIT, ForwardGrants
+from appliance.server.requests import (
     Connect,
     ConnectLocal,
     Deny,

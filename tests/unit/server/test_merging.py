@@ -9,7 +9,7 @@ import pytest
 from appliance.process import merging
 from tests.conftest import lacking
 from tests.peers import CLIENTS, Account, Keyring, Login
-from tests.unit.process.conftest import Dialler, Serve, family
+from tests.unit.server.conftest import Dialler, Serve, family
 
 
 def merges(pid: int) -> bool:

@@ -28,12 +28,12 @@ from appliance.crypto.keys import (
 )
 from appliance.crypto.revoked import RevocationList
 from appliance.errors import UsageError
-from appliance.process import accounts, authentication, totp, user_keys
-from appliance.process.authentication import Authentication, Login
-from appliance.process.factors import CODE, Factors, sequences
-from appliance.process.host_keys import HostKey, HostKeys
-from appliance.process.peer import Peer
-from appliance.process.requests import (
+from appliance.server import accounts, authentication, totp, user_keys
+from appliance.server.authentication import Authentication, Login
+from appliance.server.factors import CODE, Factors, sequences
+from appliance.server.host_keys import HostKey, HostKeys
+from appliance.server.peer import Peer
+from appliance.server.requests import (
     AskPrompt,
     Begin,
     OutcomeReply,

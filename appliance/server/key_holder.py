@@ -25,8 +25,9 @@ from typing import Final
 from .. import log
 from ..crypto.keys import PrivateKey, PublicKey, load_public_key
 from ..errors import UsageError
+from ..process import sandbox
 from ..wire.codec import Name, Record, String, Strings
-from . import host_keys, sandbox
+from . import host_keys
 
 _log = logging.getLogger(__name__)
 

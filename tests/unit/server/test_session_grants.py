@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.process import programs, session_grants
-from appliance.process.requests import (
+from appliance.server import programs, session_grants
+from appliance.server.requests import (
     GRANTED,
     ClosePty,
     EndSessions,
@@ -24,7 +24,7 @@ from appliance.process.requests import (
 from appliance.wire.codec import Reader
 from appliance.wire.tun import POINT_TO_POINT
 from tests.peers import Account
-from tests.unit.process.office import KEY, ME, Make, Office, for_me
+from tests.unit.server.office import KEY, ME, Make, Office, for_me
 
 
 def test_the_grants_follow_the_settings_for_the_user(

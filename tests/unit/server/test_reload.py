@@ -26,7 +26,7 @@ from tests.peers import (
     free_port,
     start,
 )
-from tests.unit.process.conftest import Dialler, descriptors, family, is_alone
+from tests.unit.server.conftest import Dialler, descriptors, family, is_alone
 
 Serve = Callable[..., Server]
 Dial = Callable[[Server], Dialler]

@@ -10,7 +10,7 @@ import termios
 from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
-from . import merging
+from ..process import merging
 from .accounts import become
 
 # Our own choices

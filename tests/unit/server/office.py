@@ -13,16 +13,11 @@ import pytest
 from appliance.config.server import Match, ServerConfig
 from appliance.crypto.authorized_keys import parse
 from appliance.crypto.keys import PrivateKey, generate
-from appliance.process import (
-    accounts,
-    authentication,
-    session_grants,
-    tunnel_grants,
-)
-from appliance.process.host_keys import HostKey, HostKeys
-from appliance.process.monitor import Monitor
-from appliance.process.peer import Peer
-from appliance.process.requests import (
+from appliance.server import accounts, authentication, session_grants, tunnel_grants
+from appliance.server.host_keys import HostKey, HostKeys
+from appliance.server.monitor import Monitor
+from appliance.server.peer import Peer
+from appliance.server.requests import (
     DATAGRAM,
     GRANTED,
     REFUSED,

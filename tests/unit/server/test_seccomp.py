@@ -12,10 +12,11 @@ import pytest
 
 from appliance.config.server import ServerConfig
 from appliance.errors import UsageError
-from appliance.process import listener, seccomp
+from appliance.process import seccomp
+from appliance.server import listener
 from tests.peers import Keyring, environment
-from tests.unit.process.conftest import status
-from tests.unit.process.test_server import Dial, Serve, worker_of
+from tests.unit.server.conftest import status
+from tests.unit.server.test_server import Dial, Serve, worker_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[3]
 TAKEN_OVER = """
 import errno, json, os, socket, sys
 from appliance.config.server import ServerConfig
-from appliance.process import sandbox, worker
-from appliance.process.listener import Listener
+from appliance.process import sandbox
+from appliance.server import worker
+from appliance.server.listener import Listener
 import ctypes, fcntl, mmap, pty, signal, termios, threading
 libc = ctypes.CDLL(None, use_errno=True)
 mine, theirs = socket.socketpair()

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from appliance.errors import UsageError
-from appliance.process import penalties as module
-from appliance.process.penalties import MAXIMUM, Ending, Penalties, source_of
+from appliance.server import penalties as module
+from appliance.server.penalties import MAXIMUM, Ending, Penalties, source_of
 
 SOURCE = "192.0.2.1"
 BLOCK = (32, 64)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from appliance.errors import MalformedMessage, PeerError
-from appliance.process.requests import (
+from appliance.server.requests import (
     DATAGRAM,
     GRANTED,
     REFUSED,
@@ -20,7 +20,7 @@ from appliance.process.requests import (
     Spawn,
     ask,
 )
-from appliance.process.worker import MonitorClient
+from appliance.server.worker import MonitorClient
 from appliance.services.base import Refused
 from appliance.services.session import ENVIRONMENT_LIMIT, VARIABLE_LIMIT
 from appliance.wire.codec import write_uint32

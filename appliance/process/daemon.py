@@ -1,0 +1,19 @@
+"""A process of its own, apart from the terminal and the caller that it was started by."""
+
+import os
+import sys
+
+
+def daemonize() -> None:
+    """Leave the terminal and the caller; standard descriptors go to /dev/null."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.chdir("/")

@@ -1,0 +1,1 @@
+"""The server's processes: a listener, and for each connection a monitor and a worker."""
