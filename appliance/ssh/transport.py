@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from .. import __version__
-from ..crypto.keys import PublicKey, is_certificate_name, load_offered_key, load_public_key
+from ..crypto.keys import PublicKey, is_certificate_name, load_public_key
+from ..crypto.offered_keys import load_offered_key
 from ..crypto.suites import EXT_INFO_CLIENT, STRICT_CLIENT, STRICT_SERVER, Algorithms
 from ..errors import KeyExchangeFailed, PeerDisconnected, PeerError, ProtocolError
 from ..wire.codec import Buffer, Message

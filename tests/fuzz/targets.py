@@ -14,7 +14,7 @@ from appliance.aio import proxy
 from appliance.cli import control_messages
 from appliance.cli.ssh_config import Person, load
 from appliance.config import forwards, hosts
-from appliance.crypto import authorized_keys, key_files, keys, known_hosts, revoked
+from appliance.crypto import authorized_keys, key_files, keys, known_hosts, offered_keys, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError
 from appliance.process import requests
 from appliance.services.agent_client import Agent
@@ -109,7 +109,7 @@ def socks_client(data: bytes) -> None:
 def public_key(data: bytes) -> None:
     """A key or certificate, and a signature by it."""
     with contextlib.suppress(MalformedMessage):
-        key = keys.load_offered_key(data)
+        key = offered_keys.load_offered_key(data)
         key.fingerprint()
         for algorithm in key.signature_algorithms:
             assert not key.verify(algorithm, data, b"")

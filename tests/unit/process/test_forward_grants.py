@@ -15,8 +15,9 @@ import pytest
 
 from appliance.aio.listening import LocalListener
 from appliance.config.server import ServerConfig
-from appliance.crypto.authorized_keys import Permissions, parse
+from appliance.crypto.authorized_keys import parse
 from appliance.crypto.keys import generate
+from appliance.crypto.permissions import Permissions
 from appliance.process import forward_grants
 from appliance.process.authentication import Login
 from appliance.process.forward_grants import LISTENERS_LIMIT, ForwardGrants

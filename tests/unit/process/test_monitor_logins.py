@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.crypto.authorized_keys import Permissions
 from appliance.crypto.keys import PrivateKey, generate
+from appliance.crypto.permissions import Permissions
 from appliance.process import (
     authentication,
     programs,
