@@ -41,7 +41,7 @@ from ..wire.messages import (
 from .auth_client import AuthClient
 from .auth_server import AuthServer
 from .channels import PACKET, Channel, ChannelHandler, Flow
-from .order import USERAUTH_60, Phase
+from .order import USERAUTH_60, Event, Phase
 from .packets import PACKET_LIMIT
 from .transport import (
     ANSWERS_LIMIT,
@@ -211,7 +211,7 @@ class Connection(Transport):
             self._auth_server = AuthServer(
                 side.authority, self._settings.algorithms.user_key, self._host_key, side.banner
             )
-        self.phase = Phase.AUTH
+        self._order.happened(Event.SERVICE_ACCEPTED)
 
     def _on_service_accept(self, message: ServiceAccept) -> None:
         side = self._side
@@ -229,7 +229,7 @@ class Connection(Transport):
         self._auth_client = AuthClient(
             side.user, side.credentials, side.methods, algorithms, self.session_id, bound
         )
-        self.phase = Phase.AUTH
+        self._order.happened(Event.SERVICE_ACCEPTED)
         self._request_login(self._auth_client.begin())
 
     def _request_login(self, payload: bytes) -> None:
@@ -247,9 +247,11 @@ class Connection(Transport):
     def _answer_auth(self, auth: AuthServer, payloads: list[bytes]) -> None:
         for payload in payloads:
             self.send_payload(payload)
-        self.phase = Phase.AUTH_INFO if auth.in_dialogue else Phase.AUTH
         if auth.is_done:
             self._on_authenticated()
+        else:
+            opened = auth.in_dialogue
+            self._order.happened(Event.DIALOGUE_OPENED if opened else Event.ATTEMPT_ANSWERED)
 
     def _on_userauth_failure(self, message: UserauthFailure) -> None:
         assert self._auth_client is not None
@@ -272,7 +274,7 @@ class Connection(Transport):
         return self._auth_client.method if self._auth_client is not None else "none"
 
     def _on_authenticated(self) -> None:
-        self.phase = self._resume = Phase.OPEN
+        self._order.happened(Event.AUTHENTICATED)
         self._reader.limit = PACKET_LIMIT
         self._answers_limit = ANSWERS_LIMIT
         self._start_compression(self._negotiated)

@@ -1,12 +1,6 @@
-"""Which message may come when: the one place that decides it.
+"""Which message may come when, and what leads from one phase of a connection to the next.
 
-    VERSION -> KEXINIT -> EXCHANGE -> NEWKEYS -> FRESH -> SERVICE -> AUTH -> OPEN
-                            ^                                          |      |
-                            +---- a key exchange may begin again ------+------+
-
-FRESH is the one packet after the first NEWKEYS, the only place of EXT_INFO but the one
-right before USERAUTH_SUCCESS, which is PRE_SUCCESS. AUTH_INFO is AUTH while a
-keyboard-interactive dialogue is open.
+Nothing else decides either: a handler never asks where the connection stands.
 """
 
 from enum import Enum, auto
@@ -28,7 +22,20 @@ class Role(Enum):
 
 
 class Phase(Enum):
-    """What we wait for."""
+    """What a connection waits for.
+
+        VERSION -> KEXINIT -> EXCHANGE -> NEWKEYS -> FRESH -> SERVICE -> AUTH -> OPEN
+                                 ^           |
+                                 |           v
+                     KEXINIT received in SERVICE, AUTH, AUTH_INFO or OPEN, and back there
+
+        AUTH <-> AUTH_INFO -> OPEN       a server's: a keyboard-interactive dialogue is open
+        AUTH -> PRE_SUCCESS -> OPEN      a client's: EXT_INFO came, so USERAUTH_SUCCESS follows
+        any phase -> CLOSED
+
+    FRESH is the one packet behind the first NEWKEYS: EXT_INFO may come there, or right before
+    USERAUTH_SUCCESS (RFC 8308 section 2.4).
+    """
 
     VERSION = auto()
     KEXINIT = auto()
@@ -41,6 +48,49 @@ class Phase(Enum):
     PRE_SUCCESS = auto()
     OPEN = auto()
     CLOSED = auto()
+
+
+class Event(Enum):
+    """What ends a phase."""
+
+    IDENTIFIED = auto()  # the peer's identification string came
+    KEXINIT_RECEIVED = auto()
+    NEWKEYS_SENT = auto()
+    NEWKEYS_RECEIVED = auto()
+    FIRST_RECEIVED = auto()  # the packet behind the first NEWKEYS, unless it is EXT_INFO
+    EXT_INFO_RECEIVED = auto()
+    SERVICE_ACCEPTED = auto()  # ssh-userauth, by either side
+    DIALOGUE_OPENED = auto()  # the server sent USERAUTH_INFO_REQUEST
+    ATTEMPT_ANSWERED = auto()  # the server sent any other answer but USERAUTH_SUCCESS
+    AUTHENTICATED = auto()
+    ENDED = auto()
+
+
+INTERRUPTED: Final = None  # the phase that the key exchange interrupted; FRESH, the first time
+
+TABLE: Final[dict[tuple[Phase, Event], Phase | None]] = {
+    (Phase.VERSION, Event.IDENTIFIED): Phase.KEXINIT,
+    (Phase.KEXINIT, Event.KEXINIT_RECEIVED): Phase.EXCHANGE,
+    (Phase.EXCHANGE, Event.NEWKEYS_SENT): Phase.NEWKEYS,
+    (Phase.NEWKEYS, Event.NEWKEYS_RECEIVED): INTERRUPTED,
+    (Phase.FRESH, Event.FIRST_RECEIVED): Phase.SERVICE,
+    (Phase.FRESH, Event.EXT_INFO_RECEIVED): Phase.SERVICE,
+    (Phase.SERVICE, Event.KEXINIT_RECEIVED): Phase.EXCHANGE,
+    (Phase.SERVICE, Event.SERVICE_ACCEPTED): Phase.AUTH,
+    (Phase.AUTH, Event.KEXINIT_RECEIVED): Phase.EXCHANGE,
+    (Phase.AUTH, Event.SERVICE_ACCEPTED): Phase.AUTH,  # Paramiko asks before each attempt
+    (Phase.AUTH, Event.DIALOGUE_OPENED): Phase.AUTH_INFO,
+    (Phase.AUTH, Event.ATTEMPT_ANSWERED): Phase.AUTH,
+    (Phase.AUTH, Event.EXT_INFO_RECEIVED): Phase.PRE_SUCCESS,
+    (Phase.AUTH, Event.AUTHENTICATED): Phase.OPEN,
+    (Phase.AUTH_INFO, Event.KEXINIT_RECEIVED): Phase.EXCHANGE,
+    (Phase.AUTH_INFO, Event.DIALOGUE_OPENED): Phase.AUTH_INFO,
+    (Phase.AUTH_INFO, Event.ATTEMPT_ANSWERED): Phase.AUTH,
+    (Phase.AUTH_INFO, Event.AUTHENTICATED): Phase.OPEN,
+    (Phase.PRE_SUCCESS, Event.AUTHENTICATED): Phase.OPEN,
+    (Phase.OPEN, Event.KEXINIT_RECEIVED): Phase.EXCHANGE,
+    **{(phase, Event.ENDED): Phase.CLOSED for phase in Phase if phase is not Phase.CLOSED},
+}
 
 
 class Verdict(Enum):
@@ -96,3 +146,34 @@ def verdict(role: Role, phase: Phase, number: int, strict: bool, first: bool) ->
     if role is Role.SERVER and number == USERAUTH_REQUEST:
         return Verdict.SKIP  # RFC 4252 section 5.3: once authenticated, for ever
     return Verdict.REFUSE if number in _KNOWN else Verdict.UNKNOWN
+
+
+class Order:
+    """Where one connection stands."""
+
+    __slots__ = ("_interrupted", "is_first", "phase", "role", "strict")
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.phase = Phase.VERSION
+        self.strict = False  # once both KEXINIT asked for it
+        self.is_first = True  # until the first NEWKEYS was received
+        self._interrupted = Phase.FRESH
+
+    @property
+    def is_logged_in(self) -> bool:
+        """Whether the user is authenticated, also during a later key exchange."""
+        return self.phase is Phase.OPEN or self._interrupted is Phase.OPEN
+
+    def happened(self, event: Event) -> None:
+        """Move on; raises KeyError for what cannot happen in this phase."""
+        before = self.phase
+        self.phase = TABLE[before, event] or self._interrupted
+        if event is Event.KEXINIT_RECEIVED and before is not Phase.KEXINIT:
+            self._interrupted = before
+        elif event is Event.NEWKEYS_RECEIVED:
+            self.is_first = False
+
+    def verdict(self, number: int) -> Verdict:
+        """Return what to do with message ``number``, which arrived just now."""
+        return verdict(self.role, self.phase, number, self.strict, self.is_first)

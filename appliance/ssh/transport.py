@@ -46,7 +46,7 @@ from .auth_client import Credentials
 from .auth_server import Authority
 from .channels import WINDOW
 from .handshake import Handshake, Negotiated, Versions, our_kexinit
-from .order import Phase, Role, Verdict, verdict
+from .order import Event, Order, Phase, Role, Verdict
 from .packets import PACKET_LIMIT, PacketReader, PacketWriter
 
 _log = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ class Transport:
     ) -> None:
         self._side = side
         self.role = Role.SERVER if isinstance(side, ServerSide) else Role.CLIENT
+        self._order = Order(self.role)
         self._settings = settings
         self._random = random
         self._now = now
@@ -147,7 +148,6 @@ class Transport:
         if self.role is Role.CLIENT:  # a server's banner may be long
             self._reader.limit = PACKET_LIMIT
         self._writer = PacketWriter(random)
-        self.phase = Phase.VERSION
         self.error: PeerError | None = None
         self.activity = 0  # grows with all that channels carry, either way
         self.login_requests = 0  # that a client has sent so far, that for the service included
@@ -157,13 +157,10 @@ class Transport:
         self._our_version = f"SSH-2.0-{like}{SOFTWARE}".encode()
         self.peer_version = b""
         self.session_id = b""
-        self._strict = False
-        self._first = True  # until the first NEWKEYS arrived
         self._handshake: Handshake | None = None
         self._negotiated: Negotiated
         self._theirs: KexInit  # the peer's latest
         self._handshake_started = now
-        self._resume = Phase.FRESH  # the phase after this key exchange
         self._skip_guess = False
         self._answers_limit = EARLY_ANSWERS_LIMIT
         self._held: list[bytes] | None = None  # messages behind a key exchange
@@ -176,6 +173,11 @@ class Transport:
         self._peer_takes_extensions = False
         self._writer.raw(self._our_version + b"\r\n")
         self._begin_exchange()
+
+    @property
+    def phase(self) -> Phase:
+        """What the connection waits for."""
+        return self._order.phase
 
     @property
     def host_key_algorithm(self) -> str:
@@ -333,7 +335,7 @@ class Transport:
         self._end()
 
     def _end(self) -> None:
-        self.phase = Phase.CLOSED
+        self._order.happened(Event.ENDED)
         self._held = None
         self._closed()
 
@@ -345,12 +347,12 @@ class Transport:
             if line is None:
                 return
             self._on_line(line)
-        reader = self._reader
-        while self.phase is not _CLOSED:
+        reader, order = self._reader, self._order
+        while order.phase is not _CLOSED:
             payload = reader.next()
             if payload is None:
                 break
-            if payload[0] == _CHANNEL_DATA and self.phase is _OPEN:
+            if payload[0] == _CHANNEL_DATA and order.phase is _OPEN:
                 self.activity += 1
                 self._on_channel_data(payload)
             else:
@@ -375,7 +377,7 @@ class Transport:
         self.peer_version = line
         # In the words of OpenSSH's ssh -v, from which ssh-copy-id learns where Dropbear keeps keys.
         _log.debug("Remote protocol version 2.0, remote software version %s", self.peer_software)
-        self.phase = Phase.KEXINIT
+        self._order.happened(Event.IDENTIFIED)
 
     def _count_early(self, size: int) -> None:
         """A client has not logged in yet: it costs only so much until it does."""
@@ -386,22 +388,19 @@ class Transport:
             raise ProtocolError("too many packets before the login")
 
     def _dispatch(self, payload: bytes) -> None:
-        number = payload[0]
+        number, order = payload[0], self._order
         self.activity += number in _ACTIVITY
-        if self.phase is not _OPEN and self._resume is not _OPEN:
+        if not order.is_logged_in:
             self._count_early(len(payload))
-        if self._skip_guess and self.phase is Phase.EXCHANGE and 30 <= number <= 49:
+        if self._skip_guess and order.phase is Phase.EXCHANGE and 30 <= number <= 49:
             self._skip_guess = False  # RFC 4253 section 7: a guess that was wrong
             return
-        match verdict(self.role, self.phase, number, self._strict, self._first):
+        match order.verdict(number):
             case Verdict.HANDLE:
-                if self.phase is Phase.FRESH:
-                    self.phase = Phase.SERVICE
-                    fresh = True
-                else:
-                    fresh = False
-                if number == ExtInfo.number and not fresh and self.role is Role.CLIENT:
-                    self.phase = Phase.PRE_SUCCESS
+                if number == ExtInfo.number:
+                    order.happened(Event.EXT_INFO_RECEIVED)
+                elif order.phase is Phase.FRESH:
+                    order.happened(Event.FIRST_RECEIVED)
                 kind, handle = self._handlers[number]
                 handle(self, payload if kind is None else kind.decode(payload))
                 if self._writer.unsent > self._answers_limit:
@@ -412,7 +411,7 @@ class Transport:
                 sequence = (self._reader.sequence - 1) & 0xFFFFFFFF
                 self.send(Unimplemented(sequence))
             case Verdict.REFUSE:
-                raise ProtocolError(f"message {number} while waiting for {self.phase.name}")
+                raise ProtocolError(f"message {number} while waiting for {order.phase.name}")
 
     def _on_disconnect(self, message: Disconnect) -> None:
         raise PeerDisconnected(message.description or "the peer disconnected")
@@ -480,20 +479,19 @@ class Transport:
         else:
             versions = Versions(self.peer_version, self._our_version)
         theirs = self._theirs = handshake.receive_kexinit(payload, versions)
-        if self._first:
+        order = self._order
+        if order.is_first:
             marker = STRICT_SERVER if self.role is Role.CLIENT else STRICT_CLIENT
-            self._strict = marker in theirs.kex_algorithms
+            order.strict = marker in theirs.kex_algorithms
             self._peer_takes_extensions = EXT_INFO_CLIENT in theirs.kex_algorithms
-            if self._strict and self._reader.sequence != 1:
+            if order.strict and self._reader.sequence != 1:
                 raise ProtocolError("a strict peer sent something before its KEXINIT")
-        else:
-            self._resume = self.phase
-        if self._resume is not Phase.OPEN:
+        order.happened(Event.KEXINIT_RECEIVED)
+        if not order.is_logged_in:
             self._early_exchanges += 1
             if self._early_exchanges > EXCHANGES_BEFORE_LOGIN:
                 raise ProtocolError("too many key exchanges before the login")
         self._skip_guess = handshake.negotiated.wrong_guess
-        self.phase = Phase.EXCHANGE
         if self.role is Role.CLIENT:
             self._writer.packet(KexInitiate(handshake.begin()).encode())
 
@@ -516,7 +514,7 @@ class Transport:
         handshake.finish(message.server_public, message.host_key)
         if not key.verify(algorithm, message.signature, handshake.exchange_hash):
             raise KeyExchangeFailed("the server's signature is wrong: somebody is in between")
-        if self._first:
+        if self._order.is_first:
             side.check_host_key(key)
             self._host_key = message.host_key
             self._host_signature = message.signature
@@ -530,27 +528,27 @@ class Transport:
             self.session_id = handshake.exchange_hash
         self._writer.packet(NewKeys().encode())
         to_server = self.role is Role.CLIENT
-        self._writer.rekey(handshake.keys(self.session_id, to_server), self._strict)
-        if self._resume is Phase.OPEN:
+        self._writer.rekey(handshake.keys(self.session_id, to_server), self._order.strict)
+        if self._order.is_logged_in:
             self._start_compression(handshake.negotiated)
         held, self._held = self._held or [], None
-        if self._first:
+        if self._order.is_first:
             self._greet()
         for payload in held:
             self._writer.packet(payload)
-        self.phase = Phase.NEWKEYS
+        self._order.happened(Event.NEWKEYS_SENT)
 
     def _on_newkeys(self, message: NewKeys) -> None:
         handshake = self._handshake
         assert handshake is not None
-        self._reader.rekey(handshake.keys(self.session_id, self.role is Role.SERVER), self._strict)
-        if self._resume is Phase.OPEN:
+        keys = handshake.keys(self.session_id, self.role is Role.SERVER)
+        self._reader.rekey(keys, self._order.strict)
+        if self._order.is_logged_in:
             self._start_decompression(handshake.negotiated)
         self._negotiated = handshake.negotiated
         self._handshake = None
         self._keys_since = self._now
-        self._first = False
-        self.phase = self._resume
+        self._order.happened(Event.NEWKEYS_RECEIVED)
 
     def _start_compression(self, agreed: Negotiated) -> None:
         """zlib@openssh.com: after authentication, and anew with each key."""

@@ -210,7 +210,7 @@ def test_sequence_numbers_restart_at_newkeys_in_strict_mode(role: Role, markers:
 @pytest.mark.parametrize("role", ROLES)
 def test_the_strict_marker_counts_in_the_first_kexinit_only(role: Role) -> None:
     script = against(role, markers=False).log_in()
-    assert not script.peer._strict
+    assert not script.peer._order.strict
     marker = STRICT_CLIENT if role is Role.SERVER else STRICT_SERVER
     names = (*FAST.key_exchange, marker)
     script.kexinit(kex_algorithms=names)
@@ -220,13 +220,13 @@ def test_the_strict_marker_counts_in_the_first_kexinit_only(role: Role) -> None:
     else:
         script.reply()
     script.newkeys()
-    assert not script.peer._strict
+    assert not script.peer._order.strict
     script.send(Ping(b"x"))
     assert script.numbers() == [193]
     # and a strict connection stays strict without the marker
     strict = against(role).log_in()
     strict.exchange()
-    assert strict.peer._strict
+    assert strict.peer._order.strict
     assert strict.peer._reader.sequence == 0
 
 
@@ -235,7 +235,7 @@ def test_the_wrong_sides_marker_does_not_make_a_connection_strict(role: Role) ->
     script = against(role, markers=False).begin()
     wrong = STRICT_SERVER if role is Role.SERVER else STRICT_CLIENT
     script.kexinit(kex_algorithms=(*FAST.key_exchange, wrong))
-    assert not script.peer._strict
+    assert not script.peer._order.strict
 
 
 @pytest.mark.parametrize("role", ROLES)
