@@ -35,13 +35,14 @@ from ..wire.messages import (
     UserauthBanner,
     UserauthFailure,
     UserauthInfoResponse,
+    UserauthPkOk,
     UserauthRequest,
     UserauthSuccess,
 )
 from .auth_client import AuthClient
 from .auth_server import AuthServer
 from .channels import PACKET, Channel, ChannelHandler, Flow
-from .order import USERAUTH_60, Event, Phase
+from .order import Event, Phase
 from .packets import PACKET_LIMIT
 from .transport import (
     ANSWERS_LIMIT,
@@ -368,7 +369,7 @@ Connection._handlers = TRANSPORT_HANDLERS | {
     UserauthFailure.number: Handler(UserauthFailure, Connection._on_userauth_failure),
     UserauthSuccess.number: Handler(UserauthSuccess, Connection._on_userauth_success),
     UserauthBanner.number: Handler(UserauthBanner, Connection._on_userauth_banner),
-    USERAUTH_60: Handler(None, Connection._on_userauth_60),
+    UserauthPkOk.number: Handler(None, Connection._on_userauth_60),
     UserauthInfoResponse.number: Handler(
         UserauthInfoResponse, Connection._on_userauth_info_response
     ),

@@ -6,12 +6,42 @@ Nothing else decides either: a handler never asks where the connection stands.
 from enum import Enum, auto
 from typing import Final
 
-DISCONNECT, IGNORE, UNIMPLEMENTED, DEBUG = 1, 2, 3, 4
-SERVICE_REQUEST, SERVICE_ACCEPT, EXT_INFO = 5, 6, 7
-KEXINIT, NEWKEYS, KEX_INITIATE, KEX_REPLY = 20, 21, 30, 31
-USERAUTH_REQUEST, USERAUTH_FAILURE, USERAUTH_SUCCESS, USERAUTH_BANNER = 50, 51, 52, 53
-USERAUTH_60, USERAUTH_INFO_RESPONSE = 60, 61
-PING: Final = 192
+from ..wire.codec import Message
+from ..wire.messages import (
+    ChannelClose,
+    ChannelData,
+    ChannelEof,
+    ChannelExtendedData,
+    ChannelFailure,
+    ChannelOpen,
+    ChannelOpenConfirmation,
+    ChannelOpenFailure,
+    ChannelRequest,
+    ChannelSuccess,
+    ChannelWindowAdjust,
+    Debug,
+    Disconnect,
+    ExtInfo,
+    GlobalRequest,
+    Ignore,
+    KexInit,
+    KexInitiate,
+    KexReply,
+    NewKeys,
+    Ping,
+    RequestFailure,
+    RequestSuccess,
+    ServiceAccept,
+    ServiceRequest,
+    Unimplemented,
+    UserauthBanner,
+    UserauthFailure,
+    UserauthInfoRequest,
+    UserauthInfoResponse,
+    UserauthPkOk,
+    UserauthRequest,
+    UserauthSuccess,
+)
 
 
 class Role(Enum):
@@ -102,30 +132,54 @@ class Verdict(Enum):
     REFUSE = auto()  # disconnect
 
 
-_CONNECTION: Final = frozenset((80, 81, 82, *range(90, 101)))
-_KNOWN: Final = _CONNECTION | {*range(1, 8), 20, 21, 30, 31, 50, 51, 52, 53, 60, 61, PING}
+def _numbers(*kinds: type[Message]) -> frozenset[int]:
+    return frozenset(kind.number for kind in kinds)
 
+
+_ANYTIME: Final = _numbers(Ignore, Unimplemented, Debug)
+_CONNECTION: Final = _numbers(
+    GlobalRequest,
+    RequestSuccess,
+    RequestFailure,
+    ChannelOpen,
+    ChannelOpenConfirmation,
+    ChannelOpenFailure,
+    ChannelWindowAdjust,
+    ChannelData,
+    ChannelExtendedData,
+    ChannelEof,
+    ChannelClose,
+    ChannelRequest,
+    ChannelSuccess,
+    ChannelFailure,
+)
 _ALLOWED: Final[dict[tuple[Role, Phase], frozenset[int]]] = {
-    (Role.SERVER, Phase.KEXINIT): frozenset({KEXINIT}),
-    (Role.CLIENT, Phase.KEXINIT): frozenset({KEXINIT}),
-    (Role.SERVER, Phase.EXCHANGE): frozenset({KEX_INITIATE}),
-    (Role.CLIENT, Phase.EXCHANGE): frozenset({KEX_REPLY}),
-    (Role.SERVER, Phase.NEWKEYS): frozenset({NEWKEYS}),
-    (Role.CLIENT, Phase.NEWKEYS): frozenset({NEWKEYS}),
-    (Role.SERVER, Phase.FRESH): frozenset({EXT_INFO, SERVICE_REQUEST, KEXINIT}),
-    (Role.CLIENT, Phase.FRESH): frozenset({EXT_INFO, SERVICE_ACCEPT, KEXINIT}),
-    (Role.SERVER, Phase.SERVICE): frozenset({SERVICE_REQUEST, KEXINIT}),
-    (Role.CLIENT, Phase.SERVICE): frozenset({SERVICE_ACCEPT, KEXINIT}),
-    (Role.SERVER, Phase.AUTH): frozenset({SERVICE_REQUEST, USERAUTH_REQUEST, KEXINIT}),
-    (Role.SERVER, Phase.AUTH_INFO): frozenset({USERAUTH_REQUEST, USERAUTH_INFO_RESPONSE, KEXINIT}),
-    (Role.CLIENT, Phase.AUTH): frozenset(
-        {USERAUTH_FAILURE, USERAUTH_SUCCESS, USERAUTH_BANNER, USERAUTH_60, EXT_INFO, KEXINIT}
+    (Role.SERVER, Phase.KEXINIT): _numbers(KexInit),
+    (Role.CLIENT, Phase.KEXINIT): _numbers(KexInit),
+    (Role.SERVER, Phase.EXCHANGE): _numbers(KexInitiate),
+    (Role.CLIENT, Phase.EXCHANGE): _numbers(KexReply),
+    (Role.SERVER, Phase.NEWKEYS): _numbers(NewKeys),
+    (Role.CLIENT, Phase.NEWKEYS): _numbers(NewKeys),
+    (Role.SERVER, Phase.FRESH): _numbers(ExtInfo, ServiceRequest, KexInit),
+    (Role.CLIENT, Phase.FRESH): _numbers(ExtInfo, ServiceAccept, KexInit),
+    (Role.SERVER, Phase.SERVICE): _numbers(ServiceRequest, KexInit),
+    (Role.CLIENT, Phase.SERVICE): _numbers(ServiceAccept, KexInit),
+    (Role.SERVER, Phase.AUTH): _numbers(ServiceRequest, UserauthRequest, KexInit),
+    (Role.SERVER, Phase.AUTH_INFO): _numbers(UserauthRequest, UserauthInfoResponse, KexInit),
+    (Role.CLIENT, Phase.AUTH): _numbers(
+        UserauthFailure,
+        UserauthSuccess,
+        UserauthBanner,
+        UserauthPkOk,
+        UserauthInfoRequest,
+        ExtInfo,
+        KexInit,
     ),
-    (Role.CLIENT, Phase.PRE_SUCCESS): frozenset({USERAUTH_SUCCESS}),
-    (Role.SERVER, Phase.OPEN): _CONNECTION | {KEXINIT, PING},
-    (Role.CLIENT, Phase.OPEN): _CONNECTION | {KEXINIT, PING},
+    (Role.CLIENT, Phase.PRE_SUCCESS): _numbers(UserauthSuccess),
+    (Role.SERVER, Phase.OPEN): _CONNECTION | _numbers(KexInit, Ping),
+    (Role.CLIENT, Phase.OPEN): _CONNECTION | _numbers(KexInit, Ping),
 }
-_ANYTIME: Final = frozenset({IGNORE, UNIMPLEMENTED, DEBUG})
+_KNOWN: Final = _numbers(Disconnect) | _ANYTIME.union(*_ALLOWED.values())
 
 
 def verdict(role: Role, phase: Phase, number: int, strict: bool, first: bool) -> Verdict:
@@ -134,7 +188,7 @@ def verdict(role: Role, phase: Phase, number: int, strict: bool, first: bool) ->
     Strict key exchange (OpenSSH PROTOCOL 1.10) forbids even the harmless messages in the
     first exchange, which is what stops the Terrapin attack (CVE-2023-48795).
     """
-    if number == DISCONNECT:
+    if number == Disconnect.number:
         return Verdict.HANDLE
     if number in _ALLOWED.get((role, phase), frozenset()):
         return Verdict.HANDLE
@@ -143,7 +197,7 @@ def verdict(role: Role, phase: Phase, number: int, strict: bool, first: bool) ->
         return Verdict.REFUSE if forbidden else Verdict.HANDLE
     if phase is not Phase.OPEN:
         return Verdict.REFUSE
-    if role is Role.SERVER and number == USERAUTH_REQUEST:
+    if role is Role.SERVER and number == UserauthRequest.number:
         return Verdict.SKIP  # RFC 4252 section 5.3: once authenticated, for ever
     return Verdict.REFUSE if number in _KNOWN else Verdict.UNKNOWN
 

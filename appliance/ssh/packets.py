@@ -12,6 +12,7 @@ from typing import Final
 from ..crypto.ciphers import Decryption, Encryption, NoCipher
 from ..errors import CompressionError, ProtocolError
 from ..wire.codec import Buffer
+from ..wire.messages import CHANNEL_DATA_HEADER, ChannelData
 
 # RFC 4253 section 6
 MINIMUM_PADDING: Final = 4
@@ -25,7 +26,7 @@ MAXIMUM_BUFFER: Final = 512 << 10  # bytes of one read, once a peer fills smalle
 
 _HEADER = struct.Struct(">IB")
 _DATA_HEADER = struct.Struct(">IBBII")  # of a whole CHANNEL_DATA packet
-_CHANNEL_DATA: Final = 94
+_CHANNEL_DATA: Final = ChannelData.number
 
 
 class PacketWriter:
@@ -93,7 +94,7 @@ class PacketWriter:
         """One CHANNEL_DATA a piece, all into one buffer: the hot path of everything."""
         if self._compress is not None:
             for piece in pieces:
-                head = struct.pack(">BII", _CHANNEL_DATA, recipient_channel, len(piece))
+                head = CHANNEL_DATA_HEADER.pack(_CHANNEL_DATA, recipient_channel, len(piece))
                 self.packet(head + piece)
             return
         encryption = self._encryption
