@@ -80,7 +80,7 @@ def version(data: bytes) -> None:
         peer = against(role).peer
         step = data[0] + 1 if data else 1
         for at in range(1, len(data), step):
-            peer.receive_data(data[at : at + step], 0.0)
+            peer.transport.receive_data(data[at : at + step], 0.0)
         assert_sound(peer)
 
 

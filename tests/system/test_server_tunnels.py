@@ -180,7 +180,7 @@ def test_a_server_that_stops_lets_other_connections_live_on(
     stop(server)
     assert other.until(lambda c: c.global_request("x", b"", lambda _: None) or True)
     assert Answers().ask(other, 0).refused is not None  # and so it was heard
-    assert other.connection.phase is Phase.OPEN
+    assert other.connection.transport.phase is Phase.OPEN
 
 
 def test_a_connection_never_makes_a_declared_device(
@@ -240,7 +240,7 @@ class Answers(ChannelHandler):
     def ask(self, client: Dialler, unit: int) -> "Answers":
         data = struct.pack(">II", POINT_TO_POINT, unit)
         self.channel = client.connection.open_channel(CHANNEL_TYPE, data, self)
-        assert client.until(lambda _: self.answered), client.connection.error
+        assert client.until(lambda _: self.answered), client.connection.transport.error
         return self
 
     def close(self, client: Dialler) -> None:
@@ -318,7 +318,7 @@ def test_a_device_that_was_closed_is_the_next_ones_and_can_be_taken_over(
     assert Answers().ask(third, 0).refused is None
     assert claim.read_text().split()[0] != holder
     assert not second.until(lambda _: False)  # it was ended
-    assert first.connection.phase is Phase.OPEN
+    assert first.connection.transport.phase is Phase.OPEN
     assert Answers().ask(first, ANY_UNIT).refused is None
 
 

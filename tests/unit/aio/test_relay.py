@@ -180,7 +180,7 @@ def test_a_source_reads_nothing_while_the_socket_is_full(relay: Relay) -> None:
     for _ in range(100):
         fill(relay.pipe[1])
         relay.turn(pump=False)
-    assert relay.pair.server.unsent < 2 * READ + 100_000
+    assert relay.pair.server.transport.unsent < 2 * READ + 100_000
     assert not source._reading
     relay.pair.pump()
     relay.turn()
@@ -222,7 +222,7 @@ def test_errors_go_as_another_stream_and_keep_to_the_largest_packet(relay: Relay
     pieces = [e[2] for e in relay.events if e[0] == "extended_data"]
     assert b"".join(pieces) == b"e" * 60_000  # type: ignore[arg-type]
     assert max(map(len, pieces)) <= 32_768  # type: ignore[arg-type]
-    assert relay.pair.client.error is None
+    assert relay.pair.client.transport.error is None
 
 
 def test_a_transformation_that_adds_bytes_never_overruns_the_window(relay: Relay) -> None:

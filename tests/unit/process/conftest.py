@@ -15,7 +15,7 @@ from appliance.process import programs
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
-from appliance.ssh.transport import ClientSide, Settings
+from appliance.ssh.settings import ClientSide, Settings
 from tests.netns import Namespace, wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
 from tests.protocol.harness import FAST, Recorder, TestCredentials
@@ -50,26 +50,28 @@ class Dialler:
         end = time.monotonic() + seconds
         connection = self.connection
         while not condition(connection):
-            assert time.monotonic() < end, f"it takes too long: {connection.phase}"
-            while connection.unsent:
+            assert time.monotonic() < end, f"it takes too long: {connection.transport.phase}"
+            while connection.transport.unsent:
                 with contextlib.suppress(OSError):
-                    connection.sent(self.socket.send(connection.data_to_send()))
+                    connection.transport.sent(self.socket.send(connection.transport.data_to_send()))
                     continue
                 return False
-            if condition(connection) or connection.phase is Phase.CLOSED:
+            if condition(connection) or connection.transport.phase is Phase.CLOSED:
                 break
             try:
-                count = self.socket.recv_into(connection.receive_buffer())
+                count = self.socket.recv_into(connection.transport.receive_buffer())
             except OSError:
                 count = 0
             if not count:
-                connection.receive_eof()
+                connection.transport.receive_eof()
                 break
-            connection.received(count, 0.0)
+            connection.transport.received(count, 0.0)
         return bool(condition(connection))
 
     def log_in(self) -> "Dialler":
-        assert self.until(lambda connection: connection.phase is Phase.OPEN), self.connection.error
+        assert self.until(lambda connection: connection.transport.phase is Phase.OPEN), (
+            self.connection.transport.error
+        )
         return self
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ def test_a_worker_never_runs_as_root_and_cannot_become_it(
     if authenticated:
         client.log_in()
     else:
-        assert client.until(lambda connection: connection.peer_version)
+        assert client.until(lambda connection: connection.transport.peer_version)
     (worker,) = worker_of(server)
     own = next(
         pwd.getpwnam(name) for name in sandbox.USERS if name in {u.pw_name for u in pwd.getpwall()}
@@ -236,7 +236,7 @@ def test_the_login_grace_time_ends_a_thousand_silent_peers_and_leaves_nothing(
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
     assert server.log.count("no login from 127.0.0.1 within 1 s") == 1000
     assert ours.until(lambda c: c.global_request("x", b"", lambda _: None) or True)
-    assert ours.connection.phase is Phase.OPEN
+    assert ours.connection.transport.phase is Phase.OPEN
 
 
 @pytest.mark.parametrize(
@@ -265,29 +265,29 @@ def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
     opened = descriptors(server.process.pid)
     whole = dial(server)
     total = 0
-    while whole.connection.phase is not Phase.OPEN:
-        while whole.connection.unsent:
-            count = whole.socket.send(whole.connection.data_to_send())
-            whole.connection.sent(count)
+    while whole.connection.transport.phase is not Phase.OPEN:
+        while whole.connection.transport.unsent:
+            count = whole.socket.send(whole.connection.transport.data_to_send())
+            whole.connection.transport.sent(count)
             total += count
-        count = whole.socket.recv_into(whole.connection.receive_buffer())
-        whole.connection.received(count, 0.0)
+        count = whole.socket.recv_into(whole.connection.transport.receive_buffer())
+        whole.connection.transport.received(count, 0.0)
     whole.close()
     for cut in range(0, total, max(1, total // 40)):
         client = dial(server)
         left = cut
         connection = client.connection
         while left:
-            while connection.unsent and left:
-                count = client.socket.send(connection.data_to_send()[:left])
-                connection.sent(count)
+            while connection.transport.unsent and left:
+                count = client.socket.send(connection.transport.data_to_send()[:left])
+                connection.transport.sent(count)
                 left -= count
             if not left:
                 break
-            count = client.socket.recv_into(connection.receive_buffer())
+            count = client.socket.recv_into(connection.transport.receive_buffer())
             if not count:
                 break
-            connection.received(count, 0.0)
+            connection.transport.received(count, 0.0)
         client.close()
     assert wait_until(lambda: len(family(server.process.pid)) == 3, 15), server.log
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
@@ -446,10 +446,10 @@ def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
     ended = False
     while sent < 64 * ANSWERS and not ended:
         for _ in range(8):
-            connection._writer.packet(Ping(bytes(100_000)).encode())
-        while connection.unsent and not ended:
+            connection.transport._writer.packet(Ping(bytes(100_000)).encode())
+        while connection.transport.unsent and not ended:
             try:
-                connection.sent(greedy.socket.send(connection.data_to_send()))
+                connection.transport.sent(greedy.socket.send(connection.transport.data_to_send()))
             except TimeoutError:
                 ended = True  # it does not read any more, which is as good
             except OSError:
@@ -587,7 +587,7 @@ def test_a_source_that_makes_the_server_exchange_keys_in_a_loop_is_soon_refused(
     exchanged = 0
     while time.monotonic() - started < 4:
         client = dial(server)
-        exchanged += client.until(lambda connection: connection.session_id)
+        exchanged += client.until(lambda connection: connection.transport.session_id)
         client.close()
     assert 5 < exchanged < 4 * 20, exchanged  # fewer than 20 a second
     assert "is refused for a while: no_authentication" in server.log
@@ -774,6 +774,7 @@ class Wire:
 
     def __init__(self, server: Server) -> None:
         self.socket = connect(server)
+        self.transport = self  # a connection has one, whose part this plays
 
     def receive_data(self, data: bytes, now: float) -> None:
         with contextlib.suppress(OSError):  # what it said before comes out of data_to_send
@@ -970,5 +971,5 @@ def test_a_security_key_logs_in_by_its_certificate_when_it_was_touched(
     dial(server, _Shown(made, lambda data: token.sign(data, TOUCHED))).log_in()
     for key, flags in ((made, 0), (token.public, TOUCHED)):
         it = dial(server, _Shown(key, lambda data, flags=flags: token.sign(data, flags)))
-        assert not it.until(lambda connection: connection.phase is Phase.OPEN)
-        assert isinstance(it.connection.error, AuthenticationFailed)
+        assert not it.until(lambda connection: connection.transport.phase is Phase.OPEN)
+        assert isinstance(it.connection.transport.error, AuthenticationFailed)

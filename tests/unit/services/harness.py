@@ -165,7 +165,7 @@ class SessionTest:
         count = len(self.replies)
         self.channel.request(name, data, self.replies.append)
         self.pair.pump()
-        assert len(self.replies) == count + 1, self.pair.server.error
+        assert len(self.replies) == count + 1, self.pair.server.transport.error
         return self.replies[-1]
 
     def output(self) -> bytes:
@@ -183,7 +183,7 @@ class SessionTest:
         self.driver.run_until(condition, seconds)
 
     def close(self) -> None:
-        self.pair.server.close()
+        self.pair.server.transport.close()
         self.pair.pump()
         self.privileges.close()
         self.driver.loop.close()

@@ -67,7 +67,7 @@ class Client:
 
     def close(self) -> None:
         self.forwards.close()
-        self.pair.client.close()
+        self.pair.client.transport.close()
         self.pair.pump()
         self.driver.loop.close()
 
@@ -166,5 +166,5 @@ def test_what_a_client_of_minus_d_says_early_waits_for_the_servers_window() -> N
         assert script.receive() == []
         script.send(ChannelWindowAdjust(number, 100))
         assert ChannelData.decode(script.expect(94)).data == b"y words"
-        script.peer.close()
+        script.peer.transport.close()
     driver.loop.close()

@@ -81,7 +81,7 @@ def test_input_before_the_program_is_thrown_away_and_costs_no_window(make: Make)
     for _ in range(10):
         it.channel.send(bytes(20_000))
         it.pair.pump()
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
     assert it.channel.sendable()
 
 
@@ -125,7 +125,7 @@ def test_a_malformed_request_ends_the_connection_as_the_peers_fault(
     it = make()
     it.channel.request(name, data)
     it.pair.pump()
-    assert isinstance(it.pair.server.error, PeerError)
+    assert isinstance(it.pair.server.transport.error, PeerError)
     if it.privileges.slave >= 0:
         assert it.ended == 1
 
@@ -277,7 +277,7 @@ def test_a_break_that_the_terminal_does_not_take_never_raises(make: Make, state:
     else:
         it.privileges.watcher.join()
     it.request("break", write_uint32(1000))
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
 
 
 # Signals
@@ -347,7 +347,7 @@ def test_a_program_that_closes_its_input_early_is_no_mistake(make: Make) -> None
     it.channel.send(bytes(100_000))
     it.run_until(lambda: it.has("closed"))
     assert it.has("request", "exit-status", write_uint32(4))
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
 
 
 def test_a_signal_without_a_name_is_told_all_the_same(make: Make) -> None:
