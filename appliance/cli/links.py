@@ -4,6 +4,7 @@
 already is told to read the declarations again.
 """
 
+import functools
 import logging
 import os
 import shutil
@@ -36,7 +37,7 @@ _UP: Final = (
     Option("close", None, "only close the kill switches: at boot, before there is a network"),
     Option("F", None, "stay in the foreground"),
     Option("E", None, "log to standard error, not to syslog"),
-    Option("v", None, "log more"),
+    Option("v", None, "log more; -vvv names each message of the servers' as well", True),
 )
 _DOWN: Final = (Option("closed", None, "leave the kill switches closed: for a restart"),)
 _STATUS: Final = (
@@ -153,13 +154,15 @@ def _chosen(config: LinksConfig, names: Sequence[str], path: str) -> list[Link]:
     return [declared[name] for name in names or declared]
 
 
-def login_for(link: Link) -> Login:
+def login_for(link: Link, is_traced: bool = False) -> Login:
     """The way to the link's server; what the link leaves open is ssh_config's."""
     given: list[str | tuple[str, str]] = [
         ("BatchMode", "yes"),
         ("StrictHostKeyChecking", "yes"),
         ("ConnectTimeout", str(link.connect_timeout)),
     ]
+    if is_traced:
+        given.append(("LogLevel", "DEBUG3"))
     if link.identity_file:
         given += [("IdentityFile", link.identity_file), ("IdentitiesOnly", "yes")]
     for keyword, value in (
@@ -246,16 +249,17 @@ def _start(options: Options, path: str, chosen: list[Link]) -> int:
 
     names = {link.name for link in chosen} if options.operands else None
     level = logging.DEBUG if "v" in options else logging.INFO
+    login = functools.partial(login_for, is_traced=options.count("v") >= 3)
     if "F" in options:
         log.set_up("culvert-links", level, "E" in options)
-        Supervisor(path, _read, login_for).run(names)
+        Supervisor(path, _read, login).run(names)
         return 0
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             log.set_up("culvert-links", level, "E" in options)
-            supervisor = Supervisor(path, _read, login_for)  # its mistakes are told here
+            supervisor = Supervisor(path, _read, login)  # its mistakes are told here
             daemonize()
             log.set_up("culvert-links", level, "E" in options)
             supervisor.run(names)

@@ -74,6 +74,7 @@ class Login:
             _algorithms(options, self._trust),
             rekey_bytes or REKEY_BYTES,
             rekey_seconds or REKEY_SECONDS,
+            trace=options.log_level == "DEBUG3",
         )
         if any(map(is_certificate_name, self._settings.algorithms.host_key)):
             # One may arrive when there are no files to import from any more.

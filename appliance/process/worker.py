@@ -271,6 +271,7 @@ class Worker(ConnectionHandler):
                 job.config.rekey_bytes,
                 job.config.rekey_seconds,
                 job.config.receive_window,
+                job.config.trace,
             ),
             self,
             os.urandom,

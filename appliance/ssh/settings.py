@@ -21,6 +21,7 @@ class Settings(NamedTuple):
     rekey_bytes: int = REKEY_BYTES
     rekey_seconds: float = REKEY_SECONDS
     window: int = WINDOW
+    trace: bool = False  # log each message, but never its content
 
 
 class ServerSide(NamedTuple):

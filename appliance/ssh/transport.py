@@ -44,6 +44,7 @@ from .handshake import Handshake, Negotiated, Versions, our_kexinit
 from .order import Event, Order, Phase, Role, Verdict
 from .packets import PACKET_LIMIT, PacketReader, PacketWriter
 from .settings import ClientSide, ServerSide, Settings
+from .trace import Trace
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,9 @@ class Transport:
         if self.role is Role.CLIENT:  # a server's banner may be long
             self._reader.limit = PACKET_LIMIT
         self._writer = PacketWriter(random)
+        self._trace = Trace() if settings.trace else None
+        if self._trace is not None:
+            self._reader.trace, self._writer.trace = self._trace.received, self._trace.sent
         self.error: PeerError | None = None
         self.activity = 0  # grows with all that channels carry, either way
         self._lines = 0
@@ -493,6 +497,8 @@ class Transport:
             self._early_exchanges += 1
             if self._early_exchanges > EXCHANGES_BEFORE_LOGIN:
                 raise ProtocolError("too many key exchanges before the login")
+        if self._trace is not None:
+            self._trace.key_exchange = handshake.negotiated.key_exchange
         self._skip_guess = handshake.negotiated.wrong_guess
         if self.role is Role.CLIENT:
             self._writer.packet(KexInitiate(handshake.begin()).encode())
