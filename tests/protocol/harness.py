@@ -7,8 +7,9 @@ says arrives intact, however wrong it is.
 
 import os
 from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
 
-from appliance.crypto.keys import PublicKey, generate
+from appliance.crypto.keys import PrivateKey, PublicKey, generate
 from appliance.crypto.suites import Algorithms, default_algorithms
 from appliance.errors import PeerError
 from appliance.ssh.auth_client import Credentials, Identity
@@ -45,7 +46,16 @@ FAST = ALL._replace(
     key_exchange=("curve25519-sha256",), host_key=("ssh-ed25519",), compression=("none",)
 )
 
-Event = tuple[object, ...]
+Event = tuple[Any, ...]  # a name, and what belongs to it
+
+
+class Limits(TypedDict, total=False):
+    """What a test may set of a connection's Settings."""
+
+    rekey_bytes: int
+    rekey_seconds: float
+    window: int
+    trace: bool
 
 
 class TestAuthority(Authority):
@@ -90,7 +100,9 @@ class TestCredentials(Credentials):
 
     __test__ = False
 
-    def __init__(self, key: object = USER_KEY, password: str | None = PASSWORD.decode()) -> None:
+    def __init__(
+        self, key: PrivateKey | None = USER_KEY, password: str | None = PASSWORD.decode()
+    ) -> None:
         self._key = key
         self._password = password
 
@@ -186,13 +198,13 @@ def make_server(
     algorithms: Algorithms = FAST,
     authority: TestAuthority | None = None,
     banner: str = "",
-    **settings: float,
+    **settings: Unpack[Limits],
 ) -> Connection:
     """A server with HOST_KEY."""
     authority = authority or TestAuthority()
     connection = Connection(
         ServerSide({"ssh-ed25519": HOST_KEY.public.blob}, HOST_KEY.sign, authority, banner),
-        Settings(algorithms, **settings),  # type: ignore[arg-type]
+        Settings(algorithms, **settings),
         recorder,
         os.urandom,
         0.0,
@@ -207,12 +219,12 @@ def make_client(
     credentials: Credentials | None = None,
     check: Callable[[PublicKey], None] = trust,
     methods: tuple[str, ...] = METHODS,
-    **settings: float,
+    **settings: Unpack[Limits],
 ) -> Connection:
     """A client that has USER_KEY and PASSWORD."""
     return Connection(
         ClientSide(USER, check, credentials or TestCredentials(), methods),
-        Settings(algorithms, **settings),  # type: ignore[arg-type]
+        Settings(algorithms, **settings),
         recorder,
         os.urandom,
         0.0,
@@ -229,7 +241,7 @@ class Pair:
         credentials: Credentials | None = None,
         methods: tuple[str, ...] = METHODS,
         banner: str = "",
-        **settings: float,
+        **settings: Unpack[Limits],
     ) -> None:
         self.now = 0.0
         self.authority = TestAuthority()

@@ -97,7 +97,7 @@ def test_arbitrary_payloads_raise_nothing(role: Role, phase: Phase, data: st.Dat
     assert_sound(script.peer, phase is Phase.OPEN)
 
 
-SMALL: dict[object, st.SearchStrategy[object]] = dict(VALUES)
+SMALL = dict(VALUES)
 SMALL[messages.UInt32.__metadata__[0]] = st.sampled_from([0, 1, 7, 32768, 0xFFFFFFFF])  # type: ignore[attr-defined]
 SMALL[messages.Name.__metadata__[0]] = st.sampled_from(  # type: ignore[attr-defined]
     ["ssh-userauth", "ssh-connection", "publickey", "password", "none", "session", "exec", "", "x"]
@@ -176,7 +176,7 @@ class Spoiler:
         self.before = connection.transport._writer.packet
         self.which = which
         self.spoil = spoil
-        connection.transport._writer.packet = self  # type: ignore[method-assign,assignment]
+        connection.transport._writer.packet = self  # type: ignore[method-assign]
 
     def __call__(self, payload: bytes) -> None:
         self.number += 1

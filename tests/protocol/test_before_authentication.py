@@ -27,13 +27,14 @@ from appliance.ssh.auth_server import HOSTBOUND
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
 from appliance.ssh.packets import HANDSHAKE_PACKET_LIMIT, MAXIMUM_BUFFER, PACKET_LIMIT
+from appliance.ssh.settings import ServerSide
 from appliance.ssh.transport import (
     EARLY_ANSWERS_LIMIT,
     EARLY_BYTES,
     EARLY_PACKETS,
     LINES_LIMIT,
 )
-from appliance.wire.codec import write_boolean, write_name, write_string
+from appliance.wire.codec import Message, write_boolean, write_name, write_string
 from appliance.wire.messages import (
     ChannelOpen,
     Debug,
@@ -44,7 +45,6 @@ from appliance.wire.messages import (
     KexInit,
     KexInitiate,
     KexReply,
-    Message,
     NewKeys,
     Ping,
     ServiceAccept,
@@ -64,6 +64,7 @@ from tests.protocol.harness import (
     OTHER_KEY,
     USER,
     USER_KEY,
+    Event,
     Pair,
     Recorder,
     Script,
@@ -82,6 +83,13 @@ def against(role: Role, markers: bool = True) -> Script:
     """A script against a fresh connection."""
     make = make_server if role is Role.SERVER else make_client
     return Script(make(Recorder()), markers=markers)
+
+
+def asked(script: Script) -> list[Event]:
+    """What a server's authority was asked."""
+    side = script.peer.transport._side
+    assert isinstance(side, ServerSide) and isinstance(side.authority, TestAuthority)
+    return side.authority.asked
 
 
 def to_exchange(script: Script) -> Script:
@@ -393,17 +401,15 @@ def test_the_user_cannot_be_exchanged_within_a_connection() -> None:
     assert script.numbers() == [51]
     script.send(password_request("root"))
     assert script.ended
-    authority = script.peer.transport._side.authority  # type: ignore[union-attr]
-    assert authority.asked == [("password", "somebody")]  # type: ignore[attr-defined]
+    assert asked(script) == [("password", "somebody")]
 
 
 def test_a_user_who_is_authenticated_stays_who_it_is() -> None:
     script = against(Role.SERVER).log_in()
-    authority = script.peer.transport._side.authority  # type: ignore[union-attr]
-    asked = list(authority.asked)  # type: ignore[attr-defined]
+    before = list(asked(script))
     script.send(password_request("root"), password_request())
     assert script.receive() == []
-    assert authority.asked == asked  # type: ignore[attr-defined]
+    assert asked(script) == before
     assert script.peer.transport.error is None
     assert script.peer._handler.events == [("authenticated",)]  # type: ignore[attr-defined]
 
@@ -586,7 +592,7 @@ def test_malformed_fields_of_a_method_end_the_connection(method: str, fields: by
     script = against(Role.SERVER).serve()
     script.send(UserauthRequest(USER, "ssh-connection", method, fields))
     assert script.ended
-    assert not script.peer.transport._side.authority.asked  # type: ignore[union-attr,attr-defined]
+    assert not asked(script)
 
 
 @pytest.mark.parametrize("blob", BLOBS, ids=range(len(BLOBS)))
@@ -918,7 +924,7 @@ def test_a_user_key_under_the_name_of_sha1_is_refused_and_counted() -> None:
     fields = write_boolean(False) + write_name("ssh-rsa") + write_string(USER_KEY.public.blob)
     script.send(UserauthRequest(USER, "ssh-connection", "publickey", fields))
     assert script.numbers() == [51]
-    assert script.peer.transport._side.authority.asked == [("refuse", USER, "publickey")]  # type: ignore[union-attr,attr-defined]
+    assert asked(script) == [("refuse", USER, "publickey")]
 
 
 @pytest.mark.parametrize("host_key", [OTHER_KEY.public.blob, b"x"], ids=["key", "nothing"])

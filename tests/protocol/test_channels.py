@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from appliance.errors import ProtocolError
 from appliance.ssh.channels import PACKET, WINDOW_LIMIT, Channel, Flow
 from appliance.ssh.connection import CHANNELS_LIMIT, ConnectionHandler
+from appliance.wire.codec import Message
 from appliance.wire.messages import (
     ChannelClose,
     ChannelData,
@@ -21,7 +23,6 @@ from appliance.wire.messages import (
     ChannelSuccess,
     ChannelWindowAdjust,
     GlobalRequest,
-    Message,
     Ping,
     RequestFailure,
     RequestSuccess,
@@ -422,10 +423,14 @@ def test_answers_belong_to_requests_in_their_order() -> None:
     number = script.open()
     channel = script.peer._channels[number]
     seen: list[object] = []
+
+    def answered(name: str, answer: object) -> None:
+        seen.append((name, answer))
+
     for name in "abc":
-        channel.request(name, b"", lambda success, name=name: seen.append((name, success)))
+        channel.request(name, b"", partial(answered, name))
     for name in "de":
-        script.peer.global_request(name, b"", lambda data, name=name: seen.append((name, data)))
+        script.peer.global_request(name, b"", partial(answered, name))
     script.send(
         ChannelSuccess(number), RequestFailure(), ChannelFailure(number),
         RequestSuccess(b"yes"), ChannelSuccess(number),

@@ -62,7 +62,7 @@ def test_keys_are_renewed_after_the_bytes_that_the_settings_say(
     assert exchanges.count in (3, 4)
     accepted.send(b"end")
     pair.pump()
-    received = sum(len(e[1]) for e in pair.at_server.events if e[0] == "data")  # type: ignore[arg-type]
+    received = sum(len(e[1]) for e in pair.at_server.events if e[0] == "data")
     assert received == 40 * 100_000
     assert pair.at_client.events[-1] == ("data", b"end")
 
@@ -202,7 +202,7 @@ def test_sequence_numbers_restart_with_new_keys_in_strict_mode_only(
     markers: bool, role: str
 ) -> None:
     make = make_client if role == "client" else make_server
-    script = Script(make(Recorder()), markers=markers).log_in()  # type: ignore[operator]
+    script = Script(make(Recorder()), markers=markers).log_in()
     before = script.writer.sequence
     script.exchange()
     assert script.peer.transport.phase is Phase.OPEN

@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_reached_for_want_of_descriptors_is_no_error(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as full:
-        full.setattr(log.socket, "socket", none_left)
+        full.setattr("socket.socket", none_left)
         logging.getLogger("peer").info("nobody reads this")
     assert "lines are lost" in capfd.readouterr().err
 

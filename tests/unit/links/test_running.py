@@ -65,9 +65,8 @@ def test_a_link_without_a_process_or_a_device_to_spare_is_tried_again(
     with monkeypatch.context() as short:
         short.setattr(place, name, none_left)
         link.start()
-    assert link.life.state is State.BACKING_OFF
+    assert (link.life.state, link.process) == (State.BACKING_OFF, 0)
     assert os.strerror(errno.EAGAIN) in link.life.last_error
-    assert link.process == 0
     link.network_changed()
     assert link.life.state is State.DIALLING
     assert link.process == PROCESS

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.crypto.key_files import load_private_key
+from appliance.crypto.keys import PrivateKey
 from appliance.process import programs
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
@@ -29,7 +30,7 @@ class Dialler:
 
     def __init__(
         self,
-        server: Server,
+        place: tuple[str, int] | socket.socket,
         account: Account,
         key: Path,
         credentials: TestCredentials | None = None,
@@ -43,7 +44,9 @@ class Dialler:
             os.urandom,
             0.0,
         )
-        self.socket = socket.create_connection((server.address, server.port), timeout=10)
+        if isinstance(place, tuple):
+            place = socket.create_connection(place, timeout=10)
+        self.socket = place
 
     def until(self, condition: Callable[[Connection], object], seconds: float = 15) -> bool:
         """Send and receive until `condition` holds; False when the connection ends first."""
@@ -79,9 +82,15 @@ class Dialler:
 
 
 class _Key(TestCredentials):
+    """One key, which is used at once."""
+
+    def __init__(self, key: PrivateKey) -> None:
+        super().__init__(key)
+        self._always = key
+
     def identities(self) -> list[Identity]:
-        public = self._key.public
-        return [Identity(public.blob, public.signature_algorithms, self._key.sign, False, "")]
+        public = self._always.public
+        return [Identity(public.blob, public.signature_algorithms, self._always.sign, False, "")]
 
 
 @pytest.fixture
@@ -135,7 +144,8 @@ def dial(account: Account, user_keys: Keyring) -> Iterator[Callable[..., Dialler
     made: list[Dialler] = []
 
     def connect(server: Server, credentials: TestCredentials | None = None) -> Dialler:
-        made.append(Dialler(server, account, user_keys.key(), credentials))
+        place = server.address, server.port
+        made.append(Dialler(place, account, user_keys.key(), credentials))
         return made[-1]
 
     yield connect

@@ -45,8 +45,8 @@ def traces(path: Path) -> dict[str, bytes]:
     else:
         found["seed"] = secret.private_bytes_raw()
     for name, number in numbers.items():
-        for order in ("big", "little"):
-            found[f"{name} {order}"] = number.to_bytes((number.bit_length() + 7) // 8, order)  # type: ignore[arg-type]
+        data_of = number.to_bytes((number.bit_length() + 7) // 8, "big")
+        found |= {f"{name} big": data_of, f"{name} little": data_of[::-1]}
     # what follows the end of the public half, or is that of the file's format, tells nothing
     public = load_private_key(data).public.blob
     return {

@@ -5,6 +5,7 @@ import os
 import struct
 import termios
 from collections.abc import Callable, Iterator
+from typing import Unpack
 
 import pytest
 
@@ -13,6 +14,9 @@ from appliance.services import session
 from appliance.services.session import (
     ENVIRONMENT_LIMIT,
     VARIABLE_LIMIT,
+)
+from appliance.wire.codec import write_uint32
+from appliance.wire.session import (
     Command,
     EnvironmentVariable,
     ExitSignal,
@@ -20,7 +24,7 @@ from appliance.services.session import (
     SignalRequest,
     WindowChange,
 )
-from appliance.wire.codec import write_uint32
+from tests.protocol.harness import Limits
 from tests.unit.services.harness import SessionTest
 
 Make = Callable[..., SessionTest]
@@ -30,7 +34,7 @@ Make = Callable[..., SessionTest]
 def make() -> Iterator[Make]:
     made: list[SessionTest] = []
 
-    def new(**settings: int) -> SessionTest:
+    def new(**settings: Unpack[Limits]) -> SessionTest:
         made.append(SessionTest(**settings))
         return made[-1]
 

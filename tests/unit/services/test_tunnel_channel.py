@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
@@ -23,7 +24,7 @@ from appliance.ssh.channels import Flow
 from appliance.ssh.transport import OPENSSH_LIKE
 from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POINT
 from tests.netns import Namespace
-from tests.protocol.harness import Pair, Recording
+from tests.protocol.harness import Limits, Pair, Recording
 from tests.unit.services.harness import FakeDriver
 
 V4 = b"\x45" + bytes(39)
@@ -38,7 +39,7 @@ class Tunnel:
         mode: int = POINT_TO_POINT,
         software: bytes = b"OpenSSH_9.2",
         kind: type[TunnelChannel] = OpenSSHTunnel,
-        **settings: int,
+        **settings: Unpack[Limits],
     ) -> None:
         self.pair = Pair(**settings).log_in()
         self.client, accepted = self.pair.open("tun@openssh.com")
@@ -71,7 +72,7 @@ class Tunnel:
         """What reached the other end of the SSH connection."""
         handler = self.client.handler
         assert isinstance(handler, Recording)
-        return [e[1] for e in handler.events if e[0] == "data"]  # type: ignore[misc]
+        return [e[1] for e in handler.events if e[0] == "data"]
 
     def at_device(self) -> list[bytes]:
         """What was written to the device."""
