@@ -1,6 +1,7 @@
 """Where log lines go: standard error, the system's log, or another process that writes them.
 
-The core logs DEBUG only. INFO is what an operator wants in a year's log.
+The core logs DEBUG only, and TRACE where a trace was asked for: a line for each message of a
+connection. INFO is what an operator wants in a year's log.
 
 The log is never a reason to fail: what cannot be written is lost, one line on standard error says
 so, and with each line the system's log is looked for again.
@@ -11,12 +12,15 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
 SOCKET: Final = "/dev/log"  # syslog(3)
 _AUTHPRIV: Final = 10  # RFC 5424 section 6.2.1
+TRACE: Final = 5  # a level below DEBUG
 _SEVERITIES: Final = {
+    TRACE: 7,
     logging.DEBUG: 7,
     logging.INFO: 6,
     logging.WARNING: 4,
@@ -24,8 +28,10 @@ _SEVERITIES: Final = {
     logging.CRITICAL: 2,
 }
 
-# Our own choice
+# Our own choices
 LINE_LIMIT: Final = 8000  # bytes; rsyslog cuts at 8 KiB
+TRACED_AT_ONCE: Final = 500  # lines of a trace: a login and its session have less than 100
+TRACED_A_SECOND: Final = 50.0
 
 
 def harmless(text: str) -> str:
@@ -49,6 +55,45 @@ class _Line(logging.Formatter):
         return super().formatMessage(record).replace("\n", "\\n")
 
 
+class Allowance:
+    """Decides how many lines are too many: ``at_once``, and ``a_second`` more each second."""
+
+    def __init__(self, at_once: int, a_second: float) -> None:
+        self._at_once, self._a_second = at_once, a_second
+        self._left = float(at_once)
+        self._counted_at = time.monotonic()
+        self.lost = 0  # lines since the last one that was taken
+
+    def take(self) -> bool:
+        """Return whether there may be one more line now."""
+        now = time.monotonic()
+        earned = (now - self._counted_at) * self._a_second
+        self._left, self._counted_at = min(self._left + earned, self._at_once), now
+        if self._left < 1:
+            self.lost += 1
+            return False
+        self._left -= 1
+        return True
+
+
+class _TraceLimit(logging.Filter):
+    """Keeps a peer from filling the log by what it sends while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._allowance = Allowance(TRACED_AT_ONCE, TRACED_A_SECOND)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != TRACE:
+            return True
+        if not self._allowance.take():
+            return False
+        if lost := self._allowance.lost:
+            self._allowance.lost = 0
+            record.msg, record.args = f"({lost} messages are not shown) {record.getMessage()}", ()
+        return True
+
+
 def set_up(name: str, level: int, to_stderr: bool) -> None:
     """Log as ``name``; ``serve_connection`` gives each line the connection's number."""
     root = logging.getLogger()
@@ -61,6 +106,7 @@ def set_up(name: str, level: int, to_stderr: bool) -> None:
     else:
         handler = _SystemLog(SOCKET)
         handler.setFormatter(_Line(f"{name}[%(connection)d]: %(message)s"))
+    handler.addFilter(_TraceLimit())
     root.addHandler(handler)
     root.setLevel(level)
 
@@ -152,18 +198,21 @@ def pass_on(send: Callable[[int, bytes], None]) -> None:
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
-    root.addHandler(_Passing(send))
+    handler = _Passing(send)
+    handler.addFilter(_TraceLimit())
+    root.addHandler(handler)
 
 
 def write_for(who: str, level: int, text: bytes) -> None:
     """Write a line that another process passed on, and that may say anything.
 
-    ``who`` stands in front, so that it cannot pass for a line of ours.
+    ``who`` stands in front, so that it cannot pass for a line of ours. A trace
+    needs no level: it was asked for where it is made.
     """
     root = logging.getLogger()
     if level not in _SEVERITIES:
         level = logging.INFO
-    if root.isEnabledFor(level):
+    if level == TRACE or root.isEnabledFor(level):
         first, _, traceback = text.decode(errors="replace").partition("\n")
         record = logging.LogRecord(__name__, level, "", 0, "%s: %s", (who, first), None)
         record.exc_text = traceback or None

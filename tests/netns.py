@@ -311,7 +311,7 @@ def wait_for_device(where: Namespace, device: str, timeout: float = 15) -> bool:
     return wait_until(lambda: where.has_device(device), timeout)
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10) -> bool:
+def wait_until(condition: Callable[[], object], timeout: float = 10) -> bool:
     """Ask `condition` every 20 ms until it holds; False after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():

@@ -117,7 +117,7 @@ class LoginTime:
         self._connection = connection
         self._patience = patience
         self._handshake_until = now + patience.handshake
-        self._packets = connection.received_packets
+        self._packets = connection.transport.received_packets
         self._packet_at = now
         self._requests = 0
         self._request_at = now
@@ -143,6 +143,7 @@ class LoginTime:
     def handled(self, began: float, now: float) -> None:
         """The connection handled what arrived at ``began``, and asked the user if it had to."""
         connection, took = self._connection, now - began
+        packets = connection.transport.received_packets
         self._handshake_until += took
         self._packet_at += took
         self._request_at += took
@@ -150,8 +151,8 @@ class LoginTime:
             self._waits_for_command = False
             self._packet_at = now
             self._handshake_until = min(self._handshake_until, now + HANDSHAKE_SECONDS)
-        if connection.received_packets != self._packets:
-            self._packets, self._packet_at = connection.received_packets, now
+        if packets != self._packets:
+            self._packets, self._packet_at = packets, now
         if connection.login_requests != self._requests:
             self._requests, self._request_at = connection.login_requests, now
 
@@ -159,36 +160,37 @@ class LoginTime:
         """What to tell the user, in OpenSSH's words."""
         if self._is_logging_in:
             return DialFailed("Connection timed out during authentication")
-        is_greeting = self._connection.phase is Phase.VERSION
+        is_greeting = self._connection.transport.phase is Phase.VERSION
         return DialFailed(
             f"Connection timed out during {'banner' if is_greeting else 'key'} exchange"
         )
 
 
 def login(sock: socket.socket, connection: Connection, patience: Patience) -> None:
-    """Run the connection until it is authenticated, or over: see ``connection.error``.
+    """Run the connection until it is authenticated, or over: see ``connection.transport.error``.
 
     Raises DialFailed if the server takes too long.
     """
+    transport = connection.transport
     limit = LoginTime(connection, patience, time.monotonic())
     while True:
         try:
-            while connection.unsent:
+            while transport.unsent:
                 _wait_until(sock, limit.until)
-                connection.sent(sock.send(connection.data_to_send()))
-            if connection.phase in (Phase.OPEN, Phase.CLOSED):
+                transport.sent(sock.send(transport.data_to_send()))
+            if transport.phase in (Phase.OPEN, Phase.CLOSED):
                 return
             _wait_until(sock, limit.until)
-            count = sock.recv_into(connection.receive_buffer())
+            count = sock.recv_into(transport.receive_buffer())
         except TimeoutError as error:
             raise limit.expired() from error
         except OSError:
             count = 0
         if not count:
-            connection.receive_eof()
+            transport.receive_eof()
             return
         began = time.monotonic()
-        connection.received(count, began)
+        transport.received(count, began)
         limit.handled(began, time.monotonic())
 
 

@@ -30,6 +30,7 @@ class Driver:
     ) -> None:
         self.loop = loop
         self.connection = connection
+        self._transport = connection.transport
         self._sock = sock
         self._fd = sock.fileno()
         self._finished = finished
@@ -47,28 +48,28 @@ class Driver:
         self.flush()
 
     def _on_readable(self) -> None:
-        connection = self.connection
+        transport = self._transport
         try:
-            count = self._sock.recv_into(connection.receive_buffer())
+            count = self._sock.recv_into(transport.receive_buffer())
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             count = 0
         if count:
             self.received += count
-            connection.received(count, self.loop.time())
+            transport.received(count, self.loop.time())
         else:
-            connection.receive_eof()
+            transport.receive_eof()
         self.flush()
-        if self._timer is None or self._timer.when > connection.deadline:
+        if self._timer is None or self._timer.when > transport.deadline:
             self._set_timer()
 
     def flush(self) -> None:
         """Send what waits; whoever sends outside of a handler calls this afterwards."""
-        connection = self.connection
-        if not self._writing and connection.unsent:
+        transport = self._transport
+        if not self._writing and transport.unsent:
             self._send()
-        if connection.phase is _CLOSED and not self._closed:
+        if transport.phase is _CLOSED and not self._closed:
             if not self._writing:
                 self._close()
             elif self._lingering is None:
@@ -76,17 +77,17 @@ class Driver:
                 self._lingering = self.loop.call_later(LINGER, self._close)
 
     def _send(self) -> None:
-        connection = self.connection
+        transport = self._transport
         try:
-            count = self._sock.send(connection.data_to_send())
+            count = self._sock.send(transport.data_to_send())
             self.sent += count
-            left = connection.sent(count)
+            left = transport.sent(count)
         except (BlockingIOError, InterruptedError):
-            left = connection.unsent
+            left = transport.unsent
         except OSError:
             self._writing = False
-            connection.sent(connection.unsent)
-            connection.receive_eof()
+            transport.sent(transport.unsent)
+            transport.receive_eof()
             self._close()
             return
         if left and not self._writing:
@@ -106,11 +107,11 @@ class Driver:
             self._timer.cancel()
         if self._closed:
             return
-        deadline = min(self.connection.deadline, self.loop.time() + 86400.0)
+        deadline = min(self._transport.deadline, self.loop.time() + 86400.0)
         self._timer = self.loop.call_at(deadline, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        self.connection.tick(self.loop.time())
+        self._transport.tick(self.loop.time())
         self.flush()
         self._set_timer()
 

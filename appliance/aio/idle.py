@@ -20,16 +20,16 @@ class IdleTimeout:
         self._driver = driver
         self._seconds = seconds
         self._expired = expired
-        self._activity = driver.connection.activity
+        self._activity = driver.connection.transport.activity
         self._since = driver.loop.time()
         driver.loop.call_later(LOOK, self._look)
 
     def _look(self) -> None:
-        connection, now = self._driver.connection, self._driver.loop.time()
-        if connection.phase is Phase.CLOSED:
+        transport, now = self._driver.connection.transport, self._driver.loop.time()
+        if transport.phase is Phase.CLOSED:
             return
-        if connection.activity != self._activity:
-            self._activity, self._since = connection.activity, now
+        if transport.activity != self._activity:
+            self._activity, self._since = transport.activity, now
         if now - self._since >= self._seconds:
             self._expired()
         else:

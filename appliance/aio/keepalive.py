@@ -49,7 +49,7 @@ class KeepAlive:
             return
         self._probing = True
         self._unanswered = max(self._unanswered, self._count - 1)
-        self._packets = self._driver.connection.received_packets
+        self._packets = self._driver.connection.transport.received_packets
         self._timer.cancel()
         self.ask()
         self._wait(patience)
@@ -58,12 +58,12 @@ class KeepAlive:
         self._timer = self._driver.loop.call_later(seconds, self._due)
 
     def _due(self) -> None:
-        connection = self._driver.connection
-        if connection.phase is Phase.CLOSED:
+        transport = self._driver.connection.transport
+        if transport.phase is Phase.CLOSED:
             return
         self._probing = False
-        if connection.received_packets != self._packets:
-            self._packets = connection.received_packets
+        if transport.received_packets != self._packets:
+            self._packets = transport.received_packets
             self._unanswered = 0
         if self._unanswered >= self._count:
             self._silent()

@@ -6,7 +6,7 @@ from typing import Final, TextIO
 
 from ..client import prompts
 from ..errors import UsageError
-from ..log import harmless
+from ..log import TRACE, harmless
 
 _LEVELS: Final = {
     "QUIET": logging.CRITICAL,
@@ -16,6 +16,7 @@ _LEVELS: Final = {
     "VERBOSE": logging.INFO,
 }  # of LogLevel, ssh_config(5); all others are DEBUG
 _PREFIXES: Final = {
+    TRACE: "debug3: ",
     logging.DEBUG: "debug1: ",
     logging.WARNING: "Warning: ",
     logging.ERROR: "error: ",

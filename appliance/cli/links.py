@@ -36,7 +36,7 @@ _UP: Final = (
     Option("close", None, "only close the kill switches: at boot, before there is a network"),
     Option("F", None, "stay in the foreground; with --close, to keep them closed"),
     Option("E", None, "log to standard error, not to syslog"),
-    Option("v", None, "log more"),
+    Option("v", None, "log more; -vvv names each message of the servers' as well", True),
 )
 _DOWN: Final = (Option("closed", None, "leave the kill switches closed: for a restart"),)
 _STATUS: Final = (
@@ -250,16 +250,17 @@ def _start(options: Options, path: str, chosen: list[Link]) -> int:
 
     names = {link.name for link in chosen} if options.operands else None
     level = logging.DEBUG if "v" in options else logging.INFO
+    is_traced = options.count("v") >= 3
     if "F" in options:
         log.set_up("culvert-links", level, "E" in options)
-        Supervisor(path).run(names)
+        Supervisor(path, is_traced).run(names)
         return 0
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             log.set_up("culvert-links", level, "E" in options)
-            supervisor = Supervisor(path)  # its mistakes are told here
+            supervisor = Supervisor(path, is_traced)  # its mistakes are told here
             daemonize()
             log.set_up("culvert-links", level, "E" in options)
             supervisor.run(names)

@@ -33,7 +33,7 @@ _COMMON: Final = (
     Option("m", "macs", "MACs to offer, most wanted first"),
     Option("s", None, "the command is the name of a subsystem"),
     Option("q", None, "say nothing but fatal errors"),
-    Option("v", None, "tell what happens", True),
+    Option("v", None, "tell what happens; -vvv names each message as well", True),
     Option("V", None, "show the version"),
 )
 SSH_SPEC: Final = (

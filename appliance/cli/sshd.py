@@ -45,7 +45,7 @@ SPEC: Final = (
     Option("config", "file", "settings in TOML; options on the command line win"),
     Option("check", None, "only check the settings and the host keys"),
     Option("Q", "what", "list what is supported: cipher, mac, kex, key, compression"),
-    Option("v", None, "log more; -vv still more", True),
+    Option("v", None, "log more; -vvv names each message as well", True),
     Option("V", None, "show the version"),
 )
 _USAGE: Final = "culvert sshd [options]"
@@ -138,6 +138,8 @@ def _settings(options: Options, path: str | None) -> ServerConfig:
             changes[field] = value
     if "p" in options:
         changes["listen"] = tuple(options.values("p"))
+    if options.count("v") >= 3:
+        changes["trace"] = True
     if "G" in options:
         changes["allow_groups"] = tuple(options.values("G"))
     if "r" in options:

@@ -66,8 +66,8 @@ class Client(ConnectionHandler):
                 options, connection, sock, self._command, self._quiet, tunnel, control
             )
             status = self._session.run()
-            if connection.error is not None and status == CONNECTION_FAILED:
-                raise login.explained(connection.error)
+            if connection.transport.error is not None and status == CONNECTION_FAILED:
+                raise login.explained(connection.transport.error)
             return status
         finally:
             login.close()

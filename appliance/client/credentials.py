@@ -111,7 +111,7 @@ class UserCredentials:
         try:
             agent = Agent(path)
             if self.connection is not None:
-                agent.bind(self.connection.host_binding)
+                agent.bind(self.connection.transport.host_binding)
             keys = list(agent.keys())
         except OSError as error:
             _debug(f"agent {path}: {error}")

@@ -35,7 +35,7 @@ class HostKeysUpdate:
     def announced(self, data: bytes) -> None:
         """The server has these keys; raises MalformedMessage."""
         keys = list(_usable(read_strings(data)))
-        current = self._connection.host_binding.host_key
+        current = self._connection.transport.host_binding.host_key
         if current not in (key.blob for key in keys):
             return  # it used a certificate, or will not have this key any more
         text = self._read()
@@ -62,7 +62,7 @@ class HostKeysUpdate:
         self._connection.global_request(HOSTKEYS_PROVE, blobs, answered)
 
     def _proves(self, answer: bytes, keys: list[PublicKey]) -> bool:
-        session_id = self._connection.session_id
+        session_id = self._connection.transport.session_id
         try:
             return all(
                 key.verify(

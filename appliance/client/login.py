@@ -35,7 +35,7 @@ from ..errors import AuthenticationFailed, CulvertError, PeerDisconnected, PeerE
 from ..ssh.auth_client import Identity
 from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.order import Phase
-from ..ssh.transport import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
+from ..ssh.settings import REKEY_BYTES, REKEY_SECONDS, ClientSide, Settings
 from .credentials import UserCredentials
 from .host_options import HostOptions
 from .host_trust import HostTrust
@@ -74,6 +74,7 @@ class Login:
             _algorithms(options, self._trust),
             rekey_bytes or REKEY_BYTES,
             rekey_seconds or REKEY_SECONDS,
+            trace=options.log_level == "DEBUG3",
         )
         if any(map(is_certificate_name, self._settings.algorithms.host_key)):
             # One may arrive when there are no files to import from any more.
@@ -214,9 +215,9 @@ class Login:
                 login(sock, connection, self._patience)
             except DialFailed as error:
                 raise DialFailed(f"{options.host_name} port {options.port}: {error}") from error
-            if connection.phase is Phase.CLOSED:
-                assert connection.error is not None
-                raise self.explained(connection.error)
+            if connection.transport.phase is Phase.CLOSED:
+                assert connection.transport.error is not None
+                raise self.explained(connection.transport.error)
             where = "via proxy" if self._is_indirect else f"[{options.host_name}]:{options.port}"
             method = connection.login_method
             _log.info('Authenticated to %s (%s) using "%s".', options.host_name, where, method)

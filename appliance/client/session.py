@@ -108,11 +108,11 @@ class ClientSession:
         self._loop.run()
         totals = self._driver.sent, self._driver.received, self._loop.time() - began
         _log.info("Transferred: sent %d, received %d bytes, in %.1f seconds", *totals)
-        if connection.phase is not Phase.CLOSED:
-            connection.close("disconnected by user")
+        if connection.transport.phase is not Phase.CLOSED:
+            connection.transport.close("disconnected by user")
             self._driver.flush()
         if self._failed or self._session is None:
-            return CONNECTION_FAILED if self._failed or connection.error else 0
+            return CONNECTION_FAILED if self._failed or connection.transport.error else 0
         return self._session.status
 
     # -- forwards ----------------------------------------------------------------------

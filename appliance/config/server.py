@@ -141,6 +141,7 @@ class ServerConfig(ConnectionConfig):
     # What comes from this machine is often a proxy in front of everybody.
     per_source_penalty_exempt_list: tuple[str, ...] = ("127.0.0.0/8", "::1")
 
+    trace: bool = False  # the log names each message of each connection, never its content
     audit_file: str = ""  # one JSON object a line, see appliance/server/audit.py
     audit_commands: bool = False  # with the commands that users run
 

@@ -12,21 +12,18 @@ from __future__ import annotations
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ..config.hosts import endpoint
 from ..errors import MalformedMessage
 from .keys import SIGNATURE_ALGORITHMS, SK_ECDSA, SK_ED25519, PublicKey, load_public_key
-from .patterns import matches
-
-if TYPE_CHECKING:
-    from ipaddress import IPv4Network, IPv6Network
+from .permissions import TUNNEL_ANY, Permissions
+from .sources import sources
 
 Parsed = TypeVar("Parsed")  # of a line
 LocalTime = Callable[[tuple[int, int, int, int, int, int, int, int, int]], float]
 
 # Of OpenSSH
-TUNNEL_ANY: Final = 0x7FFFFFFF  # misc.h, SSH_TUNID_ANY
 _TUNNEL_MAXIMUM: Final = TUNNEL_ANY - 2
 _KEY_TYPES: Final = frozenset(SIGNATURE_ALGORITHMS.values())
 _SECURITY_KEYS: Final = (SK_ED25519, SK_ECDSA)
@@ -36,84 +33,6 @@ _OF_ADDRESSES: Final = (frozenset("0123456789.*?"), frozenset("0123456789abcdefA
 # Our own choices
 FORWARDS_LIMIT: Final = 1000  # permitopen options of a line, and as many permitlisten
 LOG_LIMIT: Final = 20  # lines about one file: its owner must not be able to flood the log
-
-
-class Permissions(NamedTuple):
-    """What the holder of a key may do; the defaults are those of a line without options."""
-
-    pty: bool = True
-    command: str | None = None  # runs in place of whatever is asked for
-    environment: tuple[tuple[str, str], ...] = ()
-    port_forwarding: bool = True
-    agent_forwarding: bool = True
-    x11_forwarding: bool = True
-    user_rc: bool = True
-    tunnel_allowed: bool = True  # tun@openssh.com at all
-    tunnel: int | None = None  # the only unit allowed; TUNNEL_ANY: only an open for 'any'
-    from_patterns: tuple[str, ...] = ()  # for from_matches, each of them
-    expires: int | None = None  # seconds since 1970, from which on the key is not accepted
-    touch_required: bool = True  # of a security key
-    verify_required: bool = False
-    # Host and port pairs; port 0 and host '*' stand for any. None: everything is permitted.
-    permit_open: tuple[tuple[str, int], ...] | None = None  # what direct-tcpip may reach
-    permit_listen: tuple[tuple[str, int], ...] | None = None  # where tcpip-forward may listen
-
-    def restricted_by(self, other: Permissions) -> Permissions | None:
-        """What both grant, as of a line and a certificate, or of two keys that are required.
-
-        None if they force different commands: obeying one would break the other's word.
-        The environment is that of the first which has one.
-        """
-        if None not in (self.command, other.command) and self.command != other.command:
-            return None
-        tunnels = {self.tunnel, other.tunnel} - {None}
-        return Permissions(
-            pty=self.pty and other.pty,
-            command=other.command if self.command is None else self.command,
-            environment=self.environment or other.environment,
-            port_forwarding=self.port_forwarding and other.port_forwarding,
-            agent_forwarding=self.agent_forwarding and other.agent_forwarding,
-            x11_forwarding=self.x11_forwarding and other.x11_forwarding,
-            user_rc=self.user_rc and other.user_rc,
-            tunnel_allowed=self.tunnel_allowed and other.tunnel_allowed and len(tunnels) < 2,
-            tunnel=self.tunnel if other.tunnel is None else other.tunnel,
-            from_patterns=self.from_patterns + other.from_patterns,
-            expires=min(filter(None, (self.expires, other.expires)), default=None),
-            touch_required=self.touch_required or other.touch_required,
-            verify_required=self.verify_required or other.verify_required,
-            permit_open=_in_both(self.permit_open, other.permit_open),
-            permit_listen=_in_both(self.permit_listen, other.permit_listen),
-        )
-
-    def refusal(self, address: str, now: float) -> str:
-        """Why they do not hold for a client at ``address`` now (seconds since 1970), or ''."""
-        for patterns in self.from_patterns:
-            if not from_matches(patterns, address, None):
-                return f"not from {address}"
-        return "expired" if self.expires is not None and now >= self.expires else ""
-
-
-# What restricts nothing, not even by asking for a touch: a certificate's own word counts.
-UNRESTRICTED: Final = Permissions(touch_required=False)
-
-Pairs = tuple[tuple[str, int], ...] | None
-
-
-def _in_both(first: Pairs, second: Pairs) -> Pairs:
-    """The hosts and ports that both lists permit."""
-    if first is None or second is None:
-        return second if first is None else first
-    both = (_narrower(one, other) for one in first for other in second)
-    return tuple(dict.fromkeys(pair for pair in both if pair is not None))
-
-
-def _narrower(one: tuple[str, int], other: tuple[str, int]) -> tuple[str, int] | None:
-    (host, port), (other_host, other_port) = one, other
-    if (host != other_host and "*" not in (host, other_host)) or (
-        port != other_port and 0 not in (port, other_port)
-    ):
-        return None
-    return other_host if host == "*" else host, port or other_port
 
 
 class Entry(NamedTuple):
@@ -327,10 +246,10 @@ def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
             if "from_patterns" in fields:
                 raise _BadLine("it has more than one option 'from'")
             try:
-                sources = list(_sources(value))
+                origins = list(sources(value))
             except ValueError as error:
                 raise _BadLine(f"option 'from' holds {_shown(str(error))}") from error
-            for negated, pattern, network in sources:
+            for negated, pattern, network in origins:
                 if (
                     negated
                     and network is None
@@ -425,53 +344,3 @@ def parse_time(text: str, local_time: LocalTime | None) -> int:
     if seconds <= 0:
         raise mistake
     return seconds
-
-
-def _sources(patterns: str) -> Iterator[tuple[bool, str, IPv4Network | IPv6Network | None]]:
-    """Negation, pattern and network (if it is one) of each; ValueError(pattern) for a bad one."""
-    from ipaddress import ip_network
-
-    for pattern in patterns.split(","):
-        negated = pattern.startswith("!")
-        pattern = pattern.removeprefix("!")
-        base, slash, length = pattern.partition("/")
-        if not base or (slash and not (length.isascii() and length.isdigit())):
-            raise ValueError(pattern)
-        try:
-            yield negated, pattern, ip_network(pattern)
-        except ValueError as error:
-            if slash:  # a host in place of a network, or no address at all
-                raise ValueError(pattern) from error
-            yield negated, pattern, None
-
-
-def from_matches(patterns: str, address: str, hostname: str | None) -> bool:
-    """Whether a client may come from there, as a ``from`` option means it.
-
-    ``patterns`` is a comma list of addresses, networks (192.0.2.0/24) and wildcards, each
-    perhaps behind '!', which outweighs the others; ``hostname`` is the client's name if it was
-    looked up and verified. A list with a mistake in it, such as a network with host bits,
-    matches nobody: parse() has refused its line already.
-    """
-    from ipaddress import ip_address
-
-    try:
-        peer = ip_address(address.partition("%")[0])
-        peer = getattr(peer, "ipv4_mapped", None) or peer
-        address = str(peer)
-    except ValueError:  # 'UNKNOWN' behind a pipe
-        peer = None
-    names = {address.lower(), (hostname or address).lower()}
-    found = False
-    try:
-        for negated, pattern, network in _sources(patterns):
-            if network is not None and peer is not None and peer in network:
-                matched = True
-            else:
-                matched = any(matches(name, pattern.lower()) for name in names)
-            if matched and negated:
-                return False
-            found = found or matched
-    except ValueError:
-        return False
-    return found

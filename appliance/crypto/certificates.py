@@ -20,7 +20,7 @@ is one name whatever characters it has: both have let strangers in elsewhere.
 
 from collections.abc import Collection, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..errors import CertificateRefused, MalformedMessage
 from ..wire.codec import (
@@ -42,9 +42,7 @@ from .keys import (
     load_public_key,
     plain_name,
 )
-
-if TYPE_CHECKING:
-    from .authorized_keys import Permissions
+from .permissions import Permissions
 
 # Of PROTOCOL.certkeys
 FOREVER: Final = 0xFFFFFFFFFFFFFFFF  # valid_before of a certificate that never expires
@@ -192,13 +190,11 @@ class Certificate(PublicKey):
         """Whether one of its principals is among the names; never by parts or patterns."""
         return any(principal in names for principal in self.terms.principals)
 
-    def permissions(self) -> "Permissions":
+    def permissions(self) -> Permissions:
         """What a user's certificate grants, once it is checked.
 
         Raises CertificateRefused for an option whose value cannot be read.
         """
-        from .authorized_keys import Permissions
-
         try:
             critical = {
                 name: _value(name, data)

@@ -29,7 +29,8 @@ from ..wire.codec import (
     write_string,
     write_uint32,
 )
-from .keys import ED25519, RSA, PrivateKey, PublicKey, load_offered_key, load_public_key
+from .keys import ED25519, RSA, PrivateKey, PublicKey, load_public_key
+from .offered_keys import load_offered_key
 
 if TYPE_CHECKING:
     from .keys import Secret

@@ -377,18 +377,6 @@ def load_public_key(blob: bytes) -> PublicKey:
     return key
 
 
-def load_offered_key(blob: bytes) -> PublicKey:
-    """The key of a blob, or the certificate, as a peer may offer either.
-
-    A Certificate (which see) vouches for nothing until it is checked. Raises MalformedMessage.
-    """
-    if not Reader(blob).string().endswith(_CERTIFICATE.encode()):
-        return load_public_key(blob)
-    from .certificates import load_certificate
-
-    return load_certificate(blob)
-
-
 class PrivateKey:
     """A key that can sign. ``secret`` is the object of `cryptography`, for key files only."""
 

@@ -125,8 +125,8 @@ class Carrier(ConnectionHandler):
         self._report(
             Opened(
                 self._address,
-                self._connection.peer_software[:200],
-                self._connection.peer_speaks(OFFLOAD_CHANNEL_TYPE),
+                self._connection.transport.peer_software[:200],
+                self._connection.transport.peer_speaks(OFFLOAD_CHANNEL_TYPE),
                 encoded,
             )
         )

@@ -34,13 +34,15 @@ def _check_owner(path: str) -> None:
         raise UsageError(f"{path}: others than root may write it: chown root, chmod go-w")
 
 
-def login_for(link: Link) -> Login:
+def login_for(link: Link, is_traced: bool = False) -> Login:
     """Return the login to the link's server; what the link leaves open is ssh_config's."""
     given: list[str | tuple[str, str]] = [
         ("BatchMode", "yes"),
         ("StrictHostKeyChecking", "yes"),
         ("ConnectTimeout", str(link.connect_timeout)),
     ]
+    if is_traced:
+        given.append(("LogLevel", "DEBUG3"))
     if link.identity_file:
         given += [("IdentityFile", link.identity_file), ("IdentitiesOnly", "yes")]
     for keyword, value in (

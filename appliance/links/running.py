@@ -96,6 +96,7 @@ class RunningLink:
         keeper: Keeper,
         changed: Callable[[], None],
         process_ended: Callable[[], None],
+        is_traced: bool = False,
     ) -> None:
         self.link = link
         self.life = LinkLife(loop.time())
@@ -109,6 +110,7 @@ class RunningLink:
         self._keeper = keeper
         self._changed = changed
         self._process_has_ended = process_ended
+        self._is_traced = is_traced
         self._lines = PassedLines(f"link {link.name}")
         self._record = record_of(link.name)
         # By a supervisor that was killed: leave it so.
@@ -344,7 +346,7 @@ class RunningLink:
         self._hop = None
         try:
             self._close_switch()
-            login = login_for(self.link)
+            login = login_for(self.link, self._is_traced)
             self._hop = login.first_hop
         except UsageError as error:
             self._refuse(str(error))

@@ -52,11 +52,13 @@ RESOLVER_UID: Final = 61297  # of those that ask for names
 class Supervisor:
     """All links of this machine, of which there is one supervisor.
 
-    ``path`` is that of their declarations. Raises UsageError.
+    ``path`` is that of their declarations. With ``is_traced`` the log names each message of the
+    links' connections. Raises UsageError.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_traced: bool = False) -> None:
         self._path = path
+        self._is_traced = is_traced
         self._config = declarations.read(path)
         self._links: dict[str, RunningLink] = {}
         self._confinement = sandbox.Confinement(
@@ -130,6 +132,7 @@ class Supervisor:
                     self._keeper,
                     self._tell,
                     self._end_orphans,
+                    self._is_traced,
                 )
             running.start()
 

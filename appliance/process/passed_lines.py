@@ -5,7 +5,6 @@ over can neither fill the log nor write a line that passes for another's.
 """
 
 import logging
-import time
 from typing import Final
 
 from .. import log
@@ -22,20 +21,16 @@ class PassedLines:
 
     def __init__(self, who: str) -> None:
         self._who = who
-        self._left = float(LINES_AT_ONCE)
-        self._counted_at = time.monotonic()
-        self._lost = 0
+        self._allowance = log.Allowance(LINES_AT_ONCE, LINES_A_SECOND)
 
     def write(self, level: int, text: bytes) -> None:
         """Write a line, unless there were too many."""
-        now = time.monotonic()
-        earned = (now - self._counted_at) * LINES_A_SECOND
-        self._left, self._counted_at = min(self._left + earned, LINES_AT_ONCE), now
-        if self._left < 1:
-            self._lost += 1
+        if level == log.TRACE:  # the log limits it by itself, so it takes no other line's place
+            log.write_for(self._who, level, text[: log.LINE_LIMIT])
             return
-        if self._lost:
-            _log.warning("%d lines of the %s's are lost: it has too many", self._lost, self._who)
-            self._lost = 0
-        self._left -= 1
+        if not self._allowance.take():
+            return
+        if lost := self._allowance.lost:
+            _log.warning("%d lines of the %s's are lost: it has too many", lost, self._who)
+            self._allowance.lost = 0
         log.write_for(self._who, level, text[: log.LINE_LIMIT])

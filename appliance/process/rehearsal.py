@@ -12,7 +12,7 @@ from ..crypto.suites import Algorithms
 from ..ssh.auth_client import Identity
 from ..ssh.auth_server import Offer, Outcome
 from ..ssh.connection import Connection, ConnectionHandler
-from ..ssh.transport import ClientSide, ServerSide, Settings
+from ..ssh.settings import ClientSide, ServerSide, Settings
 
 
 class _Authority:
@@ -80,7 +80,7 @@ def _connect(key: PrivateKey, algorithms: Algorithms) -> None:
         ClientSide("root", trust, _Credentials(key)),
     )
     server, client = (
-        Connection(side, settings, ConnectionHandler(), os.urandom, 0.0) for side in sides
+        Connection(side, settings, ConnectionHandler(), os.urandom, 0.0).transport for side in sides
     )
     while client.unsent or server.unsent:
         for one, other in ((client, server), (server, client)):

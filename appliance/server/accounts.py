@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import Entry, Permissions, parse, parse_principals
+from ..crypto.authorized_keys import Entry, parse, parse_principals
+from ..crypto.permissions import Permissions
 from . import matching
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import Permissions
 from ..crypto.keys import PublicKey
+from ..crypto.permissions import Permissions
 from ..errors import UsageError
 from ..ssh.auth_server import Offer, signed_data
 from ..ssh.transport import EXCHANGES_BEFORE_LOGIN

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..config.server import CRITERIA, ConnectionConfig, Match, ServerConfig
-from ..crypto.authorized_keys import from_matches
 from ..crypto.patterns import matches, matches_list
+from ..crypto.sources import from_matches
 from .peer import Peer
 
 Groups = Callable[[], Sequence[str]]  # the names of a user's groups, which may take a while

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import Permissions
 from ..crypto.patterns import matches_list
+from ..crypto.permissions import Permissions
 from ..wire.codec import write_uint32
 from . import accounts, audit, programs
 from .authentication import Login

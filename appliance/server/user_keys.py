@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
-from ..crypto.authorized_keys import UNRESTRICTED, Permissions
 from ..crypto.certificates import Certificate, Kind, load_certificate
 from ..crypto.key_exchange import FINITE_FIELD
 from ..crypto.key_files import KeyFileError, load_public_line
 from ..crypto.keys import RSA, PublicKey, is_certificate_name
+from ..crypto.permissions import UNRESTRICTED, Permissions
 from ..crypto.revoked import RevocationList, load
 from ..crypto.suites import MINIMUM_RSA_BITS, Algorithms, default_algorithms
 from ..errors import CertificateRefused, MalformedMessage, UsageError

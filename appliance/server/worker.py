@@ -30,7 +30,7 @@ from ..services.tunnel.channel import OffloadTunnel, OpenSSHTunnel, TunnelChanne
 from ..ssh.auth_server import Offer, Outcome
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
-from ..ssh.transport import ServerSide, Settings
+from ..ssh.settings import ServerSide, Settings
 from ..wire.codec import Message, Reader
 from ..wire.forward import DIRECT_STREAMLOCAL, DIRECT_TCPIP
 from ..wire.host_keys import HOSTKEYS, HOSTKEYS_PROVE, read_strings, write_strings
@@ -265,12 +265,13 @@ class Worker(ConnectionHandler):
         self._keepalive: KeepAlive | None = None
         self._loop = Loop()
         self.connection = Connection(
-            ServerSide(job.host_keys, monitor.sign, monitor, job.banner),
+            ServerSide(job.host_keys, monitor.sign, monitor, job.banner, (OFFLOAD_CHANNEL_TYPE,)),
             Settings(
                 job.algorithms,
                 job.config.rekey_bytes,
                 job.config.rekey_seconds,
                 job.config.receive_window,
+                job.config.trace,
             ),
             self,
             os.urandom,
@@ -311,7 +312,7 @@ class Worker(ConnectionHandler):
 
     def _silent(self) -> None:
         _log.info("the client does not answer any more")
-        self.connection.close("no answer")
+        self.connection.transport.close("no answer")
         self._driver.flush()
 
     def _watch_for_idleness(self) -> None:
@@ -322,7 +323,7 @@ class Worker(ConnectionHandler):
             self._watch_for_idleness()
             return
         _log.info("idle for %d s", self._config.idle_timeout)
-        self.connection.close("idle for too long")
+        self.connection.transport.close("idle for too long")
         self._driver.flush()
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
@@ -351,7 +352,7 @@ class Worker(ConnectionHandler):
         key_type = Reader(blob).name()
         if key_type != RSA:
             return key_type
-        negotiated = self.connection.host_key_algorithm
+        negotiated = self.connection.transport.host_key_algorithm
         return "rsa-sha2-256" if negotiated.startswith("rsa-sha2-256") else "rsa-sha2-512"
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
@@ -411,7 +412,7 @@ class Worker(ConnectionHandler):
         else:
             tunnel = OpenSSHTunnel(device, wanted.mode, self._driver, ended)
             channel.accept(tunnel)
-        self.connection.use_own_cipher_order()
+        self.connection.transport.use_own_cipher_order()
         tunnel.start(channel)
         self._keep_alive(TUNNEL_KEEPALIVE, TUNNEL_KEEPALIVES)
 

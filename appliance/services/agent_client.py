@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..crypto.key_files import write_secret
-from ..crypto.keys import PrivateKey, PublicKey, load_offered_key, plain_name
+from ..crypto.keys import PrivateKey, PublicKey, plain_name
+from ..crypto.offered_keys import load_offered_key
 from ..errors import MalformedMessage
 from ..ssh.transport import HostBinding
 from ..wire.codec import Boolean, Message, Reader, Record, String, UInt32, write_text, write_uint32

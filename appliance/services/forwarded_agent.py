@@ -27,7 +27,7 @@ class ArrivingAgent(Arriving):
         self._wanted = 4  # bytes: its length, and then all of it
         self._patience = loop.call_later(BIND_SECONDS, self._give_up, "it does not answer")
         loop.watch_reader(sock.fileno(), self._on_readable)
-        bind = session_bind(self._driver.connection.host_binding, forwarding=True)
+        bind = session_bind(self._driver.connection.transport.host_binding, forwarding=True)
         try:
             sock.sendall(write_string(bind))  # for which a new socket has room
         except OSError as error:

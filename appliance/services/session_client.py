@@ -165,7 +165,7 @@ class SessionClient(ChannelHandler):
     def _output_broken(self) -> None:
         """Our reader is gone: tell the program, as a pipe would (OpenSSH PROTOCOL 2.1)."""
         self._is_broken = True
-        if self._driver.connection.peer_takes_end_of_write:
+        if self._driver.connection.transport.peer_takes_end_of_write:
             self._channel.request("eow@openssh.com")
         else:
             self._channel.ask_data_ended()  # its end may have arrived already, with its status
@@ -210,7 +210,7 @@ class SessionClient(ChannelHandler):
             ord("#"): self._list,
             ord("B"): lambda: self._channel.request("break", write_uint32(1000)),
             ord("C"): self._read_command,
-            ord("R"): self._driver.connection.rekey,
+            ord("R"): self._driver.connection.transport.rekey,
             ord("?"): self._help,
         }.get(byte)
         if action is None:

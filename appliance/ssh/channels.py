@@ -6,7 +6,7 @@ flows are closed.
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..errors import ProtocolError
 from ..wire.codec import Buffer
@@ -15,17 +15,15 @@ from ..wire.messages import (
     ChannelClose,
     ChannelEof,
     ChannelExtendedData,
+    ChannelOpen,
     ChannelOpenConfirmation,
     ChannelOpenFailure,
     ChannelRequest,
     ChannelWindowAdjust,
 )
-
-if TYPE_CHECKING:
-    from .connection import Connection
+from .transport import Transport
 
 # Our own choices
-WINDOW: Final = 2 << 20  # bytes; what OpenSSH gives a session or a tunnel
 PACKET: Final = 32 << 10  # bytes; what OpenSSH gives and every peer can do
 
 WINDOW_LIMIT: Final = 0xFFFFFFFF  # RFC 4254 section 5.2
@@ -83,12 +81,13 @@ class ChannelHandler:
 
 
 class Channel:
-    """One channel of one connection; made by the connection only."""
+    """One channel of one connection; made by ``Channels`` only."""
 
     __slots__ = (
-        "_connection",
+        "_channels",
         "_credit",
         "_peer_packet",
+        "_transport",
         "_waiting",
         "channel_type",
         "handler",
@@ -104,10 +103,9 @@ class Channel:
         "window",
     )
 
-    def __init__(
-        self, connection: "Connection", number: int, channel_type: str, window: int
-    ) -> None:
-        self._connection = connection
+    def __init__(self, channels: "Channels", number: int, channel_type: str, window: int) -> None:
+        self._channels = channels
+        self._transport = channels.transport
         self.number = number
         self.channel_type = channel_type
         self.handler = ChannelHandler()
@@ -137,7 +135,7 @@ class Channel:
         assert self.outbound is Flow.OPENING
         self.handler = handler
         self.inbound = self.outbound = Flow.OPEN
-        self._connection.send(
+        self._transport.send(
             ChannelOpenConfirmation(
                 self.recipient, self.number, self.window, self.packet, type_data
             )
@@ -146,8 +144,8 @@ class Channel:
     def reject(self, reason_code: int, description: str) -> None:
         """Refuse a channel that the peer opened."""
         self.inbound = self.outbound = Flow.CLOSED
-        self._connection.send(ChannelOpenFailure(self.recipient, reason_code, description))
-        self._connection.forget(self)
+        self._transport.send(ChannelOpenFailure(self.recipient, reason_code, description))
+        self._channels.forget(self)
 
     def confirmed(self, message: ChannelOpenConfirmation) -> None:
         """The peer accepted our channel."""
@@ -172,25 +170,25 @@ class Channel:
         """How many bytes may be sent now; at 0, ``handler.resume`` is called later."""
         if self.outbound is not _OPEN:
             return 0
-        if self.send_window > self.overhead and self._connection.may_send_data():
+        if self.send_window > self.overhead and self._transport.may_send_data():
             return self.send_window - self.overhead
-        self._connection.blocked.add(self)
+        self._channels.blocked.add(self)
         return 0
 
     def ask_data_ended(self) -> None:
         """Have ``handler.data_ended`` called once what has arrived is handled."""
-        self._connection.receiving.add(self)
+        self._channels.receiving.add(self)
 
     def send(self, data: Buffer) -> None:
         """Bytes, at most ``sendable()`` of them, in as many messages as they need."""
         size, packet = len(data), self.send_packet
         self.send_window -= size
         if size <= packet:
-            self._connection.channel_data(self.recipient, (data,))
+            self._transport.send_channel_data(self.recipient, (data,))
             return
         view = memoryview(data)
         pieces = [view[at : at + packet] for at in range(0, size, packet)]
-        self._connection.channel_data(self.recipient, pieces)
+        self._transport.send_channel_data(self.recipient, pieces)
 
     def send_batch(self, pieces: Sequence[Buffer]) -> int:
         """Each piece as one message of its own; what does not fit the window is dropped.
@@ -205,7 +203,7 @@ class Channel:
                 window -= cost
                 fitting.append(piece)
         self.send_window = window
-        self._connection.channel_data(self.recipient, fitting)
+        self._transport.send_channel_data(self.recipient, fitting)
         return len(fitting)
 
     def send_extended(self, code: int, data: Buffer) -> None:
@@ -214,21 +212,21 @@ class Channel:
         head = CHANNEL_EXTENDED_DATA_HEADER.pack(
             ChannelExtendedData.number, self.recipient, code, len(data)
         )
-        self._connection.send_payload(head + data)
+        self._transport.send_payload(head + data)
 
     def eof(self) -> None:
         """Promise to send no more data."""
         if self.outbound is Flow.OPEN:
             self.outbound = Flow.EOF
-            self._connection.send(ChannelEof(self.recipient))
+            self._transport.send(ChannelEof(self.recipient))
 
     def close(self) -> None:
         """End the channel; once the peer agrees, the handler's ``closed`` is called."""
         if self.outbound in (Flow.OPEN, Flow.EOF):
             self.outbound = Flow.CLOSED
-            self._connection.send(ChannelClose(self.recipient))
+            self._transport.send(ChannelClose(self.recipient))
             if self.inbound is Flow.CLOSED:
-                self._connection.forget(self)
+                self._channels.forget(self)
 
     def request(
         self, request_type: str, data: bytes = b"", reply: Callable[[bool], None] | None = None
@@ -238,7 +236,7 @@ class Channel:
             return
         if reply is not None:
             self._waiting.append(reply)
-        self._connection.send(ChannelRequest(self.recipient, request_type, reply is not None, data))
+        self._transport.send(ChannelRequest(self.recipient, request_type, reply is not None, data))
 
     # -- receiving -------------------------------------------------------------------
 
@@ -257,7 +255,7 @@ class Channel:
             credit, self._credit = self._credit, 0
             self.receive_window += credit
             if self.outbound is not Flow.CLOSED:
-                self._connection.send(ChannelWindowAdjust(self.recipient, credit))
+                self._transport.send(ChannelWindowAdjust(self.recipient, credit))
 
     def adjusted(self, count: int) -> None:
         """The peer opened its window."""
@@ -285,6 +283,77 @@ class Channel:
             raise ProtocolError("a close for a channel that is not open")
         self.inbound = Flow.CLOSED
         if self.outbound is Flow.CLOSED:
-            self._connection.forget(self)
+            self._channels.forget(self)
         else:
             self.close()
+
+
+class Channels(dict[int, Channel]):
+    """The channels of one connection, those that are being opened included, by our number."""
+
+    def __init__(self, transport: Transport, window: int) -> None:
+        super().__init__()
+        self.transport = transport
+        self.blocked: set[Channel] = set()  # that wait until they may send
+        self.receiving: set[Channel] = set()  # that want to know when a receive is handled
+        self._window = window
+        self.opened = 0  # so far, which is the next number
+
+    def open(
+        self,
+        channel_type: str,
+        type_data: bytes,
+        handler: ChannelHandler,
+        window: int | None,
+        packet: int,
+    ) -> Channel:
+        """Ask the peer for a channel; the handler learns the outcome."""
+        channel = self._add(channel_type, window or self._window)
+        channel.handler = handler
+        channel.packet = packet
+        self.transport.send(
+            ChannelOpen(channel_type, channel.number, channel.window, packet, type_data)
+        )
+        return channel
+
+    def asked_for(self, message: ChannelOpen) -> Channel:
+        """Return the channel that the peer asks for, to be accepted or rejected."""
+        channel = self._add(message.channel_type, self._window)
+        channel.peer_limits(
+            message.sender_channel, message.initial_window_size, message.maximum_packet_size
+        )
+        return channel
+
+    def _add(self, channel_type: str, window: int) -> Channel:
+        number = self.opened
+        self.opened += 1
+        channel = self[number] = Channel(self, number, channel_type, window)
+        return channel
+
+    def wake(self) -> None:
+        """Tell blocked channels that may send again."""
+        if not self.blocked or not self.transport.may_send_data():
+            return
+        ready = [c for c in self.blocked if c.send_window > c.overhead]
+        self.blocked.difference_update(ready)
+        for channel in ready:
+            channel.handler.resume()
+
+    def received_all(self) -> None:
+        """All that arrived together is handled."""
+        while self.receiving:
+            self.receiving.pop().handler.data_ended()
+        self.wake()
+
+    def forget(self, channel: Channel) -> None:
+        """A channel is closed in both directions."""
+        if self.pop(channel.number, None) is not None:
+            self.blocked.discard(channel)
+            self.receiving.discard(channel)
+            channel.handler.closed()
+
+    def close(self) -> None:
+        """The connection is over, and each channel with it."""
+        for channel in list(self.values()):
+            channel.inbound = channel.outbound = Flow.CLOSED
+            self.forget(channel)

@@ -1,23 +1,21 @@
-"""One SSH connection, as client or server: a transport, with a meaning for the messages of
-authentication and channels (RFC 4252, RFC 4254).
+"""One SSH connection, as client or server: authentication and channels over a transport
+(RFC 4252, RFC 4254).
 
 Handlers are called in place: the ConnectionHandler for what concerns all of it, and a
 ChannelHandler for each channel.
 """
 
 import struct
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 from ..crypto.keys import plain_name
 from ..errors import MalformedMessage, PeerError, ProtocolError
-from ..wire.codec import Buffer
 from ..wire.messages import (
     CHANNEL_DATA_HEADER,
     CONNECT_FAILED,
     RESOURCE_SHORTAGE,
     ChannelClose,
-    ChannelData,
     ChannelEof,
     ChannelExtendedData,
     ChannelFailure,
@@ -35,32 +33,23 @@ from ..wire.messages import (
     UserauthBanner,
     UserauthFailure,
     UserauthInfoResponse,
+    UserauthPkOk,
     UserauthRequest,
     UserauthSuccess,
 )
 from .auth_client import AuthClient
 from .auth_server import AuthServer
-from .channels import PACKET, Channel, ChannelHandler, Flow
-from .order import USERAUTH_60, Phase
-from .packets import PACKET_LIMIT
-from .transport import (
-    ANSWERS_LIMIT,
-    AUTHENTICATION,
-    TRANSPORT_HANDLERS,
-    ClientSide,
-    Handler,
-    ServerSide,
-    Settings,
-    Transport,
-)
+from .channels import PACKET, Channel, ChannelHandler, Channels, Flow
+from .order import Event
+from .settings import ClientSide, ServerSide, Settings
+from .transport import Handler, Transport
 
-# Our own choices
-UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
+AUTHENTICATION: Final = "ssh-userauth"  # RFC 4252: the only service there is
+
+# Our own choice
 CHANNELS_LIMIT: Final = 5000  # of one connection; a browser's forwards are hundreds
 
-# An enum's attribute is slow to look up, for once a packet.
-_CLOSED: Final = Phase.CLOSED
-_FLOW_CLOSED: Final = Flow.CLOSED
+_FLOW_CLOSED: Final = Flow.CLOSED  # an enum's attribute is slow to look up, for once a packet
 _DATA_AT: Final = CHANNEL_DATA_HEADER.size
 _unpack_header: Final = CHANNEL_DATA_HEADER.unpack_from
 
@@ -86,8 +75,8 @@ class ConnectionHandler:
         """The connection is over; ``error`` unless we ended it."""
 
 
-class Connection(Transport):
-    """A transport with authentication and channels: the protocol's whole state."""
+class Connection:
+    """What the two ends do with a transport: the login, then channels and global requests."""
 
     def __init__(
         self,
@@ -97,55 +86,23 @@ class Connection(Transport):
         random: Callable[[int], bytes],
         now: float,
     ) -> None:
-        super().__init__(side, settings, random, now)
+        self.transport = Transport(side, settings, self, random, now)
+        self.login_requests = 0  # that a client has sent so far, that for the service included
+        self._side = side
+        self._user_key_algorithms = settings.algorithms.user_key
         self._handler = handler
         self._auth_server: AuthServer | None = None
         self._auth_client: AuthClient | None = None
-        self._channels: dict[int, Channel] = {}
-        self._next_channel = 0
+        self._channels = Channels(self.transport, settings.window)
         self._global_replies: list[Callable[[bytes | None], None]] = []
-        self.blocked: set[Channel] = set()  # that wait until they may send
-        self.receiving: set[Channel] = set()  # that want to know when a receive is handled
 
-    def _handled(self) -> None:
-        while self.receiving:
-            self.receiving.pop().handler.data_ended()
-        self.wake()
-
-    def _closed(self) -> None:
-        for channel in list(self._channels.values()):
-            channel.inbound = channel.outbound = Flow.CLOSED
-            self.forget(channel)
-        self._handler.closed(self.error)
+    # -- for the driver --------------------------------------------------------------
 
     def wake(self) -> None:
-        """Tell sources that may send again; call it after ``sent``."""
-        if not self.blocked or not self.may_send_data():
-            return
-        ready = [c for c in self.blocked if c.send_window > c.overhead]
-        self.blocked.difference_update(ready)
-        for channel in ready:
-            channel.handler.resume()
+        """Tell sources that may send again; call it after ``transport.sent``."""
+        self._channels.wake()
 
     # -- for services ----------------------------------------------------------------
-
-    def channel_data(self, recipient: int, pieces: Iterable[Buffer]) -> None:
-        """CHANNEL_DATA, one message a piece; only when ``may_send_data``."""
-        if self._held is not None:  # small writes that nobody asked permission for
-            for piece in pieces:
-                self.send_payload(
-                    CHANNEL_DATA_HEADER.pack(ChannelData.number, recipient, len(piece)) + piece
-                )
-            return
-        self.activity += 1
-        self._writer.channel_data(recipient, pieces)
-        self._rekey_when_due()
-
-    def may_send_data(self) -> bool:
-        """Whether bulk data would leave soon."""
-        return (
-            self._held is None and self.phase is not _CLOSED and self._writer.unsent < UNSENT_LIMIT
-        )
 
     def open_channel(
         self,
@@ -156,28 +113,11 @@ class Connection(Transport):
         packet: int = PACKET,
     ) -> Channel:
         """Ask for a channel; the handler learns the outcome."""
-        channel = self._new_channel(channel_type, window or self._settings.window)
-        channel.handler = handler
-        channel.packet = packet
-        self.send(ChannelOpen(channel_type, channel.number, channel.window, packet, type_data))
-        return channel
-
-    def _new_channel(self, channel_type: str, window: int) -> Channel:
-        number = self._next_channel
-        self._next_channel += 1
-        channel = self._channels[number] = Channel(self, number, channel_type, window)
-        return channel
+        return self._channels.open(channel_type, type_data, handler, window, packet)
 
     def open_channels(self) -> tuple[Channel, ...]:
         """Those that are there, or about to be."""
         return tuple(self._channels.values())
-
-    def forget(self, channel: Channel) -> None:
-        """A channel is closed in both directions."""
-        if self._channels.pop(channel.number, None) is not None:
-            self.blocked.discard(channel)
-            self.receiving.discard(channel)
-            channel.handler.closed()
 
     def global_request(
         self, name: str, data: bytes = b"", reply: Callable[[bytes | None], None] | None = None
@@ -185,9 +125,21 @@ class Connection(Transport):
         """A global request; ``reply`` gets the response data, or None for failure."""
         if reply is not None:
             self._global_replies.append(reply)
-        self.send(GlobalRequest(name, reply is not None, data))
+        self.transport.send(GlobalRequest(name, reply is not None, data))
 
-    def _on_channel_data(self, payload: memoryview) -> None:
+    # -- for the transport -----------------------------------------------------------
+
+    def keys_agreed(self) -> None:
+        """Have a client ask for the login."""
+        if isinstance(self._side, ClientSide):
+            self._request_login(ServiceRequest(AUTHENTICATION).encode())
+
+    def message(self, payload: bytes) -> None:
+        """A message of authentication or of the connection protocol; raises PeerError."""
+        self._HANDLERS[payload[0]].call(self, payload)
+
+    def channel_data(self, payload: memoryview) -> None:
+        """CHANNEL_DATA, the one message that is not decoded into a record."""
         try:
             _, number, size = _unpack_header(payload)
         except struct.error as error:
@@ -199,6 +151,15 @@ class Connection(Transport):
         if channel.outbound is not _FLOW_CLOSED:
             channel.handler.data(payload[_DATA_AT:])
 
+    def received_all(self) -> None:
+        """All that arrived together is handled."""
+        self._channels.received_all()
+
+    def closed(self) -> None:
+        """The connection is over."""
+        self._channels.close()
+        self._handler.closed(self.transport.error)
+
     # -- authentication --------------------------------------------------------------
 
     def _on_service_request(self, message: ServiceRequest) -> None:
@@ -206,35 +167,39 @@ class Connection(Transport):
         assert isinstance(side, ServerSide)
         if message.service_name != AUTHENTICATION:
             raise ProtocolError("a service that does not exist")
-        self.send(ServiceAccept(AUTHENTICATION))
+        self.transport.send(ServiceAccept(AUTHENTICATION))
         if self._auth_server is None:  # Paramiko asks again before each attempt
             self._auth_server = AuthServer(
-                side.authority, self._settings.algorithms.user_key, self._host_key, side.banner
+                side.authority, self._user_key_algorithms, self.transport.host_key, side.banner
             )
-        self.phase = Phase.AUTH
+        self.transport.order.happened(Event.SERVICE_ACCEPTED)
 
     def _on_service_accept(self, message: ServiceAccept) -> None:
         side = self._side
         assert isinstance(side, ClientSide)
         if message.service_name != AUTHENTICATION:
             raise ProtocolError("a service that was not asked for")
-        known = self._peer_extensions.get("server-sig-algs")
-        algorithms = self._settings.algorithms.user_key
+        transport = self.transport
+        algorithms = self._user_key_algorithms
+        known = transport.peer_extension("server-sig-algs")
         if known is not None:
             names = known.decode("latin-1").split(",")
             algorithms = tuple(name for name in algorithms if plain_name(name) in names)
-        bound = (
-            self._host_key if "publickey-hostbound@openssh.com" in self._peer_extensions else b""
-        )
+        is_bound = transport.peer_speaks("publickey-hostbound@openssh.com")
         self._auth_client = AuthClient(
-            side.user, side.credentials, side.methods, algorithms, self.session_id, bound
+            side.user,
+            side.credentials,
+            side.methods,
+            algorithms,
+            transport.session_id,
+            transport.host_key if is_bound else b"",
         )
-        self.phase = Phase.AUTH
+        transport.order.happened(Event.SERVICE_ACCEPTED)
         self._request_login(self._auth_client.begin())
 
     def _request_login(self, payload: bytes) -> None:
         self.login_requests += 1
-        self.send_payload(payload)
+        self.transport.send_payload(payload)
 
     def _on_userauth_request(self, message: UserauthRequest) -> None:
         assert self._auth_server is not None
@@ -246,10 +211,12 @@ class Connection(Transport):
 
     def _answer_auth(self, auth: AuthServer, payloads: list[bytes]) -> None:
         for payload in payloads:
-            self.send_payload(payload)
-        self.phase = Phase.AUTH_INFO if auth.in_dialogue else Phase.AUTH
+            self.transport.send_payload(payload)
         if auth.is_done:
             self._on_authenticated()
+        else:
+            answer = Event.DIALOGUE_OPENED if auth.in_dialogue else Event.ATTEMPT_ANSWERED
+            self.transport.order.happened(answer)
 
     def _on_userauth_failure(self, message: UserauthFailure) -> None:
         assert self._auth_client is not None
@@ -272,11 +239,7 @@ class Connection(Transport):
         return self._auth_client.method if self._auth_client is not None else "none"
 
     def _on_authenticated(self) -> None:
-        self.phase = self._resume = Phase.OPEN
-        self._reader.limit = PACKET_LIMIT
-        self._answers_limit = ANSWERS_LIMIT
-        self._start_compression(self._negotiated)
-        self._start_decompression(self._negotiated)
+        self.transport.authenticated()
         self._handler.authenticated()
 
     # -- the connection protocol -----------------------------------------------------
@@ -284,7 +247,7 @@ class Connection(Transport):
     def _on_global_request(self, message: GlobalRequest) -> None:
         answer = self._handler.global_request(message.request_name, message.request_data)
         if message.want_reply:
-            self.send(RequestFailure() if answer is None else RequestSuccess(answer))
+            self.transport.send(RequestFailure() if answer is None else RequestSuccess(answer))
 
     def _on_request_success(self, message: RequestSuccess) -> None:
         self._global_reply(message.response_data)
@@ -298,13 +261,14 @@ class Connection(Transport):
         self._global_replies.pop(0)(data)
 
     def _on_channel_open(self, message: ChannelOpen) -> None:
-        peer = message.sender_channel
         if len(self._channels) >= CHANNELS_LIMIT or not message.maximum_packet_size:
-            self.send(ChannelOpenFailure(peer, RESOURCE_SHORTAGE, "no more channels like this"))
+            self.transport.send(
+                ChannelOpenFailure(
+                    message.sender_channel, RESOURCE_SHORTAGE, "no more channels like this"
+                )
+            )
             return
-        channel = self._new_channel(message.channel_type, self._settings.window)
-        channel.peer_limits(peer, message.initial_window_size, message.maximum_packet_size)
-        self._handler.channel_open(channel, message.type_data)
+        self._handler.channel_open(self._channels.asked_for(message), message.type_data)
 
     def _channel(self, number: int) -> Channel:
         channel = self._channels.get(number)
@@ -321,11 +285,11 @@ class Connection(Transport):
             raise ProtocolError("a channel was refused that is not being opened")
         channel.inbound = channel.outbound = Flow.CLOSED
         channel.handler.open_failed(message.reason_code, message.description)
-        self.forget(channel)
+        self._channels.forget(channel)
 
     def _on_channel_window_adjust(self, message: ChannelWindowAdjust) -> None:
         number = message.recipient_channel
-        if number in self._channels or number >= self._next_channel:
+        if number in self._channels or number >= self._channels.opened:
             self._channel(number).adjusted(message.bytes_to_add)
         # Else the channel is closed, and the peer credits what it read of it late, as to OpenSSH.
 
@@ -350,7 +314,7 @@ class Connection(Transport):
         )
         if message.want_reply and channel.outbound is not Flow.CLOSED:
             answer = ChannelSuccess if success else ChannelFailure
-            self.send(answer(channel.recipient))
+            self.transport.send(answer(channel.recipient))
 
     def _on_channel_success(self, message: ChannelSuccess) -> None:
         self._channel(message.recipient_channel).answered(True)
@@ -358,31 +322,28 @@ class Connection(Transport):
     def _on_channel_failure(self, message: ChannelFailure) -> None:
         self._channel(message.recipient_channel).answered(False)
 
-
-Connection._handlers = TRANSPORT_HANDLERS | {
-    ServiceRequest.number: Handler(ServiceRequest, Connection._on_service_request),
-    ServiceAccept.number: Handler(ServiceAccept, Connection._on_service_accept),
-    UserauthRequest.number: Handler(UserauthRequest, Connection._on_userauth_request),
-    UserauthFailure.number: Handler(UserauthFailure, Connection._on_userauth_failure),
-    UserauthSuccess.number: Handler(UserauthSuccess, Connection._on_userauth_success),
-    UserauthBanner.number: Handler(UserauthBanner, Connection._on_userauth_banner),
-    USERAUTH_60: Handler(None, Connection._on_userauth_60),
-    UserauthInfoResponse.number: Handler(
-        UserauthInfoResponse, Connection._on_userauth_info_response
-    ),
-    GlobalRequest.number: Handler(GlobalRequest, Connection._on_global_request),
-    RequestSuccess.number: Handler(RequestSuccess, Connection._on_request_success),
-    RequestFailure.number: Handler(RequestFailure, Connection._on_request_failure),
-    ChannelOpen.number: Handler(ChannelOpen, Connection._on_channel_open),
-    ChannelOpenConfirmation.number: Handler(
-        ChannelOpenConfirmation, Connection._on_channel_open_confirmation
-    ),
-    ChannelOpenFailure.number: Handler(ChannelOpenFailure, Connection._on_channel_open_failure),
-    ChannelWindowAdjust.number: Handler(ChannelWindowAdjust, Connection._on_channel_window_adjust),
-    ChannelExtendedData.number: Handler(ChannelExtendedData, Connection._on_channel_extended_data),
-    ChannelEof.number: Handler(ChannelEof, Connection._on_channel_eof),
-    ChannelClose.number: Handler(ChannelClose, Connection._on_channel_close),
-    ChannelRequest.number: Handler(ChannelRequest, Connection._on_channel_request),
-    ChannelSuccess.number: Handler(ChannelSuccess, Connection._on_channel_success),
-    ChannelFailure.number: Handler(ChannelFailure, Connection._on_channel_failure),
-}
+    _HANDLERS: ClassVar[Mapping[int, Handler]] = {
+        ServiceRequest.number: Handler(ServiceRequest, _on_service_request),
+        ServiceAccept.number: Handler(ServiceAccept, _on_service_accept),
+        UserauthRequest.number: Handler(UserauthRequest, _on_userauth_request),
+        UserauthFailure.number: Handler(UserauthFailure, _on_userauth_failure),
+        UserauthSuccess.number: Handler(UserauthSuccess, _on_userauth_success),
+        UserauthBanner.number: Handler(UserauthBanner, _on_userauth_banner),
+        UserauthPkOk.number: Handler(None, _on_userauth_60),
+        UserauthInfoResponse.number: Handler(UserauthInfoResponse, _on_userauth_info_response),
+        GlobalRequest.number: Handler(GlobalRequest, _on_global_request),
+        RequestSuccess.number: Handler(RequestSuccess, _on_request_success),
+        RequestFailure.number: Handler(RequestFailure, _on_request_failure),
+        ChannelOpen.number: Handler(ChannelOpen, _on_channel_open),
+        ChannelOpenConfirmation.number: Handler(
+            ChannelOpenConfirmation, _on_channel_open_confirmation
+        ),
+        ChannelOpenFailure.number: Handler(ChannelOpenFailure, _on_channel_open_failure),
+        ChannelWindowAdjust.number: Handler(ChannelWindowAdjust, _on_channel_window_adjust),
+        ChannelExtendedData.number: Handler(ChannelExtendedData, _on_channel_extended_data),
+        ChannelEof.number: Handler(ChannelEof, _on_channel_eof),
+        ChannelClose.number: Handler(ChannelClose, _on_channel_close),
+        ChannelRequest.number: Handler(ChannelRequest, _on_channel_request),
+        ChannelSuccess.number: Handler(ChannelSuccess, _on_channel_success),
+        ChannelFailure.number: Handler(ChannelFailure, _on_channel_failure),
+    }

@@ -12,6 +12,7 @@ from typing import Final
 from ..crypto.ciphers import Decryption, Encryption, NoCipher
 from ..errors import CompressionError, ProtocolError
 from ..wire.codec import Buffer
+from ..wire.messages import CHANNEL_DATA_HEADER, ChannelData
 
 # RFC 4253 section 6
 MINIMUM_PADDING: Final = 4
@@ -25,7 +26,7 @@ MAXIMUM_BUFFER: Final = 512 << 10  # bytes of one read, once a peer fills smalle
 
 _HEADER = struct.Struct(">IB")
 _DATA_HEADER = struct.Struct(">IBBII")  # of a whole CHANNEL_DATA packet
-_CHANNEL_DATA: Final = 94
+_CHANNEL_DATA: Final = ChannelData.number
 
 
 class PacketWriter:
@@ -39,6 +40,7 @@ class PacketWriter:
         self._end = 0
         self._encryption: Encryption = NoCipher()
         self._compress: Callable[[Buffer], bytes] | None = None
+        self.trace: Callable[[Buffer], None] | None = None  # called with each payload
         self.sequence = 0
         self.packets = 0  # since the keys were taken into use
         self.sent_bytes = 0  # the same, including packets that are not sent yet
@@ -68,6 +70,8 @@ class PacketWriter:
 
     def packet(self, payload: bytes) -> None:
         """One message."""
+        if self.trace is not None:
+            self.trace(payload)
         if self._compress is not None:
             payload = self._compress(payload)
         encryption = self._encryption
@@ -91,9 +95,9 @@ class PacketWriter:
 
     def channel_data(self, recipient_channel: int, pieces: Iterable[Buffer]) -> None:
         """One CHANNEL_DATA a piece, all into one buffer: the hot path of everything."""
-        if self._compress is not None:
+        if self._compress is not None or self.trace is not None:
             for piece in pieces:
-                head = struct.pack(">BII", _CHANNEL_DATA, recipient_channel, len(piece))
+                head = CHANNEL_DATA_HEADER.pack(_CHANNEL_DATA, recipient_channel, len(piece))
                 self.packet(head + piece)
             return
         encryption = self._encryption
@@ -170,6 +174,7 @@ class PacketReader:
         self._decryption: Decryption = NoCipher()
         self._inflate: zlib._Decompress | None = None
         self.limit = HANDSHAKE_PACKET_LIMIT
+        self.trace: Callable[[Buffer], None] | None = None  # called with each payload
         self.sequence = 0  # of the next packet
         self.packets = 0  # since the keys were taken into use
         self.earlier_packets = 0
@@ -258,7 +263,11 @@ class PacketReader:
         if padding < MINIMUM_PADDING or padding + 2 > length:
             raise ProtocolError("a packet's padding is too short or too long")
         payload = view[start + 5 : end - padding]
-        return payload if self._inflate is None else self._inflated(payload)
+        if self._inflate is not None:
+            payload = self._inflated(payload)
+        if self.trace is not None:
+            self.trace(payload)
+        return payload
 
     def _inflated(self, payload: memoryview) -> memoryview:
         assert self._inflate is not None

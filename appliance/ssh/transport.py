@@ -1,8 +1,7 @@
 """The transport of one SSH connection (RFC 4253), without a socket: bytes in, bytes out.
 
-Identification, packets, key exchange and rekeying, the table of which message may come
-when, and the end of a connection; what the messages of authentication and channels mean
-is ``Connection``'s, which is made of this.
+Identification, packets, key exchange and rekeying, and the end of a connection. The messages of
+authentication and channels go to the ``UpperLayer``, which sends its own through the transport.
 
 ``receive_data`` takes what arrived and calls handlers in place; whatever has to be sent
 waits in ``data_to_send``. Time is an argument (seconds, monotonic), and ``deadline`` is
@@ -14,16 +13,18 @@ a PeerError becomes a DISCONNECT here, is kept in ``error``, and ends the connec
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from .. import __version__
-from ..crypto.keys import PublicKey, is_certificate_name, load_offered_key, load_public_key
+from ..crypto.keys import is_certificate_name, load_public_key
+from ..crypto.offered_keys import load_offered_key
 from ..crypto.suites import EXT_INFO_CLIENT, STRICT_CLIENT, STRICT_SERVER, Algorithms
 from ..errors import KeyExchangeFailed, PeerDisconnected, PeerError, ProtocolError
 from ..wire.codec import Buffer, Message
 from ..wire.messages import (
     BY_APPLICATION,
+    CHANNEL_DATA_HEADER,
     ChannelData,
     ChannelOpen,
     ChannelRequest,
@@ -37,33 +38,28 @@ from ..wire.messages import (
     NewKeys,
     Ping,
     Pong,
-    ServiceRequest,
     Unimplemented,
 )
-from ..wire.tun import OFFLOAD_CHANNEL_TYPE
-from .auth_client import Credentials
-from .auth_server import Authority
-from .channels import WINDOW
 from .handshake import Handshake, Negotiated, Versions, our_kexinit
-from .order import Phase, Role, Verdict, verdict
+from .order import Event, Order, Phase, Role, Verdict
 from .packets import PACKET_LIMIT, PacketReader, PacketWriter
+from .settings import ClientSide, ServerSide, Settings
+from .trace import Trace
 
 _log = logging.getLogger(__name__)
 
 # RFC 4253 section 4.2
 VERSION_LIMIT: Final = 255  # bytes with the line end
-AUTHENTICATION: Final = "ssh-userauth"  # RFC 4252: the only service there is
 
 # Our own choices
 LINES_LIMIT: Final = 1024  # lines of greeting before a server's identification; OpenSSH's
 LINE_SHOWN: Final = 300  # bytes of such a line
-REKEY_BYTES: Final = 4 << 30  # in either direction; far below what AES-GCM may carry
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
-REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
 EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
 EARLY_PACKETS: Final = 1000  # that a server takes before the login, IGNORE and all
 EARLY_BYTES: Final = 1 << 20
 EXCHANGES_BEFORE_LOGIN: Final = 2  # the first, and one for a peer that wants new keys early
+UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
 ANSWERS_LIMIT: Final = 4 << 20  # unsent bytes; bulk data is limited by UNSENT_LIMIT before that
 EARLY_ANSWERS_LIMIT: Final = 256 << 10  # the same before the login: some KiB are usual
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
@@ -87,34 +83,11 @@ class Handler(NamedTuple):
     """What becomes of a message: its record, if it is to be decoded, and a method."""
 
     kind: type[Message] | None
-    handle: Callable[[Any, Any], None]
+    method: Callable[[Any, Any], None]
 
-
-class Settings(NamedTuple):
-    """What both roles need to know."""
-
-    algorithms: Algorithms
-    rekey_bytes: int = REKEY_BYTES
-    rekey_seconds: float = REKEY_SECONDS
-    window: int = WINDOW
-
-
-class ServerSide(NamedTuple):
-    """What makes a connection a server's."""
-
-    host_keys: Mapping[str, bytes]  # signature algorithm -> public key blob
-    sign: Callable[[str, bytes], bytes]  # (algorithm, exchange hash) -> signature blob
-    authority: Authority
-    banner: str = ""
-
-
-class ClientSide(NamedTuple):
-    """What makes a connection a client's."""
-
-    user: str
-    check_host_key: Callable[[PublicKey], None]  # or a Certificate; raises HostKeyRejected
-    credentials: Credentials
-    methods: tuple[str, ...] = ("publickey", "keyboard-interactive", "password")
+    def call(self, owner: object, payload: bytes) -> None:
+        """Have ``owner`` handle the message; raises PeerError."""
+        self.method(owner, payload if self.kind is None else self.kind.decode(payload))
 
 
 class HostBinding(NamedTuple):
@@ -125,20 +98,40 @@ class HostBinding(NamedTuple):
     signature: bytes  # over the session id
 
 
+class UpperLayer(Protocol):
+    """What a transport carries, and calls in place: authentication and channels."""
+
+    def keys_agreed(self) -> None:
+        """The first keys are there, so the login may begin."""
+
+    def message(self, payload: bytes) -> None:
+        """A message that may come now and is not the transport's own; raises PeerError."""
+
+    def channel_data(self, payload: memoryview) -> None:
+        """CHANNEL_DATA after the login, valid until ``received_all`` returns; raises PeerError."""
+
+    def received_all(self) -> None:
+        """All that arrived together is handled."""
+
+    def closed(self) -> None:
+        """The connection is over; ``Transport.error`` says why."""
+
+
 class Transport:
-    """Everything up to the messages themselves; a subclass gives those of authentication and
-    of channels a meaning.
-    """
+    """One end of a transport; the owner of the socket moves its bytes."""
 
     def __init__(
         self,
         side: ServerSide | ClientSide,
         settings: Settings,
+        upper: UpperLayer,
         random: Callable[[int], bytes],
         now: float,
     ) -> None:
         self._side = side
         self.role = Role.SERVER if isinstance(side, ServerSide) else Role.CLIENT
+        self.order = Order(self.role)
+        self._upper = upper
         self._settings = settings
         self._random = random
         self._now = now
@@ -146,35 +139,38 @@ class Transport:
         if self.role is Role.CLIENT:  # a server's banner may be long
             self._reader.limit = PACKET_LIMIT
         self._writer = PacketWriter(random)
-        self.phase = Phase.VERSION
+        self._trace = Trace() if settings.trace else None
+        if self._trace is not None:
+            self._reader.trace, self._writer.trace = self._trace.received, self._trace.sent
         self.error: PeerError | None = None
         self.activity = 0  # grows with all that channels carry, either way
-        self.login_requests = 0  # that a client has sent so far, that for the service included
         self._lines = 0
         self._last_line = ""  # before the peer's identification, for who is told of an error
         like = OPENSSH_LIKE if self.role is Role.SERVER else ""
         self._our_version = f"SSH-2.0-{like}{SOFTWARE}".encode()
         self.peer_version = b""
         self.session_id = b""
-        self._strict = False
-        self._first = True  # until the first NEWKEYS arrived
         self._handshake: Handshake | None = None
         self._negotiated: Negotiated
         self._theirs: KexInit  # the peer's latest
         self._handshake_started = now
-        self._resume = Phase.FRESH  # the phase after this key exchange
         self._skip_guess = False
         self._answers_limit = EARLY_ANSWERS_LIMIT
         self._held: list[bytes] | None = None  # messages behind a key exchange
         self._held_bytes = 0
         self._early_exchanges = self._early_packets = self._early_bytes = 0  # before the login
         self._keys_since = now
-        self._host_key = b""
+        self.host_key = b""  # by which the server proved itself
         self._host_signature = b""  # of the first key exchange; a client's only
         self._peer_extensions: dict[str, bytes] = {}
         self._peer_takes_extensions = False
         self._writer.raw(self._our_version + b"\r\n")
         self._begin_exchange()
+
+    @property
+    def phase(self) -> Phase:
+        """What the connection waits for."""
+        return self.order.phase
 
     @property
     def host_key_algorithm(self) -> str:
@@ -184,21 +180,7 @@ class Transport:
     @property
     def host_binding(self) -> HostBinding:
         """A client's, once it is authenticated or about to be."""
-        return HostBinding(self._host_key, self.session_id, self._host_signature)
-
-    # -- what a subclass adds --------------------------------------------------------
-
-    _handlers: Mapping[int, Handler] = {}
-
-    def _on_channel_data(self, payload: memoryview) -> None:
-        """CHANNEL_DATA in phase OPEN: the one message that is not decoded here."""
-        raise NotImplementedError
-
-    def _handled(self) -> None:
-        """All that arrived together is handled."""
-
-    def _closed(self) -> None:
-        """The connection is over."""
+        return HostBinding(self.host_key, self.session_id, self._host_signature)
 
     # -- for the driver --------------------------------------------------------------
 
@@ -208,7 +190,7 @@ class Transport:
 
     def received(self, count: int, now: float) -> None:
         """``count`` bytes were put into ``receive_buffer()``."""
-        if self.phase is Phase.CLOSED:
+        if self.order.phase is _CLOSED:
             return  # nobody would ever take them out again
         self._now = now
         self._reader.filled(count)
@@ -216,12 +198,12 @@ class Transport:
             self._process()
         except PeerError as error:
             self._fail(error)
-        self._handled()
+        self._upper.received_all()
 
     def receive_data(self, data: Buffer, now: float) -> None:
         """As ``received``, with a copy."""
         view = memoryview(data)
-        while len(view) and self.phase is not Phase.CLOSED:
+        while len(view) and self.order.phase is not _CLOSED:
             space = self.receive_buffer()
             count = min(len(space), len(view))
             space[:count] = view[:count]
@@ -230,8 +212,8 @@ class Transport:
 
     def receive_eof(self) -> None:
         """The peer's end of the byte stream."""
-        if self.phase is not Phase.CLOSED:
-            said = f", saying: {self._last_line}" if self.phase is Phase.VERSION else ""
+        if self.order.phase is not _CLOSED:
+            said = f", saying: {self._last_line}" if self.order.phase is Phase.VERSION else ""
             self._fail(
                 PeerDisconnected(f"the peer closed the connection{said if self._lines else ''}")
             )
@@ -254,14 +236,14 @@ class Transport:
         """When ``tick`` wants to be called."""
         if self._handshake is not None:
             return self._handshake_started + EXCHANGE_SECONDS
-        if self.phase is not Phase.OPEN:
+        if self.order.phase is not _OPEN:
             return math.inf  # whoever owns the connection limits the time for a login
         return self._keys_since + self._settings.rekey_seconds
 
     def tick(self, now: float) -> None:
         """Let time pass."""
         self._now = now
-        if self.phase is Phase.CLOSED or now < self.deadline:
+        if self.order.phase is _CLOSED or now < self.deadline:
             return
         if self._handshake is not None:
             self._fail(KeyExchangeFailed("the peer took too long for the key exchange"))
@@ -288,6 +270,10 @@ class Transport:
         """Whether the peer's EXT_INFO names the extension (RFC 8308)."""
         return extension in self._peer_extensions
 
+    def peer_extension(self, name: str) -> bytes | None:
+        """The value that the peer's EXT_INFO gives an extension, if it names it."""
+        return self._peer_extensions.get(name)
+
     # -- sending ---------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
@@ -296,12 +282,12 @@ class Transport:
 
     def send_payload(self, payload: bytes) -> None:
         """The same, encoded."""
-        if self.phase is Phase.CLOSED:
+        if self.order.phase is _CLOSED:
             return
         self.activity += payload[0] in _ACTIVITY
         if self._held is None:
             self._writer.packet(payload)
-            if self._writer.unsent > self._answers_limit and self.phase is Phase.OPEN:
+            if self._writer.unsent > self._answers_limit and self.order.phase is _OPEN:
                 self._fail(ProtocolError(UNREAD))  # maybe outside of a message's handler
             self._rekey_when_due()
             return
@@ -311,6 +297,26 @@ class Transport:
             return
         self._held.append(payload)
 
+    def send_channel_data(self, recipient: int, pieces: Iterable[Buffer]) -> None:
+        """CHANNEL_DATA, one message a piece; only when ``may_send_data``."""
+        if self._held is not None:  # small writes that nobody asked permission for
+            for piece in pieces:
+                self.send_payload(
+                    CHANNEL_DATA_HEADER.pack(ChannelData.number, recipient, len(piece)) + piece
+                )
+            return
+        self.activity += 1
+        self._writer.channel_data(recipient, pieces)
+        self._rekey_when_due()
+
+    def may_send_data(self) -> bool:
+        """Whether bulk data would leave soon."""
+        return (
+            self._held is None
+            and self.order.phase is not _CLOSED
+            and self._writer.unsent < UNSENT_LIMIT
+        )
+
     def _rekey_when_due(self) -> None:
         writer = self._writer
         if writer.sent_bytes > self._settings.rekey_bytes or writer.packets > REKEY_PACKETS:
@@ -318,45 +324,45 @@ class Transport:
 
     def close(self, description: str = "") -> None:
         """Say goodbye."""
-        if self.phase is not Phase.CLOSED:
+        if self.order.phase is not _CLOSED:
             self._writer.packet(Disconnect(BY_APPLICATION, description).encode())
             self._end()
 
     def _fail(self, error: PeerError) -> None:
         """The one place where an error becomes a DISCONNECT."""
-        if self.phase is Phase.CLOSED:
+        if self.order.phase is _CLOSED:
             return
         self.error = error
-        if not isinstance(error, PeerDisconnected) and self.phase is not Phase.VERSION:
+        if not isinstance(error, PeerDisconnected) and self.order.phase is not Phase.VERSION:
             self._writer.packet(Disconnect(error.reason, str(error)).encode())
         self._end()
 
     def _end(self) -> None:
-        self.phase = Phase.CLOSED
+        self.order.happened(Event.ENDED)
         self._held = None
-        self._closed()
+        self._upper.closed()
 
     # -- receiving -------------------------------------------------------------------
 
     def _process(self) -> None:
-        while self.phase is Phase.VERSION:
+        while self.order.phase is Phase.VERSION:
             line = self._reader.line(VERSION_LIMIT if self.role is Role.SERVER else 8192)
             if line is None:
                 return
             self._on_line(line)
-        reader = self._reader
-        while self.phase is not _CLOSED:
+        reader, order, channel_data = self._reader, self.order, self._upper.channel_data
+        while order.phase is not _CLOSED:
             payload = reader.next()
             if payload is None:
                 break
-            if payload[0] == _CHANNEL_DATA and self.phase is _OPEN:
+            if payload[0] == _CHANNEL_DATA and order.phase is _OPEN:
                 self.activity += 1
-                self._on_channel_data(payload)
+                channel_data(payload)
             else:
                 self._dispatch(bytes(payload))
         if (
             reader.received_bytes > self._settings.rekey_bytes or reader.packets > REKEY_PACKETS
-        ) and self.phase is Phase.OPEN:
+        ) and self.order.phase is _OPEN:
             self.rekey()
 
     def _on_line(self, line: bytes) -> None:
@@ -374,7 +380,7 @@ class Transport:
         self.peer_version = line
         # In the words of OpenSSH's ssh -v, from which ssh-copy-id learns where Dropbear keeps keys.
         _log.debug("Remote protocol version 2.0, remote software version %s", self.peer_software)
-        self.phase = Phase.KEXINIT
+        self.order.happened(Event.IDENTIFIED)
 
     def _count_early(self, size: int) -> None:
         """A client has not logged in yet: it costs only so much until it does."""
@@ -385,24 +391,24 @@ class Transport:
             raise ProtocolError("too many packets before the login")
 
     def _dispatch(self, payload: bytes) -> None:
-        number = payload[0]
+        number, order = payload[0], self.order
         self.activity += number in _ACTIVITY
-        if self.phase is not _OPEN and self._resume is not _OPEN:
+        if not order.is_logged_in:
             self._count_early(len(payload))
-        if self._skip_guess and self.phase is Phase.EXCHANGE and 30 <= number <= 49:
+        if self._skip_guess and order.phase is Phase.EXCHANGE and 30 <= number <= 49:
             self._skip_guess = False  # RFC 4253 section 7: a guess that was wrong
             return
-        match verdict(self.role, self.phase, number, self._strict, self._first):
+        match order.verdict(number):
             case Verdict.HANDLE:
-                if self.phase is Phase.FRESH:
-                    self.phase = Phase.SERVICE
-                    fresh = True
+                if number == ExtInfo.number:
+                    order.happened(Event.EXT_INFO_RECEIVED)
+                elif order.phase is Phase.FRESH:
+                    order.happened(Event.FIRST_RECEIVED)
+                handler = self._HANDLERS.get(number)
+                if handler is None:
+                    self._upper.message(payload)
                 else:
-                    fresh = False
-                if number == ExtInfo.number and not fresh and self.role is Role.CLIENT:
-                    self.phase = Phase.PRE_SUCCESS
-                kind, handle = self._handlers[number]
-                handle(self, payload if kind is None else kind.decode(payload))
+                    handler.call(self, payload)
                 if self._writer.unsent > self._answers_limit:
                     raise ProtocolError(UNREAD)
             case Verdict.SKIP:
@@ -411,7 +417,7 @@ class Transport:
                 sequence = (self._reader.sequence - 1) & 0xFFFFFFFF
                 self.send(Unimplemented(sequence))
             case Verdict.REFUSE:
-                raise ProtocolError(f"message {number} while waiting for {self.phase.name}")
+                raise ProtocolError(f"message {number} while waiting for {order.phase.name}")
 
     def _on_disconnect(self, message: Disconnect) -> None:
         raise PeerDisconnected(message.description or "the peer disconnected")
@@ -423,7 +429,7 @@ class Transport:
         _log.debug("Remote: %s", message.message)
 
     def _on_unimplemented(self, message: Unimplemented) -> None:
-        if self.phase is not Phase.OPEN:
+        if self.order.phase is not _OPEN:
             raise ProtocolError("the peer does not know a message that every peer must know")
 
     def _on_ping(self, message: Ping) -> None:
@@ -433,7 +439,7 @@ class Transport:
 
     def rekey(self) -> None:
         """Begin a key exchange, unless one is under way."""
-        if self._handshake is None and self.phase is Phase.OPEN:
+        if self._handshake is None and self.order.phase is _OPEN:
             self._begin_exchange()
 
     def use_own_cipher_order(self) -> None:
@@ -479,20 +485,21 @@ class Transport:
         else:
             versions = Versions(self.peer_version, self._our_version)
         theirs = self._theirs = handshake.receive_kexinit(payload, versions)
-        if self._first:
+        order = self.order
+        if order.is_first:
             marker = STRICT_SERVER if self.role is Role.CLIENT else STRICT_CLIENT
-            self._strict = marker in theirs.kex_algorithms
+            order.strict = marker in theirs.kex_algorithms
             self._peer_takes_extensions = EXT_INFO_CLIENT in theirs.kex_algorithms
-            if self._strict and self._reader.sequence != 1:
+            if order.strict and self._reader.sequence != 1:
                 raise ProtocolError("a strict peer sent something before its KEXINIT")
-        else:
-            self._resume = self.phase
-        if self._resume is not Phase.OPEN:
+        order.happened(Event.KEXINIT_RECEIVED)
+        if not order.is_logged_in:
             self._early_exchanges += 1
             if self._early_exchanges > EXCHANGES_BEFORE_LOGIN:
                 raise ProtocolError("too many key exchanges before the login")
+        if self._trace is not None:
+            self._trace.key_exchange = handshake.negotiated.key_exchange
         self._skip_guess = handshake.negotiated.wrong_guess
-        self.phase = Phase.EXCHANGE
         if self.role is Role.CLIENT:
             self._writer.packet(KexInitiate(handshake.begin()).encode())
 
@@ -500,10 +507,10 @@ class Transport:
         handshake, side = self._handshake, self._side
         assert handshake is not None and isinstance(side, ServerSide)
         algorithm = handshake.negotiated.host_key
-        self._host_key = side.host_keys[algorithm]
-        public = handshake.answer(message.client_public, self._host_key)
+        self.host_key = side.host_keys[algorithm]
+        public = handshake.answer(message.client_public, self.host_key)
         signature = side.sign(algorithm, handshake.exchange_hash)
-        self._writer.packet(KexReply(self._host_key, public, signature).encode())
+        self._writer.packet(KexReply(self.host_key, public, signature).encode())
         self._send_newkeys(handshake)
 
     def _on_kex_reply(self, message: KexReply) -> None:
@@ -515,11 +522,11 @@ class Transport:
         handshake.finish(message.server_public, message.host_key)
         if not key.verify(algorithm, message.signature, handshake.exchange_hash):
             raise KeyExchangeFailed("the server's signature is wrong: somebody is in between")
-        if self._first:
+        if self.order.is_first:
             side.check_host_key(key)
-            self._host_key = message.host_key
+            self.host_key = message.host_key
             self._host_signature = message.signature
-        elif message.host_key != self._host_key:
+        elif message.host_key != self.host_key:
             raise KeyExchangeFailed("the server changed its host key during the connection")
         self._send_newkeys(handshake)
 
@@ -529,27 +536,28 @@ class Transport:
             self.session_id = handshake.exchange_hash
         self._writer.packet(NewKeys().encode())
         to_server = self.role is Role.CLIENT
-        self._writer.rekey(handshake.keys(self.session_id, to_server), self._strict)
-        if self._resume is Phase.OPEN:
+        self._writer.rekey(handshake.keys(self.session_id, to_server), self.order.strict)
+        if self.order.is_logged_in:
             self._start_compression(handshake.negotiated)
         held, self._held = self._held or [], None
-        if self._first:
-            self._greet()
+        if self.order.is_first:
+            self._tell_extensions()
+            self._upper.keys_agreed()
         for payload in held:
             self._writer.packet(payload)
-        self.phase = Phase.NEWKEYS
+        self.order.happened(Event.NEWKEYS_SENT)
 
     def _on_newkeys(self, message: NewKeys) -> None:
         handshake = self._handshake
         assert handshake is not None
-        self._reader.rekey(handshake.keys(self.session_id, self.role is Role.SERVER), self._strict)
-        if self._resume is Phase.OPEN:
+        keys = handshake.keys(self.session_id, self.role is Role.SERVER)
+        self._reader.rekey(keys, self.order.strict)
+        if self.order.is_logged_in:
             self._start_decompression(handshake.negotiated)
         self._negotiated = handshake.negotiated
         self._handshake = None
         self._keys_since = self._now
-        self._first = False
-        self.phase = self._resume
+        self.order.happened(Event.NEWKEYS_RECEIVED)
 
     def _start_compression(self, agreed: Negotiated) -> None:
         """zlib@openssh.com: after authentication, and anew with each key."""
@@ -562,37 +570,43 @@ class Transport:
         if choice.compression != "none":
             self._reader.start_decompression()
 
-    def _greet(self) -> None:
-        """What follows the first NEWKEYS at once."""
-        if self.role is Role.CLIENT:
-            self.login_requests += 1
-            self._writer.packet(ServiceRequest(AUTHENTICATION).encode())
-        elif self._peer_takes_extensions:
-            # The signature under a certificate is the key's own, and so is its name.
-            signatures = (
-                name for name in self._settings.algorithms.user_key if not is_certificate_name(name)
-            )
-            extensions = (
-                ("server-sig-algs", ",".join(signatures).encode()),
-                ("publickey-hostbound@openssh.com", b"0"),
-                ("ping@openssh.com", b"0"),
-                (OFFLOAD_CHANNEL_TYPE, b"0"),
-            )
-            self._writer.packet(ExtInfo(extensions).encode())
+    def _tell_extensions(self) -> None:
+        """Send a server's EXT_INFO (RFC 8308): the first message behind the first NEWKEYS."""
+        side = self._side
+        if not isinstance(side, ServerSide) or not self._peer_takes_extensions:
+            return
+        # The signature under a certificate is the key's own, and so is its name.
+        signatures = (
+            name for name in self._settings.algorithms.user_key if not is_certificate_name(name)
+        )
+        extensions = (
+            ("server-sig-algs", ",".join(signatures).encode()),
+            ("publickey-hostbound@openssh.com", b"0"),
+            ("ping@openssh.com", b"0"),
+            *((name, b"0") for name in side.extensions),
+        )
+        self._writer.packet(ExtInfo(extensions).encode())
 
     def _on_ext_info(self, message: ExtInfo) -> None:
         self._peer_extensions.update(message.extensions)
 
+    def authenticated(self) -> None:
+        """Let channels be opened, and packets be as large and compressed as agreed for then."""
+        self.order.happened(Event.AUTHENTICATED)
+        self._reader.limit = PACKET_LIMIT
+        self._answers_limit = ANSWERS_LIMIT
+        self._start_compression(self._negotiated)
+        self._start_decompression(self._negotiated)
 
-TRANSPORT_HANDLERS: Final[dict[int, Handler]] = {
-    Disconnect.number: Handler(Disconnect, Transport._on_disconnect),
-    Ignore.number: Handler(None, Transport._on_nothing),
-    Unimplemented.number: Handler(Unimplemented, Transport._on_unimplemented),
-    Debug.number: Handler(Debug, Transport._on_debug),
-    ExtInfo.number: Handler(ExtInfo, Transport._on_ext_info),
-    KexInit.number: Handler(None, Transport._on_kexinit),  # its bytes enter the exchange hash
-    NewKeys.number: Handler(NewKeys, Transport._on_newkeys),
-    KexInitiate.number: Handler(KexInitiate, Transport._on_kex_initiate),
-    KexReply.number: Handler(KexReply, Transport._on_kex_reply),
-    Ping.number: Handler(Ping, Transport._on_ping),
-}
+    _HANDLERS: ClassVar[Mapping[int, Handler]] = {
+        Disconnect.number: Handler(Disconnect, _on_disconnect),
+        Ignore.number: Handler(None, _on_nothing),
+        Unimplemented.number: Handler(Unimplemented, _on_unimplemented),
+        Debug.number: Handler(Debug, _on_debug),
+        ExtInfo.number: Handler(ExtInfo, _on_ext_info),
+        KexInit.number: Handler(None, _on_kexinit),  # its bytes enter the exchange hash
+        NewKeys.number: Handler(NewKeys, _on_newkeys),
+        KexInitiate.number: Handler(KexInitiate, _on_kex_initiate),
+        KexReply.number: Handler(KexReply, _on_kex_reply),
+        Ping.number: Handler(Ping, _on_ping),
+    }

@@ -14,7 +14,7 @@ from appliance.aio import proxy
 from appliance.client import control_messages
 from appliance.client.ssh_config import Person, load
 from appliance.config import forwards, hosts
-from appliance.crypto import authorized_keys, key_files, keys, known_hosts, revoked
+from appliance.crypto import authorized_keys, key_files, keys, known_hosts, offered_keys, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError
 from appliance.server import requests
 from appliance.services.agent_client import Agent
@@ -80,7 +80,7 @@ def version(data: bytes) -> None:
         peer = against(role).peer
         step = data[0] + 1 if data else 1
         for at in range(1, len(data), step):
-            peer.receive_data(data[at : at + step], 0.0)
+            peer.transport.receive_data(data[at : at + step], 0.0)
         assert_sound(peer)
 
 
@@ -109,7 +109,7 @@ def socks_client(data: bytes) -> None:
 def public_key(data: bytes) -> None:
     """A key or certificate, and a signature by it."""
     with contextlib.suppress(MalformedMessage):
-        key = keys.load_offered_key(data)
+        key = offered_keys.load_offered_key(data)
         key.fingerprint()
         for algorithm in key.signature_algorithms:
             assert not key.verify(algorithm, data, b"")

@@ -198,8 +198,9 @@ def test_a_socks_port(
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=environment(tmp_path, {"PYTHONUNBUFFERED": "1"}),
         )  # fmt: skip
-        stack.callback(lambda: (end(web), web.stdout and web.stdout.close()))
         assert web.stdout is not None
+        stack.callback(web.stdout.close)
+        stack.callback(end, web)
         found = re.search(rb"port (\d+)", web.stdout.readline())
         assert found
         port = free_port()

@@ -391,8 +391,8 @@ def test_the_far_end_may_end_first(hop: str, kind: str, config: Path, tmp_path: 
         with theirs:
             process = subprocess.Popen(
                 argv,
-                stdin=theirs,
-                stdout=write if kind == "pipe" else theirs,
+                stdin=theirs.fileno(),
+                stdout=write if kind == "pipe" else theirs.fileno(),
                 env=environment(tmp_path),
                 start_new_session=True,
             )

@@ -7,8 +7,9 @@ says arrives intact, however wrong it is.
 
 import os
 from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
 
-from appliance.crypto.keys import PublicKey, generate
+from appliance.crypto.keys import PrivateKey, PublicKey, generate
 from appliance.crypto.suites import Algorithms, default_algorithms
 from appliance.errors import PeerError
 from appliance.ssh.auth_client import Credentials, Identity
@@ -18,7 +19,7 @@ from appliance.ssh.connection import Connection, ConnectionHandler
 from appliance.ssh.handshake import Handshake, Versions, our_kexinit
 from appliance.ssh.order import Role
 from appliance.ssh.packets import PACKET_LIMIT, PacketReader, PacketWriter
-from appliance.ssh.transport import ClientSide, ServerSide, Settings
+from appliance.ssh.settings import ClientSide, ServerSide, Settings
 from appliance.wire.codec import Message, write_boolean, write_text
 from appliance.wire.messages import (
     ChannelOpen,
@@ -45,7 +46,16 @@ FAST = ALL._replace(
     key_exchange=("curve25519-sha256",), host_key=("ssh-ed25519",), compression=("none",)
 )
 
-Event = tuple[object, ...]
+Event = tuple[Any, ...]  # a name, and what belongs to it
+
+
+class Limits(TypedDict, total=False):
+    """What a test may set of a connection's Settings."""
+
+    rekey_bytes: int
+    rekey_seconds: float
+    window: int
+    trace: bool
 
 
 class TestAuthority(Authority):
@@ -90,7 +100,9 @@ class TestCredentials(Credentials):
 
     __test__ = False
 
-    def __init__(self, key: object = USER_KEY, password: str | None = PASSWORD.decode()) -> None:
+    def __init__(
+        self, key: PrivateKey | None = USER_KEY, password: str | None = PASSWORD.decode()
+    ) -> None:
         self._key = key
         self._password = password
 
@@ -186,18 +198,18 @@ def make_server(
     algorithms: Algorithms = FAST,
     authority: TestAuthority | None = None,
     banner: str = "",
-    **settings: float,
+    **settings: Unpack[Limits],
 ) -> Connection:
     """A server with HOST_KEY."""
     authority = authority or TestAuthority()
     connection = Connection(
         ServerSide({"ssh-ed25519": HOST_KEY.public.blob}, HOST_KEY.sign, authority, banner),
-        Settings(algorithms, **settings),  # type: ignore[arg-type]
+        Settings(algorithms, **settings),
         recorder,
         os.urandom,
         0.0,
     )
-    authority.session_id = lambda: connection.session_id
+    authority.session_id = lambda: connection.transport.session_id
     return connection
 
 
@@ -207,12 +219,12 @@ def make_client(
     credentials: Credentials | None = None,
     check: Callable[[PublicKey], None] = trust,
     methods: tuple[str, ...] = METHODS,
-    **settings: float,
+    **settings: Unpack[Limits],
 ) -> Connection:
     """A client that has USER_KEY and PASSWORD."""
     return Connection(
         ClientSide(USER, check, credentials or TestCredentials(), methods),
-        Settings(algorithms, **settings),  # type: ignore[arg-type]
+        Settings(algorithms, **settings),
         recorder,
         os.urandom,
         0.0,
@@ -229,7 +241,7 @@ class Pair:
         credentials: Credentials | None = None,
         methods: tuple[str, ...] = METHODS,
         banner: str = "",
-        **settings: float,
+        **settings: Unpack[Limits],
     ) -> None:
         self.now = 0.0
         self.authority = TestAuthority()
@@ -242,16 +254,16 @@ class Pair:
     def pump(self, size: int = 1 << 20) -> None:
         """Move bytes, at most `size` at once, until nobody has anything to say."""
         ends = ((self.client, self.server), (self.server, self.client))
-        while self.client.unsent or self.server.unsent:
+        while self.client.transport.unsent or self.server.transport.unsent:
             for sender, receiver in ends:
                 self.move(sender, receiver, size)
 
     def move(self, sender: Connection, receiver: Connection, size: int = 1 << 20) -> bytes:
         """Take what `sender` has to say to `receiver`, and return it."""
-        data = bytes(sender.data_to_send())
-        sender.sent(len(data))
+        data = bytes(sender.transport.data_to_send())
+        sender.transport.sent(len(data))
         for at in range(0, len(data), size):
-            receiver.receive_data(data[at : at + size], self.now)
+            receiver.transport.receive_data(data[at : at + size], self.now)
         sender.wake()
         return data
 
@@ -266,7 +278,7 @@ class Pair:
     def log_in(self) -> "Pair":
         """Up to a user who is authenticated."""
         self.pump()
-        assert self.client.error is None and self.server.error is None
+        assert self.client.transport.error is None and self.server.transport.error is None
         assert ("authenticated",) in self.at_client.events
         return self
 
@@ -282,7 +294,7 @@ class Script:
         self, peer: Connection, *, markers: bool = True, algorithms: Algorithms = FAST
     ) -> None:
         self.peer = peer
-        self.role = Role.CLIENT if peer.role is Role.SERVER else Role.SERVER
+        self.role = Role.CLIENT if peer.transport.role is Role.SERVER else Role.SERVER
         self.now = 0.0
         self.markers = markers
         self.algorithms = algorithms
@@ -316,7 +328,7 @@ class Script:
         """Have the peer read."""
         data = bytes(self.writer.data_to_send())
         self.writer.sent(len(data))
-        self.peer.receive_data(data, self.now)
+        self.peer.transport.receive_data(data, self.now)
         return self
 
     # -- hearing ---------------------------------------------------------------------
@@ -332,8 +344,8 @@ class Script:
         return payload
 
     def _pull(self) -> None:
-        data = bytes(self.peer.data_to_send())
-        self.peer.sent(len(data))
+        data = bytes(self.peer.transport.data_to_send())
+        self.peer.transport.sent(len(data))
         view = memoryview(data)
         while len(view):
             space = self.reader.space()
@@ -385,8 +397,8 @@ class Script:
         while (payload := self.take()) is not None:
             if payload[0] == number:
                 return payload
-            assert payload[0] in (2, 7), (number, payload, self.peer.error)
-        raise AssertionError(f"no message {number}: {self.peer.error!r}")
+            assert payload[0] in (2, 7), (number, payload, self.peer.transport.error)
+        raise AssertionError(f"no message {number}: {self.peer.transport.error!r}")
 
     # -- a key exchange, step by step ------------------------------------------------
 
@@ -487,7 +499,7 @@ class Script:
     def ended(self) -> bool:
         """Whether the peer said DISCONNECT and nothing but that, and closed."""
         numbers = self.numbers()
-        return self.peer.error is not None and numbers == [Disconnect.number]
+        return self.peer.transport.error is not None and numbers == [Disconnect.number]
 
 
 def password_request(user: str = USER, password: bytes = PASSWORD) -> UserauthRequest:

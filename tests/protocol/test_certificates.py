@@ -8,7 +8,7 @@ from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms,
 from appliance.crypto.keys import PrivateKey, PublicKey, certificate_name, generate
 from appliance.errors import KeyExchangeFailed, MalformedMessage, PeerError
 from appliance.ssh.connection import Connection
-from appliance.ssh.transport import ClientSide, ServerSide, Settings
+from appliance.ssh.settings import ClientSide, ServerSide, Settings
 from tests.protocol.harness import (
     FAST,
     HOST_KEY,
@@ -36,7 +36,7 @@ def exchanged(
     judged: list[PublicKey] = []
     settings = Settings(FAST._replace(host_key=(algorithm,)))
     server, client = (
-        Connection(side, settings, Recorder(), os.urandom, 0.0)
+        Connection(side, settings, Recorder(), os.urandom, 0.0).transport
         for side in (
             ServerSide(
                 {algorithm: blob}, lambda _, data: signer.sign(PLAIN, data), TestAuthority()

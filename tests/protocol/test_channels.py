@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from appliance.errors import ProtocolError
 from appliance.ssh.channels import PACKET, WINDOW_LIMIT, Channel, Flow
 from appliance.ssh.connection import CHANNELS_LIMIT, ConnectionHandler
+from appliance.wire.codec import Message
 from appliance.wire.messages import (
     ChannelClose,
     ChannelData,
@@ -21,7 +23,6 @@ from appliance.wire.messages import (
     ChannelSuccess,
     ChannelWindowAdjust,
     GlobalRequest,
-    Message,
     Ping,
     RequestFailure,
     RequestSuccess,
@@ -69,7 +70,7 @@ def test_the_window_of_a_sender_never_goes_negative() -> None:
         assert channel.send_window >= 0
         pair.pump()
     assert sent == WINDOW
-    assert pair.server.error is None
+    assert pair.server.transport.error is None
     assert handler is channel.handler
     accepted = pair.at_server.channels[-1]
     accepted.consume(WINDOW)
@@ -81,7 +82,7 @@ def test_the_window_of_a_sender_never_goes_negative() -> None:
 def test_activity_is_what_channels_carry_and_no_question_or_key_exchange() -> None:
     pair = Pair().log_in()
     channel, _ = pair.open()
-    sides = pair.client, pair.server
+    sides = pair.client.transport, pair.server.transport
 
     def grows(act: Callable[[], object]) -> bool:
         before = [side.activity for side in sides]
@@ -97,7 +98,7 @@ def test_activity_is_what_channels_carry_and_no_question_or_key_exchange() -> No
     assert not grows(lambda: pair.client.global_request("keepalive@openssh.com", b"", print))
     assert not grows(lambda: pair.server.global_request("keepalive@openssh.com", b"", print))
     assert not grows(lambda: channel.request("keepalive@openssh.com", b"", print))
-    assert not grows(pair.client.rekey)
+    assert not grows(pair.client.transport.rekey)
     assert grows(channel.close)
 
 
@@ -113,7 +114,7 @@ def test_a_batch_sends_what_fits_and_drops_the_rest() -> None:
     assert channel.send_window == 0
     assert channel.send_batch([b"x"]) == 0
     pair.pump()
-    assert pair.server.error is None
+    assert pair.server.transport.error is None
 
 
 def test_a_piece_longer_than_the_largest_packet_is_dropped_from_a_batch() -> None:
@@ -121,7 +122,7 @@ def test_a_piece_longer_than_the_largest_packet_is_dropped_from_a_batch() -> Non
     channel, _ = pair.open()
     assert channel.send_batch([bytes(PACKET + 1), bytes(PACKET)]) == 1
     pair.pump()
-    assert pair.server.error is None
+    assert pair.server.transport.error is None
 
 
 def test_more_data_than_the_window_ends_the_connection() -> None:
@@ -131,9 +132,9 @@ def test_more_data_than_the_window_ends_the_connection() -> None:
     handler.consumes = False  # type: ignore[attr-defined]
     for _ in range(WINDOW // 20_000):
         script.send(ChannelData(number, bytes(20_000)))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     script.send(ChannelData(number, b""))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     script.send(ChannelData(number, b"x"))
     assert script.ended
 
@@ -143,7 +144,7 @@ def test_both_streams_share_one_window() -> None:
     number = script.open()
     script.peer._channels[number].handler.consumes = False  # type: ignore[attr-defined]
     script.send(ChannelData(number, bytes(WINDOW - 10)), ChannelExtendedData(number, 1, bytes(10)))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     script.send(ChannelExtendedData(number, 1, b"x"))
     assert script.ended
 
@@ -168,7 +169,7 @@ def test_a_window_beyond_the_largest_is_clamped_and_not_an_error() -> None:
     number = script.open(window=WINDOW_LIMIT - 5)
     channel = script.peer._channels[number]
     script.send(ChannelWindowAdjust(number, WINDOW_LIMIT), ChannelWindowAdjust(number, 1))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     assert channel.send_window == WINDOW_LIMIT
     channel.send(bytes(10))
     assert channel.send_window == WINDOW_LIMIT - 10
@@ -194,7 +195,7 @@ def test_a_channel_with_a_largest_packet_of_0_is_refused() -> None:
     refusal = ChannelOpenFailure.decode(script.expect(92))
     assert refusal.recipient_channel == 7
     assert events_of(script) == [("authenticated",)]
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     client, channel, _ = client_script()
     client.send(ChannelOpenConfirmation(channel.number, 0, 1000, 0))
     assert client.ended
@@ -270,7 +271,7 @@ def test_a_peer_may_have_5000_channels_and_no_more() -> None:
     script.send(ChannelClose(numbers[500]))
     script.expect(97)
     assert script.open() not in numbers
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
 
 
 # Ends
@@ -291,7 +292,7 @@ def test_a_channel_ends_once_whatever_the_order(order: tuple[str, ...], at_once:
         assert recorder.events.count(("closed",)) == 1
         assert recorder.events.count(("eof",)) <= 1
         assert recorder.events[-1] == ("closed",)
-        assert connection.error is None
+        assert connection.transport.error is None
         assert not connection._channels
     assert (channel.inbound, channel.outbound) == (Flow.CLOSED, Flow.CLOSED)
 
@@ -348,7 +349,7 @@ def test_a_window_for_a_channel_that_is_closed_changes_nothing() -> None:
     assert script.numbers() == [97]
     script.send(ChannelWindowAdjust(number, 1))
     assert script.receive() == []
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
 
 
 def test_what_comes_after_our_close_is_counted_and_thrown_away() -> None:
@@ -368,7 +369,7 @@ def test_what_comes_after_our_close_is_counted_and_thrown_away() -> None:
     script.send(ChannelClose(number))
     assert script.receive() == []
     assert events_of(script)[-1] == ("closed",)
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
 
 
 @pytest.mark.parametrize(
@@ -422,10 +423,14 @@ def test_answers_belong_to_requests_in_their_order() -> None:
     number = script.open()
     channel = script.peer._channels[number]
     seen: list[object] = []
+
+    def answered(name: str, answer: object) -> None:
+        seen.append((name, answer))
+
     for name in "abc":
-        channel.request(name, b"", lambda success, name=name: seen.append((name, success)))
+        channel.request(name, b"", partial(answered, name))
     for name in "de":
-        script.peer.global_request(name, b"", lambda data, name=name: seen.append((name, data)))
+        script.peer.global_request(name, b"", partial(answered, name))
     script.send(
         ChannelSuccess(number), RequestFailure(), ChannelFailure(number),
         RequestSuccess(b"yes"), ChannelSuccess(number),
@@ -463,8 +468,8 @@ def test_a_request_on_a_channel_that_we_closed_is_not_made() -> None:
     channel.eof()
     channel.close()
     pair.pump()
-    assert pair.server.error is None
-    assert pair.client.error is None
+    assert pair.server.transport.error is None
+    assert pair.client.transport.error is None
 
 
 # Others
@@ -476,7 +481,7 @@ def test_a_message_that_nobody_knows_is_answered_with_its_number() -> None:
     script.send(bytes([199]) + b"what is this")
     assert Unimplemented.decode(script.expect(3)).sequence_number == before
     script.send(Unimplemented(3))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
 
 
 @pytest.mark.parametrize("number", [5, 6, 7, 21, 30, 31, 51, 52, 53, 60, 61])
@@ -503,40 +508,40 @@ def test_a_peer_that_asks_and_never_reads_the_answers_costs_bounded_memory(
         for _ in range(10_000 if not isinstance(message, Ping) else 1000):
             script.queue(message)
         script.flush()  # and nobody takes what the server has to say
-        highest = max(highest, script.peer.unsent)
-        if script.peer.error is not None:
+        highest = max(highest, script.peer.transport.unsent)
+        if script.peer.transport.error is not None:
             break
-    assert isinstance(script.peer.error, ProtocolError)
+    assert isinstance(script.peer.transport.error, ProtocolError)
     assert highest < 8 << 20
-    assert len(script.peer._writer._buffer) <= 16 << 20
+    assert len(script.peer.transport._writer._buffer) <= 16 << 20
 
 
 def test_the_end_of_a_connection_ends_each_of_its_channels_once() -> None:
     pair = Pair().log_in()
     for _ in range(3):
         pair.open()
-    pair.server.close("enough")
+    pair.server.transport.close("enough")
     pair.pump()
-    pair.client.receive_eof()
+    pair.client.transport.receive_eof()
     for recorder in (pair.at_client, pair.at_server):
         assert recorder.events.count(("closed",)) == 3
         assert recorder.events.count(("connection closed",)) == 1
         assert recorder.events[-1] == ("connection closed",)
-    assert "enough" in str(pair.client.error)
+    assert "enough" in str(pair.client.transport.error)
 
 
 def test_nothing_is_sent_on_a_connection_that_is_over() -> None:
     pair = Pair().log_in()
     channel, _ = pair.open()
-    pair.client.close()
+    pair.client.transport.close()
     pair.pump()
     channel.consume(10)
     channel.eof()
     channel.close()
     channel.request("x", b"", lambda _: None)
     pair.client.global_request("x")
-    pair.client.rekey()
-    pair.client.tick(1e9)
+    pair.client.transport.rekey()
+    pair.client.transport.tick(1e9)
     assert channel.sendable() == 0
-    assert not pair.client.unsent
+    assert not pair.client.transport.unsent
     assert FAST.compression == ("none",)

@@ -10,7 +10,8 @@ from appliance.ssh.connection import Connection
 from appliance.ssh.handshake import our_kexinit
 from appliance.ssh.order import Phase, Role
 from appliance.ssh.packets import PACKET_LIMIT
-from appliance.ssh.transport import EXCHANGE_SECONDS, HELD_LIMIT, REKEY_SECONDS
+from appliance.ssh.settings import REKEY_SECONDS
+from appliance.ssh.transport import EXCHANGE_SECONDS, HELD_LIMIT
 from appliance.wire.messages import (
     ChannelClose,
     ChannelData,
@@ -40,13 +41,13 @@ class Exchanges:
 
     def __init__(self, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        rekey = connection._reader.rekey
+        rekey = connection.transport._reader.rekey
 
         def counting(*args: object) -> None:
             self.count += 1
             rekey(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(connection._reader, "rekey", counting)
+        monkeypatch.setattr(connection.transport._reader, "rekey", counting)
 
 
 def test_keys_are_renewed_after_the_bytes_that_the_settings_say(
@@ -61,7 +62,7 @@ def test_keys_are_renewed_after_the_bytes_that_the_settings_say(
     assert exchanges.count in (3, 4)
     accepted.send(b"end")
     pair.pump()
-    received = sum(len(e[1]) for e in pair.at_server.events if e[0] == "data")  # type: ignore[arg-type]
+    received = sum(len(e[1]) for e in pair.at_server.events if e[0] == "data")
     assert received == 40 * 100_000
     assert pair.at_client.events[-1] == ("data", b"end")
 
@@ -70,8 +71,10 @@ def test_keys_are_renewed_after_the_bytes_that_the_settings_say(
 def test_the_sender_renews_keys_by_itself(monkeypatch: pytest.MonkeyPatch, extended: bool) -> None:
     """Even when the receiver would never, and whatever kind of data it is."""
     pair = Pair().log_in()
-    pair.server._settings = pair.server._settings._replace(rekey_bytes=MIB)
-    pair.client._settings = pair.client._settings._replace(rekey_bytes=100 * MIB)
+    pair.server.transport._settings = pair.server.transport._settings._replace(rekey_bytes=MIB)
+    pair.client.transport._settings = pair.client.transport._settings._replace(
+        rekey_bytes=100 * MIB
+    )
     exchanges = Exchanges(pair.client, monkeypatch)
     _, accepted = pair.open()
     for _ in range(100):
@@ -86,7 +89,7 @@ def test_the_sender_renews_keys_by_itself(monkeypatch: pytest.MonkeyPatch, exten
 def test_the_receiver_renews_keys_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when the sender would never."""
     pair = Pair().log_in()
-    pair.server._settings = pair.server._settings._replace(rekey_bytes=MIB)
+    pair.server.transport._settings = pair.server.transport._settings._replace(rekey_bytes=MIB)
     exchanges = Exchanges(pair.server, monkeypatch)
     channel, _ = pair.open()
     for _ in range(25):
@@ -103,10 +106,11 @@ def test_keys_are_renewed_after_so_many_packets(
     limit = 50
     monkeypatch.setattr(transport, "REKEY_PACKETS", limit)
     pair = Pair().log_in()
-    monkeypatch.setattr(pair.client if sender == "server" else pair.server, "rekey", lambda: None)
+    receiver = pair.client if sender == "server" else pair.server
+    monkeypatch.setattr(receiver.transport, "rekey", lambda: None)
     exchanges = Exchanges(pair.client, monkeypatch)
     for _ in range(2 * limit + 10):
-        pair.client.send(Ignore(b""))
+        pair.client.transport.send(Ignore(b""))
         pair.pump()
     assert exchanges.count == 2
 
@@ -116,25 +120,25 @@ def test_keys_are_renewed_after_an_hour(monkeypatch: pytest.MonkeyPatch, ours: s
     pair = Pair().log_in()
     exchanges = Exchanges(pair.client, monkeypatch)
     connection: Connection = getattr(pair, ours)
-    assert connection.deadline == REKEY_SECONDS
-    connection.tick(REKEY_SECONDS - 1)
-    assert not connection.unsent
+    assert connection.transport.deadline == REKEY_SECONDS
+    connection.transport.tick(REKEY_SECONDS - 1)
+    assert not connection.transport.unsent
     pair.now = REKEY_SECONDS
-    connection.tick(REKEY_SECONDS)
-    assert connection.deadline == REKEY_SECONDS + EXCHANGE_SECONDS
+    connection.transport.tick(REKEY_SECONDS)
+    assert connection.transport.deadline == REKEY_SECONDS + EXCHANGE_SECONDS
     pair.pump()
     assert exchanges.count == 1
-    assert connection.deadline == 2 * REKEY_SECONDS
+    assert connection.transport.deadline == 2 * REKEY_SECONDS
     assert pair.open()[0].sendable()
 
 
 def test_a_peer_that_does_not_finish_a_key_exchange_is_given_up() -> None:
     for connection in (make_server(Recorder()), make_client(Recorder())):
-        connection.tick(EXCHANGE_SECONDS - 1)
-        assert connection.error is None
-        connection.tick(EXCHANGE_SECONDS)
-        assert connection.phase is Phase.CLOSED
-        assert "too long" in str(connection.error)
+        connection.transport.tick(EXCHANGE_SECONDS - 1)
+        assert connection.transport.error is None
+        connection.transport.tick(EXCHANGE_SECONDS)
+        assert connection.transport.phase is Phase.CLOSED
+        assert "too long" in str(connection.transport.error)
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -145,9 +149,9 @@ def test_a_key_exchange_in_the_middle_of_data_both_ways_loses_and_reorders_nothi
     channel, accepted = pair.open()
     for number in range(20):
         if number % 3 == 1:
-            pair.client.rekey()
+            pair.client.transport.rekey()
             if both:
-                pair.server.rekey()
+                pair.server.transport.rekey()
         # nobody asks whether data may be sent, so these are held
         channel.send(b"c%d," % number)
         accepted.send(b"s%d," % number)
@@ -173,7 +177,7 @@ def test_a_key_exchange_in_the_middle_of_data_both_ways_loses_and_reorders_nothi
 def test_no_source_is_asked_for_data_during_a_key_exchange_and_all_are_afterwards() -> None:
     pair = Pair().log_in()
     channel, accepted = pair.open()
-    pair.client.rekey()
+    pair.client.transport.rekey()
     assert channel.sendable() == 0
     pair.pump()
     assert channel.sendable() > 0
@@ -183,12 +187,12 @@ def test_no_source_is_asked_for_data_during_a_key_exchange_and_all_are_afterward
 
 def test_what_is_held_during_a_key_exchange_is_limited() -> None:
     script = Script(make_server(Recorder())).log_in()
-    script.peer.rekey()
+    script.peer.transport.rekey()
     for _ in range(HELD_LIMIT // 30_000):
         script.send(Ping(bytes(30_000)))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     script.send(Ping(bytes(30_000)), Ping(bytes(30_000)))
-    assert "during a key exchange" in str(script.peer.error)
+    assert "during a key exchange" in str(script.peer.transport.error)
     assert script.numbers() == [20, 1]
 
 
@@ -198,10 +202,10 @@ def test_sequence_numbers_restart_with_new_keys_in_strict_mode_only(
     markers: bool, role: str
 ) -> None:
     make = make_client if role == "client" else make_server
-    script = Script(make(Recorder()), markers=markers).log_in()  # type: ignore[operator]
+    script = Script(make(Recorder()), markers=markers).log_in()
     before = script.writer.sequence
     script.exchange()
-    assert script.peer.phase is Phase.OPEN
+    assert script.peer.transport.phase is Phase.OPEN
     assert script.writer.sequence == (0 if markers else before + 3)
     script.send(Ignore(b""), Ping(b"x"))
     assert script.numbers() == [193]
@@ -216,16 +220,16 @@ def test_the_host_key_must_stay_the_same() -> None:
     public = handshake.answer(client_public, OTHER_KEY.public.blob)
     signature = OTHER_KEY.sign("ssh-ed25519", handshake.exchange_hash)
     script.send(KexReply(OTHER_KEY.public.blob, public, signature))
-    assert "changed its host key" in str(script.peer.error)
+    assert "changed its host key" in str(script.peer.transport.error)
 
 
 def test_a_rekey_before_authentication_continues_where_it_was() -> None:
     script = Script(make_server(Recorder())).serve()
     script.exchange()
-    assert script.peer.phase is Phase.AUTH
+    assert script.peer.transport.phase is Phase.AUTH
     client = Script(make_client(Recorder())).serve()
     client.exchange()
-    assert client.peer.phase is Phase.AUTH
+    assert client.peer.transport.phase is Phase.AUTH
 
 
 @pytest.mark.parametrize("role", [Role.SERVER, Role.CLIENT])
@@ -233,16 +237,16 @@ def test_key_exchanges_before_the_login_are_two(role: Role) -> None:
     """Each costs a server more than its client: D(HE)at, CVE-2002-20001."""
     script = Script((make_server if role is Role.SERVER else make_client)(Recorder())).serve()
     script.exchange()
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     script.send(our_kexinit(script.role, FAST, bytes(16), False))
-    assert isinstance(script.peer.error, ProtocolError)
+    assert isinstance(script.peer.transport.error, ProtocolError)
 
 
 def test_key_exchanges_after_the_login_are_not_counted() -> None:
     script = Script(make_server(Recorder())).log_in()
     for _ in range(10):
         script.exchange()
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
 
 
 def test_a_guess_that_was_right_is_used_and_one_that_was_wrong_is_skipped() -> None:
@@ -250,17 +254,17 @@ def test_a_guess_that_was_right_is_used_and_one_that_was_wrong_is_skipped() -> N
     right.kexinit(first_kex_packet_follows=True).initiate()
     right.expect(31)
     right.newkeys()
-    assert right.peer.phase is Phase.FRESH
+    assert right.peer.transport.phase is Phase.FRESH
 
     wrong = Script(make_server(Recorder())).begin()
     names = ("ecdh-sha2-nistp256", "curve25519-sha256", "kex-strict-c-v00@openssh.com")
     wrong.kexinit(first_kex_packet_follows=True, kex_algorithms=names)
     wrong.send(KexInitiate(b"a guess"))
-    assert wrong.peer.error is None
+    assert wrong.peer.transport.error is None
     wrong.initiate()
     wrong.expect(31)
     wrong.newkeys()
-    assert wrong.peer.phase is Phase.FRESH
+    assert wrong.peer.transport.phase is Phase.FRESH
     wrong.exchange()  # and only the first message is skipped, once
 
 
@@ -280,8 +284,8 @@ def test_nothing_is_compressed_before_authentication(monkeypatch: pytest.MonkeyP
     for connection in (pair.client, pair.server):
         connection_events = pair.at_client if connection is pair.client else pair.at_server
         for owner, name in (
-            (connection._writer, "start_compression"),
-            (connection._reader, "start_decompression"),
+            (connection.transport._writer, "start_compression"),
+            (connection.transport._reader, "start_decompression"),
         ):
             start = getattr(owner, name)
 
@@ -290,20 +294,20 @@ def test_nothing_is_compressed_before_authentication(monkeypatch: pytest.MonkeyP
                 events: list[tuple[object, ...]] = connection_events.events,
                 connection: Connection = connection,
             ) -> None:
-                assert connection.phase is Phase.OPEN or ("authenticated",) in events
+                assert connection.transport.phase is Phase.OPEN or ("authenticated",) in events
                 start()  # type: ignore[operator]
 
             monkeypatch.setattr(owner, name, checked)
     pair.log_in()
-    assert pair.client._writer._compress is not None
-    assert pair.server._reader._inflate is not None
+    assert pair.client.transport._writer._compress is not None
+    assert pair.server.transport._reader._inflate is not None
 
 
 def test_a_packet_deflated_before_authentication_is_not_inflated() -> None:
     script = Script(make_server(Recorder(), ZLIB), algorithms=ZLIB).serve()
     script.writer.start_compression()
     script.send(Ignore(b"x"))
-    assert script.peer.error is not None
+    assert script.peer.transport.error is not None
 
 
 def test_what_a_packet_may_inflate_to_is_limited() -> None:
@@ -311,9 +315,9 @@ def test_what_a_packet_may_inflate_to_is_limited() -> None:
     script.reader.start_decompression()
     script.writer.start_compression()
     script.send(Ignore(bytes(PACKET_LIMIT - 10)))
-    assert script.peer.error is None
+    assert script.peer.transport.error is None
     script.send(Ignore(bytes(PACKET_LIMIT * 4)))
-    assert isinstance(script.peer.error, CompressionError)
+    assert isinstance(script.peer.transport.error, CompressionError)
     assert script.numbers() == [1]
 
 
@@ -324,7 +328,7 @@ def test_what_a_packet_may_inflate_to_is_limited() -> None:
 def test_a_packet_that_does_not_inflate_ends_the_connection(payload: bytes) -> None:
     script = Script(make_server(Recorder(), ZLIB), algorithms=ZLIB).log_in()
     script.send(payload or b"\0")
-    assert isinstance(script.peer.error, CompressionError)
+    assert isinstance(script.peer.transport.error, CompressionError)
 
 
 @pytest.mark.parametrize("sides", ["both", "switched off later"])
@@ -334,21 +338,21 @@ def test_compression_begins_anew_with_new_keys(sides: str) -> None:
     channel.send(b"x" * 1000)
     pair.pump()
     if sides != "both":
-        pair.client._settings = pair.client._settings._replace(algorithms=FAST)
-        pair.server._settings = pair.server._settings._replace(algorithms=FAST)
-    pair.client.rekey()
+        pair.client.transport._settings = pair.client.transport._settings._replace(algorithms=FAST)
+        pair.server.transport._settings = pair.server.transport._settings._replace(algorithms=FAST)
+    pair.client.transport.rekey()
     pair.pump()
     channel.send(b"y" * 1000)
     pair.pump()
-    assert pair.server.error is None
+    assert pair.server.transport.error is None
     assert ("data", b"y" * 1000) in pair.at_server.events
-    assert (pair.client._writer._compress is None) == (sides != "both")
+    assert (pair.client.transport._writer._compress is None) == (sides != "both")
 
 
 def test_a_global_request_and_a_close_wait_for_the_end_of_a_key_exchange() -> None:
     script = Script(make_server(Recorder())).log_in()
     number = script.open()
-    script.peer.rekey()
+    script.peer.transport.rekey()
     script.send(GlobalRequest("yes", True), ChannelData(number, b"x"), ChannelClose(number))
     assert script.numbers() == [20]
     script.kexinit()
@@ -380,19 +384,19 @@ def test_a_server_may_have_its_own_order_of_ciphers_once_a_tunnel_is_worth_it(
     pair = Pair(FAST._replace(cipher=server), FAST._replace(cipher=client)).log_in()
 
     def cipher() -> set[str]:
-        agreed = [end._negotiated for end in (pair.client, pair.server)]
+        agreed = [end.transport._negotiated for end in (pair.client, pair.server)]
         return {choice.cipher for each in agreed for choice in (each.to_server, each.to_client)}
 
     assert cipher() == {before}
-    exchanges = pair.client._reader.sequence
-    pair.server.use_own_cipher_order()
+    exchanges = pair.client.transport._reader.sequence
+    pair.server.transport.use_own_cipher_order()
     pair.pump()
     assert cipher() == {after}
-    assert (pair.client._reader.sequence < exchanges) == (before != after)
+    assert (pair.client.transport._reader.sequence < exchanges) == (before != after)
     ours, _theirs = pair.open("session")
     ours.send(b"still there")
     pair.pump()
-    assert pair.server.error is pair.client.error is None
-    pair.server.rekey()
+    assert pair.server.transport.error is pair.client.transport.error is None
+    pair.server.transport.rekey()
     pair.pump()
     assert cipher() == {after}

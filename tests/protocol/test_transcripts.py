@@ -22,7 +22,7 @@ def session(pair: Pair, size: int = 1 << 20) -> list[Event]:
         accepted.send(bytes([number]) * (number * 3000 + 1))
         accepted.send_extended(1, b"stderr")
     pair.pump(size)
-    pair.server.rekey()
+    pair.server.transport.rekey()
     pair.pump(size)
     channel.send(b"after")
     pair.pump(size)
@@ -30,10 +30,10 @@ def session(pair: Pair, size: int = 1 << 20) -> list[Event]:
     accepted.eof()
     accepted.close()
     pair.pump(size)
-    pair.client.close("bye")
+    pair.client.transport.close("bye")
     pair.pump(size)
     assert replies == [True, False, True, True]
-    assert pair.client.error is None
+    assert pair.client.transport.error is None
     return [*pair.at_client.events, ("--",), *pair.at_server.events, *pair.authority.asked]
 
 
@@ -94,7 +94,7 @@ def test_a_banner_comes_before_the_answer() -> None:
 def test_a_client_without_anything_that_helps_is_told_so() -> None:
     pair = Pair(credentials=TestCredentials(None, None))
     pair.pump()
-    assert "Permission denied" in str(pair.client.error)
+    assert "Permission denied" in str(pair.client.transport.error)
     assert {event[0] for event in pair.authority.asked} == {"none"}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.crypto.key_files import load_private_key
 from appliance.links.supervisor import SPARE_UID
@@ -51,8 +52,9 @@ def memory_of(pid: int) -> bytes:
 def secret_of(path: Path) -> list[bytes]:
     """What only somebody who has the key has: its seed, and a line of its file."""
     key = load_private_key(path.read_bytes())
+    assert isinstance(key.secret, Ed25519PrivateKey)
     lines = path.read_bytes().splitlines()
-    return [key.secret.private_bytes_raw(), lines[len(lines) // 2]]  # type: ignore[attr-defined]
+    return [key.secret.private_bytes_raw(), lines[len(lines) // 2]]
 
 
 def assert_confined(pid: int) -> None:

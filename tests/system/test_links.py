@@ -465,6 +465,23 @@ def test_status_and_metrics_tell_what_is_so(sites: Routed) -> None:
     assert "no link is up" in west.culvert("down", status=1)
 
 
+def test_a_link_that_is_traced_names_each_message(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    west = sites["west"]
+    program = west.start("up", "-F", "-E", "-vvv", "-c", str(west.links))
+    try:
+        assert wait_until(lambda: "SSH_MSG_CHANNEL_OPEN_CONFIRMATION" in west.said()), west.said()
+        assert wait_until(lambda: status_of(west)["state"] == "up")
+        assert west.reaches(sites["east"].inner)
+        assert wait_until(lambda: "SSH_MSG_CHANNEL_DATA" in west.said()), west.said()
+    finally:
+        program.terminate()
+        program.wait(20)
+    told = "link east: send packet: type 90 (SSH_MSG_CHANNEL_OPEN), tun-offload@culvert.example"
+    assert told in west.said()
+
+
 def test_nonsense_on_the_control_socket_disturbs_nobody(sites: Routed) -> None:
     sites.serve("east", SERVER)
     west = connected(sites)

@@ -230,7 +230,7 @@ def packet_from(descriptor: int, wanted: Callable[[bytes], bool]) -> bytes:
 def ipv4_packet(source: str, target: str, protocol: int, payload: bytes) -> bytes:
     addresses = IPv4Address(source).packed + IPv4Address(target).packed
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0)
-    total = sum(struct.unpack("!10H", header + addresses))
+    total: int = sum(struct.unpack("!10H", header + addresses))
     total = (total & 0xFFFF) + (total >> 16)
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     return header[:10] + checksum.to_bytes(2, "big") + addresses + payload
@@ -603,8 +603,8 @@ def test_the_kill_switch_changes_its_exceptions_without_opening(machine: Machine
     table = here.run("nft", "-a", "list", "table", "inet", "culvert-office")
     events: list[str] = []
     monitor = here.popen(["nft", "monitor", "tables"], stdout=-1, stderr=-2)
+    assert monitor.stdout is not None
     try:
-        assert monitor.stdout is not None
         time.sleep(0.2)
         machine.make(second)
         here.run("nft", "add", "table", "inet", "end")
@@ -641,7 +641,12 @@ def test_masquerade_gives_packets_the_machines_address(machine: Machine, masquer
         os.write(descriptor, bytes(VIRTIO) + packet)
         into = lambda p: p[0] == 0x45 and p[9] == 17 and target_of(p) == "10.1.0.10"  # noqa: E731
         got: list[bytes] = []
-        assert wait_until(lambda: got.extend(seen(lan, into)) or bool(got), 3)
+
+        def came() -> bool:
+            got.extend(seen(lan, into))
+            return bool(got)
+
+        assert wait_until(came, 3)
     assert source_of(out) == ("10.9.0.1" if masquerade in ("into-tunnel", "both") else "10.1.0.10")
     assert source_of(got[0]) == (
         "10.1.0.1" if masquerade in ("from-tunnel", "both") else "192.168.2.8"
@@ -675,7 +680,12 @@ def test_the_segments_of_tcp_are_clamped_both_ways(machine: Machine) -> None:
         os.write(descriptor, bytes(VIRTIO) + packet)
         got: list[bytes] = []
         into = lambda p: p[0] == 0x45 and p[9] == 6 and p[33] == 2  # noqa: E731
-        assert wait_until(lambda: got.extend(seen(lan, into)) or bool(got), 3)
+
+        def came() -> bool:
+            got.extend(seen(lan, into))
+            return bool(got)
+
+        assert wait_until(came, 3)
         assert segment_size(got[-1]) == 1360
     machine.make(())
     machine.assert_undone()
@@ -699,7 +709,12 @@ def test_a_peer_may_use_only_its_own_addresses(machine: Machine, any_source: boo
             os.write(descriptor, bytes(VIRTIO) + packet)
         got: set[str] = set()
         ours = lambda p: p[0] == 0x45 and p[9] == 17  # noqa: E731
-        wait_until(lambda: got.update(map(source_of, seen(lan, ours))) or len(got) > 2, 1)
+
+        def came() -> bool:
+            got.update(map(source_of, seen(lan, ours)))
+            return len(got) > 2
+
+        wait_until(came, 1)
         assert {"10.9.0.2", "192.168.2.7"} <= got
         # Our own addresses the kernel refuses by itself.
         assert ("198.51.100.7" in got, "192.168.3.7" in got) == (any_source, any_source)
@@ -813,9 +828,13 @@ def test_a_table_that_lost_a_rule_is_not_taken_for_whole(machine: Machine) -> No
     inside = machine.here.inside
     assert all(inside(lambda each=each: holds(each, programs)) for each in mine)  # type: ignore[misc]
     for table in mine:
-        for words in (("flush", "table"), ("delete", "table"), ("add", "rule")):
-            more = ["passed_on", "accept"] if words[1] == "rule" else []
-            machine.here.run("nft", *words, "inet", table.table, *more)
+        name = table.table
+        for words in (
+            ("flush", "table", "inet", name),
+            ("delete", "table", "inet", name),
+            ("add", "rule", "inet", name, "passed_on", "accept"),
+        ):
+            machine.here.run("nft", *words)
             assert not inside(lambda table=table: holds(table, programs))  # type: ignore[misc]
             machine.make(changes)
             assert inside(lambda table=table: holds(table, programs))  # type: ignore[misc]

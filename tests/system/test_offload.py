@@ -39,7 +39,8 @@ DESTINATION_OPTIONS = bytes([0, 0, 1, 4, 0, 0, 0, 0])  # 8 bytes: one PadN
 @pytest.fixture(params=PAIRS, ids="-".join)
 def ends(request: pytest.FixtureRequest) -> tuple[str, str]:
     """A client and a server."""
-    return tuple(request.param)  # type: ignore[return-value]
+    client, server = request.param
+    return client, server
 
 
 @contextmanager
@@ -110,7 +111,12 @@ def stream(source: Namespace, address: str) -> None:
         sock.settimeout(20)
         sock.connect((address, PORT))
         data = os.urandom(TCP_BYTES)
-        thread = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(1)))
+
+        def send() -> None:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=send)
         thread.start()
         digest, received = hashlib.sha256(), 0
         while part := sock.recv(1 << 18):
@@ -161,9 +167,9 @@ def test_extension_headers_of_ipv6_come_through(
         with serving(sites.east.lan, address, socket.SOCK_DGRAM):
             for source in sources(sites):
                 ask(source, address, 1200, DESTINATION_OPTIONS)
-        for source, target in ((sites.west, sites.east), (sites.east, sites.west)):
+        for here, there in ((sites.west, sites.east), (sites.east, sites.west)):
             for _ in range(4):  # whether Linux loses what is not cut depends on sequence numbers
-                one_way(source.gateway, target.lan, target.inner6, DESTINATION_OPTIONS)
+                one_way(here.gateway, there.lan, there.inner6, DESTINATION_OPTIONS)
 
 
 def one_way(source: Namespace, target: Namespace, address: str, options: bytes) -> None:

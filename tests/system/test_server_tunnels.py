@@ -7,9 +7,8 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -155,11 +154,15 @@ def test_a_server_that_is_restarted_twice_gets_its_client_and_its_device_back(
     before = of_tun0(sites["east"])
     west, east = connected(sites), sites["east"]
     whole = of_tun0(east)
+
+    def are_gone(processes: set[int]) -> bool:
+        return processes.isdisjoint(east.space.processes())
+
     for count in (1, 2):
         old = set(east.space.processes())
         stop(server)
         assert "tun0" not in east.space.devices()
-        assert wait_until(lambda old=old: not old & set(east.space.processes()), 1)
+        assert wait_until(partial(are_gone, old), 1)
         server = sites.serve("east", SERVER)
         assert of_tun0(east) == before == whole
         assert wait_until(lambda: west.reaches(east.inner), 15), west.culvert("status")
@@ -178,9 +181,10 @@ def test_a_server_that_stops_lets_other_connections_live_on(
     connected(sites)
     other = dial()
     stop(server)
-    assert other.until(lambda c: c.global_request("x", b"", lambda _: None) or True)
+    other.connection.global_request("x", b"", lambda _: None)
+    assert other.until(lambda _: True)
     assert Answers().ask(other, 0).refused is not None  # and so it was heard
-    assert other.connection.phase is Phase.OPEN
+    assert other.connection.transport.phase is Phase.OPEN
 
 
 def test_a_connection_never_makes_a_declared_device(
@@ -240,7 +244,7 @@ class Answers(ChannelHandler):
     def ask(self, client: Dialler, unit: int) -> "Answers":
         data = struct.pack(">II", POINT_TO_POINT, unit)
         self.channel = client.connection.open_channel(CHANNEL_TYPE, data, self)
-        assert client.until(lambda _: self.answered), client.connection.error
+        assert client.until(lambda _: self.answered), client.connection.transport.error
         return self
 
     def close(self, client: Dialler) -> None:
@@ -274,12 +278,10 @@ def dial(sites: Routed) -> Iterator[Callable[..., Dialler]]:
     east = sites["east"]
 
     def connect(sock: socket.socket | None = None, account: Account | None = None) -> Dialler:
-        server: Any = SimpleNamespace(address=east.outer, port=PORT)
         who = account or Account.current()
-        with pytest.MonkeyPatch.context() as patched:
-            if sock is not None:
-                patched.setattr(socket, "create_connection", lambda *_, **__: sock)
-            client = east.space.inside(lambda: Dialler(server, who, sites.user_keys.key()))
+        client = east.space.inside(
+            lambda: Dialler(sock or (east.outer, PORT), who, sites.user_keys.key())
+        )
         made.append(client)
         return client.log_in()
 
@@ -318,7 +320,7 @@ def test_a_device_that_was_closed_is_the_next_ones_and_can_be_taken_over(
     assert Answers().ask(third, 0).refused is None
     assert claim.read_text().split()[0] != holder
     assert not second.until(lambda _: False)  # it was ended
-    assert first.connection.phase is Phase.OPEN
+    assert first.connection.transport.phase is Phase.OPEN
     assert Answers().ask(first, ANY_UNIT).refused is None
 
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def test_the_pure_layers_know_no_clock_no_files_and_no_network(path: Path) -> No
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("open", "print", "input"), f"line {node.lineno}"
+
+
+def module_name(path: Path) -> str:
+    words = ("appliance", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(words).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other() -> None:
+    """Nor in a circle; an import within a function or for type checkers only counts as well."""
+    names = {module_name(path) for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        found = graph[module_name(path)] = set()
+        for _, name in imports(path):
+            while name and name not in names:  # what is imported from a module
+                name = name.rpartition(".")[0]
+            if name:
+                found.add(name)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 HEAVY = ("asyncio", "cattrs", "attr", "attrs", "nacl", "tomllib", "difflib", "ssl", "tempfile")

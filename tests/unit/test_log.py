@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_reached_for_want_of_descriptors_is_no_error(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as full:
-        full.setattr(log.socket, "socket", none_left)
+        full.setattr("socket.socket", none_left)
         logging.getLogger("peer").info("nobody reads this")
     assert "lines are lost" in capfd.readouterr().err
 
@@ -196,3 +196,41 @@ def test_a_log_that_nobody_passes_on_any_more_is_no_error() -> None:
 
     log.pass_on(gone)
     logging.getLogger("peer").error("nobody reads this")
+
+
+# -- a trace ---------------------------------------------------------------------------------
+
+
+def test_a_trace_takes_no_more_than_its_share_of_the_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    log.set_up("culvert", logging.INFO, to_stderr=True)
+    traced = logging.getLogger("appliance.ssh.trace")
+    for _ in range(log.TRACED_AT_ONCE + 70):
+        traced.log(log.TRACE, "a %s", "message")
+    logging.getLogger("other").info("a line")
+    *told, other = capsys.readouterr().err.splitlines()
+    assert len(told) == log.TRACED_AT_ONCE
+    assert other.endswith(" a line")
+    now[0] += 1.5 / log.TRACED_A_SECOND
+    for _ in range(2):
+        traced.log(log.TRACE, "a %s", "message")
+    (told_later,) = capsys.readouterr().err.splitlines()
+    assert told_later.endswith(" (70 messages are not shown) a message")
+
+
+def test_a_trace_is_passed_on_whatever_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[tuple[int, bytes]] = []
+    logging.getLogger().setLevel(logging.INFO)
+    log.pass_on(lambda level, text: sent.append((level, text)))
+    for _ in range(log.TRACED_AT_ONCE + 70):
+        logging.getLogger("appliance.ssh.trace").log(log.TRACE, "a message")
+    assert sent[0] == (log.TRACE, b"a message")
+    assert len(sent) <= log.TRACED_AT_ONCE + 1
+    log.set_up("culvert", logging.INFO, to_stderr=True)
+    log.write_for("worker", *sent[0])
+    log.write_for("worker", logging.DEBUG, b"a line of -v")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" worker: a message")

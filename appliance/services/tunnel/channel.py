@@ -135,7 +135,7 @@ class OpenSSHTunnel(TunnelChannel):
 
     def __init__(self, device: int, mode: int, driver: Driver, ended: Callable[[], None]) -> None:
         super().__init__(device, mode, driver, ended)
-        openssh = driver.connection.peer_software.startswith("OpenSSH")
+        openssh = driver.connection.transport.peer_software.startswith("OpenSSH")
         self._overhead = OPENSSH_OVERHEAD if openssh else 0
         slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
         self._slots = [

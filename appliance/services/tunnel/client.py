@@ -52,9 +52,9 @@ class TunnelClient:
     def start(self) -> None:
         """Ask for the channel."""
         connection, wanted = self._connection, self._wanted
-        if connection.phase is Phase.CLOSED:
+        if connection.transport.phase is Phase.CLOSED:
             return
-        if connection.peer_speaks(OFFLOAD_CHANNEL_TYPE):
+        if connection.transport.peer_speaks(OFFLOAD_CHANNEL_TYPE):
             handler: _Asked = _OffloadTunnel(self._device, wanted.mode, self._driver, self.ended)
             size: tuple[int, ...] = (OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
             channel_type = OFFLOAD_CHANNEL_TYPE
@@ -80,7 +80,7 @@ class TunnelClient:
 
     def ended(self) -> None:
         """The channel is gone; have another one while the connection lives."""
-        if self._connection.phase is not Phase.CLOSED and self._was_open:
+        if self._connection.transport.phase is not Phase.CLOSED and self._was_open:
             self._driver.loop.call_later(self._retry, self.start)
             self._retry = min(self._retry * 2, LAST_RETRY)
 

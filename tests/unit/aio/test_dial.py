@@ -4,6 +4,7 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_what_brings_a_login_no_further_gives_no_more_time() -> None:
     assert until == 103
     for number in range(1, 100):
         message = Ignore(b"") if number % 2 else UserauthBanner("wait")
-        assert it.after(9, lambda message=message: it.script.send(message)) <= 1003
+        assert it.after(9, partial(it.script.send, message)) <= 1003
     it.after(9, it.script.exchange)
     assert it.time.until <= 1003
 

@@ -29,11 +29,11 @@ class FakeLoop:
 
 def test_it_expires_once_and_only_after_so_long_without_a_packet() -> None:
     loop, expired = FakeLoop(), []
-    connection = SimpleNamespace(activity=7, phase=Phase.OPEN)
-    driver = SimpleNamespace(loop=loop, connection=connection)
+    transport = SimpleNamespace(activity=7, phase=Phase.OPEN)
+    driver = SimpleNamespace(loop=loop, connection=SimpleNamespace(transport=transport))
     IdleTimeout(driver, 5, lambda: expired.append(loop.now))  # type: ignore[arg-type]
     loop.run_until(4)
-    connection.activity += 1
+    transport.activity += 1
     loop.run_until(8.5)
     assert not expired
     loop.run_until(100)
@@ -43,8 +43,8 @@ def test_it_expires_once_and_only_after_so_long_without_a_packet() -> None:
 
 def test_a_connection_that_is_over_is_looked_at_no_more() -> None:
     loop = FakeLoop()
-    connection = SimpleNamespace(activity=0, phase=Phase.CLOSED)
-    driver = SimpleNamespace(loop=loop, connection=connection)
+    transport = SimpleNamespace(activity=0, phase=Phase.CLOSED)
+    driver = SimpleNamespace(loop=loop, connection=SimpleNamespace(transport=transport))
     IdleTimeout(driver, 1, lambda: None)  # type: ignore[arg-type]
     loop.run_until(3)
     assert not loop.due

@@ -75,9 +75,9 @@ def test_whatever_arrives_is_an_answer() -> None:
     for _ in range(20):
         it.loop.advance(15)
         it.pair.server.global_request("anything")
-        data = bytes(it.pair.server.data_to_send())
-        it.pair.server.sent(len(data))
-        it.pair.client.receive_data(data, it.loop.now)
+        data = bytes(it.pair.server.transport.data_to_send())
+        it.pair.server.transport.sent(len(data))
+        it.pair.client.transport.receive_data(data, it.loop.now)
     assert it.silences == 0
 
 
@@ -115,7 +115,7 @@ def test_probes_without_end_do_not_hide_a_peer_that_is_gone() -> None:
 
 def test_nobody_asks_on_a_connection_that_is_closed() -> None:
     it = Watched()
-    it.pair.client.close()
+    it.pair.client.transport.close()
     it.loop.advance(1000)
     assert it.silences == 0
     assert it.round_trips == []

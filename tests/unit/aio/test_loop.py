@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_descriptor_that_is_no_longer_watched_is_not_called_in_the_same_turn(
 
     for which, (read, write) in enumerate(pipes):
         os.write(write, b"x")
-        loop.watch_reader(read, lambda which=which: on_readable(which))
+        loop.watch_reader(read, partial(on_readable, which))
     loop.run()
     assert len(seen) == 1
     for pair in pipes:

@@ -13,4 +13,4 @@ def test_a_channel_right_behind_the_login_is_refused() -> None:
     script.send(ChannelOpen("session", 3, 1 << 20, 1 << 15))
     failure = ChannelOpenFailure.decode(script.expect(92))
     assert failure.recipient_channel == 3
-    assert script.peer.error is None
+    assert script.peer.transport.error is None

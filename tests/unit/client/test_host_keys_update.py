@@ -27,8 +27,9 @@ SESSION = b"s" * 32
 class FakeConnection:
     """Remembers what is asked, and has proven OLD."""
 
-    session_id = SESSION
-    host_binding = HostBinding(OLD.public.blob, SESSION, b"")
+    transport = SimpleNamespace(
+        session_id=SESSION, host_binding=HostBinding(OLD.public.blob, SESSION, b"")
+    )
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []

@@ -50,7 +50,7 @@ class Refusing:
 def it() -> Iterator[Refusing]:
     made = Refusing()
     yield made
-    made.pair.client.close()
+    made.pair.client.transport.close()
     made.pair.pump()
     made.driver.loop.close()
 

@@ -18,7 +18,7 @@ from appliance.errors import UsageError
 
 from .toml import write
 
-WRONG: dict[type, Any] = {str: 7, int: "many", bool: "yes"}
+WRONG: dict[Any, Any] = {str: 7, int: "many", bool: "yes"}
 MINIMAL = {"name": "office", "host": "office.example.org"}
 
 
@@ -48,7 +48,8 @@ def link_refusal(tmp_path: Path, **keys: Any) -> str:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(LinksConfig)])
 def test_every_key_with_a_wrong_value_is_named(tmp_path: Path, name: str) -> None:
-    for value in ("x", {"a": 1}, [[]], 7.5):
+    values: tuple[Any, ...] = ("x", {"a": 1}, [[]], 7.5)
+    for value in values:
         message = refusal(tmp_path, {name: value})
         assert message.startswith(name)
         assert ": expected " in message
@@ -57,7 +58,8 @@ def test_every_key_with_a_wrong_value_is_named(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", [field.name for field in fields(Link)])
 def test_every_key_of_a_link_with_a_wrong_value_is_named(tmp_path: Path, name: str) -> None:
     kind = next(field.type for field in fields(Link) if field.name == name)
-    for value in (WRONG.get(kind, 7.5), {"a": 1}, [[]], True if kind is not bool else 1):  # type: ignore[arg-type]
+    values: tuple[Any, ...] = ({"a": 1}, [[]], True if kind is not bool else 1)
+    for value in (WRONG.get(kind, 7.5), *values):
         keys = MINIMAL | {name: value}
         message = refusal(tmp_path, {"link": [keys]})
         assert message.startswith(

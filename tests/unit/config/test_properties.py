@@ -162,7 +162,7 @@ def link(draw: st.DrawFn) -> dict[str, Any]:
             del table[key]
         table["from_server"] = True
     kind = "tap" if table["mode"] == "ethernet" else "tun"
-    way = draw(
+    way: dict[str, Any] = draw(
         st.sampled_from(
             [
                 {},

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from appliance.crypto.authorized_keys import (
     LOG_LIMIT,
-    TUNNEL_ANY,
     Entry,
-    Permissions,
-    from_matches,
     parse,
     parse_principals,
 )
 from appliance.crypto.keys import SK_ED25519, generate
+from appliance.crypto.permissions import TUNNEL_ANY, Permissions
+from appliance.crypto.sources import from_matches
 from tests.security_keys import Token
 from tests.unit.crypto.conftest import KINDS
 

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.crypto import certificates
-from appliance.crypto.authorized_keys import Permissions
 from appliance.crypto.certificates import (
     FOREVER,
     NONCE_BYTES,
@@ -33,10 +32,11 @@ from appliance.crypto.keys import (
     certificate_name,
     generate,
     is_certificate_name,
-    load_offered_key,
     load_public_key,
     plain_name,
 )
+from appliance.crypto.offered_keys import load_offered_key
+from appliance.crypto.permissions import Permissions
 from appliance.crypto.suites import SIGNATURES
 from appliance.errors import CertificateRefused, MalformedMessage
 from appliance.wire.codec import Reader, write_name, write_string, write_uint64

@@ -25,5 +25,5 @@ def test_a_server_that_hands_out_too_much_is_told_so() -> None:
         carrier._address = "192.0.2.1"
         loop = carrier._loop = Stopped()  # type: ignore[assignment]
         carrier._opened(HandedOut((b"x" * 250,) * 999, (), (), 0, (), ()))
-        assert loop.is_stopped  # type: ignore[attr-defined]
+        assert loop.is_stopped
         assert str(carrier._failure) == f"the server hands out more than {HANDED_OUT_LIMIT} bytes"

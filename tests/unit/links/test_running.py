@@ -38,7 +38,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLin
     monkeypatch.setattr(running, "reconcile_apart", lambda *_: None)
     monkeypatch.setattr(running, "open_device", lambda *_: (os.open(os.devnull, os.O_RDWR), ""))
     monkeypatch.setattr(running, "is_attached", lambda _: True)
-    monkeypatch.setattr(running, "login_for", lambda _: Straight())
+    monkeypatch.setattr(running, "login_for", lambda *_: Straight())
     monkeypatch.setattr(os, "fork", lambda: PROCESS)
     monkeypatch.setattr(os, "waitpid", lambda *_: (PROCESS, signal.SIGKILL))
     monkeypatch.setattr(os, "kill", lambda *_: None)
@@ -66,9 +66,8 @@ def test_a_link_without_a_process_or_a_device_to_spare_is_tried_again(
     with monkeypatch.context() as short:
         short.setattr(place, name, none_left)
         link.start()
-    assert link.life.state is State.BACKING_OFF
+    assert (link.life.state, link.process) == (State.BACKING_OFF, 0)
     assert os.strerror(errno.EAGAIN) in link.life.last_error
-    assert link.process == 0
     link.network_changed()
     assert link.life.state is State.DIALLING
     assert link.process == PROCESS

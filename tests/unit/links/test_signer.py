@@ -8,7 +8,6 @@ import pytest
 
 from appliance import log
 from appliance.errors import CulvertError, UsageError
-from appliance.links import signer
 from appliance.links.signer import SIGNATURES, Signer
 from appliance.process.sandbox import Confinement
 from appliance.ssh.auth_client import Identity
@@ -100,7 +99,7 @@ def test_without_a_process_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     def no_fork() -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(signer.os, "fork", no_fork)
+    monkeypatch.setattr("os.fork", no_fork)
     with pytest.raises(CulvertError, match=r"^no process: Resource temporarily unavailable$"):
         Signer(list, FREE)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.process import passed_lines
+from appliance.log import TRACE
 from appliance.process.passed_lines import LINES_A_SECOND, LINES_AT_ONCE, PassedLines
 from tests.netns import wait_until
 from tests.peers import ROOT, Keyring, end, environment, free_port
@@ -19,7 +19,7 @@ def test_a_worker_that_was_taken_over_cannot_fill_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(passed_lines.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     caplog.set_level("INFO")
     it = PassedLines("worker")
     for _ in range(LINES_AT_ONCE + 500):
@@ -34,6 +34,15 @@ def test_a_worker_that_was_taken_over_cannot_fill_the_log(
         "worker: another",
         "worker: another",
     ]
+
+
+def test_a_trace_takes_no_other_lines_place(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(TRACE)
+    it = PassedLines("worker")
+    for _ in range(2 * LINES_AT_ONCE):
+        it.write(TRACE, b"a message")
+    it.write(20, b"a line")
+    assert caplog.messages[-2:] == ["worker: a message", "worker: a line"]
 
 
 _SERVER = """

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from appliance.crypto.key_files import load_private_key
+from appliance.crypto.keys import PrivateKey
 from appliance.server import programs
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
-from appliance.ssh.transport import ClientSide, Settings
+from appliance.ssh.settings import ClientSide, Settings
 from tests.netns import Namespace, wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
 from tests.protocol.harness import FAST, Recorder, TestCredentials
@@ -29,7 +30,7 @@ class Dialler:
 
     def __init__(
         self,
-        server: Server,
+        place: tuple[str, int] | socket.socket,
         account: Account,
         key: Path,
         credentials: TestCredentials | None = None,
@@ -43,33 +44,37 @@ class Dialler:
             os.urandom,
             0.0,
         )
-        self.socket = socket.create_connection((server.address, server.port), timeout=10)
+        if isinstance(place, tuple):
+            place = socket.create_connection(place, timeout=10)
+        self.socket = place
 
     def until(self, condition: Callable[[Connection], object], seconds: float = 15) -> bool:
         """Send and receive until `condition` holds; False when the connection ends first."""
         end = time.monotonic() + seconds
         connection = self.connection
         while not condition(connection):
-            assert time.monotonic() < end, f"it takes too long: {connection.phase}"
-            while connection.unsent:
+            assert time.monotonic() < end, f"it takes too long: {connection.transport.phase}"
+            while connection.transport.unsent:
                 with contextlib.suppress(OSError):
-                    connection.sent(self.socket.send(connection.data_to_send()))
+                    connection.transport.sent(self.socket.send(connection.transport.data_to_send()))
                     continue
                 return False
-            if condition(connection) or connection.phase is Phase.CLOSED:
+            if condition(connection) or connection.transport.phase is Phase.CLOSED:
                 break
             try:
-                count = self.socket.recv_into(connection.receive_buffer())
+                count = self.socket.recv_into(connection.transport.receive_buffer())
             except OSError:
                 count = 0
             if not count:
-                connection.receive_eof()
+                connection.transport.receive_eof()
                 break
-            connection.received(count, 0.0)
+            connection.transport.received(count, 0.0)
         return bool(condition(connection))
 
     def log_in(self) -> "Dialler":
-        assert self.until(lambda connection: connection.phase is Phase.OPEN), self.connection.error
+        assert self.until(lambda connection: connection.transport.phase is Phase.OPEN), (
+            self.connection.transport.error
+        )
         return self
 
     def close(self) -> None:
@@ -77,9 +82,15 @@ class Dialler:
 
 
 class _Key(TestCredentials):
+    """One key, which is used at once."""
+
+    def __init__(self, key: PrivateKey) -> None:
+        super().__init__(key)
+        self._always = key
+
     def identities(self) -> list[Identity]:
-        public = self._key.public
-        return [Identity(public.blob, public.signature_algorithms, self._key.sign, False, "")]
+        public = self._always.public
+        return [Identity(public.blob, public.signature_algorithms, self._always.sign, False, "")]
 
 
 @pytest.fixture
@@ -133,7 +144,8 @@ def dial(account: Account, user_keys: Keyring) -> Iterator[Callable[..., Dialler
     made: list[Dialler] = []
 
     def connect(server: Server, credentials: TestCredentials | None = None) -> Dialler:
-        made.append(Dialler(server, account, user_keys.key(), credentials))
+        place = server.address, server.port
+        made.append(Dialler(place, account, user_keys.key(), credentials))
         return made[-1]
 
     yield connect

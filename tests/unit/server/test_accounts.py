@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -445,7 +446,7 @@ def test_unknown_users_and_wrong_passwords_take_alike(
     known = pwd.getpwnam(name)
     nobody = pwd.getpwnam("nobody")  # whose account is locked
     times = [
-        work_of(lambda user=user: accounts.password_is_right(user, b"wrong", config))
+        work_of(partial(accounts.password_is_right, user, b"wrong", config))
         for user in (known, None, nobody)
     ]
     assert max(times) < 2 * min(times), times

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from appliance.config.server import Profile, ServerConfig
 from appliance.crypto import totp as codes
-from appliance.crypto.authorized_keys import Permissions, parse
+from appliance.crypto.authorized_keys import parse
 from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue, text_option
 from appliance.crypto.key_exchange import METHODS
 from appliance.crypto.keys import (
@@ -26,6 +26,7 @@ from appliance.crypto.keys import (
     certificate_name,
     generate,
 )
+from appliance.crypto.permissions import Permissions
 from appliance.crypto.revoked import RevocationList
 from appliance.errors import UsageError
 from appliance.server import accounts, authentication, totp, user_keys

@@ -105,12 +105,12 @@ def test_a_flood_of_dropped_connections_is_few_lines_that_count_them(
 ) -> None:
     server = our_server(f"audit_file = '{path}'\nper_source_max_startups = 1\n")
     waiting = dial(server)
-    assert waiting.until(lambda connection: connection.peer_version)
+    assert waiting.until(lambda connection: connection.transport.peer_version)
     dropped = 60
     for _ in range(dropped):
-        dial(server).until(lambda connection: connection.peer_version)
+        dial(server).until(lambda connection: connection.transport.peer_version)
     time.sleep(1.1)
-    dial(server).until(lambda connection: connection.peer_version)
+    dial(server).until(lambda connection: connection.transport.peer_version)
     told = soon(path, "dropped", 2)
     assert len(told) <= 5
     assert len(told) + sum(int(str(line.get("others", 0))) for line in told) == dropped + 1
@@ -133,10 +133,10 @@ def attacked(our_server: Serve, dial: Dial, account: Account, user_keys: Keyring
         assert CLIENTS["paramiko"].run(server, Login(liar, method="password"), "true").status
     parting = dial(server).log_in()
     text = f"bye\n[1] Nov 20 16:26:00 user {FORGED}\n  h culvert[1]: user {FORGED}"
-    parting.connection._writer.packet(Disconnect(11, text).encode())
+    parting.connection.transport._writer.packet(Disconnect(11, text).encode())
     parting.until(lambda connection: False)
     silent = dial(server)
-    assert silent.until(lambda connection: connection.peer_version)
+    assert silent.until(lambda connection: connection.transport.peer_version)
     assert wait_until(lambda: "no login from 127.0.0.1" in server.log)
     assert FORGED.split()[2] in server.log
     return server.log

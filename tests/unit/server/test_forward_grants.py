@@ -15,8 +15,9 @@ import pytest
 
 from appliance.aio.listening import LocalListener
 from appliance.config.server import ServerConfig
-from appliance.crypto.authorized_keys import Permissions, parse
+from appliance.crypto.authorized_keys import parse
 from appliance.crypto.keys import generate
+from appliance.crypto.permissions import Permissions
 from appliance.server import forward_grants
 from appliance.server.authentication import Login
 from appliance.server.forward_grants import LISTENERS_LIMIT, ForwardGrants

@@ -45,8 +45,8 @@ def traces(path: Path) -> dict[str, bytes]:
     else:
         found["seed"] = secret.private_bytes_raw()
     for name, number in numbers.items():
-        for order in ("big", "little"):
-            found[f"{name} {order}"] = number.to_bytes((number.bit_length() + 7) // 8, order)  # type: ignore[arg-type]
+        data_of = number.to_bytes((number.bit_length() + 7) // 8, "big")
+        found |= {f"{name} big": data_of, f"{name} little": data_of[::-1]}
     # what follows the end of the public half, or is that of the file's format, tells nothing
     public = load_private_key(data).public.blob
     return {
@@ -84,7 +84,7 @@ def test_no_process_that_a_worker_is_forked_from_ever_has_a_private_key(
         if moment != "after the start":
             reload(server, "")
         client = dial(server)
-        assert client.until(lambda connection: connection.peer_version)
+        assert client.until(lambda connection: connection.transport.peer_version)
         worker_of(server)
         for pid in family(server.process.pid):
             assert found_in(pid, keys) == set(), moment
@@ -130,11 +130,11 @@ def test_a_connection_exchanges_keys_again_with_the_keys_that_it_began_with(
     server.process.terminate()
     assert server.process.wait(10) == 0
     assert wait_until(lambda: holders(key) == {before})
-    exchanged = client.connection._keys_since
-    client.connection._now = exchanged + 1
-    client.connection.rekey()
-    assert client.until(lambda connection: connection._handshake is None)
-    assert client.connection.phase is Phase.OPEN
+    exchanged = client.connection.transport._keys_since
+    client.connection.transport._now = exchanged + 1
+    client.connection.transport.rekey()
+    assert client.until(lambda connection: connection.transport._handshake is None)
+    assert client.connection.transport.phase is Phase.OPEN
     client.close()
     assert wait_until(lambda: not holders(key))
 
@@ -147,8 +147,8 @@ def test_a_key_holder_that_was_killed_is_replaced(our_server: Serve, dial: Dial,
     os.kill(killed, signal.SIGKILL)
     assert wait_until(lambda: bool(holders(key) - {killed})), server.log
     dial(server).log_in()
-    old.connection.rekey()
-    assert not old.until(lambda connection: connection._handshake is None)
+    old.connection.transport.rekey()
+    assert not old.until(lambda connection: connection.transport._handshake is None)
     assert "the host keys' process does not sign" in server.log
     assert "Traceback" not in server.log
 

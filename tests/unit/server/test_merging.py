@@ -38,7 +38,7 @@ def test_a_connection_has_a_part_in_it_once_it_is_logged_in(
     listener = server.process.pid
     assert (merging.obstacle() in server.log) == (wanted or not merging.obstacle())
     dialler = dial(server)
-    assert dialler.until(lambda connection: connection.peer_version)
+    assert dialler.until(lambda connection: connection.transport.peer_version)
     assert len(family(listener)) == 3
     assert not any(merges(pid) for pid in family(listener))
     dialler.log_in()

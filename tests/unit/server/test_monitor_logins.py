@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.crypto.authorized_keys import Permissions
 from appliance.crypto.keys import PrivateKey, generate
-from appliance.server import authentication, programs
+from appliance.crypto.permissions import Permissions
+from appliance.server import (
+    authentication,
+    programs,
+)
 from appliance.server.requests import (
     AskPrompt,
     Begin,

@@ -70,6 +70,16 @@ def test_new_settings_count_for_new_connections_and_no_other(
     assert len(descriptors(server.process.pid)) == opened
 
 
+def test_new_connections_are_traced_from_then_on(our_server: Serve, dial: Dial) -> None:
+    server = our_server("")
+    old = dial(server).log_in()
+    reload(server, "trace = true\n")
+    assert answers(old)
+    assert "SSH_MSG_" not in server.log
+    dial(server).log_in()
+    assert "worker: send packet: type 52 (SSH_MSG_USERAUTH_SUCCESS), 1 bytes" in server.log
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

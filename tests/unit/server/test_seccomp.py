@@ -185,7 +185,7 @@ def test_a_real_worker_is_held_to_the_filter_before_its_first_byte(
 ) -> None:
     server = our_server()
     client = dial(server)
-    assert client.until(lambda connection: connection.peer_version)
+    assert client.until(lambda connection: connection.transport.peer_version)
     (worker,) = worker_of(server)
     fields = status(worker)
     assert fields["Seccomp"] == ["2"]

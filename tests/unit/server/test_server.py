@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
 from appliance.crypto.keys import SK_ECDSA, SK_ED25519, PublicKey, generate
 from appliance.errors import AuthenticationFailed
 from appliance.process import sandbox
-from appliance.services.session import Command, PtyRequest
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.channels import ChannelHandler
 from appliance.ssh.order import Phase, Role
 from appliance.wire.messages import Ping
+from appliance.wire.session import Command, PtyRequest
 from tests.netns import Namespace, add_address, wait_until
 from tests.peers import (
     CLIENTS,
@@ -98,7 +99,7 @@ def test_a_worker_never_runs_as_root_and_cannot_become_it(
     if authenticated:
         client.log_in()
     else:
-        assert client.until(lambda connection: connection.peer_version)
+        assert client.until(lambda connection: connection.transport.peer_version)
     (worker,) = worker_of(server)
     own = next(
         pwd.getpwnam(name) for name in sandbox.USERS if name in {u.pw_name for u in pwd.getpwall()}
@@ -160,15 +161,13 @@ def test_what_the_listener_inherited_ends_there(
     our_server: Serve, dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever starts a server has files open that are nobody else's business."""
-    from tests import peers
-
     read, write = os.pipe()
     start = subprocess.Popen
 
     def with_more(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
         return start(*words, **options | {"stdin": read, "pass_fds": (write,)})
 
-    monkeypatch.setattr(peers.subprocess, "Popen", with_more)
+    monkeypatch.setattr(subprocess, "Popen", with_more)
     with open(read), open(write):
         server = our_server()
         inherited = os.readlink(f"/proc/self/fd/{write}")
@@ -235,8 +234,8 @@ def test_the_login_grace_time_ends_a_thousand_silent_peers_and_leaves_nothing(
         assert wait_until(lambda: len(family(server.process.pid)) == 3), server.log
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
     assert server.log.count("no login from 127.0.0.1 within 1 s") == 1000
-    assert ours.until(lambda c: c.global_request("x", b"", lambda _: None) or True)
-    assert ours.connection.phase is Phase.OPEN
+    assert answers(ours)
+    assert ours.connection.transport.phase is Phase.OPEN
 
 
 @pytest.mark.parametrize(
@@ -265,29 +264,29 @@ def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
     opened = descriptors(server.process.pid)
     whole = dial(server)
     total = 0
-    while whole.connection.phase is not Phase.OPEN:
-        while whole.connection.unsent:
-            count = whole.socket.send(whole.connection.data_to_send())
-            whole.connection.sent(count)
+    while whole.connection.transport.phase is not Phase.OPEN:
+        while whole.connection.transport.unsent:
+            count = whole.socket.send(whole.connection.transport.data_to_send())
+            whole.connection.transport.sent(count)
             total += count
-        count = whole.socket.recv_into(whole.connection.receive_buffer())
-        whole.connection.received(count, 0.0)
+        count = whole.socket.recv_into(whole.connection.transport.receive_buffer())
+        whole.connection.transport.received(count, 0.0)
     whole.close()
     for cut in range(0, total, max(1, total // 40)):
         client = dial(server)
         left = cut
         connection = client.connection
         while left:
-            while connection.unsent and left:
-                count = client.socket.send(connection.data_to_send()[:left])
-                connection.sent(count)
+            while connection.transport.unsent and left:
+                count = client.socket.send(connection.transport.data_to_send()[:left])
+                connection.transport.sent(count)
                 left -= count
             if not left:
                 break
-            count = client.socket.recv_into(connection.receive_buffer())
+            count = client.socket.recv_into(connection.transport.receive_buffer())
             if not count:
                 break
-            connection.received(count, 0.0)
+            connection.transport.received(count, 0.0)
         client.close()
     assert wait_until(lambda: len(family(server.process.pid)) == 3, 15), server.log
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
@@ -365,11 +364,15 @@ def test_a_terminal_without_a_program_is_given_back_with_its_session(
     opened = [descriptors(process) for process in (monitor, worker)]
     kept = Terminal(client)
     assert kept.get_terminal()
-    for _ in range(500):
+
+    def gets_one_and_ends() -> bool:
         session = Terminal(client)
         assert session.get_terminal()
         session.channel.close()
-        assert client.until(lambda _, it=session: it.is_closed)
+        return client.until(lambda _: session.is_closed)
+
+    for _ in range(500):
+        assert gets_one_and_ends()
     kept.channel.close()
     assert client.until(lambda _: kept.is_closed)
     assert [descriptors(process) for process in (monitor, worker)] == opened
@@ -446,10 +449,10 @@ def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
     ended = False
     while sent < 64 * ANSWERS and not ended:
         for _ in range(8):
-            connection._writer.packet(Ping(bytes(100_000)).encode())
-        while connection.unsent and not ended:
+            connection.transport._writer.packet(Ping(bytes(100_000)).encode())
+        while connection.transport.unsent and not ended:
             try:
-                connection.sent(greedy.socket.send(connection.data_to_send()))
+                connection.transport.sent(greedy.socket.send(connection.transport.data_to_send()))
             except TimeoutError:
                 ended = True  # it does not read any more, which is as good
             except OSError:
@@ -587,7 +590,7 @@ def test_a_source_that_makes_the_server_exchange_keys_in_a_loop_is_soon_refused(
     exchanged = 0
     while time.monotonic() - started < 4:
         client = dial(server)
-        exchanged += client.until(lambda connection: connection.session_id)
+        exchanged += client.until(lambda connection: connection.transport.session_id)
         client.close()
     assert 5 < exchanged < 4 * 20, exchanged  # fewer than 20 a second
     assert "is refused for a while: no_authentication" in server.log
@@ -695,11 +698,11 @@ def test_what_a_source_counts_is_given_back_once() -> None:
     from appliance.server.listener import Listener
 
     listener = Listener.__new__(Listener)
-    listener._sources = {1: "a", 2: "a"}
-    listener._per_source = Counter({"a": 2})
+    listener._sources = {1: 4711, 2: 4711}
+    listener._per_source = Counter({4711: 2})
     for pid in (1, 1, 3):
         listener._release(pid)
-    assert listener._per_source == {"a": 1}
+    assert listener._per_source == {4711: 1}
     listener._release(2)
     assert listener._per_source == {}
 
@@ -741,6 +744,13 @@ def test_a_listener_that_is_ended_leaves_its_connections_alive(
     assert wait_until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in processes))
 
 
+def answers(client: Dialler) -> bool:
+    """Whether the connection still works."""
+    got: list[object] = []
+    client.connection.global_request("x", b"", got.append)
+    return client.until(lambda _: got)
+
+
 def test_a_worker_that_crashes_takes_its_own_connection_only(our_server: Serve, dial: Dial) -> None:
     server = our_server()
     first, second = dial(server).log_in(), dial(server).log_in()
@@ -748,9 +758,7 @@ def test_a_worker_that_crashes_takes_its_own_connection_only(our_server: Serve, 
     os.kill(workers[0], signal.SIGSEGV)
     ended = []
     for client in (first, second):
-        answers: list[object] = []
-        client.connection.global_request("x", b"", answers.append)
-        ended.append(not client.until(lambda _, answers=answers: answers))
+        ended.append(not answers(client))
     assert sorted(ended) == [False, True]
     assert wait_until(lambda: len(family(server.process.pid)) == 3), server.log
     assert "Traceback" not in server.log
@@ -774,6 +782,7 @@ class Wire:
 
     def __init__(self, server: Server) -> None:
         self.socket = connect(server)
+        self.transport = self  # a connection has one, whose part this plays
 
     def receive_data(self, data: bytes, now: float) -> None:
         with contextlib.suppress(OSError):  # what it said before comes out of data_to_send
@@ -813,7 +822,8 @@ def inetd(
     with theirs:
         process = subprocess.Popen(
             [*CULVERT, "sshd", "-i", "-E", "-r", str(host_keys.key()), *options],
-            stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment(tmp_path),
+            stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL,
+            env=environment(tmp_path),
         )  # fmt: skip
     return process, ours
 
@@ -821,22 +831,15 @@ def inetd(
 def test_inetd_mode_serves_one_connection_on_standard_input(
     host_keys: Keyring,
     authorized_keys: Path,
-    account: object,
+    account: Account,
     user_keys: Keyring,
     tmp_path: Path,
 ) -> None:
     keys = ["-D", str(authorized_keys.parent)] if os.geteuid() else []
     process, sock = inetd(host_keys, tmp_path, *keys)
-    dialler = Dialler.__new__(Dialler)
-    fake = type("Nowhere", (), {"address": "127.0.0.1", "port": 0})
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        fake.port = listening.getsockname()[1]
-        dialler.__init__(fake, account, user_keys.key())  # type: ignore[misc,arg-type]
-    dialler.socket.close()
-    dialler.socket = sock
     sock.settimeout(20)
     try:
-        dialler.log_in()
+        Dialler(sock, account, user_keys.key()).log_in()
     finally:
         sock.close()
         assert process.wait(10) == 0
@@ -898,7 +901,8 @@ def test_a_connection_that_is_standard_error_too_gets_no_line_of_the_servers(
         with theirs:
             process = subprocess.Popen(
                 [*CULVERT, "sshd", "-i", "-r", str(host_keys.key())],
-                stdin=theirs, stdout=theirs, stderr=theirs, env=environment(tmp_path),
+                stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=theirs.fileno(),
+                env=environment(tmp_path),
             )  # fmt: skip
         ours.settimeout(20)
         said = ours.recv(100)
@@ -969,6 +973,6 @@ def test_a_security_key_logs_in_by_its_certificate_when_it_was_touched(
     made = issue(authority, "ssh-ed25519", token.public, terms, bytes(NONCE_BYTES))
     dial(server, _Shown(made, lambda data: token.sign(data, TOUCHED))).log_in()
     for key, flags in ((made, 0), (token.public, TOUCHED)):
-        it = dial(server, _Shown(key, lambda data, flags=flags: token.sign(data, flags)))
-        assert not it.until(lambda connection: connection.phase is Phase.OPEN)
-        assert isinstance(it.connection.error, AuthenticationFailed)
+        it = dial(server, _Shown(key, partial(token.sign, flags=flags)))
+        assert not it.until(lambda connection: connection.transport.phase is Phase.OPEN)
+        assert isinstance(it.connection.transport.error, AuthenticationFailed)

@@ -198,12 +198,19 @@ def test_a_program_runs_and_its_end_is_told(office: Make) -> None:
     assert os.read(stdout, 100) == b"hello"
     assert os.read(stderr, 100) == b"err\n"
     assert os.read(stdout, 100) == b""
-    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    wait_for(lambda: not programs_of(it))
     assert os.waitstatus_to_exitcode(int.from_bytes(os.read(status, 4), "big")) == 7
     assert os.read(status, 1) == b""
     assert pid > 0
     for fd in (stdout, stderr, status):
         os.close(fd)
+
+
+def programs_of(it: Office) -> int:
+    """How many the monitor still knows, once it has looked whether they have ended."""
+    it.monitor._reap()
+    assert it.sessions is not None
+    return len(it.sessions._programs)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -228,7 +235,7 @@ def test_the_monitor_counts_the_sessions_itself(office: Make, limit: int) -> Non
     assert it.denied(OpenPty()) == "too many sessions"
     if limit:
         os.close(opened[0].pop(0))  # its input, by which it ends
-        wait_for(lambda: (it.monitor._reap(), len(it.sessions._programs) < limit)[1])
+        wait_for(lambda: programs_of(it) < limit)
         answer = it.raw(OpenPty().encode())
         assert answer is not None and answer[0][:1] == GRANTED
         opened.append(answer[1])
@@ -239,7 +246,7 @@ def test_the_monitor_counts_the_sessions_itself(office: Make, limit: int) -> Non
         opened.append(answer[1])
     for fd in (fd for fds in opened for fd in fds):
         os.close(fd)
-    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    wait_for(lambda: not programs_of(it))
 
 
 @pytest.mark.parametrize("running", [0, 1])
@@ -257,7 +264,7 @@ def test_after_no_more_sessions_only_those_that_are_open_begin_a_program(
     assert it.denied(OpenPty()) == "no more sessions were wanted"
     for fd in (fd for fds in opened for fd in fds):
         os.close(fd)
-    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    wait_for(lambda: not programs_of(it))
     assert it.ends(EndSessions(5))
 
 
@@ -285,7 +292,7 @@ def test_a_program_has_no_descriptor_but_its_three(office: Make) -> None:
     _, fds = run(it, b"ls /proc/self/fd")
     try:
         assert os.read(fds[1], 1000).split() == [b"0", b"1", b"2", b"3"]  # ls reads with the last
-        wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+        wait_for(lambda: not programs_of(it))
     finally:
         for fd in (*fds, secret, _write):
             os.close(fd)
@@ -300,7 +307,7 @@ def test_a_signal_goes_to_a_program_of_this_connection_only(office: Make) -> Non
     for name in ("", "9", "SIGTERM", "RTMIN", "CLD", "TERM "):
         assert "no such" in it.denied(SendSignal(pid, name))
     it.ask(SendSignal(pid, "KILL"))
-    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    wait_for(lambda: not programs_of(it))
     assert int.from_bytes(os.read(fds[3], 4), "big") == signal.SIGKILL
     assert "no such" in it.denied(SendSignal(pid, "KILL"))
     for fd in fds:
@@ -326,7 +333,7 @@ def test_what_the_client_did_not_choose_gets_no_signal(
         assert "get no signals" in it.denied(SendSignal(pid, name))
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
     it.sessions._kill(ME, pid, signal.SIGKILL)
-    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    wait_for(lambda: not programs_of(it))
     for fd in fds:
         os.close(fd)
 
@@ -351,7 +358,7 @@ def test_a_program_is_nobody_but_the_user(office: Make, account: Account) -> Non
     it = office().log_in()
     user = it.become(account.name)
     _, fds = run(it, b"grep -E '^(Uid|Gid|Groups)' /proc/self/status; pwd; umask")
-    wait_for(lambda: (it.monitor._reap(), not it.sessions._programs)[1])
+    wait_for(lambda: not programs_of(it))
     lines = os.read(fds[1], 1000).decode().split("\n")
     assert lines[0].split()[1:] == [str(user.pw_uid)] * 4
     assert lines[1].split()[1:] == [str(user.pw_gid)] * 4

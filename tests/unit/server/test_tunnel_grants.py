@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config.server import Tunnel
-from appliance.crypto.authorized_keys import TUNNEL_ANY, Permissions
+from appliance.crypto.permissions import TUNNEL_ANY, Permissions
 from appliance.errors import UsageError
 from appliance.server import tunnel_grants, tunnels
 from appliance.server.requests import GRANTED, TUNNELS_LIMIT, ClientAnswers, CloseTunnel, OpenTunnel

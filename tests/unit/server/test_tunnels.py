@@ -23,6 +23,7 @@ from appliance.server.tunnels import (
     is_declared,
     is_for,
 )
+from appliance.services.tunnel.kernel import reconcile_apart
 from appliance.services.tunnel.network import Change
 from appliance.wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 
@@ -337,14 +338,13 @@ def test_a_server_that_stops_ends_the_connections_of_its_devices_first(
     connection = holder("claim", KEY.line())
     declared = Declared([SEVEN, EIGHT])
     declared.set_up()
-    reconcile = tunnels.reconcile_apart
     alive: list[bool] = []
 
     def seen(path: Path, wanted: Sequence[Change]) -> None:
         lock = Lock("tun7")
         alive.append(lock.holder() is not None)
         lock.close()
-        reconcile(path, wanted)
+        reconcile_apart(path, wanted)
 
     monkeypatch.setattr(tunnels, "reconcile_apart", seen)
     declared.take_down()

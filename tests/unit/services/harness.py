@@ -9,13 +9,14 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from typing import Unpack
 
 from appliance.aio.loop import Loop
 from appliance.services.base import Process, Refused
 from appliance.services.session import Session
 from appliance.ssh.channels import Channel
 from appliance.ssh.connection import Connection
-from tests.protocol.harness import Event, Pair, Recording
+from tests.protocol.harness import Event, Limits, Pair, Recording
 
 
 class FakeDriver:
@@ -79,14 +80,15 @@ class FakePrivileges:
     ) -> Process:
         self._ask("spawn", kind, command, environment, master is not None)
         status_read, status_write = os.pipe()
+        stderr_read: int | None
         argv = ["/bin/sh", "-c", command.decode() or "exec cat"]
         if master is None:
             (stdin, stdin_write), (stdout_read, stdout) = os.pipe(), os.pipe()
             stderr_read, stderr = os.pipe()
-            ours = [stdin_write, stdout_read, stderr_read, status_read]
         else:
             stdin = stdout = stderr = self.slave
-            ours = [master, master, None, status_read]
+            stdin_write = stdout_read = master
+            stderr_read = None
         process = subprocess.Popen(
             argv,
             stdin=stdin,
@@ -109,9 +111,7 @@ class FakePrivileges:
 
         self.watcher = threading.Thread(target=watch)
         self.watcher.start()
-        stdin_fd, stdout_fd, stderr_fd, status_fd = ours
-        assert stdin_fd is not None and stdout_fd is not None and status_fd is not None
-        return Process(process.pid, stdin_fd, stdout_fd, stderr_fd, status_fd)
+        return Process(process.pid, stdin_write, stdout_read, stderr_read, status_read)
 
     def signal(self, process: int, name: str) -> None:
         self._ask("signal", name)
@@ -125,9 +125,7 @@ class FakePrivileges:
 class SessionTest:
     """A session and the client's end of its channel."""
 
-    def __init__(
-        self, accept_environment: tuple[str, ...] = ("LANG", "LC_*"), **settings: int
-    ) -> None:
+    def __init__(self, **settings: Unpack[Limits]) -> None:
         self.pair = Pair(**settings).log_in()
         self.channel, accepted = self.pair.open()
         self.accepted: Channel = accepted
@@ -138,10 +136,10 @@ class SessionTest:
         self.session = Session(
             accepted,
             self.privileges,
-            self.driver,
+            self.driver,  # type: ignore[arg-type]
             ("LANG", "LC_*"),
             self._forward_agent,
-            self._end,  # type: ignore[arg-type]
+            self._end,
         )
         accepted.handler = self.session
         self.replies: list[bool] = []
@@ -165,16 +163,16 @@ class SessionTest:
         count = len(self.replies)
         self.channel.request(name, data, self.replies.append)
         self.pair.pump()
-        assert len(self.replies) == count + 1, self.pair.server.error
+        assert len(self.replies) == count + 1, self.pair.server.transport.error
         return self.replies[-1]
 
     def output(self) -> bytes:
         """What the client has received so far."""
-        return b"".join(e[1] for e in self.client.events if e[0] == "data")  # type: ignore[misc]
+        return b"".join(e[1] for e in self.client.events if e[0] == "data")
 
     def errors(self) -> bytes:
         events = self.client.events
-        return b"".join(e[2] for e in events if e[0] == "extended_data")  # type: ignore[misc]
+        return b"".join(e[2] for e in events if e[0] == "extended_data")
 
     def has(self, *event: object) -> bool:
         return event in self.client.events
@@ -183,7 +181,7 @@ class SessionTest:
         self.driver.run_until(condition, seconds)
 
     def close(self) -> None:
-        self.pair.server.close()
+        self.pair.server.transport.close()
         self.pair.pump()
         self.privileges.close()
         self.driver.loop.close()

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from appliance.config.forwards import Forward, TcpPlace, forward
-from appliance.services.forward_client import DirectTcpip, ForwardClient, Settings
+from appliance.services.forward_client import ForwardClient, Settings
 from appliance.wire.codec import Record
 from appliance.wire.forward import (
     AUTH_AGENT,
     FORWARDED_STREAMLOCAL,
     FORWARDED_TCPIP,
+    DirectTcpip,
     ForwardedStreamlocal,
     ForwardedTcpip,
 )
@@ -67,7 +68,7 @@ class Client:
 
     def close(self) -> None:
         self.forwards.close()
-        self.pair.client.close()
+        self.pair.client.transport.close()
         self.pair.pump()
         self.driver.loop.close()
 
@@ -132,7 +133,7 @@ def test_a_place_that_permit_remote_open_does_not_name_is_not_reached(
         handler = it.opens(FORWARDED_TCPIP, tcp("localhost", 1007))
         handler.channel.send(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + port.to_bytes(2, "big"))
         it.driver.run_until(lambda: len(handler.events) > 2)
-        answers = b"".join(event[1] for event in handler.events if event[0] == "data")  # type: ignore[misc]
+        answers = b"".join(event[1] for event in handler.events if event[0] == "data")
         assert answers[:4] == (b"\5\0\5\0" if reached else b"\5\0\5\1")
         assert it.said == (
             [] if reached else [f"127.0.0.1:{port} is not permitted (PermitRemoteOpen)"]
@@ -166,5 +167,5 @@ def test_what_a_client_of_minus_d_says_early_waits_for_the_servers_window() -> N
         assert script.receive() == []
         script.send(ChannelWindowAdjust(number, 100))
         assert ChannelData.decode(script.expect(94)).data == b"y words"
-        script.peer.close()
+        script.peer.transport.close()
     driver.loop.close()

@@ -62,7 +62,7 @@ def test_a_client_that_answers_no_channel_is_offered_so_many_and_no_more(
     again, there = socket.socketpair()
     forwards._accepted(again, AUTH_AGENT, b"")
     assert not is_closed(there)
-    driver.pair.client.close()
+    driver.pair.client.transport.close()
     driver.pair.pump()
     for _, end in (*ends, (again, there)):
         end.close()

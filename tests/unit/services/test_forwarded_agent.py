@@ -47,7 +47,7 @@ class Forwarded:
             self.pair.pump()
 
     def close(self) -> None:
-        self.pair.client.close()
+        self.pair.client.transport.close()
         self.pair.pump()
         self.driver.loop.close()
         self.near.close()
@@ -113,7 +113,7 @@ def test_an_agent_that_does_not_answer_is_none(
 
 def test_a_connection_that_ends_meanwhile_lets_the_agent_go(it: Forwarded) -> None:
     it.turn()
-    it.pair.client.close()
+    it.pair.client.transport.close()
     it.pair.pump()
     assert len(it.ended) == 1
     assert it.near.fileno() < 0

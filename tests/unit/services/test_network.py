@@ -76,7 +76,7 @@ def test_the_first_address_of_a_family_has_the_peer() -> None:
 
 
 def test_routes_go_by_the_device_or_by_the_peer_of_an_ethernet() -> None:
-    words = {"peer": ["10.9.0.2"], "routes": ["192.168.2.0/24", "fd00:2::/64"]}
+    words: dict[str, Any] = {"peer": ["10.9.0.2"], "routes": ["192.168.2.0/24", "fd00:2::/64"]}
     assert lines(planned(**words).while_up) == [
         "ip route add 192.168.2.0/24 dev tun0",
         "ip route add fd00:2::/64 dev tun0",
@@ -271,7 +271,7 @@ def test_the_table_is_replaced_as_a_whole_and_knows_its_version() -> None:
 
 
 def test_name_servers_come_last_and_without_domains_are_asked_for_all() -> None:
-    words = {"routes": ["10.0.0.0/8"], "dns": ["10.0.0.53", "fd00::53"]}
+    words: dict[str, Any] = {"routes": ["10.0.0.0/8"], "dns": ["10.0.0.53", "fd00::53"]}
     assert planned(**words).while_up[-1].describe() == (
         "resolvectl dns tun0 10.0.0.53 fd00::53; resolvectl domain tun0 ~. (or /etc/resolv.conf)"
     )

@@ -26,7 +26,7 @@ ETHERNET = bytes(range(12))
 def checksum(data: bytes) -> int:
     """RFC 1071, word by word."""
     data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -84,7 +84,7 @@ class Device:
         return written + self._read()
 
     def _read(self) -> list[tuple[bytes, bytes]]:
-        written = []
+        written: list[tuple[bytes, bytes]] = []
         while True:
             try:
                 data = self.theirs.recv(1 << 17)

@@ -5,6 +5,7 @@ import os
 import struct
 import termios
 from collections.abc import Callable, Iterator
+from typing import Unpack
 
 import pytest
 
@@ -13,6 +14,9 @@ from appliance.services import session
 from appliance.services.session import (
     ENVIRONMENT_LIMIT,
     VARIABLE_LIMIT,
+)
+from appliance.wire.codec import write_uint32
+from appliance.wire.session import (
     Command,
     EnvironmentVariable,
     ExitSignal,
@@ -20,7 +24,7 @@ from appliance.services.session import (
     SignalRequest,
     WindowChange,
 )
-from appliance.wire.codec import write_uint32
+from tests.protocol.harness import Limits
 from tests.unit.services.harness import SessionTest
 
 Make = Callable[..., SessionTest]
@@ -30,7 +34,7 @@ Make = Callable[..., SessionTest]
 def make() -> Iterator[Make]:
     made: list[SessionTest] = []
 
-    def new(**settings: int) -> SessionTest:
+    def new(**settings: Unpack[Limits]) -> SessionTest:
         made.append(SessionTest(**settings))
         return made[-1]
 
@@ -81,7 +85,7 @@ def test_input_before_the_program_is_thrown_away_and_costs_no_window(make: Make)
     for _ in range(10):
         it.channel.send(bytes(20_000))
         it.pair.pump()
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
     assert it.channel.sendable()
 
 
@@ -125,7 +129,7 @@ def test_a_malformed_request_ends_the_connection_as_the_peers_fault(
     it = make()
     it.channel.request(name, data)
     it.pair.pump()
-    assert isinstance(it.pair.server.error, PeerError)
+    assert isinstance(it.pair.server.transport.error, PeerError)
     if it.privileges.slave >= 0:
         assert it.ended == 1
 
@@ -277,7 +281,7 @@ def test_a_break_that_the_terminal_does_not_take_never_raises(make: Make, state:
     else:
         it.privileges.watcher.join()
     it.request("break", write_uint32(1000))
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
 
 
 # Signals
@@ -347,7 +351,7 @@ def test_a_program_that_closes_its_input_early_is_no_mistake(make: Make) -> None
     it.channel.send(bytes(100_000))
     it.run_until(lambda: it.has("closed"))
     assert it.has("request", "exit-status", write_uint32(4))
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
 
 
 def test_a_signal_without_a_name_is_told_all_the_same(make: Make) -> None:

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
@@ -23,7 +24,7 @@ from appliance.ssh.channels import Flow
 from appliance.ssh.transport import OPENSSH_LIKE
 from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POINT
 from tests.netns import Namespace
-from tests.protocol.harness import Pair, Recording
+from tests.protocol.harness import Limits, Pair, Recording
 from tests.unit.services.harness import FakeDriver
 
 V4 = b"\x45" + bytes(39)
@@ -38,12 +39,12 @@ class Tunnel:
         mode: int = POINT_TO_POINT,
         software: bytes = b"OpenSSH_9.2",
         kind: type[TunnelChannel] = OpenSSHTunnel,
-        **settings: int,
+        **settings: Unpack[Limits],
     ) -> None:
         self.pair = Pair(**settings).log_in()
         self.client, accepted = self.pair.open("tun@openssh.com")
-        version = self.pair.server.peer_version
-        self.pair.server.peer_version = b"SSH-2.0-" + software
+        version = self.pair.server.transport.peer_version
+        self.pair.server.transport.peer_version = b"SSH-2.0-" + software
         self.driver = FakeDriver(self.pair, self.pair.server)
         self.far, near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.far.setblocking(False)
@@ -51,7 +52,7 @@ class Tunnel:
         self.near = near.detach()
         self.ended = 0
         self.tunnel = kind(self.near, mode, self.driver, self._end)  # type: ignore[arg-type]
-        self.pair.server.peer_version = version  # which new keys depend on
+        self.pair.server.transport.peer_version = version  # which new keys depend on
         accepted.handler = self.tunnel
         if kind is OffloadTunnel:
             accepted.send_packet = OFFLOAD_MESSAGE
@@ -71,7 +72,7 @@ class Tunnel:
         """What reached the other end of the SSH connection."""
         handler = self.client.handler
         assert isinstance(handler, Recording)
-        return [e[1] for e in handler.events if e[0] == "data"]  # type: ignore[misc]
+        return [e[1] for e in handler.events if e[0] == "data"]
 
     def at_device(self) -> list[bytes]:
         """What was written to the device."""
@@ -89,7 +90,7 @@ class Tunnel:
             self.pair.pump()
 
     def close(self) -> None:
-        self.pair.server.close()
+        self.pair.server.transport.close()
         self.far.close()
         self.driver.loop.close()
         assert self.ended == 1
@@ -148,7 +149,7 @@ def test_a_message_without_a_packet_is_dropped_and_costs_no_window(make: Make, d
     it.pair.pump()
     assert it.at_device() == [V4]
     assert it.accepted.receive_window + it.accepted._credit == it.accepted.window
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
 
 
 def test_towards_openssh_each_message_costs_4_bytes_more(make: Make) -> None:
@@ -179,17 +180,17 @@ def test_what_does_not_fit_the_window_is_dropped_and_the_tunnel_lives(make: Make
     it.arrive(V4)
     it.serve(2)
     assert it.received[-1] == b"\0\0\0\2" + V4
-    assert it.pair.server.error is None and it.pair.client.error is None
+    assert it.pair.server.transport.error is None and it.pair.client.transport.error is None
 
 
 def test_a_device_is_not_read_during_a_key_exchange(make: Make) -> None:
     it = make()
-    it.pair.server.rekey()
+    it.pair.server.transport.rekey()
     it.arrive(V4)
     it.driver.loop.call_later(0.0, lambda: None)
     it.driver.loop._turn()
     assert it.received == []
-    assert not it.pair.server._held
+    assert not it.pair.server.transport._held
     it.pair.pump()
     it.serve(2)
     assert it.received == [b"\0\0\0\2" + V4]
@@ -236,7 +237,7 @@ def test_a_device_that_is_gone_closes_the_channel(
     it.pair.pump()
     assert it.ended == 1
     assert it.client.inbound is Flow.CLOSED
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
 
 
 def test_the_peers_end_of_file_ends_the_tunnel(make: Make) -> None:
@@ -358,7 +359,7 @@ def test_a_message_that_is_not_whole_packets_ends_the_connection(
     it = make(kind=OffloadTunnel)
     it.client.send(message)
     it.pair.pump()
-    assert isinstance(it.pair.server.error, MalformedMessage)
+    assert isinstance(it.pair.server.transport.error, MalformedMessage)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +391,7 @@ def test_a_super_packet_that_cannot_be_cut_is_lost_alone(make: Make) -> None:
     malformed[HEADER] = 0x60
     it.client.send(framed(bytes(malformed), bytes(HEADER) + V6))
     it.pair.pump()
-    assert it.pair.server.error is None
+    assert it.pair.server.transport.error is None
     assert it.at_device() == [V6]
 
 
