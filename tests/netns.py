@@ -422,7 +422,10 @@ class FrameCounter:
 
 
 class FrameWatch:
-    """Counts the frames on a device that carry IPv4 packets for one address."""
+    """Counts the frames on a device that carry packets for one address.
+
+    Neighbour discovery of IPv6, which is not for a router to pass on, does not count.
+    """
 
     def __init__(self, where: Namespace, device: str, address: str) -> None:
         self._target = ip_address(address).packed
@@ -442,7 +445,11 @@ class FrameWatch:
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame = self._socket.recv(1 << 16)
-                self._frames += frame[12:14] == b"\x08\x00" and frame[30:34] == self._target
+                match frame[12:14]:
+                    case b"\x08\x00":
+                        self._frames += frame[30:34] == self._target
+                    case b"\x86\xdd":
+                        self._frames += frame[38:54] == self._target and frame[21] != 255
         return self._frames
 
     def __enter__(self) -> Self:

@@ -431,7 +431,7 @@ def plan(
     at_start.append(Up(device))
     at_start += _addresses(network, inner)
     if network.forward:
-        versions = _versions(network)
+        versions = sorted({each.version for each in network.forward})
         at_start += [PassedOn(version, inner) for version in versions]
         at_start += [Forwarding(version) for version in versions]
 
@@ -487,11 +487,6 @@ def _plain(server: IPAddress) -> IPAddress:
     return server
 
 
-def _versions(network: TunnelNetwork) -> list[int]:
-    used = {item.version for item in (*network.addresses, *network.peer, *network.routes)}
-    return sorted(used)
-
-
 def _addresses(network: TunnelNetwork, device: str) -> list[Change]:
     """The first address of a family is the one that has the peer of that family."""
     peers = {peer.version: str(peer) for peer in network.peer}
@@ -510,7 +505,7 @@ def _halves_of(routes: Sequence[Network]) -> list[Network]:
 
 def _rules(network: TunnelNetwork, device: str) -> list[str]:
     """What the packets of the tunnel meet on their way."""
-    chains = []
+    chains = _forwarded(network, device)
     if network.forward and network.mtu < _ETHERNET_MTU:
         clamp = "tcp flags syn / syn,rst tcp option maxseg size set rt mtu"
         rules = [f'iifname "{device}" {clamp}', f'oifname "{device}" {clamp}']
@@ -524,6 +519,37 @@ def _rules(network: TunnelNetwork, device: str) -> list[str]:
     if rules := masquerade[network.masquerade]:
         chains.append(_chain("masqueraded", "type nat hook postrouting priority srcnat", rules))
     return chains
+
+
+def _forwarded(network: TunnelNetwork, device: str) -> list[str]:
+    """Nothing is passed on but between the tunnel and ``forward``, and what answers that.
+
+    A source counts only on the device that leads to it, so that nobody on another network poses as
+    one of ``forward``. The whole internet among those is for what comes out of the tunnel: nobody
+    there begins to talk into it.
+    """
+    if not network.forward:
+        return []
+    rules = [
+        f'iifname != "{device}" oifname != "{device}" return',
+        f'iifname "{device}" oifname "{device}" return',  # as between a bridge's ports
+    ]
+    for version, family in ((4, "ip"), (6, "ip6")):
+        of_version = [each for each in network.forward if each.version == version]
+        named = [each for each in of_version if each.prefixlen]
+        behind = [*map(str, collapse_addresses(named))]  # type: ignore[type-var]
+        if behind:
+            way = "fib saddr . iif oif exists"
+            rules.append(f'oifname "{device}" {_any_of(f"{family} saddr", behind)} {way} return')
+        if len(named) < len(of_version):
+            rules.append(f'iifname "{device}" meta nfproto ipv{version} return')
+        elif behind:
+            rules.append(f'iifname "{device}" {_any_of(f"{family} daddr", behind)} return')
+    rules += ["ct state established,related return", 'counter name "outsiders" drop']
+    return [
+        "\tcounter outsiders {\n\t}\n",
+        _chain("forwarded", "type filter hook forward priority filter", rules),
+    ]
 
 
 def _own_addresses(
