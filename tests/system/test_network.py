@@ -21,19 +21,19 @@ import pytest
 
 from appliance.config.network import TunnelNetwork
 from appliance.services.tunnel import kernel, kinds, record, resolver
+from appliance.services.tunnel.chains import Outside
 from appliance.services.tunnel.device import open_device
 from appliance.services.tunnel.kernel import free_device, reconcile, reconcile_apart
+from appliance.services.tunnel.marks import MARK
 from appliance.services.tunnel.network import (
-    MARK,
     Change,
     NetworkError,
-    Outside,
     PassedOn,
     Pin,
     Plan,
     Rules,
     plan,
-)  # fmt: skip
+)
 from appliance.services.tunnel.programs import Programs
 from appliance.services.tunnel.rules import holds, tables
 from appliance.wire.tun import POINT_TO_POINT

@@ -9,6 +9,7 @@ import pytest
 
 from appliance.config.network import TunnelNetwork
 from appliance.errors import UsageError
+from appliance.services.tunnel.chains import Outside
 from appliance.services.tunnel.network import (
     Change,
     Device,
@@ -16,7 +17,6 @@ from appliance.services.tunnel.network import (
     Marked,
     MarkedAnswers,
     Mtu,
-    Outside,
     Pin,
     Plan,
     Port,
