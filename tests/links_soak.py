@@ -36,7 +36,7 @@ user = "root"
 addresses = ["10.255.0.2/30", "fd00:255::2/64"]
 peer = ["10.255.0.1", "fd00:255::1"]
 masquerade = "from-tunnel"
-forward = true
+forward = ["0.0.0.0/0", "::/0"]
 [tunnel.client]
 addresses = ["10.255.0.1/30", "fd00:255::1/64"]
 peer = ["10.255.0.2", "fd00:255::2"]

@@ -25,7 +25,8 @@ from .options import Option, Options, help_text, parse
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..services.tunnel.network import Outside, Rules
+    from ..services.tunnel.chains import Outside
+    from ..services.tunnel.network import Rules
 
 DEFAULT_FILE: Final = "/etc/culvert/links.toml"
 
@@ -168,7 +169,7 @@ def _outside(link: Link) -> "Outside":
     import socket
 
     from ..links.declarations import login_for
-    from ..services.tunnel.network import Outside
+    from ..services.tunnel.chains import Outside
 
     hop = login_for(link).first_hop
     if hop is None:

@@ -47,7 +47,7 @@ class TunnelNetwork:
     any_source: bool = False  # packets of the peer may have others' addresses, and go to them
     mtu: int = 1500  # bytes
     bridge: str = ""  # an ethernet device becomes a port of this bridge, made if missing
-    forward: bool = False  # pass packets between this and other devices
+    forward: tuple[Network, ...] = ()  # what lies behind this end; packets are passed on for these
     masquerade: Masquerade = "no"  # whose packets take this machine's address on their way out
     dns: tuple[Address, ...] = ()  # name servers while the tunnel is up
     domains: tuple[str, ...] = ()  # names to ask them for; none: all
@@ -80,7 +80,14 @@ def check_network(network: TunnelNetwork) -> None:
     if network.any_source and network.mode != "point-to-point":
         raise Mistake("an ethernet device takes packets of any source as it is", "any_source")
     if network.masquerade != "no" and not network.forward:
-        raise Mistake("only what is forwarded is masqueraded: add forward = true", "masquerade")
+        raise Mistake("only what is forwarded is masqueraded: add forward", "masquerade")
+    check_unique(network.forward, "forward")
+    for index, behind in enumerate(network.forward):
+        if behind in network.routes:
+            text = (
+                f"{behind} lies behind the other end, says routes; give what lies behind this one"
+            )
+            raise Mistake(text, "forward", index)
 
 
 def check_own_addresses(network: TunnelNetwork) -> None:
@@ -210,7 +217,7 @@ def is_everything(routes: Iterable[Network], version: int) -> bool:
 
 def without_ipv6(network: TunnelNetwork) -> TunnelNetwork:
     """What is left of it on a machine whose IPv6 is switched off."""
-    fields = ("addresses", "peer", "routes", "dns")
+    fields = ("addresses", "peer", "routes", "forward", "dns")
     kept: dict[str, Any] = {
         name: tuple(each for each in getattr(network, name) if each.version == 4) for name in fields
     }

@@ -25,10 +25,11 @@ from ..errors import CulvertError, MalformedMessage, UsageError
 from ..log import harmless
 from ..process.passed_lines import PassedLines
 from ..process.sandbox import Confinement
+from ..services.tunnel.chains import Outside
 from ..services.tunnel.device import exists, is_attached, name_of, open_device, unit_of
 from ..services.tunnel.kernel import free_device, reconcile_apart, recorded, recorded_device
 from ..services.tunnel.netlink import ipv6_is_off
-from ..services.tunnel.network import Change, Outside, Pin, Rules, closed, plan, table_of
+from ..services.tunnel.network import Change, Pin, Rules, closed, plan, table_of
 from ..services.tunnel.programs import Programs
 from ..services.tunnel.resolver import resolved_runs
 from ..services.tunnel.rules import holds, tables

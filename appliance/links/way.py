@@ -21,7 +21,7 @@ from ..errors import CulvertError, PeerError
 from ..log import harmless
 from ..process import sandbox
 from ..services.forward import SocketSplice
-from ..services.tunnel.network import MARK
+from ..services.tunnel.marks import MARK
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.forward import DIRECT_TCPIP, DirectTcpip
 from .signer import Signer, fork

@@ -11,7 +11,8 @@ a line there. Its name and its fields stay as they are in this table; more may b
     stopped          connections live on
     dropped          address, reason: too many start-ups, a penalty, no process; and others: how
                      many more since the last such line, which comes once a second at most
-    penalty          address, reason: how its last connection ended; it is refused for a while
+    penalty          address, reason: how its last connection ended; and network: what is refused
+                     for a while, the address alone or with others
     connected
     late             grace_time: seconds in which nobody logged in
     refused          user, method, reason, key_type, key, certificate, serial, ca_type, ca
@@ -83,7 +84,7 @@ EVENTS: Final[dict[str, _Kind]] = {
     "not_reloaded": _Kind("the settings stay as they were: {reason}", logging.ERROR),
     "stopped": _Kind("stopped listening"),
     "dropped": _Kind("connection from {address} dropped: {reason}[, and {others} more]"),
-    "penalty": _Kind("{address} is refused for a while: {reason}", logging.WARNING),
+    "penalty": _Kind("{address} is refused for a while: {reason} ({network})", logging.WARNING),
     "connected": _Kind("connection from {address} port {port}"),
     "late": _Kind("no login from {address} within {grace_time} s"),
     "refused": _Kind("user {user} from {address} port {port} refused: {method}: {reason}" + _WITH),

@@ -36,7 +36,7 @@ from . import audit, factors, host_keys, matching, tunnels, user_keys, worker
 from .key_holder import KeyHolder
 from .monitor import Monitor
 from .peer import Peer
-from .penalties import Ending, Penalties, source_of
+from .penalties import Ending, Penalties, blocks_of
 from .pipes import Pipes
 from .programs import ended_children
 from .requests import LogLine, MonitorGone
@@ -177,8 +177,9 @@ class Listener:
         self._open_audit(settings)
         self._take(settings)
         self._connections = 0
-        self._sources: dict[int, int] = {}  # monitors whose peer is not authenticated
-        self._per_source: Counter[int] = Counter()
+        # Monitors whose peer is not authenticated, and its blocks_of.
+        self._starting: dict[int, tuple[int, ...]] = {}
+        self._per_block: Counter[int] = Counter()
         self._monitors: dict[int, str] = {}  # all of them, and where their peers are
         self._sockets: list[socket.socket] = []
         self._drops_untold = 0
@@ -355,11 +356,11 @@ class Listener:
             return
         with sock:
             source = str(address[0])
-            block = source_of(source, self._config.per_source_net_block_size)
+            blocks = blocks_of(source, self._config.per_source_net_block_size)
             if self._penalties is not None and self._penalties.refuses(source, time.monotonic()):
                 self._tell_drop(source, "a penalty")
                 return
-            if self._drops(block):
+            if self._drops(blocks):
                 self._tell_drop(source, "too many start-ups")
                 return
             self._connections += 1
@@ -371,8 +372,8 @@ class Listener:
             if pid == 0:
                 self._child(sock, told)
             self._monitors[pid] = source
-            self._sources[pid] = block
-            self._per_source[block] += 1
+            self._starting[pid] = blocks
+            self._per_block.update(blocks)
 
     def _tell_drop(self, source: str, why: str) -> None:
         now = time.monotonic()
@@ -383,32 +384,39 @@ class Listener:
         self._tells_drops_at = now + DROPS_INTERVAL
         self._drops_untold = 0
 
-    def _drops(self, source: int) -> bool:
+    def _drops(self, blocks: tuple[int, ...]) -> bool:
         """MaxStartups of sshd_config(5), random early drop, and a limit for each source.
 
-        No source keeps others out alone: it has at most three quarters of the places, and for
-        others it counts as no more than a quarter of what begins the random drop.
+        A wider block than a source's has twice the limit of the next narrower. No block keeps
+        others out alone: it has at most three quarters of the places, and for others it counts as
+        no more than a quarter of what begins the random drop.
         """
         start, percent, full = self._config.max_startups
-        own = self._per_source[source]
-        if own >= min(self._config.per_source_max_startups, full - full // 4):
+        for level, block in enumerate(blocks):
+            limit = self._config.per_source_max_startups << level
+            if self._per_block[block] >= min(limit, full - full // 4):
+                return True
+        if len(self._starting) >= full:
             return True
-        if len(self._sources) >= full:
-            return True
-        others = (count for other, count in self._per_source.items() if other != source)
-        waiting = own + sum(min(count, start // 4) for count in others)
+        others = self._others(blocks)
+        own = self._per_block[blocks[0]]
+        waiting = own + sum(min(self._per_block[other], start // 4) for other in others)
         if waiting < start:
             return False
         chance = percent + (100 - percent) * (waiting - start) / (full - start)
         return random.random() * 100 < chance
 
+    def _others(self, blocks: tuple[int, ...]) -> set[int]:
+        """The widest blocks with start-ups that the source of ``blocks`` has no part in."""
+        found = set()
+        for others in self._starting.values():
+            pairs = zip(reversed(others), reversed(blocks), strict=False)
+            found.add(next((other for other, own in pairs if other != own), blocks[0]))
+        return found - {blocks[0]}
+
     def _release(self, pid: int) -> None:
         """A monitor's peer is authenticated, or it ended."""
-        source = self._sources.pop(pid, None)
-        if source is not None:
-            self._per_source[source] -= 1
-            if not self._per_source[source]:
-                del self._per_source[source]
+        self._per_block -= Counter(self._starting.pop(pid, ()))
 
     def _reap(self) -> None:
         for pid, status in ended_children():
@@ -420,8 +428,8 @@ class Listener:
         if self._penalties is None or not source:
             return
         ending = Ending(status) if status in set(Ending) else Ending.CRASH
-        if self._penalties.add(source, ending, time.monotonic()):
-            audit.event("penalty", address=source, reason=ending.name.lower())
+        if network := self._penalties.add(source, ending, time.monotonic()):
+            audit.event("penalty", address=source, network=network, reason=ending.name.lower())
 
     def _child(self, sock: socket.socket, told: int) -> None:
         """In the new process: become a monitor, and never return."""

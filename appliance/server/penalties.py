@@ -7,6 +7,10 @@ seconds. Once they add up to MINIMUM the source is refused until they have passe
 They grow, or somebody who comes once a second would cost the server a key exchange a second for
 ever: each bad end makes the next one dearer, until the source has been free of penalties for
 a second for each of them.
+
+A site with IPv6 has hundreds or thousands of sources. So the blocks of addresses that a site may
+have been assigned are counted and refused in the same way, each as if it were several sources. How
+many is a compromise: at a hoster, the other customers of such a block are somebody else.
 """
 
 from collections.abc import Iterable
@@ -39,33 +43,48 @@ SECONDS: Final[dict[Ending, float]] = {
 }
 MINIMUM: Final = 15.0  # seconds; what is less is forgiven
 MAXIMUM: Final = 600.0
+# Records of each IP version (max-sources4, max-sources6), so that IPv6 has no IPv4 forgotten.
+# Beyond it those nearest to their end are (overflow:permissive).
+RECORDS: Final = 65536
 
 # Our own choices
-SOURCES: Final = 65536  # remembered at once; beyond it the one nearest to its end is forgotten
+SITES: Final = (64, 56, 48)  # bits of the networks that IPv6 sites are assigned, RFC 6177
+# The block next to a source's counts as so many sources, each wider one as twice as many. So one
+# source whose 20 connections all stay silent has nobody beside it refused.
+SOURCES_OF_SITE: Final = 16
 DOUBLE: Final = 8  # bad ends after which the next one costs twice as much; after twice so many, 3
 
 
-def source_of(address: str, block: tuple[int, int]) -> int:
-    """A number for all addresses that count as one: those with these leading bits in common.
+def blocks_of(address: str, block: tuple[int, int]) -> tuple[int, ...]:
+    """Numbers for the blocks of addresses that this one is in: its source's, then wider ones.
 
-    ``block`` is how many bits of IPv4 and of IPv6 (PerSourceNetBlockSize). What is no address
-    counts as one source.
+    ``block`` is how many leading bits all addresses of a source have in common, of IPv4 and of IPv6
+    (PerSourceNetBlockSize). What is no address counts as one source.
     """
     try:
-        return _block_of(ip_address(address.partition("%")[0]), block)
+        return _blocks_of(ip_address(address.partition("%")[0]), block)
     except ValueError:
-        return -1
+        return (-1,)
 
 
-def _block_of(address: IPv4Address | IPv6Address, block: tuple[int, int]) -> int:
-    if address.version == 4:
-        return int(address) >> (32 - block[0])
-    return int(address) >> (128 - block[1]) | 1 << 128  # apart from IPv4's
+def _blocks_of(address: IPv4Address | IPv6Address, block: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(
+        # A number of its own for each version and length.
+        (address.version << 8 | bits) << 128 | int(address) >> (address.max_prefixlen - bits)
+        for bits in _lengths(address.version, block)
+    )
+
+
+def _lengths(version: int, block: tuple[int, int]) -> tuple[int, ...]:
+    """The bits of each of ``blocks_of`` an address of this IP version."""
+    if version == 4:
+        return (block[0],)
+    return (block[1], *(bits for bits in SITES if bits < block[1]))
 
 
 @dataclass(slots=True)
 class _Record:
-    """What a source has done."""
+    """What a source has done, or a site."""
 
     end: float  # of its penalties
     bad_ends: float = 0  # those that still make the next one dearer
@@ -78,6 +97,17 @@ class _Record:
             self.end = now
             self.refused = False
 
+    def add(self, seconds: float, share: float, now: float) -> bool:
+        """Count ``share`` of a bad end that costs so many seconds; whether a refusal begins."""
+        self.lapse(now)
+        seconds *= share * (1 + self.bad_ends / DOUBLE)
+        self.end = min(self.end + seconds, now + MAXIMUM)
+        self.bad_ends += share
+        if self.end - now < MINIMUM or self.refused:
+            return False
+        self.refused = True
+        return True
+
 
 class Penalties:
     """What each source has still to wait for."""
@@ -85,10 +115,10 @@ class Penalties:
     def __init__(self, exempt: Iterable[str], block: tuple[int, int]) -> None:
         """``exempt`` are addresses and networks; raises UsageError for what is neither.
 
-        ``block`` is for ``source_of``.
+        ``block`` is for ``blocks_of``.
         """
         self._block = block
-        self._records: dict[int, _Record] = {}
+        self._records: dict[int, dict[int, _Record]] = {4: {}, 6: {}}  # by IP version
         try:
             self._exempt = [ip_network(text, strict=False) for text in exempt]
         except ValueError as error:
@@ -99,41 +129,50 @@ class Penalties:
         if self._block == before._block:
             self._records = before._records
 
-    def add(self, source: str, ending: Ending, now: float) -> bool:
-        """Count how a connection of ``source`` ended; whether it is refused from now on."""
-        seconds = SECONDS[ending]
-        key = self._key(source)
-        if not seconds or key is None:
-            return False
-        if key not in self._records and len(self._records) >= SOURCES:
-            del self._records[min(self._records, key=lambda key: self._records[key].end)]
-        record = self._records.setdefault(key, _Record(now))
-        record.lapse(now)
-        seconds *= 1 + record.bad_ends / DOUBLE
-        record.end = min(record.end + seconds, now + MAXIMUM)
-        record.bad_ends += 1
-        if record.end - now < MINIMUM or record.refused:
-            return False
-        record.refused = True
-        return True
+    def add(self, source: str, ending: Ending, now: float) -> str:
+        """Count how a connection of ``source`` ended.
+
+        Returns the widest network that is refused from now on, '' if none is.
+        """
+        address = self._counted(source)
+        if not SECONDS[ending] or address is None:
+            return ""
+        refused = ""
+        records = self._records[address.version]
+        lengths = _lengths(address.version, self._block)
+        for level, block in enumerate(_blocks_of(address, self._block)):
+            if block not in records and len(records) >= RECORDS:
+                _forget_some(records)
+            share = 1 / (SOURCES_OF_SITE << level - 1) if level else 1.0
+            if records.setdefault(block, _Record(now)).add(SECONDS[ending], share, now):
+                refused = str(ip_network((address, lengths[level]), strict=False))
+        return refused
 
     def refuses(self, source: str, now: float) -> bool:
         """Whether a connection of ``source`` is to be dropped."""
-        key = self._key(source)
-        record = None if key is None else self._records.get(key)
-        if key is None or record is None:
+        address = self._counted(source)
+        if address is None:
             return False
-        record.lapse(now)
-        if not record.bad_ends:
-            del self._records[key]
-        return record.refused
+        records = self._records[address.version]
+        refused = False
+        for block in _blocks_of(address, self._block):
+            if (record := records.get(block)) is not None:
+                record.lapse(now)
+                if not record.bad_ends:
+                    del records[block]
+                refused |= record.refused
+        return refused
 
-    def _key(self, source: str) -> int | None:
-        """The source's number, None for one that is exempt."""
+    def _counted(self, source: str) -> IPv4Address | IPv6Address | None:
+        """The address of a source, None for one that is exempt."""
         try:
             address: IPv4Address | IPv6Address = ip_address(source.partition("%")[0])
         except ValueError:
             return None
-        if any(address in network for network in self._exempt):
-            return None
-        return _block_of(address, self._block)
+        return None if any(address in network for network in self._exempt) else address
+
+
+def _forget_some(records: dict[int, _Record]) -> None:
+    """Forget an eighth, those nearest to their end: to look for one each time would take long."""
+    for block in sorted(records, key=lambda block: records[block].end)[: RECORDS // 8]:
+        del records[block]

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -167,15 +167,15 @@ def ssh(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def answering(answer: bytes) -> Iterator[int]:
-    """Listen on a port, send `answer` to the first who connects, and hang up."""
+def serving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Listen on a port, `talk` to the first who connects, and wait for them to hang up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
 
         def serve() -> None:
             with listener.accept()[0] as connection, contextlib.suppress(OSError):
-                connection.sendall(answer)
-                connection.shutdown(socket.SHUT_WR)
+                talk(connection)
+                connection.settimeout(None)
                 while connection.recv(4096):
                     pass
 
@@ -183,6 +183,16 @@ def answering(answer: bytes) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         thread.join()
+
+
+def answering(answer: bytes) -> contextlib.AbstractContextManager[int]:
+    """Listen on a port, send `answer` to the first who connects, and hang up."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_WR)
+
+    return serving(talk)
 
 
 @pytest.mark.parametrize(
@@ -214,31 +224,6 @@ _STALLS = {
 }
 
 
-@contextlib.contextmanager
-def stalling(pieces: Sequence[bytes]) -> Iterator[int]:
-    """Listen on a port, and send a piece every 0.2 s to the first who connects, and no end."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(20)
-
-        def serve() -> None:
-            with listener.accept()[0] as connection, contextlib.suppress(OSError):
-                connection.settimeout(0.2)
-                for piece in pieces:
-                    connection.sendall(piece)
-                    with contextlib.suppress(TimeoutError):
-                        while connection.recv(4096):
-                            pass
-                        return
-                connection.settimeout(None)
-                while connection.recv(4096):
-                    pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield listener.getsockname()[1]
-        thread.join()
-
-
 @pytest.mark.parametrize("stall", _STALLS)
 @pytest.mark.parametrize(
     "options",
@@ -248,8 +233,17 @@ def stalling(pieces: Sequence[bytes]) -> Iterator[int]:
 def test_a_server_that_stalls_before_the_login_is_given_up(
     tmp_path: Path, stall: str, options: Sequence[str]
 ) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.settimeout(0.2)
+        for piece in _STALLS[stall]:
+            connection.sendall(piece)
+            with contextlib.suppress(TimeoutError):
+                while connection.recv(4096):
+                    pass
+                return
+
     words = [f"-o{option}" for option in options]
-    with stalling(_STALLS[stall]) as port:
+    with serving(talk) as port:
         done = ssh(tmp_path, "-F", "none", *words, "-p", str(port), "127.0.0.1", "true")
     assert done.returncode == 255
     if OURS == "culvert":

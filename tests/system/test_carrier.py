@@ -80,6 +80,18 @@ def test_the_process_of_a_link_has_neither_privileges_nor_the_key(sites: Routed)
     assert {status_of(pid, "Uid").split()[0] for pid in carriers(sites["east"])} != {str(SPARE_UID)}
 
 
+def test_the_process_that_hands_out_metrics_has_no_privileges(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    west.links.write_text(f"metrics_port = 9123\n[[link]]\n{sites.link('east', CLIENT + EAGER)}")
+    west.culvert("up", "-c", str(west.links))
+    ports = west.space.run("ss", "-Hltnp", "sport = 9123")
+    pids = {int(pid) for pid in re.findall(r"pid=(\d+)", ports)}
+    (confined,) = pids & {*carriers(west)}
+    assert_confined(confined)
+    assert "culvert_link_up" in west.space.run("curl", "-s", "http://127.0.0.1:9123/metrics")
+
+
 def through(sites: Routed, more: str = "") -> subprocess.Popen[bytes]:
     """West's link to east, by the jump host north, whose key and the user's root's home has."""
     west, north = sites["west"], sites["north"]

@@ -530,7 +530,7 @@ def test_a_router_of_its_own_right_is_no_reason_to_make_rules_again(sites: Route
     for name in ("west", "east"):
         sites[name].space.forward()
     sites.serve("east", SERVER)
-    west, east = up(sites, CLIENT + "forward = true\n"), sites["east"]
+    west, east = up(sites, CLIENT + 'forward = ["10.1.0.0/24"]\n'), sites["east"]
     pause(1)
     for site in (west, east):
         site.space.run("nft", "flush", "ruleset")

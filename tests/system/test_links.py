@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.netns import FrameWatch, wait_until
+from tests.leaks import Stream
+from tests.netns import FrameWatch, Namespace, add_address, wait_until
 from tests.sites import OUTER, LinkedSite, Routed, pause, transfer
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
@@ -29,7 +30,7 @@ device = "tun0"
 addresses = ["10.255.0.2/30", "fd00:255::2/64"]
 peer = ["10.255.0.1", "fd00:255::1"]
 routes = ["10.1.0.0/24"]
-forward = true
+forward = ["10.2.0.0/24"]
 [tunnel.client]
 addresses = ["10.255.0.1/30", "fd00:255::1/64"]
 routes = ["10.2.0.0/24"]
@@ -263,7 +264,7 @@ def test_down_leaves_the_machine_as_it_was_byte_for_byte(sites: Routed) -> None:
     east, west = sites["east"], sites["west"]
     before = west.snapshot(), east.snapshot()
     server = sites.serve("east", SERVER)
-    more = 'forward = true\nmasquerade = "into-tunnel"\nmtu = 1400\nkill_switch = true\n'
+    more = 'forward = ["10.1.0.0/24"]\nmasquerade = "into-tunnel"\nmtu = 1400\nkill_switch = true\n'
     connected(sites, CLIENT + EAGER + more)
     assert west.snapshot() != before[0]
     west.culvert("down")
@@ -391,6 +392,71 @@ def test_up_again_reads_the_declarations_again(sites: Routed) -> None:
     assert state_of(west) == "up"
 
 
+# -- hosts behind the sites, and neighbours on the outer network ------------------------------
+
+BEHIND = """
+routes = ["10.{far}.0.0/24", "fd00:{far}::/64"]
+forward = ["10.{near}.0.0/24", "fd00:{near}::/64"]
+"""
+
+
+@contextlib.contextmanager
+def host_of(site: LinkedSite, number: int) -> Iterator[Namespace]:
+    """A host of the network behind a site, which the site routes for."""
+    with contextlib.closing(Namespace(f"{site.name} host")) as host:
+        port = ("type", "veth", "peer", "name", "lan", "netns", host.path)
+        site.space.ip("link", "add", "port", "master", "inner", "up", *port)
+        add_address(site.space, "inner", f"fd00:{number}::1/64")
+        for address in (f"10.{number}.0.10/24", f"fd00:{number}::10/64"):
+            add_address(host, "lan", address)
+        host.ip("link", "set", "lan", "up")
+        for gateway in (site.inner, f"fd00:{number}::1"):
+            host.ip("route", "add", "default", "via", gateway)
+        yield host
+
+
+def test_hosts_reach_each_other_and_neighbours_on_the_outer_network_reach_none(
+    sites: Routed,
+) -> None:
+    """At both ends, with addresses of their own and with those of the hosts."""
+    west, east, router = sites["west"], sites["east"], sites.router
+    for number, site in enumerate((west, east), 1):
+        add_address(router, site.name, f"2001:db8:{number}::1/64")
+        add_address(site.space, OUTER, f"2001:db8:{number}::2/64")
+        site.space.ip("route", "add", "default", "via", f"2001:db8:{number}::1")
+    addresses = 'addresses = ["10.255.0.{}/30", "fd00:255::{}/64"]\n'
+    sites.serve("east", "[[tunnel]]\ndevice = 'tun0'\n" + addresses.format(2, 2)
+                + BEHIND.format(far=1, near=2))  # fmt: skip
+    declared = "device = 'tun0'\nremote_device = 'tun0'\n" + addresses.format(1, 1)
+    with host_of(west, 1) as west_host, host_of(east, 2) as east_host:
+        sites.declare("west", sites.link("east", declared + BEHIND.format(far=2, near=1) + EAGER))
+        west.culvert("up", "-c", str(west.links))
+        for here, there in ((west_host, 2), (east_host, 1)):
+            for address in (f"10.{there}.0.10", f"fd00:{there}::10"):
+                assert here.succeeds("ping", "-c", "1", "-W", "2", address), address
+        targets: dict[str, Namespace] = {}
+        sources: dict[str, str] = {}
+        for far, near, host in ((1, 2, west_host), (2, 1, east_host)):
+            for network, gateway, target, posed in (
+                (f"10.{far}.0.0/24", f"192.0.{near}.2", f"10.{far}.0.10", f"10.{near}.0.77"),
+                (f"fd00:{far}::/64", f"2001:db8:{near}::2", f"fd00:{far}::10", f"fd00:{near}::77"),
+            ):
+                router.ip("route", "add", network, "via", gateway)
+                add_address(router, "lo", posed)
+                targets[target] = host
+                sources[target] = posed
+        with contextlib.ExitStack() as stack:
+            watches = [
+                stack.enter_context(FrameWatch(host, "lan", target))
+                for target, host in targets.items()
+            ]
+            with Stream(router, *targets) as stream:
+                assert wait_until(lambda: stream.sent > 1000)
+            for target, source in sources.items():
+                router.succeeds("ping", "-c", "3", "-i", "0.1", "-W", "0.1", "-I", source, target)
+            assert [watch.frames for watch in watches] == [0, 0, 0, 0]
+
+
 # -- three sites ------------------------------------------------------------------------------
 
 
@@ -429,9 +495,9 @@ device = "tun{number}"
 addresses = ["10.255.{number}.2/30"]
 peer = ["10.255.{number}.1"]
 routes = ["10.{site}.0.0/24"]
-forward = true
+forward = ["10.{other}.0.0/24"]
 """
-    for number, site in ((0, 1), (1, 3))
+    for number, site, other in ((0, 1, 3), (1, 3, 1))
 )
 
 

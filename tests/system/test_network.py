@@ -21,19 +21,19 @@ import pytest
 
 from appliance.config.network import TunnelNetwork
 from appliance.services.tunnel import kernel, kinds, record, resolver
+from appliance.services.tunnel.chains import Outside
 from appliance.services.tunnel.device import open_device
 from appliance.services.tunnel.kernel import free_device, reconcile, reconcile_apart
+from appliance.services.tunnel.marks import MARK
 from appliance.services.tunnel.network import (
-    MARK,
     Change,
     NetworkError,
-    Outside,
     PassedOn,
     Pin,
     Plan,
     Rules,
     plan,
-)  # fmt: skip
+)
 from appliance.services.tunnel.programs import Programs
 from appliance.services.tunnel.rules import holds, tables
 from appliance.wire.tun import POINT_TO_POINT
@@ -126,7 +126,8 @@ def resolv_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def network(**words: Any) -> TunnelNetwork:
     """A TunnelNetwork whose addresses and networks are given as text."""
     read: dict[str, Callable[[str], Any]] = {
-        "addresses": ip_interface, "peer": ip_address, "routes": ip_network, "dns": ip_address,
+        "addresses": ip_interface, "peer": ip_address, "routes": ip_network,
+        "forward": ip_network, "dns": ip_address,
     }  # fmt: skip
     for name in read.keys() & words.keys():
         words[name] = tuple(read[name](item) for item in words[name])
@@ -143,7 +144,7 @@ EVERYTHING = network(
     peer=["10.9.0.2", "fd00:9::2"],
     routes=["0.0.0.0/0", "192.168.2.0/24", "::/0"],
     mtu=1400,
-    forward=True,
+    forward=["10.1.0.0/24", "fd00:1::/64"],
     masquerade="both",
     dns=["10.9.0.2"],
 )
@@ -629,7 +630,7 @@ def test_masquerade_gives_packets_the_machines_address(machine: Machine, masquer
     wanted = network(
         addresses=["10.9.0.1/30"],
         routes=["192.168.2.0/24"],
-        forward=True,
+        forward=["10.1.0.0/24"],
         masquerade=masquerade,
     )
     machine.make(everything(plan("office", wanted, "tun0")))
@@ -659,7 +660,7 @@ def test_the_segments_of_tcp_are_clamped_both_ways(machine: Machine) -> None:
     wanted = network(
         addresses=["10.9.0.1/30", "fd00:9::1/64"],
         routes=["192.168.2.0/24", "fd00:2::/64"],
-        forward=True,
+        forward=["10.1.0.0/24", "fd00:1::/64"],
         mtu=1400,
     )
     machine.make(everything(plan("office", wanted, "tun0")))
@@ -752,7 +753,6 @@ def test_forwarding_puts_every_setting_back_that_the_kernel_changes_with_it(
 
 def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> None:
     """Forwarding is one switch for all devices, and the machine was no router before."""
-    wanted = network(addresses=["10.9.0.1/30"], routes=["192.168.2.0/24"], forward=True)
 
     def passed(packet: bytes) -> bool:
         return target_of(packet) == SERVER
@@ -764,8 +764,9 @@ def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> Non
 
     for number, owner in enumerate(("office", "home")):
         wanted = network(
-            addresses=[f"10.9.{number}.1/30"], routes=[f"192.168.{number}.0/24"], forward=True
-        )
+            addresses=[f"10.9.{number}.1/30"], routes=[f"192.168.{number}.0/24"],
+            forward=["10.1.0.0/24"],
+        )  # fmt: skip
         machine.make(everything(plan(owner, wanted, f"tun{number}")), owner)
     assert not leaks()
     for unit in (0, 1):
@@ -791,7 +792,7 @@ def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> Non
 
 
 def test_a_tunnel_that_does_not_forward_is_no_way_into_one_that_does(machine: Machine) -> None:
-    for unit, forward in ((0, True), (1, False)):
+    for unit, forward in ((0, ["10.1.0.0/24", "10.9.1.0/30"]), (1, [])):
         wanted = network(
             addresses=[f"10.9.{unit}.1/30"], peer=[f"10.9.{unit}.2"],
             routes=[f"192.168.{unit}.0/24"], forward=forward,
@@ -812,6 +813,86 @@ def test_a_tunnel_that_does_not_forward_is_no_way_into_one_that_does(machine: Ma
         assert target_of(packet_from(second, lambda packet: packet[0] == 0x45)) == "192.168.1.8"
     for owner in ("link1", "link0"):
         machine.make((), owner)
+    machine.assert_undone()
+
+
+@pytest.mark.parametrize("router", [False, True], ids=["no router before", "a router"])
+@pytest.mark.parametrize("masquerade", ["no", "from-tunnel", "into-tunnel", "both"])
+def test_nobody_on_the_outer_network_gets_into_a_tunnel(
+    machine: Machine, masquerade: str, router: bool
+) -> None:
+    """Whoever routes packets to the machine, whatever address they have."""
+    if router:
+        machine.here.forward()
+        machine.before = machine.look()
+    wanted = network(
+        addresses=["10.9.0.1/30", "fd00:9::1/64"],
+        peer=["10.9.0.2", "fd00:9::2"],
+        routes=["192.168.2.0/24", "fd00:2::/64"],
+        forward=["10.1.0.0/24", "fd00:1::/64"],
+        masquerade=masquerade,
+    )
+    machine.make(everything(plan("office", wanted, "tun0")))
+    outside, lan = machine.outside, machine.lan
+    targets = {"10.9.0.2", "192.168.2.7", "fd00:9::2", "fd00:2::7"}
+    for target in targets:
+        outside.ip("route", "add", target, "via", "2001:db8::1" if ":" in target else "192.0.2.1")
+    own = {4: ("192.0.2.254", SERVER), 6: ("2001:db8::fe", SERVER6)}
+    posed = {4: ("10.1.0.10", "192.168.2.8"), 6: ("fd00:1::10", "fd00:2::8")}
+    for source in (*posed[4], *posed[6]):
+        add_address(outside, "lo", f"{source}/{128 if ':' in source else 32}")
+    with reader(machine.here) as descriptor, listener(outside, "outer") as outer:
+        for target in targets:
+            version = ip_address(target).version
+            for source in (*own[version], *posed[version]):
+                outside.inside(lambda to=target, source=source: send(source, to))  # type: ignore[misc]
+        for version, target in ((4, "192.168.2.9"), (6, "fd00:2::9")):
+            lan.succeeds("ping", "-q", "-c", "1", "-W", "0.1", target)
+            # In order: whatever had come from outside would come out before.
+            first = packet_from(descriptor, lambda p, v=version: p[0] >> 4 == v and not local(p))  # type: ignore[misc]
+            assert target_of(first) == target
+        # Nor does the other end reach what is not behind this one.
+        udp = struct.pack("!HHHH", 7, 7, 8, 0)
+        for target in (SERVER, "10.1.0.10"):
+            os.write(descriptor, bytes(VIRTIO) + ipv4_packet("192.168.2.7", target, 17, udp))
+        with listener(lan, "lan") as inner:
+            os.write(descriptor, bytes(VIRTIO) + ipv4_packet("192.168.2.7", "10.1.0.10", 17, udp))
+            assert wait_until(lambda: bool(seen(inner, lambda p: p[0] == 0x45 and p[9] == 17)), 3)
+        assert not seen(outer, lambda p: p[0] == 0x45 and p[9] == 17 and target_of(p) == SERVER)
+    machine.make(())
+    machine.assert_undone()
+
+
+def send(source: str, target: str) -> None:
+    """A packet of UDP."""
+    with socket.socket(
+        socket.AF_INET6 if ":" in source else socket.AF_INET, socket.SOCK_DGRAM
+    ) as sock:
+        sock.bind((source, 7))
+        sock.sendto(b"let me in", (target, 7))
+
+
+def local(packet: bytes) -> bool:
+    """Whether it is what a machine itself says on a device: multicast of IPv6."""
+    return packet[0] >> 4 == 6 and target_of(packet).startswith("ff02:")
+
+
+def test_what_a_tunnel_asks_the_internet_is_answered_and_nothing_else_comes_from_there(
+    machine: Machine,
+) -> None:
+    wanted = network(
+        addresses=["10.9.0.1/30"], peer=["10.9.0.2"], forward=["0.0.0.0/0"],
+        masquerade="from-tunnel",
+    )  # fmt: skip
+    machine.make(everything(plan("office", wanted, "tun0")))
+    machine.outside.ip("route", "add", "10.9.0.2", "via", "192.0.2.1")
+    echo = struct.pack("!BBHHH", 8, 0, 0xF7FE, 1, 0)
+    with reader(machine.here) as descriptor:
+        machine.outside.inside(lambda: send(SERVER, "10.9.0.2"))
+        os.write(descriptor, bytes(VIRTIO) + ipv4_packet("10.9.0.2", SERVER, 1, echo))
+        answer = packet_from(descriptor, lambda packet: packet[0] == 0x45)
+        assert (source_of(answer), answer[9]) == (SERVER, 1)
+    machine.make(())
     machine.assert_undone()
 
 
@@ -853,7 +934,7 @@ def test_two_links_to_one_server_share_the_pin_and_forwarding(
     other = network(
         addresses=["10.9.1.1/30"],
         routes=["203.0.0.0/8", "192.168.3.0/24"],
-        forward=True,
+        forward=["10.1.0.0/24"],
         dns=["10.9.1.2"],
     )
     second = everything(plan("home", other, "tun1", to(SERVER), kill_switch=True))

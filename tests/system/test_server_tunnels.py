@@ -30,7 +30,7 @@ device = "tun0"
 addresses = ["10.255.0.2/30", "fd00:255::2/64"]
 peer = ["10.255.0.1", "fd00:255::1"]
 routes = ["10.1.0.0/24"]
-forward = true
+forward = ["10.2.0.0/24"]
 """
 CLIENT = """
 device = "tun0"

@@ -6,7 +6,7 @@ already stays, and has no record.
 
 Two links may want the same thing: one bridge, forwarding, the way around the tunnel to one
 server. It is made by the first and undone by the last, as each finds it in the other's
-record. Beyond the records, devices, routes and tables carry marks of ours (see network.py), so
+record. Beyond the records, devices, routes and tables carry marks of ours (see marks.py), so
 that nobody else's are removed, and ours are known again when a record is lost.
 
 pyroute2 costs a small board seconds and 22 MiB: ``reconcile_apart`` lets a process pay that
@@ -25,18 +25,9 @@ from typing import Final
 from ...config.network import Mode
 from . import record
 from .kinds import Found, kinds_of_changes
+from .marks import DEVICE_GROUP, MARK, PIN_TABLE
 from .netlink import Netlink, device_names
-from .network import (
-    DEVICE_GROUP,
-    MARK,
-    PIN_TABLE,
-    Bridge,
-    Change,
-    Device,
-    NetworkError,
-    Rules,
-    table_of,
-)
+from .network import Bridge, Change, Device, NetworkError, Rules, table_of
 from .programs import Programs
 from .record import Record
 from .resolver import Resolver

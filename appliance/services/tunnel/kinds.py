@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from .device import PATH as TUN_PATH
+from .marks import DEVICE_GROUP, MARK, PIN_PROTOCOL, PIN_TABLE, ROUTE_PROTOCOL
 from .netlink import MAIN_TABLE, Message, Netlink, device_names, family_of, index_of
 from .network import (
-    DEVICE_GROUP,
-    MARK,
-    PIN_PROTOCOL,
-    PIN_TABLE,
-    ROUTE_PROTOCOL,
     Address,
     Bridge,
     Change,

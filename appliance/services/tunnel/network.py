@@ -2,7 +2,8 @@
 
 Nothing is done here: ``plan`` turns a TunnelNetwork into records, each of which says one thing
 that is to be true and reads as the command line that people know for it. ``kernel.py``
-makes them true, remembers which of them it made, and undoes those again.
+makes them true, remembers which of them it made, and undoes those again; ``chains.py`` has the
+text of the rules.
 
 Two changes with the same ``key`` cannot both be true: the later one takes the earlier one's
 place without a moment in which neither holds, which is what keeps a kill switch closed while
@@ -15,21 +16,17 @@ and rules name the bridge instead.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import (
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    collapse_addresses,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv6Address, ip_address
 from typing import Final, Self
 
 from ...config.network import Address as IPAddress
 from ...config.network import Mode, Network, TunnelNetwork, reached_through, without_ipv6
 from ...errors import CulvertError, UsageError
+from . import chains
+from .chains import Outside
+from .marks import MARK, PIN_TABLE, TABLE_PREFIX
 
 # linux/if.h: IFNAMSIZ is 16 with the final zero. What nft or resolvectl could take for syntax
 # is left out.
@@ -37,18 +34,7 @@ _DEVICE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _OWNER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DOMAIN: Final = re.compile(r"~?(\.|[A-Za-z0-9_][A-Za-z0-9_.-]{0,253})")
 
-# The mark of what is ours, so that it is known even where no record of it is left. None of these
-# numbers has a name in /etc/iproute2 or in linux/rtnetlink.h.
-DEVICE_GROUP: Final = 197  # of the devices that we made: `ip link show group 197`
-ROUTE_PROTOCOL: Final = 197  # of the routes into tunnels: `ip route show proto 197`
-PIN_PROTOCOL: Final = 198  # of the routes around tunnels, to their servers
-MARK: Final = 197  # of the packets of links' own connections (SO_MARK): `ip rule show fwmark 197`
-PIN_TABLE: Final = 198  # of those routes, which such packets alone take: `ip route show table 198`
-TABLE_PREFIX: Final = "culvert-"  # of all tables of ours in nftables
-_KILL_SWITCH: Final = "kill_switch"  # the chain
 _FORWARD: Final = "culvert-forward"  # of the tables of PassedOn, one an IP version
-
-_ETHERNET_MTU: Final = 1500  # bytes; from here on no packet of a neighbour is too large
 
 
 class NetworkError(CulvertError):
@@ -90,7 +76,7 @@ class Rules(Change):
     @property
     def is_kill_switch(self) -> bool:
         """Whether a kill switch is among the rules."""
-        return f"chain {_KILL_SWITCH} " in self.body
+        return f"chain {chains.KILL_SWITCH} " in self.body
 
     @property
     def digest(self) -> str:
@@ -228,19 +214,7 @@ class PassedOn(Change):
     @property
     def rules(self) -> str:
         """What stands in the table besides the devices."""
-        return _chain(
-            "passed_on",
-            "type filter hook forward priority filter",
-            [
-                f"meta nfproto != ipv{self.version} return",
-                # Other tunnels of ours, which do not forward.
-                f"iifgroup {DEVICE_GROUP} iifname != @tunnels drop",
-                f"oifgroup {DEVICE_GROUP} oifname != @tunnels drop",
-                "iifname @tunnels return",
-                "oifname @tunnels return",
-                "counter drop",
-            ],
-        )
+        return chains.passed_on(self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,16 +347,6 @@ class Plan:
         return cls(tuple(dict.fromkeys(at_start)), tuple(dict.fromkeys(while_up)))
 
 
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What a link's own processes may send beside its tunnel."""
-
-    servers: tuple[IPAddress, ...] = ()  # where its connection may go
-    port: int = 0  # of what is dialled first; 0: nothing is
-    resolvers: tuple[IPAddress, ...] = ()  # name servers that may be asked outside the tunnel
-    uids: tuple[int, ...] = ()  # the users who may ask them
-
-
 _NOTHING: Final = Outside()
 
 
@@ -410,18 +374,18 @@ def plan(
 
     inner = network.bridge or device
     pins = _pins(network, inner, outside.servers)
-    chains = _rules(network, inner)
+    rules = chains.forwarding(network, inner)
     if network.mode == "point-to-point" and not network.any_source:
-        chains += _own_addresses(network, inner, handed_out)
+        rules += chains.own_addresses(network, inner, handed_out)
     if pins:
-        chains.append(_answers(inner, pins, outside.port))
+        rules.append(chains.answers(inner, [pin.server for pin in pins], outside.port))
     if kill_switch:
-        chains += _kill_switch(network, inner, outside)
+        rules += chains.kill_switch(network, inner, outside)
     at_start: list[Change] = []
-    if chains:
+    if rules:
         # First to be made and last to be undone: a kill switch is closed before there is
         # anything to leak, and no packet is passed on that is not yet masqueraded.
-        at_start.append(Rules(table_of(owner), "\n".join(chains)))
+        at_start.append(Rules(table_of(owner), "\n".join(rules)))
     if not has_ipv6:
         network = without_ipv6(network)
         pins = [pin for pin in pins if ":" not in pin.server]
@@ -431,7 +395,7 @@ def plan(
     at_start.append(Up(device))
     at_start += _addresses(network, inner)
     if network.forward:
-        versions = _versions(network)
+        versions = sorted({each.version for each in network.forward})
         at_start += [PassedOn(version, inner) for version in versions]
         at_start += [Forwarding(version) for version in versions]
 
@@ -457,7 +421,7 @@ def closed(owner: str, network: TunnelNetwork, device: str, outside: Outside = _
     ``device`` may be '' while it is not known which one it will be.
     """
     inner = network.bridge or device
-    return Rules(table_of(owner), "\n".join(_kill_switch(network, inner, outside)))
+    return Rules(table_of(owner), "\n".join(chains.kill_switch(network, inner, outside)))
 
 
 def table_of(owner: str) -> str:
@@ -487,11 +451,6 @@ def _plain(server: IPAddress) -> IPAddress:
     return server
 
 
-def _versions(network: TunnelNetwork) -> list[int]:
-    used = {item.version for item in (*network.addresses, *network.peer, *network.routes)}
-    return sorted(used)
-
-
 def _addresses(network: TunnelNetwork, device: str) -> list[Change]:
     """The first address of a family is the one that has the peer of that family."""
     peers = {peer.version: str(peer) for peer in network.peer}
@@ -506,144 +465,3 @@ def _halves_of(routes: Sequence[Network]) -> list[Network]:
     return [
         half for route in routes for half in (route.subnets() if route.prefixlen == 0 else (route,))
     ]
-
-
-def _rules(network: TunnelNetwork, device: str) -> list[str]:
-    """What the packets of the tunnel meet on their way."""
-    chains = []
-    if network.forward and network.mtu < _ETHERNET_MTU:
-        clamp = "tcp flags syn / syn,rst tcp option maxseg size set rt mtu"
-        rules = [f'iifname "{device}" {clamp}', f'oifname "{device}" {clamp}']
-        chains.append(_chain("segment_size", "type filter hook forward priority mangle", rules))
-    masquerade = {
-        "no": [],
-        "from-tunnel": [f'iifname "{device}" oifname != "{device}" masquerade'],
-        "into-tunnel": [f'oifname "{device}" masquerade'],
-    }
-    masquerade["both"] = masquerade["from-tunnel"] + masquerade["into-tunnel"]
-    if rules := masquerade[network.masquerade]:
-        chains.append(_chain("masqueraded", "type nat hook postrouting priority srcnat", rules))
-    return chains
-
-
-def _own_addresses(
-    network: TunnelNetwork, device: str, handed_out: Sequence[IPAddress]
-) -> list[str]:
-    """The peer sends from its own addresses, and gets what is for them (any_source = false).
-
-    Its own are ``peer``, what was handed out to it, and ``routes``; without a ``peer`` of an IP
-    version the networks of this end's addresses, too. Addresses that are good on the link alone,
-    which no router passes on, are everybody's.
-    """
-    with_peer = {peer.version for peer in network.peer}
-    own = [
-        *(ip_network(address) for address in (*network.peer, *handed_out)),
-        *network.routes,
-        *(each.network for each in network.addresses if each.version not in with_peer),
-    ]
-    rules: dict[str, list[str]] = {"saddr": [], "daddr": []}
-    ours = {
-        version: [each.ip for each in network.addresses if each.version == version]
-        for version in (4, 6)
-    }
-    # Multicast is where packets go, never where they come from.
-    on_link = {
-        4: {"saddr": [], "daddr": ["224.0.0.0/24"]},
-        6: {"saddr": ["fe80::/10"], "daddr": ["fe80::/10", "ff02::/16"]},
-    }
-    for version, family in ((4, "ip"), (6, "ip6")):
-        if ours[version]:  # whoever else uses it
-            rules["saddr"].append(f"{_any_of(f'{family} saddr', ours[version])} drop")
-        of_version = (each for each in own if each.version == version)
-        theirs = [*map(str, collapse_addresses(of_version))]  # type: ignore[type-var]
-        for field, found in rules.items():
-            allowed = [*theirs, *on_link[version][field]]
-            if any(each.endswith("/0") for each in theirs):
-                found.append(f"meta nfproto ipv{version} return")
-            elif allowed:
-                found.append(f"{_any_of(f'{family} {field}', allowed)} return")
-    return [
-        "\tcounter foreign {\n\t}\n",
-        _chain(
-            "from_peer",
-            "type filter hook prerouting priority raw",
-            [f'iifname != "{device}" return', *rules["saddr"], 'counter name "foreign" drop'],
-        ),
-        _chain(
-            "to_peer",
-            "type filter hook postrouting priority filter",
-            [f'oifname != "{device}" return', *rules["daddr"], 'counter name "foreign" drop'],
-        ),
-    ]
-
-
-def _answers(device: str, pins: Sequence[Pin], port: int) -> str:
-    """The chain that marks what servers send, for MarkedAnswers; of no use to IPv6."""
-    servers = [pin.server for pin in pins if ":" not in pin.server]
-    rules = [f'iifname != "{device}" {_any_of("ip saddr", servers)} tcp sport {port} '
-             f"meta mark set {MARK}"] if servers else []  # fmt: skip
-    return _chain("answers", "type filter hook prerouting priority mangle", rules)
-
-
-def _any_of(match: str, values: Iterable[object]) -> str:
-    return f"{match} {{ {', '.join(map(str, values))} }}"
-
-
-def _kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[str]:
-    """What is for the routes goes into the tunnel or nowhere; what came out of it is free.
-
-    Exceptions are for what this machine itself sends: the link's connection, known by its mark,
-    which takes CAP_NET_ADMIN, the questions of its resolver, known by the user that it runs as, and
-    what keeps the local network alive. ``device`` may be ''.
-    """
-    devices = f'"lo", "{device}"' if device else '"lo"'
-    exceptions = [
-        "udp sport . udp dport { 67 . 68, 68 . 67, 546 . 547, 547 . 546 } return",  # DHCP
-        "icmpv6 type { nd-router-solicit, nd-router-advert,"
-        " nd-neighbor-solicit, nd-neighbor-advert } return",
-        # Without which some switches do not let neighbour discovery through.
-        "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } return",
-    ]
-    if outside.port:
-        exceptions.append(f"meta mark {MARK} tcp dport {outside.port} return")
-    for version, match in ((4, "ip daddr"), (6, "ip6 daddr")):
-        if found := [each for each in outside.resolvers if each.version == version]:
-            exceptions.append(
-                f"{_any_of('meta skuid', outside.uids)} {_any_of(match, found)}"
-                " meta l4proto { tcp, udp } th dport { 53, 853 } return"
-            )
-    # Collapsed, since a set of nftables takes no overlapping networks.
-    guarded = reached_through(network)
-    v4 = collapse_addresses(each for each in guarded if isinstance(each, IPv4Network))
-    v6 = collapse_addresses(each for each in guarded if isinstance(each, IPv6Network))
-    blocked = []
-    for version, match, networks in ((4, "ip daddr", [*v4]), (6, "ip6 daddr", [*v6])):
-        if not networks:
-            continue
-        everything = networks[0].prefixlen == 0
-        match = f"meta nfproto ipv{version}" if everything else _any_of(match, networks)
-        blocked.append(f'{match} counter name "blocked" reject with icmpx admin-prohibited')
-    if not blocked:
-        return []
-    jump = f"jump {_KILL_SWITCH}"
-    passed_on = f'iifname != "{device}" {jump}' if device else jump
-    return [
-        "\tcounter blocked {\n\t}\n",
-        _chain(
-            _KILL_SWITCH,
-            "",
-            [
-                f"oifname {{ {devices} }} return",
-                # Another link of ours may be declared for a part of the same network.
-                f"oifgroup {DEVICE_GROUP} return",
-                *blocked,
-            ],
-        ),
-        _chain("sent", "type filter hook output priority filter", [*exceptions, jump]),
-        _chain("passed_on", "type filter hook forward priority filter", [passed_on]),
-    ]
-
-
-def _chain(name: str, hook: str, rules: Sequence[str]) -> str:
-    lines = [f"{hook}; policy accept;", *rules] if hook else rules
-    return f"\tchain {name} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"

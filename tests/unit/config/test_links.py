@@ -222,9 +222,15 @@ V6 = {"addresses": ["fd00:9::1/64"]}
         *(
             (
                 {"masquerade": value},
-                "masquerade: only what is forwarded is masqueraded: add forward = true",
+                "masquerade: only what is forwarded is masqueraded: add forward",
             )
             for value in ("from-tunnel", "into-tunnel", "both")
+        ),
+        ({"forward": True}, "forward: expected a list of networks such as"),
+        ({"forward": ["10.0.0.0/8", "10.0.0.0/8"]}, "forward[1]: 10.0.0.0/8 is given twice"),
+        (
+            {"forward": ["10.1.0.0/24", "10.2.0.0/24"], "routes": ["10.2.0.0/24"]},
+            "forward[1]: 10.2.0.0/24 lies behind the other end, says routes",
         ),
         # names
         (V4 | {"dns": ["fd00::1"]}, "dns[0]: addresses and routes have no IPv6 to reach fd00::1"),
@@ -351,7 +357,7 @@ def test_the_port_of_the_metrics_is_one(tmp_path: Path, port: int) -> None:
         {"addresses": ["fe80::1/64"], "mtu": 1280},
         {"mode": "ethernet", "device": "tap999999", "bridge": "br-lan.1", "dns": ["10.0.0.1"]},
         {"addresses": ["10.9.0.1/30"], "dns": ["::1", "10.9.0.2"], "domains": ["a_b.x-y.org"]},
-        {"forward": True, "masquerade": "both"} | V4,
+        {"forward": ["0.0.0.0/0", "192.168.1.0/24"], "masquerade": "both"} | V4,
         {"proxy": "socks5://[fd00::1]:1080"} | V4,
         {"proxy_jump": ["anna@a:22", "[fd00::1]:2222", "fd00::2"], "user": "anna.b-c"} | V4,
         {"host": "fe80::1%eth0"} | V4,

@@ -136,8 +136,8 @@ def addressing(draw: st.DrawFn) -> dict[str, Any]:
 def tunnel_network(draw: st.DrawFn) -> dict[str, Any]:
     mode = draw(st.sampled_from(["point-to-point", "ethernet"]))
     kind = "tap" if mode == "ethernet" else "tun"
-    forward = draw(st.booleans())
-    table = {
+    forward = draw(st.lists(NETWORKS, unique=True, max_size=3))
+    table: dict[str, Any] = {
         "mode": mode,
         "device": f"{kind}{draw(st.integers(0, 999999))}",
         "forward": forward,
@@ -149,6 +149,7 @@ def tunnel_network(draw: st.DrawFn) -> dict[str, Any]:
     if mode == "ethernet" and draw(st.booleans()):
         return table | {"bridge": "br" + str(draw(st.integers(0, 99))), "mtu": 1400}
     table |= draw(addressing())
+    assume(not set(forward) & set(table["routes"]))
     if mode == "point-to-point" and not (table["addresses"] or table["peer"] or table["routes"]):
         table["any_source"] = True
     return table

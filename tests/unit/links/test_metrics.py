@@ -1,7 +1,9 @@
-"""Any user of the machine may ask for metrics, and none keeps others from them."""
+"""Any user of the machine may ask for metrics; none keeps others from them, or gets further."""
 
 import contextlib
+import errno
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,18 +12,25 @@ import pytest
 
 from appliance import log
 from appliance.links import metrics
+from appliance.links.control import Answer
+from appliance.process import seccomp
 from appliance.process.sandbox import Confinement
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+def serve() -> tuple[int, int, socket.socket]:
+    """A process that is held to its system calls: its id, its port, and the supervisor's end."""
+    with metrics.listen(0) as sock:
+        pid, asked = metrics.start(sock, Confinement(None, seccomp.program(False), None))
+        return pid, sock.getsockname()[1], asked
 
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where metrics are served; this process is the supervisor."""
     monkeypatch.setattr(log, "descriptors", set)
-    with metrics.listen(0) as sock:
-        pid, asked = metrics.start(sock, Confinement(None, None, None))
-        place = sock.getsockname()[1]
+    pid, place, asked = serve()
     answering = threading.Thread(target=answer, args=(asked,))
     answering.start()
     yield place
@@ -90,6 +99,44 @@ def test_clients_that_say_nothing_or_read_nothing_keep_nobody_out(port: int) -> 
             undo.enter_context(connect(port))
             undo.enter_context(connect(port)).sendall(REQUEST)
         assert b" 200 OK" in get(port)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("socket.socket()", errno.EPERM),
+        ("self._supervisor.connect('/run/x')", errno.EPERM),
+        ("open('/etc/passwd')", errno.ENOENT),
+        ("os.setuid(1)", errno.EPERM),
+        ("os.fork()", None),
+        ("os.execv('/bin/sh', ['sh'])", None),
+        ("os.kill(os.getppid(), 0)", None),
+    ],
+)
+def test_one_that_was_taken_over_gets_nowhere(
+    monkeypatch: pytest.MonkeyPatch, code: str, said: int | None
+) -> None:
+    """What it does not survive is None."""
+
+    def taken_over(self: object, words: list[str]) -> Answer:
+        try:
+            exec(code, globals() | {"self": self})
+        except OSError as error:
+            return Answer(200, f"{error.errno}", metrics.PLAIN)
+        return Answer(200, "done", metrics.PLAIN)
+
+    monkeypatch.setattr(log, "descriptors", set)
+    monkeypatch.setattr(metrics._Server, "answer", taken_over)
+    pid, place, asked = serve()
+    with asked:
+        try:
+            answer = get(place)
+        except ConnectionError:
+            answer = b""
+        os.kill(pid, signal.SIGKILL)  # which who is dead already does not notice
+        _, status = os.waitpid(pid, 0)
+    assert answer.rpartition(b"\r\n")[2].decode() == (str(said) if said else "")
+    assert os.waitstatus_to_exitcode(status) == -(signal.SIGKILL if said else signal.SIGSYS)
 
 
 def test_a_request_without_end_is_broken_off(port: int) -> None:

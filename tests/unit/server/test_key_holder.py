@@ -193,24 +193,27 @@ def test_a_key_of_each_kind_signs_through_its_holder(host_keys: Keyring) -> None
                 assert held.public.verify(algorithm, signature, b"data")
 
 
-@pytest.mark.usefixtures("without_log")
-def test_no_answer_of_a_key_holder_is_an_error(tmp_path: Path) -> None:
-    with contextlib.closing(KeyHolder([str(tmp_path / "key")], make=True)) as holder:
-        (held,) = holder.keys
-        with pytest.raises(OSError, match="key"):
-            held.sign("rsa-sha2-512", b"data")  # by which it fails
-        with pytest.raises(OSError, match=r"pipe|reset|key"):
-            held.sign("ssh-ed25519", b"data")
+@pytest.fixture
+def holder(without_log: None, tmp_path: Path) -> Iterator[KeyHolder]:
+    """The holder of one key."""
+    with contextlib.closing(KeyHolder([str(tmp_path / "key")], make=True)) as made:
+        yield made
 
 
-@pytest.mark.usefixtures("without_log")
-def test_who_went_away_before_its_signature_costs_nobody_else_theirs(tmp_path: Path) -> None:
-    with contextlib.closing(KeyHolder([str(tmp_path / "key")], make=True)) as holder:
-        (held,) = holder.keys
-        request = key_holder._Request(held.public.blob, "ssh-ed25519", b"data").encode()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            ours.close()
-            socket.send_fds(holder._requests, [request], [theirs.fileno()])
-        holder._requests.send(request)  # as if no descriptor had been left for it
-        assert held.sign("ssh-ed25519", b"data")
+def test_no_answer_of_a_key_holder_is_an_error(holder: KeyHolder) -> None:
+    (held,) = holder.keys
+    with pytest.raises(OSError, match="key"):
+        held.sign("rsa-sha2-512", b"data")  # by which it fails
+    with pytest.raises(OSError, match=r"pipe|reset|key"):
+        held.sign("ssh-ed25519", b"data")
+
+
+def test_who_went_away_before_its_signature_costs_nobody_else_theirs(holder: KeyHolder) -> None:
+    (held,) = holder.keys
+    request = key_holder._Request(held.public.blob, "ssh-ed25519", b"data").encode()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.close()
+        socket.send_fds(holder._requests, [request], [theirs.fileno()])
+    holder._requests.send(request)  # as if no descriptor had been left for it
+    assert held.sign("ssh-ed25519", b"data")

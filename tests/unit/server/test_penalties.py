@@ -1,12 +1,14 @@
 """Who misbehaves before authentication is refused for a while, and nobody else is."""
 
 import itertools
+import time
+from ipaddress import IPv4Address
 
 import pytest
 
 from appliance.errors import UsageError
 from appliance.server import penalties as module
-from appliance.server.penalties import MAXIMUM, Ending, Penalties, source_of
+from appliance.server.penalties import MAXIMUM, MINIMUM, SECONDS, Ending, Penalties, blocks_of
 
 SOURCE = "192.0.2.1"
 BLOCK = (32, 64)
@@ -15,7 +17,7 @@ BLOCK = (32, 64)
 def test_failures_add_up_until_the_source_is_refused() -> None:
     penalties = Penalties((), BLOCK)
     told = [penalties.add(SOURCE, Ending.FAILED, 0.0) for _ in range(5)]
-    assert told == [False, False, True, False, False]
+    assert told == ["", "", "192.0.2.1/32", "", ""]
     assert penalties.refuses(SOURCE, 1.0)
     assert not penalties.refuses("192.0.2.2", 1.0)
 
@@ -46,7 +48,7 @@ def test_a_penalty_passes_and_is_forgotten() -> None:
     assert penalties.refuses(SOURCE, 100.0 + seconds - 0.1)
     assert not penalties.refuses(SOURCE, 100.0 + seconds)
     assert not penalties.refuses(SOURCE, 105.0 + seconds)
-    assert not penalties._records
+    assert not penalties._records[4]
     penalties.add(SOURCE, Ending.FAILED, 106.0 + seconds)
     assert not penalties.refuses(SOURCE, 107.0 + seconds)
 
@@ -132,18 +134,87 @@ def test_a_source_is_as_large_as_the_block_of_addresses() -> None:
         ("0.0.0.1", "::1", (0, 0), False),
         ("UNKNOWN", "", (32, 64), True),
     ):
-        assert (source_of(one, block) == source_of(other, block)) == same, (one, other, block)
+        sources = [blocks_of(address, block)[0] for address in (one, other)]
+        assert (sources[0] == sources[1]) == same, (one, other, block)
 
 
-def test_the_memory_of_sources_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SOURCES", 8)
+def test_wider_blocks_than_a_source_are_those_that_ipv6_sites_are_assigned() -> None:
+    for address, block, count in (
+        ("192.0.2.1", (24, 64), 1),
+        ("2001:db8::1", (32, 128), 4),
+        ("2001:db8::1", (32, 64), 3),
+        ("2001:db8::1", (32, 56), 2),
+        ("2001:db8::1", (32, 48), 1),
+        ("2001:db8::1", (32, 32), 1),
+    ):
+        assert len(set(blocks_of(address, block))) == count, (address, block)
+    one, other = blocks_of("2001:db8:0:1::1", BLOCK), blocks_of("2001:db8:0:101::1", BLOCK)
+    assert [mine == theirs for mine, theirs in zip(one, other, strict=True)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("networks", "sources"), [(256, 16), (65536, 32)])
+@pytest.mark.parametrize("ending", [Ending.NO_AUTHENTICATION, Ending.FAILED])
+def test_a_site_is_no_more_than_some_sources_however_many_it_has(
+    networks: int, sources: int, ending: Ending
+) -> None:
+    """A hundred connections a second, each from the next /64: all of them were served."""
     penalties = Penalties((), BLOCK)
-    penalties.add(SOURCE, Ending.GRACE_TIME, 0.0)  # the nearest to its end
-    for number in range(8):
-        penalties.add(f"10.0.0.{number}", Ending.CRASH, 0.0)
-    assert len(penalties._records) == 8
-    penalties.add(SOURCE, Ending.GRACE_TIME, 0.0)
-    assert not penalties.refuses(SOURCE, 0.0)  # its first penalty was forgotten
+    served = 0
+    for number in range(600 * 100):
+        source, now = f"2001:db8:7:{number % networks:x}::1", number / 100
+        if not penalties.refuses(source, now):
+            served += 1
+            penalties.add(source, ending, now)
+    # A source that takes care is served as often as what it does costs seconds.
+    assert served < sources * (600 + MINIMUM) / SECONDS[ending]
+    assert not penalties.refuses("2001:db8:8::1", 600)  # the next site
+
+
+def test_a_refused_site_is_told_as_its_network() -> None:
+    penalties = Penalties((), BLOCK)
+    told = [
+        penalties.add(f"2001:db8:7:{network:x}::1", Ending.CRASH, 0.0) for network in range(256)
+    ]
+    assert set(told[:2]) == {"2001:db8:7::/64", "2001:db8:7:1::/64"}
+    assert [each for each in told if not each.endswith("/64")] == [
+        "2001:db8:7::/56", "2001:db8:7::/48",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [Ending.GRACE_TIME, Ending.FAILED, Ending.NO_AUTHENTICATION])
+def test_one_source_has_none_of_its_neighbours_refused(ending: Ending) -> None:
+    """With all the connections that it may have open at once, which is when most ends come."""
+    penalties = Penalties((), BLOCK)
+    for now in range(0, 3600, 5):
+        if not penalties.refuses("2001:db8:7:1::1", now):
+            for _ in range(20):
+                penalties.add("2001:db8:7:1::1", ending, now)
+        assert not penalties.refuses("2001:db8:7:2::1", now), now
+
+
+@pytest.mark.parametrize("pattern", ["10.0.0.{}", "2001:db8:{:x}::1"])
+def test_the_memory_of_sources_is_bounded_for_each_ip_version(
+    monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    monkeypatch.setattr(module, "RECORDS", 8)
+    penalties = Penalties((), BLOCK)
+    first, other = pattern.format(0), "192.0.2.1" if ":" in pattern else "2001:db8:ffff::1"
+    for source in (other, first):
+        penalties.add(source, Ending.GRACE_TIME, 0.0)  # the nearest to its end
+    for number in range(1, 9):
+        penalties.add(pattern.format(number), Ending.CRASH, 0.0)
+    assert all(len(records) <= 8 for records in penalties._records.values())
+    for source, refused in ((first, False), (other, True), (pattern.format(8), True)):
+        penalties.add(source, Ending.GRACE_TIME, 0.0)
+        assert penalties.refuses(source, 0.0) == refused, source  # the first penalty is forgotten
+
+
+def test_to_forget_takes_no_time_for_each_of_many_that_come_once() -> None:
+    penalties = Penalties((), BLOCK)
+    started = time.monotonic()
+    for number in range(2 * module.RECORDS):
+        penalties.add(str(IPv4Address(number)), Ending.FAILED, number)
+    assert time.monotonic() - started < 60  # it took four minutes
 
 
 def test_a_bad_exempt_list_is_named() -> None:

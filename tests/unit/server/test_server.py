@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from appliance.config.server import ServerConfig
 from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
 from appliance.crypto.keys import SK_ECDSA, SK_ED25519, PublicKey, generate
 from appliance.errors import AuthenticationFailed
 from appliance.process import sandbox
+from appliance.server.listener import Listener
+from appliance.server.penalties import Penalties, blocks_of
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.channels import ChannelHandler
 from appliance.ssh.order import Phase, Role
@@ -639,6 +643,39 @@ def test_a_source_is_the_whole_network_of_an_ipv6_customer(
         server.stop()
 
 
+@pytest.mark.netns
+def test_idle_connections_of_a_whole_ipv6_site_cost_another_one_none(our_server: Serve) -> None:
+    """Each from a /64 of its own, of one /48."""
+    with contextlib.closing(Namespace("customers")) as space:
+        space.ip("link", "set", "lo", "up")
+        for number in range(41):
+            add_address(space, "lo", f"fd00:1:0:{number:x}::1/128")
+        add_address(space, "lo", "fd00:2::1/128")
+        server = our_server("per_source_penalties = false\n", namespace=space, address="fd00:1::1")
+        place = (server.address, server.port)
+
+        def attack() -> int:
+            idle = [
+                socket.create_connection(place, 10, (f"fd00:1:0:{number:x}::1", 0))
+                for number in range(1, 41)
+            ]
+            served = 0
+            for _ in range(30):
+                with socket.create_connection(place, 10, ("fd00:2::1", 0)) as other:
+                    served += greeting(other) != b""
+                wait_until(partial(_has_ended, server, "fd00:2::1", served))
+            for sock in idle:
+                sock.close()
+            return served
+
+        assert space.inside(attack) == 30
+        server.stop()
+
+
+def _has_ended(server: Server, source: str, connections: int) -> bool:
+    return server.log.count(f"disconnected from {source}") == connections
+
+
 def _is_served(server: Server) -> bool:
     with connect(server) as sock, contextlib.suppress(OSError):
         return bool(greeting(sock))
@@ -647,79 +684,83 @@ def _is_served(server: Server) -> bool:
 
 def test_start_ups_are_limited_as_10_30_100() -> None:
     """The chance to be dropped, asked of the listener itself."""
-    from collections import Counter
-
-    from appliance.config.server import ServerConfig
-    from appliance.server.listener import Listener
 
     listener = Listener.__new__(Listener)
     listener._config = ServerConfig(per_source_max_startups=1000)
-    listener._per_source = Counter()
     dropped = {}
     for waiting in (0, 9, 10, 55, 99, 100, 200):
-        listener._sources = {number: number for number in range(waiting)}
-        listener._per_source = Counter(listener._sources.values())
-        dropped[waiting] = sum(listener._drops(4711) for _ in range(2000)) / 2000
+        listener._starting = {number: (number,) for number in range(waiting)}
+        listener._per_block = Counter(range(waiting))
+        dropped[waiting] = sum(listener._drops((4711,)) for _ in range(2000)) / 2000
     assert dropped[0] == dropped[9] == 0
     assert 0.24 < dropped[10] < 0.36
     assert 0.58 < dropped[55] < 0.72
     assert dropped[99] > 0.9
     assert dropped[100] == dropped[200] == 1
-    listener._sources = {}
-    listener._per_source = Counter({4711: 1000})
-    assert listener._drops(4711)
-    assert not listener._drops(4712)
+    listener._starting = {}
+    listener._per_block = Counter({4711: 1000})
+    assert listener._drops((4711,))
+    assert not listener._drops((4712,))
+
+
+def filled(limits: tuple[int, int, int], networks: int) -> Listener:
+    """A listener with as many start-ups as so many /64s of one site get, from its first on."""
+    listener = Listener.__new__(Listener)
+    listener._config = ServerConfig(max_startups=limits)
+    listener._starting, listener._per_block = {}, Counter()
+    for pid in range(1000):
+        blocks = blocks_of(f"2001:db8:7:{pid * 7 % networks:x}::1", (32, 64))
+        if not listener._drops(blocks):
+            listener._starting[pid] = blocks
+            listener._per_block.update(blocks)
+    return listener
 
 
 @pytest.mark.parametrize("limits", [(10, 30, 100), (1, 30, 100), (5, 100, 10), (2, 100, 4)])
-def test_one_source_alone_has_nobody_else_dropped(limits: tuple[int, int, int]) -> None:
-    from collections import Counter
+@pytest.mark.parametrize(("networks", "most"), [(1, 20), (256, 40), (65536, 75)])
+def test_one_source_or_site_alone_has_nobody_else_dropped(
+    limits: tuple[int, int, int], networks: int, most: int
+) -> None:
+    listener = filled(limits, networks)
+    assert len(listener._starting) <= min(most, limits[2] - limits[2] // 4)
+    for other in ("2001:db8:8::1", "192.0.2.1"):
+        own = blocks_of(other, (32, 64))
+        assert not any(listener._drops(own) for _ in range(1000)), other
+        # Also while some of its own are waiting.
+        listener._per_block[own[0]] = limits[0] - limits[0] // 4 - 1
+        assert not any(listener._drops(own) for _ in range(1000)), other
 
-    from appliance.config.server import ServerConfig
-    from appliance.server.listener import Listener
 
-    listener = Listener.__new__(Listener)
-    listener._config = ServerConfig(max_startups=limits)
-    listener._sources, listener._per_source = {}, Counter()
-    for pid in range(1000):
-        if not listener._drops(4711):
-            listener._sources[pid] = 4711
-            listener._per_source[4711] += 1
-    assert listener._per_source[4711] <= 20
-    assert not any(listener._drops(4712) for _ in range(1000))
-    left = limits[0] - limits[0] // 4
-    listener._per_source[4712] = left - 1  # also while some of its own are waiting
-    assert not any(listener._drops(4712) for _ in range(1000))
+@pytest.mark.parametrize(("networks", "neighbour"), [(1, "1"), (1, "100"), (256, "100")])
+def test_neither_is_a_neighbour_within_the_site_that_somebody_has_only_a_part_of(
+    networks: int, neighbour: str
+) -> None:
+    listener = filled((10, 30, 100), networks)
+    own = blocks_of(f"2001:db8:7:{neighbour}::1", (32, 64))
+    assert not any(listener._drops(own) for _ in range(1000))
 
 
 def test_what_a_source_counts_is_given_back_once() -> None:
-    from collections import Counter
-
-    from appliance.server.listener import Listener
-
     listener = Listener.__new__(Listener)
-    listener._sources = {1: 4711, 2: 4711}
-    listener._per_source = Counter({4711: 2})
+    listener._starting = {1: (11, 13), 2: (12, 13)}
+    listener._per_block = Counter({11: 1, 12: 1, 13: 2})
     for pid in (1, 1, 3):
         listener._release(pid)
-    assert listener._per_source == {4711: 1}
+    assert listener._per_block == {12: 1, 13: 1}
     listener._release(2)
-    assert listener._per_source == {}
+    assert listener._per_block == {}
 
 
 @pytest.mark.parametrize(
     ("status", "seconds"), [(0, 0), (1, 90), (2, 90), (-9, 90), (-11, 90), (3, 1), (5, 5), (6, 10)]
 )
 def test_a_monitor_that_ends_in_an_unknown_way_has_crashed(status: int, seconds: int) -> None:
-    from appliance.server.listener import Listener
-    from appliance.server.penalties import Penalties
-
     listener = Listener.__new__(Listener)
     listener._penalties = Penalties((), (32, 64))
     began = time.monotonic()
     listener._punish("192.0.2.7", status)
     ended = time.monotonic()
-    ends = [record.end for record in listener._penalties._records.values()]
+    ends = [record.end for record in listener._penalties._records[4].values()]
     assert len(ends) == bool(seconds)
     assert all(began <= end - seconds <= ended for end in ends)
 

@@ -9,6 +9,7 @@ import pytest
 
 from appliance.config.network import TunnelNetwork
 from appliance.errors import UsageError
+from appliance.services.tunnel.chains import Outside
 from appliance.services.tunnel.network import (
     Change,
     Device,
@@ -16,7 +17,6 @@ from appliance.services.tunnel.network import (
     Marked,
     MarkedAnswers,
     Mtu,
-    Outside,
     Pin,
     Plan,
     Port,
@@ -33,7 +33,8 @@ BARE = ["ip tuntap add dev tun0 mode tun", "ip link set dev tun0 mtu 1500", "ip 
 def network(**words: Any) -> TunnelNetwork:
     """A TunnelNetwork whose addresses and networks are given as text."""
     read: dict[str, Callable[[str], Any]] = {
-        "addresses": ip_interface, "peer": ip_address, "routes": ip_network, "dns": ip_address,
+        "addresses": ip_interface, "peer": ip_address, "routes": ip_network,
+        "forward": ip_network, "dns": ip_address,
     }  # fmt: skip
     for name in read.keys() & words.keys():
         words[name] = tuple(read[name](item) for item in words[name])
@@ -141,20 +142,44 @@ def test_what_a_server_sends_is_marked_for_the_reverse_path_filter() -> None:
 
 
 def test_forwarding_is_for_the_families_that_are_used() -> None:
-    def forwarded(**words: Any) -> list[int]:
-        changes = planned(forward=True, **words).at_start
+    def forwarded(*networks: str) -> list[int]:
+        changes = planned(forward=networks).at_start
         return [change.version for change in changes if isinstance(change, Forwarding)]
 
     assert forwarded() == []
-    assert forwarded(addresses=["10.9.0.1/30"]) == [4]
-    assert forwarded(routes=["fd00:2::/64"]) == [6]
-    assert forwarded(addresses=["10.9.0.1/30"], routes=["fd00:2::/64"]) == [4, 6]
-    assert lines(planned(forward=True, peer=["10.0.0.1", "fd00::1"]).at_start)[3:] == [
+    assert forwarded("10.1.0.0/24", "10.2.0.0/24") == [4]
+    assert forwarded("::/0") == [6]
+    both = ("0.0.0.0/0", "fd00:1::/64")
+    assert forwarded(*both) == [4, 6]
+    made = planned(forward=both)
+    assert lines(made.at_start)[4:] == [
         "nft add element inet culvert-forward-ipv4 tunnels { tun0 }",
         "nft add element inet culvert-forward-ipv6 tunnels { tun0 }",
         "sysctl -w net.ipv4.ip_forward=1",
         "sysctl -w net.ipv6.conf.all.forwarding=1",
     ]
+    changes = plan("office", network(forward=both), "tun0", has_ipv6=False).at_start
+    assert [change.version for change in changes if isinstance(change, Forwarding)] == [4]
+
+
+def test_into_a_tunnel_goes_only_what_comes_from_where_its_network_is() -> None:
+    text = rules(
+        planned(
+            forward=["10.1.0.0/24", "10.1.1.0/24", "0.0.0.0/0", "fd00:1::/64"],
+            routes=["10.2.0.0/24"],
+        )
+    )
+    assert chain(text, "forwarded")[1:] == [
+        'iifname != "tun0" oifname != "tun0" return',
+        'iifname "tun0" oifname "tun0" return',
+        'oifname "tun0" ip saddr { 10.1.0.0/23 } fib saddr . iif oif exists return',
+        'iifname "tun0" meta nfproto ipv4 return',
+        'oifname "tun0" ip6 saddr { fd00:1::/64 } fib saddr . iif oif exists return',
+        'iifname "tun0" ip6 daddr { fd00:1::/64 } return',
+        "ct state established,related return",
+        'counter name "outsiders" drop',
+    ]
+    assert "forwarded" not in rules(planned(kill_switch=True, routes=["10.2.0.0/24"]))
 
 
 @pytest.mark.parametrize(
@@ -171,10 +196,10 @@ def test_masquerade_is_a_rule_a_direction(masquerade: str, expected: list[str]) 
 
 
 def test_segments_are_clamped_only_where_a_neighbours_packets_are_too_large() -> None:
-    text = rules(planned(forward=True, mtu=1400))
+    text = rules(planned(forward=["10.1.0.0/24"], mtu=1400))
     assert text.count("tcp option maxseg size set rt mtu") == 2
     assert "masquerade" not in text
-    assert lines(planned(forward=True, mtu=1500).at_start) == BARE
+    assert "tcp option" not in rules(planned(forward=["10.1.0.0/24"], mtu=1500))
     assert len(planned(mtu=1400).at_start) == 3
 
 
@@ -309,8 +334,8 @@ def test_names_that_could_be_syntax_are_refused(
 def test_every_change_survives_json() -> None:
     made = planned(
         "tap0", ("203.0.113.5",), mode="ethernet", bridge="br0", addresses=["10.9.0.1/24"],
-        peer=["10.9.0.2"], routes=["0.0.0.0/0"], forward=True, masquerade="both", mtu=1400,
-        dns=["10.9.0.2"], domains=("corp.example",), kill_switch=True,
+        peer=["10.9.0.2"], routes=["0.0.0.0/0"], forward=["10.1.0.0/24"], mtu=1400,
+        masquerade="both", dns=["10.9.0.2"], domains=("corp.example",), kill_switch=True,
     )  # fmt: skip
     changes = (*made.at_start, *made.while_up)
     assert len({type(change) for change in changes}) == 14

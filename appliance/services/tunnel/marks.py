@@ -1,0 +1,13 @@
+"""By which numbers and names what is ours is known, even where no record of it is left.
+
+None of these numbers has a name in /etc/iproute2 or in linux/rtnetlink.h.
+"""
+
+from typing import Final
+
+DEVICE_GROUP: Final = 197  # of the devices that we made: `ip link show group 197`
+ROUTE_PROTOCOL: Final = 197  # of the routes into tunnels: `ip route show proto 197`
+PIN_PROTOCOL: Final = 198  # of the routes around tunnels, to their servers
+MARK: Final = 197  # of the packets of links' own connections (SO_MARK): `ip rule show fwmark 197`
+PIN_TABLE: Final = 198  # of those routes, which such packets alone take: `ip route show table 198`
+TABLE_PREFIX: Final = "culvert-"  # of all tables of ours in nftables
