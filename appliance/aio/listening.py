@@ -27,7 +27,7 @@ ACCEPTS: Final = 16  # connections taken a wake-up
 PAUSE: Final = 0.2  # seconds without accepting, once there was no descriptor for a connection
 
 
-class Listener:
+class ListeningSocket:
     """Sockets that are listened on; ``accepted`` gets each connection and owns it."""
 
     def __init__(

@@ -25,7 +25,7 @@ from ..wire.forward import (
     FORWARDED_TCPIP,
 )
 from . import accounts, audit
-from .authentication import Login
+from .authentication import LoggedIn
 from .requests import (
     Connect,
     ConnectLocal,
@@ -65,7 +65,7 @@ class _Listening(NamedTuple):
 class ForwardGrants:
     """What one connection may reach, and what it listens on."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: LoggedIn) -> None:
         self._login = login
         config, permissions = login.config, login.permissions
         self._permit_open = _rules(config.permit_open, permissions.permit_open)
