@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from .connecting import socket_address
+from .addresses import socket_address
 from .loop import Loop
 
 _log = logging.getLogger(__name__)

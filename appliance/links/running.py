@@ -16,7 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final
 
-from ..aio.connecting import is_address
+from ..aio.addresses import is_address
 from ..aio.loop import Loop, Timer
 from ..config.directories import network_records
 from ..config.links import Link, with_handed_out

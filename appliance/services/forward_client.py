@@ -10,18 +10,12 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ..aio.connecting import (
-    Attempt,
-    Connecting,
-    NameConnector,
-    connect_address,
-    connect_local,
-    is_address,
-    look_up,
-)
+from ..aio.addresses import is_address, look_up
+from ..aio.connecting import Attempt, Connecting, connect_address, connect_local
 from ..aio.driver import Driver
 from ..aio.listening import ListeningSocket, LocalListener, bind_addresses, listen
 from ..aio.loop import Loop
+from ..aio.name_connector import NameConnector
 from ..config.forwards import REMOTE, Forward, Place, TcpPlace
 from ..errors import MalformedMessage
 from ..log import harmless
