@@ -185,11 +185,13 @@ class SessionGrants:
         self._programs[program.pid] = _Running(status_write, takes_signals)
         if self._may_begin:
             self._may_begin -= 1
-        audit.event(
-            "session",
-            kind=request.kind,
-            terminal=terminal.name if terminal is not None else None,
-            command=request.command.decode(errors="replace") if config.audit_commands else None,
+        asked = request.command.decode(errors="replace")
+        audit.write(
+            audit.Session(
+                kind=request.kind,
+                terminal=terminal.name if terminal is not None else None,
+                command=asked if config.audit_commands else None,
+            )
         )
         return write_uint32(program.pid), [*program.descriptors, status_read]
 

@@ -44,13 +44,17 @@ class Grant(NamedTuple):
         """The key itself, also when it comes with a certificate."""
         return self.key.key if isinstance(self.key, Certificate) else self.key
 
-    def facts(self) -> audit.Fields:
+    def facts(self) -> audit.Key:
         """For the audit."""
         facts = audit.of_key(self.key.key_type, self.plain_key.blob)
         if isinstance(self.key, Certificate):
             terms, authority = self.key.terms, self.key.authority
-            facts |= {"certificate": terms.key_id, "serial": terms.serial}
-            facts |= {"ca_type": authority.key_type, "ca": authority.fingerprint()}
+            facts = facts._replace(
+                certificate=terms.key_id,
+                serial=terms.serial,
+                ca_type=authority.key_type,
+                ca=authority.fingerprint(),
+            )
         return facts
 
 
