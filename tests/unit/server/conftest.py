@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from appliance.crypto.key_files import load_private_key
 from appliance.crypto.keys import PrivateKey
 from appliance.server import programs
+from appliance.server.requests import DATAGRAM
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
@@ -23,6 +25,7 @@ from tests.protocol.harness import FAST, Recorder, TestCredentials
 from tests.unit.server.office import Office
 
 Serve = Callable[..., Server]
+Ends = tuple[socket.socket, socket.socket]
 
 
 class Dialler:
@@ -215,3 +218,29 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     monkeypatch.setattr(programs, "start", start)
     return calls
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """The worker's and the monitor's."""
+    worker, monitor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker, monitor:
+        yield worker, monitor
+
+
+def answering(monitor: socket.socket, answer: bytes, fds: list[int]) -> Callable[[], bytes]:
+    """Answer one request; the result joins, and returns what was asked."""
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        asked.append(monitor.recv(DATAGRAM))
+        socket.send_fds(monitor, [answer], fds)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+
+    def joined() -> bytes:
+        thread.join()
+        return asked[0]
+
+    return joined
