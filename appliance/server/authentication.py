@@ -19,7 +19,7 @@ from ..ssh.auth_server import Offer, signed_data
 from ..ssh.transport import EXCHANGES_BEFORE_LOGIN
 from ..wire.codec import write_text
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof
-from . import accounts, audit, factors, matching, totp
+from . import accounts, audit, factors, matching, passwords, totp
 from .host_keys import HostKey, HostKeys, Signer
 from .peer import Peer
 from .requests import (
@@ -156,7 +156,7 @@ class Authentication:
     def begin(self, request: Begin) -> Reply:
         user = self._find(request.user)
         allowed = factors.PASSWORD in self._factors.next and self._may_use_password(user)
-        if self._config.permit_empty_passwords and allowed and accounts.has_no_password(user):
+        if self._config.permit_empty_passwords and allowed and passwords.has_no_password(user):
             return self._satisfied_by(factors.PASSWORD)
         return self._outcome(False), []
 
@@ -235,7 +235,7 @@ class Authentication:
                 return self._failed(request.user, request.method, started, "wrong code")
             return self._satisfied_by(factor)
         allowed = factor in self._factors.next and self._may_use_password(user)
-        right = accounts.password_is_right(user, request.password, self._config)
+        right = passwords.is_right(user, request.password, self._config)
         if not (right and allowed):
             return self._failed(request.user, request.method, started, "wrong password")
         return self._satisfied_by(factor)

@@ -11,20 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config.server import ServerConfig
 from appliance.crypto.key_files import load_private_key
 from appliance.crypto.keys import PrivateKey
-from appliance.server import programs
+from appliance.server import accounts, programs, shadow
 from appliance.server.requests import DATAGRAM
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
 from appliance.ssh.settings import ClientSide, Settings
 from tests.netns import Namespace, wait_until
-from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
+from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start, temporary_account
 from tests.protocol.harness import FAST, Recorder, TestCredentials
 from tests.unit.server.office import Office
 
 Serve = Callable[..., Server]
+HERE = "127.0.0.1"
+STRANGER = 12345  # a uid that is neither root's nor an account's
 Ends = tuple[socket.socket, socket.socket]
 
 
@@ -244,3 +247,16 @@ def answering(monitor: socket.socket, answer: bytes, fds: list[int]) -> Callable
         return asked[0]
 
     return joined
+
+
+@pytest.fixture
+def changeable(worker: str) -> Iterator[Account]:
+    """An account whose password and shell a test may change."""
+    with temporary_account(f"culvert-{worker}-change") as account:
+        assert accounts.find(account.name, ServerConfig(), HERE) is not None
+        yield account
+
+
+def days_ago(days: int) -> str:
+    """As chage takes it."""
+    return str(int(time.time()) // shadow.DAY - days)
