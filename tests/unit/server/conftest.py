@@ -83,8 +83,17 @@ class Dialler:
         )
         return self
 
+    def answers(self) -> bool:
+        """Whether the connection still works."""
+        answers: list[object] = []
+        self.connection.global_request("x", b"", answers.append)
+        return self.until(lambda _: answers)
+
     def close(self) -> None:
         self.socket.close()
+
+
+Dial = Callable[..., Dialler]
 
 
 class _Key(TestCredentials):
@@ -180,6 +189,31 @@ def lives(pid: int) -> bool:
 def is_alone(server: Server, seconds: float = 10) -> bool:
     """Whether the server has no monitor and no worker any more, after a while."""
     return wait_until(lambda: len(family(server.process.pid)) == 1, seconds)
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection((server.address, server.port), timeout=10)
+
+
+def greeting(sock: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and b"\r\n" not in data:
+        more = sock.recv(4096)
+        if not more:
+            break
+        data += more
+    return data
+
+
+def worker_of(server: Server, count: int = 1) -> list[int]:
+    """The workers, once there are so many of them."""
+    assert wait_until(lambda: len(family(server.process.pid)) == 1 + 2 * count), server.log
+    monitors = [
+        pid
+        for pid in family(server.process.pid)[1:]
+        if int(status(pid)["PPid"][0]) == server.process.pid
+    ]
+    return [family(monitor)[1] for monitor in monitors]
 
 
 def descriptors(pid: int) -> dict[int, str]:
