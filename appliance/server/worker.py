@@ -68,7 +68,14 @@ class Job(NamedTuple):
 class Worker(ConnectionHandler):
     """The services of one connection."""
 
-    def __init__(self, job: Job, sock: socket.socket, monitor: MonitorClient) -> None:
+    def __init__(
+        self,
+        job: Job,
+        monitor: MonitorClient,
+        drive: Callable[[Connection], Driver],
+        now: float,
+    ) -> None:
+        """``drive`` gives the new connection its driver, which the caller starts."""
         self._config = job.config
         self._monitor = monitor
         self._sessions = 0
@@ -76,7 +83,6 @@ class Worker(ConnectionHandler):
         self._all_host_keys = job.all_host_keys
         self._no_more_sessions = False
         self._keepalive: KeepAlive | None = None
-        self._loop = Loop()
         self.connection = Connection(
             ServerSide(job.host_keys, monitor.sign, monitor, job.banner, (OFFLOAD_CHANNEL_TYPE,)),
             Settings(
@@ -88,24 +94,18 @@ class Worker(ConnectionHandler):
             ),
             self,
             os.urandom,
-            self._loop.time(),
+            now,
         )
-        self._driver = Driver(self._loop, sock, self.connection, self._loop.stop)
-        self._forwards = ForwardServer(self._driver, monitor)
-
-    def run(self) -> None:
-        """Until the connection is over."""
-        self._driver.start()
-        self._loop.run()
-        self._loop.close()
-        self._monitor.report_totals(self._driver.received, self._driver.sent)
+        self.driver = drive(self.connection)
+        self._forwards = ForwardServer(self.driver, monitor)
 
     def authenticated(self) -> None:
         if self._config.merge_memory:
             merging.begin()
         self.connection.global_request(HOSTKEYS, write_strings(self._all_host_keys))
         self._config = self._monitor.settings(self._config)
-        self._monitor.watch(self._loop, lambda: self._loop.call_soon(self._ask_client))
+        loop = self.driver.loop
+        self._monitor.watch(loop, lambda: loop.call_soon(self._ask_client))
         if self._config.client_alive_interval:
             self._keep_alive(
                 self._config.client_alive_interval, self._config.client_alive_count_max
@@ -117,19 +117,19 @@ class Worker(ConnectionHandler):
         self.connection.global_request(
             KEEPALIVE, b"", lambda answer: self._monitor.client_answers()
         )
-        self._driver.flush()
+        self.driver.flush()
 
     def _keep_alive(self, interval: int, count: int) -> None:
         if self._keepalive is None:
-            self._keepalive = KeepAlive(self._driver, interval, count, self._silent)
+            self._keepalive = KeepAlive(self.driver, interval, count, self._silent)
 
     def _silent(self) -> None:
         _log.info("the client does not answer any more")
         self.connection.transport.close("no answer")
-        self._driver.flush()
+        self.driver.flush()
 
     def _watch_for_idleness(self) -> None:
-        IdleTimeout(self._driver, self._config.idle_timeout, self._idle)
+        IdleTimeout(self.driver, self._config.idle_timeout, self._idle)
 
     def _idle(self) -> None:
         if self._tunnels:  # a VPN is there to be there
@@ -137,7 +137,7 @@ class Worker(ConnectionHandler):
             return
         _log.info("idle for %d s", self._config.idle_timeout)
         self.connection.transport.close("idle for too long")
-        self._driver.flush()
+        self.driver.flush()
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
         if name == "no-more-sessions@openssh.com":
@@ -188,7 +188,7 @@ class Worker(ConnectionHandler):
             Session(
                 channel,
                 self._monitor,
-                self._driver,
+                self.driver,
                 self._config.accept_env,
                 self._forwards.forward_agent,
                 self._session_closed,
@@ -220,10 +220,10 @@ class Worker(ConnectionHandler):
 
         if channel.channel_type == OFFLOAD_CHANNEL_TYPE:
             channel.resize(OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
-            tunnel: TunnelChannel = OffloadTunnel(device, wanted.mode, self._driver, ended)
+            tunnel: TunnelChannel = OffloadTunnel(device, wanted.mode, self.driver, ended)
             channel.accept(tunnel, self._handed_out(name).encode())
         else:
-            tunnel = OpenSSHTunnel(device, wanted.mode, self._driver, ended)
+            tunnel = OpenSSHTunnel(device, wanted.mode, self.driver, ended)
             channel.accept(tunnel)
         self.connection.transport.use_own_cipher_order()
         tunnel.start(channel)
@@ -267,4 +267,12 @@ def _texts(values: Iterable[object]) -> tuple[bytes, ...]:
 def serve(job: Job, sock: socket.socket, to_monitor: socket.socket) -> None:
     """Serve one connection to its end."""
     gc.enable()  # the monitor, which forked us, has no use for it
-    Worker(job, sock, MonitorClient(to_monitor)).run()
+    loop = Loop()
+    monitor = MonitorClient(to_monitor)
+    worker = Worker(
+        job, monitor, lambda connection: Driver(loop, sock, connection, loop.stop), loop.time()
+    )
+    worker.driver.start()
+    loop.run()
+    loop.close()
+    monitor.report_totals(worker.driver.received, worker.driver.sent)

@@ -6,12 +6,33 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
+import pytest
+
+from appliance.aio.loop import Loop
+from appliance.config.server import ServerConfig
+from appliance.server.worker import Job, Worker
+from appliance.ssh.channels import Channel
+from appliance.ssh.connection import Connection
 from appliance.ssh.order import Role
-from appliance.wire.messages import Ping
+from appliance.wire.host_keys import HOSTKEYS, write_strings
+from appliance.wire.messages import ADMINISTRATIVELY_PROHIBITED, RESOURCE_SHORTAGE, Ping
+from appliance.wire.session import Command
 from tests.netns import wait_until
 from tests.peers import CLIENTS, Account, Keyring, Login, Server
-from tests.protocol.harness import FAST, Script
+from tests.protocol.harness import (
+    FAST,
+    HOST_KEY,
+    USER,
+    Event,
+    Pair,
+    Recording,
+    Script,
+    TestAuthority,
+)
 from tests.unit.server.conftest import (
     Dial,
     Serve,
@@ -22,8 +43,104 @@ from tests.unit.server.conftest import (
     status,
     worker_of,
 )
+from tests.unit.services.harness import FakeDriver, FakePrivileges
 
 ANSWERS = 1 << 20  # bytes of questions that nobody reads the answers to
+
+
+class FakeMonitor(FakePrivileges, TestAuthority):
+    """A monitor without a process, which lets USER_KEY in and starts programs as whoever we are."""
+
+    def __init__(self) -> None:
+        FakePrivileges.__init__(self)
+        TestAuthority.__init__(self)
+
+    def sign(self, algorithm: str, exchange_hash: bytes) -> bytes:
+        return HOST_KEY.sign(algorithm, exchange_hash)
+
+    def settings(self, config: ServerConfig) -> ServerConfig:
+        return replace(config, max_sessions=2)
+
+    def watch(self, loop: Loop, questioned: Callable[[], None]) -> None:
+        self.questioned = questioned
+
+    def client_answers(self) -> None:
+        self.asked.append(("client_answers",))
+
+    def end_sessions(self, open_sessions: int) -> None:
+        self.asked.append(("end_sessions", open_sessions))
+
+
+class InMemory:
+    """A worker, its client, and a monitor; no socket, no other process but the session's."""
+
+    def __init__(self) -> None:
+        self.monitor = FakeMonitor()
+        self.pair = Pair()
+        blob = HOST_KEY.public.blob
+        job = Job(ServerConfig(), FAST, {"ssh-ed25519": blob}, (blob,), "")
+        self.worker = Worker(job, self.monitor, self._drive, 0.0)  # type: ignore[arg-type]
+        self.monitor.session_id = lambda: self.pair.server.transport.session_id
+        self.pair.log_in()
+
+    def _drive(self, connection: Connection) -> Any:
+        self.pair.server = connection
+        self.driver = FakeDriver(self.pair, connection)
+        return self.driver
+
+    def session(self) -> Channel:
+        handler = Recording(self.pair.at_client.events)
+        channel = self.pair.client.open_channel("session", b"", handler)
+        handler.channel = channel
+        self.pair.pump()
+        return channel
+
+    @property
+    def events(self) -> list[Event]:
+        """What the client has seen."""
+        return self.pair.at_client.events
+
+    def close(self) -> None:
+        self.pair.server.transport.close()
+        self.pair.pump()
+        self.monitor.close()
+        self.driver.loop.close()
+
+
+@pytest.fixture
+def it() -> Iterator[InMemory]:
+    made = InMemory()
+    yield made
+    made.close()
+
+
+def test_a_login_and_a_program_in_memory(it: InMemory) -> None:
+    assert ("key", USER) in it.monitor.asked
+    assert ("global_request", HOSTKEYS, write_strings([HOST_KEY.public.blob])) in it.events
+    it.session().request("exec", Command(b"echo hello; exit 7").encode())
+    it.driver.run_until(lambda: ("closed",) in it.events)
+    assert ("spawn", "exec", b"echo hello; exit 7", (), False) in it.monitor.asked
+    assert ("data", b"hello\n") in it.events
+    assert ("request", "exit-status", (7).to_bytes(4, "big")) in it.events
+
+
+def test_sessions_are_as_many_as_the_users_settings_say(it: InMemory) -> None:
+    channels = [it.session() for _ in range(3)]
+    assert it.events.count(("open_failed", RESOURCE_SHORTAGE)) == 1
+    channels[0].close()
+    it.pair.pump()
+    it.session()
+    assert it.events.count(("opened", b"")) == 3
+    it.pair.client.global_request("no-more-sessions@openssh.com")
+    it.pair.pump()
+    assert it.monitor.asked[-1] == ("end_sessions", 2)
+    it.session()
+    assert ("open_failed", ADMINISTRATIVELY_PROHIBITED) in it.events
+
+
+def test_the_client_is_asked_when_the_monitor_asks(it: InMemory) -> None:
+    it.monitor.questioned()
+    it.driver.run_until(lambda: ("client_answers",) in it.monitor.asked)
 
 
 def test_a_peer_that_asks_without_reading_costs_its_own_connection_only(
