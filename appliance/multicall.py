@@ -27,7 +27,7 @@ APPLETS: Final[dict[str, Applet]] = {
     "down": Applet("links", "end them, and undo what they changed"),
     "status": Applet("links", "show them"),
     "dropbear": Applet("sshd"),
-    "dbclient": Applet("ssh"),
+    "dbclient": Applet("dbclient"),
     "dropbearkey": Applet("keygen"),
     "dropbearconvert": Applet("keygen"),
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from .connecting import socket_address
+from .addresses import socket_address
 from .loop import Loop
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ ACCEPTS: Final = 16  # connections taken a wake-up
 PAUSE: Final = 0.2  # seconds without accepting, once there was no descriptor for a connection
 
 
-class Listener:
+class ListeningSocket:
     """Sockets that are listened on; ``accepted`` gets each connection and owns it."""
 
     def __init__(

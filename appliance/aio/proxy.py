@@ -50,7 +50,7 @@ class ProxyFailed(CulvertError):
     """The proxy does not lead to the host."""
 
 
-class Handshake:
+class ProxyHandshake:
     """What is said to the proxy before SSH begins."""
 
     def __init__(self, proxy: Proxy, host: str, port: int) -> None:

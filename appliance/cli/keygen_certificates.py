@@ -19,7 +19,7 @@ from ..crypto.certificates import (
     SOURCE_ADDRESS,
     VERIFY_REQUIRED,
     Certificate,
-    Kind,
+    CertType,
     Terms,
     issue,
     text_option,
@@ -51,7 +51,7 @@ def sign(options: Options) -> None:
         raise UsageError(f"option -n: an empty name in {names!r}")
     if not principals:
         print("Without -n NAMES the certificate is good for nobody here.", file=sys.stderr)
-    certificate_kind = Kind.HOST if "h" in options else Kind.USER
+    certificate_kind = CertType.HOST if "h" in options else CertType.USER
     critical, extensions = _options(options.values("O"), certificate_kind)
     after, before = _validity(options.value("V"), int(time.time()))
     serial, step = _serial(options.value("z") or "0")
@@ -107,12 +107,12 @@ def _serial(text: str) -> tuple[int, int]:
 
 
 def _options(
-    given: list[str], certificate_kind: Kind
+    given: list[str], certificate_kind: CertType
 ) -> tuple[tuple[tuple[str, bytes], ...], tuple[tuple[str, bytes], ...]]:
     """Critical options and extensions of -O; a user's certificate permits what is not taken."""
     critical: dict[str, bytes] = {}
     extensions: dict[str, bytes] = {}
-    if certificate_kind is Kind.USER:
+    if certificate_kind is CertType.USER:
         extensions = dict.fromkeys(PERMITS, b"")
     permits = {name.lower(): name for name in PERMITS}
     for option in given:
@@ -122,7 +122,7 @@ def _options(
         if colon and own and place.lower() in ("critical", "extension"):
             target = critical if place.lower() == "critical" else extensions
             target[own] = text_option(own, value)[1] if equals else b""
-        elif certificate_kind is Kind.HOST:
+        elif certificate_kind is CertType.HOST:
             raise UsageError(f"option -O: {option!r} means nothing to a host's certificate")
         elif lower in (FORCE_COMMAND, SOURCE_ADDRESS) and equals:
             critical[lower] = text_option(lower, value)[1]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..aio.driver import Driver
-from ..aio.listening import Listener, LocalListener, peer_uid
+from ..aio.listening import ListeningSocket, LocalListener, peer_uid
 from ..config.forwards import forward
 from ..errors import MalformedMessage, UsageError
 from ..services.forward_client import ForwardClient
@@ -95,7 +95,7 @@ class ControlMaster:
         self._changed = changed
         self._clients: set[_Client] = set()
         self._stopped = False
-        self._listener = Listener(driver.loop, [control.socket], self._accepted)
+        self._listener = ListeningSocket(driver.loop, [control.socket], self._accepted)
 
     @property
     def sessions(self) -> int:

@@ -95,9 +95,9 @@ class UserCredentials:
                     why = error.strerror if isinstance(error, OSError) else error
                     prompts.tell(f"culvert: certificate file {path}: {why}")
                 continue
-            from ..crypto.certificates import Certificate, Kind
+            from ..crypto.certificates import Certificate, CertType
 
-            if isinstance(found, Certificate) and found.terms.kind is Kind.USER:
+            if isinstance(found, Certificate) and found.terms.kind is CertType.USER:
                 yield found
             else:
                 prompts.tell(f"culvert: certificate file {path}: it is no user's certificate")

@@ -142,12 +142,12 @@ class HostTrust:
         """Whether an authority that is known for the host says that this is its key."""
         if certificate.authority not in self._authorities:
             return False
-        from ..crypto.certificates import Kind
+        from ..crypto.certificates import CertType
 
         base = default_algorithms(True, self._options.profile).authority
         algorithms = self._options.algorithms("ca_signature_algorithms", base, SIGNATURES)
         try:
-            certificate.check(Kind.HOST, time.time(), algorithms, self._shortest)
+            certificate.check(CertType.HOST, time.time(), algorithms, self._shortest)
             if not certificate.is_for((self._host,)):
                 raise CertificateRefused(f"it is not for {self._host}")
         except CertificateRefused as error:

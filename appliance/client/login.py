@@ -44,7 +44,7 @@ from .ssh_config import load
 if TYPE_CHECKING:
     import subprocess
 
-    from ..aio.proxy import Handshake
+    from ..aio.proxy import ProxyHandshake
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Login:
             import_module("..crypto.certificates", __package__)
         if window is not None:
             self._settings = self._settings._replace(window=window)
-        self._handshake: Handshake | None = None
+        self._handshake: ProxyHandshake | None = None
         self._dialled = 0.0  # when connecting began
         self._process: subprocess.Popen[bytes] | None = None
         self._starter = 0  # the process that started it
@@ -149,9 +149,9 @@ class Login:
         assert self.first_hop is not None
         host, port = self.first_hop
         if options.proxy is not None:
-            from ..aio.proxy import Handshake
+            from ..aio.proxy import ProxyHandshake
 
-            self._handshake = Handshake(options.proxy, options.host_name, options.port)
+            self._handshake = ProxyHandshake(options.proxy, options.host_name, options.port)
         try:
             sock, self._dialled = dial(
                 host,

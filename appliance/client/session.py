@@ -147,10 +147,10 @@ class ClientSession:
     def _client(self) -> "ForwardClient":
         """The forwards, which most sessions do not have."""
         if self._forwards is None:
-            from ..services.forward_client import ForwardClient, Settings
+            from ..services.forward_client import ForwardClient, ForwardSettings
 
             options = self._options
-            settings = Settings(
+            settings = ForwardSettings(
                 options.gateway_ports,
                 options.stream_local_bind_mask,
                 options.stream_local_bind_unlink,

@@ -75,7 +75,7 @@ PRINCIPALS_LIMIT: Final = 256  # OpenSSH's
 NONCE_BYTES: Final = 32  # as many as OpenSSH takes
 
 
-class Kind(IntEnum):
+class CertType(IntEnum):
     """What a certificate is for."""
 
     USER = 1
@@ -103,7 +103,7 @@ Options = tuple[tuple[str, bytes], ...]
 class Terms(NamedTuple):
     """What an authority says of a key; see ``issue``."""
 
-    kind: Kind
+    kind: CertType
     key_id: str
     principals: tuple[str, ...] = ()
     serial: int = 0
@@ -158,7 +158,7 @@ class Certificate(PublicKey):
         """The key's own, as ssh-keygen shows it."""
         return self.key.fingerprint(hash)
 
-    def check(self, kind: Kind, now: float, algorithms: Collection[str], rsa_bits: int) -> None:
+    def check(self, kind: CertType, now: float, algorithms: Collection[str], rsa_bits: int) -> None:
         """Raise CertificateRefused unless it is good for ``kind`` at ``now``, seconds since 1970.
 
         ``algorithms`` are those that an authority may sign with, ``rsa_bits`` the shortest RSA
@@ -181,7 +181,7 @@ class Certificate(PublicKey):
             raise CertificateRefused("it has expired")
         if not terms.principals:
             raise CertificateRefused("it names no principals, so it is good for nobody")
-        known = _CRITICAL if kind is Kind.USER else ()
+        known = _CRITICAL if kind is CertType.USER else ()
         for name, _ in terms.critical_options:
             if name not in known:
                 raise CertificateRefused(f"it has the critical option {name!r}, unknown here")
@@ -282,12 +282,12 @@ def load_certificate(blob: bytes, authorities: Collection[bytes] | None = None) 
 
 
 def _read_terms(body: _Body) -> Terms:
-    if body.kind not in set(Kind):
+    if body.kind not in set(CertType):
         raise MalformedMessage("a certificate is neither for users nor for hosts")
     if "\0" in body.key_id:
         raise MalformedMessage("a certificate's key id holds a NUL byte")
     return Terms(
-        Kind(body.kind),
+        CertType(body.kind),
         body.key_id,
         _read_principals(body.principals),
         body.serial,

@@ -29,7 +29,7 @@ from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.codec import Message
 from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
 from .lookup import look_up
-from .reports import GO, PROBE, Alive, Failed, Line, Opened, Resolved
+from .reports import GO, PROBE, Alive, AttemptFailed, Opened, PassedLine, Resolved
 from .signer import Signer
 from .way import Way
 
@@ -78,7 +78,7 @@ class Carrier(ConnectionHandler):
             link = self._link
             _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
             # The system's log may be started again, and is out of reach then.
-            log.pass_on(lambda level, text: self._report(Line(level, text)))
+            log.pass_on(lambda level, text: self._report(PassedLine(level, text)))
             sandbox.enter(confinement.identity, confinement.calls)
             connection = login.authenticate(sock, self)
             signer.close()
@@ -88,7 +88,7 @@ class Carrier(ConnectionHandler):
         failure = self._failure or CulvertError("the server closed the connection")
         if said := way.why():
             failure = CulvertError(said)
-        self._report(Failed(isinstance(failure, FINAL), str(failure)[:1000]))
+        self._report(AttemptFailed(isinstance(failure, FINAL), str(failure)[:1000]))
 
     def _report(self, message: Message) -> None:
         self._reports.sendall(message.encode())

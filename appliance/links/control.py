@@ -53,7 +53,7 @@ def socket_path() -> Path:
     return runtime_directory() / "links.sock"
 
 
-class ControlSocket:
+class SupervisorSocket:
     """Answers each request with what ``answer(method, path)`` returns."""
 
     def __init__(self, loop: Loop, answer: Callable[[str, str], Answer]) -> None:

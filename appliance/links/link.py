@@ -22,7 +22,7 @@ JITTER: Final = 0.5  # of the delay, up or down: many links must not come back i
 STEADY: Final = 10.0  # seconds that a link must have been up for the delays to begin anew
 
 
-class State(Enum):
+class LinkState(Enum):
     """Where a link is."""
 
     IDLE = auto()
@@ -32,7 +32,7 @@ class State(Enum):
     STOPPED = auto()
 
 
-class Event(Enum):
+class LinkEvent(Enum):
     """What can happen to it."""
 
     START = auto()
@@ -44,23 +44,23 @@ class Event(Enum):
     STOP = auto()
 
 
-TABLE: Final[dict[tuple[State, Event], State]] = {
-    (State.IDLE, Event.START): State.DIALLING,
-    (State.STOPPED, Event.START): State.DIALLING,
-    (State.DIALLING, Event.OPENED): State.UP,
-    (State.DIALLING, Event.LOST): State.BACKING_OFF,
-    (State.DIALLING, Event.REFUSED): State.STOPPED,
-    (State.DIALLING, Event.NETWORK_CHANGED): State.DIALLING,
-    (State.UP, Event.LOST): State.BACKING_OFF,
-    (State.UP, Event.REFUSED): State.STOPPED,
-    (State.UP, Event.NETWORK_CHANGED): State.UP,
-    (State.BACKING_OFF, Event.DUE): State.DIALLING,
-    (State.BACKING_OFF, Event.NETWORK_CHANGED): State.DIALLING,
-    (State.BACKING_OFF, Event.LOST): State.BACKING_OFF,
-    (State.BACKING_OFF, Event.REFUSED): State.STOPPED,
-    (State.IDLE, Event.NETWORK_CHANGED): State.IDLE,
-    (State.STOPPED, Event.NETWORK_CHANGED): State.STOPPED,
-    **{(state, Event.STOP): State.IDLE for state in State},
+TABLE: Final[dict[tuple[LinkState, LinkEvent], LinkState]] = {
+    (LinkState.IDLE, LinkEvent.START): LinkState.DIALLING,
+    (LinkState.STOPPED, LinkEvent.START): LinkState.DIALLING,
+    (LinkState.DIALLING, LinkEvent.OPENED): LinkState.UP,
+    (LinkState.DIALLING, LinkEvent.LOST): LinkState.BACKING_OFF,
+    (LinkState.DIALLING, LinkEvent.REFUSED): LinkState.STOPPED,
+    (LinkState.DIALLING, LinkEvent.NETWORK_CHANGED): LinkState.DIALLING,
+    (LinkState.UP, LinkEvent.LOST): LinkState.BACKING_OFF,
+    (LinkState.UP, LinkEvent.REFUSED): LinkState.STOPPED,
+    (LinkState.UP, LinkEvent.NETWORK_CHANGED): LinkState.UP,
+    (LinkState.BACKING_OFF, LinkEvent.DUE): LinkState.DIALLING,
+    (LinkState.BACKING_OFF, LinkEvent.NETWORK_CHANGED): LinkState.DIALLING,
+    (LinkState.BACKING_OFF, LinkEvent.LOST): LinkState.BACKING_OFF,
+    (LinkState.BACKING_OFF, LinkEvent.REFUSED): LinkState.STOPPED,
+    (LinkState.IDLE, LinkEvent.NETWORK_CHANGED): LinkState.IDLE,
+    (LinkState.STOPPED, LinkEvent.NETWORK_CHANGED): LinkState.STOPPED,
+    **{(state, LinkEvent.STOP): LinkState.IDLE for state in LinkState},
 }
 
 
@@ -68,7 +68,7 @@ class LinkLife:
     """One link's state, and what a person wants to know of it; times are monotonic seconds."""
 
     def __init__(self, now: float) -> None:
-        self.state = State.IDLE
+        self.state = LinkState.IDLE
         self.since = now  # when the state was entered
         self.due = 0.0  # in BACKING_OFF: when to dial again
         self.connects = 0  # how often it came up
@@ -80,7 +80,9 @@ class LinkLife:
         """How often it came back."""
         return max(0, self.connects - 1)
 
-    def happened(self, event: Event, now: float, chance: float = 0.5, why: str = "") -> State:
+    def happened(
+        self, event: LinkEvent, now: float, chance: float = 0.5, why: str = ""
+    ) -> LinkState:
         """Move on and return the new state; ``chance`` is from 0 to 1.
 
         Raises KeyError for what cannot happen in this state.
@@ -89,13 +91,13 @@ class LinkLife:
         self.state = TABLE[before, event]
         if why:
             self.last_error = why
-        if event is Event.START:
+        if event is LinkEvent.START:
             self._failures = 0
             self.last_error = ""
-        elif event is Event.OPENED:
+        elif event is LinkEvent.OPENED:
             self.connects += 1
-        elif event is Event.LOST:
-            if before is State.UP and now - self.since >= STEADY:
+        elif event is LinkEvent.LOST:
+            if before is LinkState.UP and now - self.since >= STEADY:
                 self._failures = 0
             delay = min(LAST_DELAY, FIRST_DELAY * 2.0**self._failures)
             self.due = now + delay * (1 + JITTER * (2 * chance - 1))

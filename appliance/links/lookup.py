@@ -28,7 +28,7 @@ ADDRESSES_LIMIT: Final = 16  # of one name
 _ANSWER: Final = 4096  # bytes
 
 
-def look_up(host: str, port: int, identity: sandbox.Identity | None) -> list[str]:
+def look_up(host: str, port: int, identity: sandbox.SandboxUser | None) -> list[str]:
     """The addresses of a name, none if it has none that can be found out. It blocks."""
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0):
@@ -70,7 +70,7 @@ def _checked(text: bytes) -> list[str]:
         return []
 
 
-def _answer(host: str, port: int, identity: sandbox.Identity | None, writer: int) -> None:
+def _answer(host: str, port: int, identity: sandbox.SandboxUser | None, writer: int) -> None:
     """The child: never returns."""
     try:
         sandbox.close_all_but({writer, *log.descriptors()})

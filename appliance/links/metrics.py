@@ -11,7 +11,7 @@ import socket
 from typing import Final
 
 from .. import log
-from ..aio.listening import Listener
+from ..aio.listening import ListeningSocket
 from ..aio.loop import Loop
 from ..errors import UsageError
 from ..process import sandbox
@@ -71,7 +71,7 @@ class _Server:
         self.loop = Loop()
         self._supervisor = supervisor
         self._clients: dict[_Client, None] = {}  # the oldest first
-        Listener(self.loop, [sock], self._accepted)
+        ListeningSocket(self.loop, [sock], self._accepted)
 
     def _accepted(self, sock: socket.socket) -> None:
         if len(self._clients) >= CLIENTS_LIMIT:

@@ -35,14 +35,14 @@ class Alive(Message, number=3):
     round_trip: UInt32  # microseconds
 
 
-class Failed(Message, number=4):
+class AttemptFailed(Message, number=4):
     """The last word; ``final`` if trying again would change nothing."""
 
     final: Boolean
     why: Text
 
 
-class Line(Message, number=5):
+class PassedLine(Message, number=5):
     """A line for the log."""
 
     level: UInt32
@@ -50,5 +50,5 @@ class Line(Message, number=5):
 
 
 KINDS: Final[dict[int, type[Message]]] = {
-    kind.number: kind for kind in (Resolved, Opened, Alive, Failed, Line)
+    kind.number: kind for kind in (Resolved, Opened, Alive, AttemptFailed, PassedLine)
 }

@@ -16,7 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final
 
-from ..aio.connecting import is_address
+from ..aio.addresses import is_address
 from ..aio.loop import Loop, Timer
 from ..config.directories import network_records
 from ..config.links import Link, with_handed_out
@@ -38,7 +38,7 @@ from . import reports
 from .carrier import carry
 from .declarations import login_for
 from .keeper import Keeper
-from .link import Event, LinkLife, State
+from .link import LinkEvent, LinkLife, LinkState
 from .lookup import ADDRESSES_LIMIT, name_servers, stub_users
 from .remembered import Remembered
 
@@ -127,7 +127,7 @@ class RunningLink:
         self.process = 0  # its id, while there is one
         self._reports: socket.socket
         self._resolved = False  # whether the process has said so
-        self._failure: reports.Failed | None = None
+        self._failure: reports.AttemptFailed | None = None
         self._dialled = 0.0
         self._proven = False  # whether this connection has carried an answer while it was up
         self._timer: Timer | None = None  # until the next attempt, or until this one is too slow
@@ -136,8 +136,8 @@ class RunningLink:
 
     def start(self) -> None:
         """Begin to dial, unless it goes on already."""
-        if self.life.state in (State.IDLE, State.STOPPED):
-            self._happened(Event.START)
+        if self.life.state in (LinkState.IDLE, LinkState.STOPPED):
+            self._happened(LinkEvent.START)
 
     def change(self, link: Link) -> None:
         """Go on as ``link`` says: connect anew, and change of the network only what differs."""
@@ -154,15 +154,15 @@ class RunningLink:
         self._made = ()
         self._hop, self._candidates = None, []
         _log.info("link %s: its declaration has changed", link.name)
-        self._happened(Event.STOP)
-        self._happened(Event.START)
+        self._happened(LinkEvent.STOP)
+        self._happened(LinkEvent.START)
 
     def stop(self, stays_closed: bool = False) -> None:
         """End the connection and undo every change; raises NetworkError for what stays.
 
         A kill switch that ``stays_closed`` is left for the next supervisor, or for `down`.
         """
-        self._happened(Event.STOP)
+        self._happened(LinkEvent.STOP)
         self._end_process()
         self._close_device()
         if stays_closed and self.link.kill_switch:
@@ -176,7 +176,7 @@ class RunningLink:
     def network_changed(self) -> None:
         """Whatever we wait for may be there now."""
         life = self.life
-        if life.state in (State.IDLE, State.STOPPED):
+        if life.state in (LinkState.IDLE, LinkState.STOPPED):
             return
         pinned = any(isinstance(change, Pin) for change in self._made)
         lost = self._descriptor >= 0 and not is_attached(self._descriptor)
@@ -184,12 +184,12 @@ class RunningLink:
             self._made = ()  # the ways to the server may be others, or somebody removed ours
             if not self._apply():
                 return
-        if life.state is State.UP:
+        if life.state is LinkState.UP:
             self._order(reports.PROBE)
-        elif life.state is State.DIALLING and self._loop.time() - self._dialled > PATIENCE:
+        elif life.state is LinkState.DIALLING and self._loop.time() - self._dialled > PATIENCE:
             self._end_process()
             self._dial()
-        self._happened(Event.NETWORK_CHANGED)
+        self._happened(LinkEvent.NETWORK_CHANGED)
 
     def rules_changed(self) -> None:
         """Somebody has changed our table, or we have: have it as it should be."""
@@ -216,7 +216,7 @@ class RunningLink:
 
     # -- its life --------------------------------------------------------------------
 
-    def _happened(self, event: Event, why: str = "") -> None:
+    def _happened(self, event: LinkEvent, why: str = "") -> None:
         life, name = self.life, self.link.name
         before = life.state
         why = _one_line(why, 1000)  # whoever said it
@@ -225,17 +225,17 @@ class RunningLink:
             return
         self._stop_timer()
         match state:
-            case State.DIALLING:
+            case LinkState.DIALLING:
                 self._dial()
-            case State.UP:
+            case LinkState.UP:
                 _log.info("link %s is up: %s to %s", name, self.device, self.address)
-            case State.BACKING_OFF:
-                self._timer = self._loop.call_at(life.due, self._happened, Event.DUE)
+            case LinkState.BACKING_OFF:
+                self._timer = self._loop.call_at(life.due, self._happened, LinkEvent.DUE)
                 wait = life.due - self._loop.time()
                 _log.warning("link %s: %s; again in %.0f s", name, why, wait)
-            case State.STOPPED:
+            case LinkState.STOPPED:
                 _log.error("link %s has stopped: %s", name, why)
-            case State.IDLE:
+            case LinkState.IDLE:
                 _log.info("link %s is down", name)
         self._changed()
 
@@ -247,12 +247,12 @@ class RunningLink:
     def _refuse(self, why: str) -> None:
         """Something that trying again would not change."""
         self._end_process()
-        self._happened(Event.REFUSED, why)
+        self._happened(LinkEvent.REFUSED, why)
 
     def _lose(self, why: str) -> None:
         """Something that may be different next time."""
         self._end_process()
-        self._happened(Event.LOST, why)
+        self._happened(LinkEvent.LOST, why)
 
     # -- the machine's network -------------------------------------------------------
 
@@ -409,9 +409,9 @@ class RunningLink:
                     self._on_opened(message)
                 case reports.Alive():
                     self._on_alive(message)
-                case reports.Line():
+                case reports.PassedLine():
                     self._lines.write(message.level, message.text)
-                case reports.Failed():
+                case reports.AttemptFailed():
                     self._failure = message
         except (MalformedMessage, ValueError) as error:  # it was taken over, or is ill
             self._refuse(f"its process broke the rules: {error}")
@@ -436,7 +436,7 @@ class RunningLink:
         self._lose("the server did not open the tunnel in time")
 
     def _on_opened(self, message: reports.Opened) -> None:
-        if self.life.state is not State.DIALLING or not self._resolved:
+        if self.life.state is not LinkState.DIALLING or not self._resolved:
             raise MalformedMessage("a tunnel was opened twice, or too early")
         self.address = _one_line(message.address, 200)
         self.software = _one_line(message.software, 200)
@@ -450,14 +450,14 @@ class RunningLink:
                 return
         self._routed = True
         if self._apply():
-            self._happened(Event.OPENED)
+            self._happened(LinkEvent.OPENED)
             self._proven = False
             self._order(reports.PROBE)
 
     def _on_alive(self, message: reports.Alive) -> None:
         """The server answered a question that it was asked after the network had changed."""
         self.round_trip = message.round_trip / 1e6
-        if self.life.state is State.UP and not self._proven:
+        if self.life.state is LinkState.UP and not self._proven:
             self._proven = True
             hop = self.address if self._hop is not None else ""
             self._remembered.learn(hop, self._handed_out)
@@ -468,9 +468,9 @@ class RunningLink:
         failure = self._failure
         if failure is None:
             why = f"its process ended (status {os.waitstatus_to_exitcode(status)})"
-            self._happened(Event.LOST, why)
+            self._happened(LinkEvent.LOST, why)
         else:
-            self._happened(Event.REFUSED if failure.final else Event.LOST, failure.why)
+            self._happened(LinkEvent.REFUSED if failure.final else LinkEvent.LOST, failure.why)
 
     def _end_process(self) -> None:
         if self.process:

@@ -30,9 +30,9 @@ from ..services.tunnel.network import Rules, table_of
 from ..services.tunnel.rules import tables
 from ..services.tunnel.rules_watch import RulesWatch
 from . import declarations, lock, metrics
-from .control import Answer, ControlSocket
+from .control import Answer, SupervisorSocket
 from .keeper import Keeper
-from .link import State
+from .link import LinkState
 from .network_watch import NetworkWatch
 from .running import RunningLink, close, record_of
 from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
@@ -83,7 +83,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._undo_what_is_left(names)
-        control = ControlSocket(loop, self._answer)
+        control = SupervisorSocket(loop, self._answer)
         watch = NetworkWatch(loop, self._network_changed)
         rules = RulesWatch()
         loop.watch_reader(rules.fileno(), lambda: self._rules_changed(rules))
@@ -233,7 +233,7 @@ class Supervisor:
 
     def _tell(self) -> None:
         states = [running.life.state for running in self._links.values()]
-        up = states.count(State.UP)
+        up = states.count(LinkState.UP)
         notify(f"STATUS={up} of {len(states)} links up")
 
     def _sample(self) -> None:
@@ -367,7 +367,9 @@ def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatu
         round_trip=running.round_trip,
         connects=life.connects,
         reconnects=life.reconnects,
-        retry_in=max(0.0, round(life.due - now, 1)) if life.state is State.BACKING_OFF else None,
+        retry_in=max(0.0, round(life.due - now, 1))
+        if life.state is LinkState.BACKING_OFF
+        else None,
         last_error=life.last_error,
     )
 

@@ -32,7 +32,7 @@ DATA_LIMIT: Final = 512 << 20  # bytes of a worker's heap: far above what its li
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Identity(NamedTuple):
+class SandboxUser(NamedTuple):
     """Whom a worker runs as, and the directory that it is locked into."""
 
     uid: int
@@ -43,9 +43,9 @@ class Identity(NamedTuple):
 class Confinement(NamedTuple):
     """What a process is to be held to, for ``enter``."""
 
-    identity: Identity | None
+    identity: SandboxUser | None
     calls: bytes | None
-    resolver: Identity | None  # for who asks for names, which takes files
+    resolver: SandboxUser | None  # for who asks for names, which takes files
 
     @property
     def resolver_uid(self) -> int:
@@ -53,7 +53,7 @@ class Confinement(NamedTuple):
         return os.geteuid() if self.resolver is None else self.resolver.uid
 
 
-def prepare(users: Sequence[str] = USERS, spare: int = 0) -> Identity | None:
+def prepare(users: Sequence[str] = USERS, spare: int = 0) -> SandboxUser | None:
     """Called once, as root; None for an ordinary user, who cannot give up more.
 
     ``users`` are the names to choose from; without any of them it is the number ``spare``, which
@@ -72,7 +72,7 @@ def prepare(users: Sequence[str] = USERS, spare: int = 0) -> Identity | None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fchmod(descriptor, 0o555)
     os.rmdir(path)
-    return Identity(uid, gid, descriptor)
+    return SandboxUser(uid, gid, descriptor)
 
 
 def _choose(users: Sequence[str], spare: int) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def _choose(users: Sequence[str], spare: int) -> tuple[int, int]:
     return spare, spare
 
 
-def become(identity: Identity | None) -> None:
+def become(identity: SandboxUser | None) -> None:
     """Give up root and its groups, but no files: for a child that needs some of them."""
     if identity is not None:
         os.setgroups([])
@@ -98,7 +98,7 @@ def become(identity: Identity | None) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
-def enter(identity: Identity | None, calls: bytes | None = None) -> None:
+def enter(identity: SandboxUser | None, calls: bytes | None = None) -> None:
     """Give everything up, for good; raises OSError when anything cannot be given up.
 
     ``calls`` is a program of ``seccomp``, after which no other may be called.
@@ -136,7 +136,7 @@ def hide() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def descriptors(identity: Identity | None) -> set[int]:
+def descriptors(identity: SandboxUser | None) -> set[int]:
     """What ``enter`` needs to be open."""
     return set() if identity is None else {identity.directory}
 

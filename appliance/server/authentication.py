@@ -20,7 +20,7 @@ from ..ssh.transport import EXCHANGES_BEFORE_LOGIN
 from ..wire.codec import write_text
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof
 from . import accounts, audit, factors, matching, passwords, totp
-from .host_keys import HostKey, HostKeys, Signer
+from .host_keys import HostKey, HostKeys, HostKeySigner
 from .peer import Peer
 from .requests import (
     AskPrompt,
@@ -46,7 +46,7 @@ FAILURE_SECONDS: Final = 0.02  # a failed attempt takes a multiple of this, what
 _PROMPTS: Final = {factors.DIALOGUE: "Password: ", factors.CODE: "Verification code: "}
 
 
-class Login(NamedTuple):
+class LoggedIn(NamedTuple):
     """Who logged in, and what that allows."""
 
     user: pwd.struct_passwd
@@ -63,7 +63,7 @@ class Authentication:
         config: ServerConfig,
         host_keys: HostKeys,
         peer: Peer,
-        succeeded: Callable[[Login], None],
+        succeeded: Callable[[LoggedIn], None],
     ) -> None:
         self._servers_config = config
         self._host_keys = host_keys
@@ -118,7 +118,7 @@ class Authentication:
         return self._signed_by(key, request.algorithm, proof.encode()), []
 
     @staticmethod
-    def _signed_by(key: Signer | HostKey, algorithm: str, data: bytes) -> bytes:
+    def _signed_by(key: HostKeySigner | HostKey, algorithm: str, data: bytes) -> bytes:
         try:
             return key.sign(algorithm, data)
         except OSError as error:
@@ -255,7 +255,7 @@ class Authentication:
             return self._failed(self._user.pw_name, factor, time.monotonic(), why, key)
         self.is_done = True
         last = self._used_keys[-1] if self._used_keys else None
-        self._succeeded(Login(self._user, self._permissions, last, self._config))
+        self._succeeded(LoggedIn(self._user, self._permissions, last, self._config))
         audit.write(audit.Login(user=self._user.pw_name, method=factor, with_key=key))
         audit.serve_user(self._user.pw_name)
         return OutcomeReply(True, (), False, False).encode(), []

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from ..aio import connecting
+from ..aio import connecting, name_connector
 from ..aio.listening import LocalListener, bind_addresses, listen
 from ..config.hosts import endpoint
 from ..process import sandbox
@@ -25,7 +25,7 @@ from ..wire.forward import (
     FORWARDED_TCPIP,
 )
 from . import accounts, audit
-from .authentication import Login
+from .authentication import LoggedIn
 from .requests import (
     Connect,
     ConnectLocal,
@@ -65,7 +65,7 @@ class _Listening(NamedTuple):
 class ForwardGrants:
     """What one connection may reach, and what it listens on."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: LoggedIn) -> None:
         self._login = login
         config, permissions = login.config, login.permissions
         self._permit_open = _rules(config.permit_open, permissions.permit_open)
@@ -73,7 +73,7 @@ class ForwardGrants:
         self._listeners: dict[int, _Listening] = {}
         self._listeners_made = 0
         self._agent: LocalListener | None = None
-        self._by_name = connecting.NameConnector(self._become)
+        self._by_name = name_connector.NameConnector(self._become)
 
     def handlers(self) -> Handlers:
         """What answers each request."""
@@ -114,7 +114,7 @@ class ForwardGrants:
             raise Deny("port forwarding is not allowed")
         if not 0 < request.port < 65536:
             raise Deny("there is no such port")
-        if len(request.host.encode()) > connecting.NAME_LIMIT - 2:
+        if len(request.host.encode()) > name_connector.NAME_LIMIT - 2:
             raise Deny("there is no such host")
         if not all(_permits(each, request.host, request.port) for each in self._permit_open):
             raise Deny("this place may not be connected to (permitopen)")

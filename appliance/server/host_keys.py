@@ -17,7 +17,7 @@ from ..errors import UsageError
 _log = logging.getLogger(__name__)
 
 
-class Signer(Protocol):
+class HostKeySigner(Protocol):
     """A key that signs: a PrivateKey, or where only the key holder may have that, a HeldKey."""
 
     public: PublicKey
@@ -30,7 +30,7 @@ class Signer(Protocol):
 class HostKey(NamedTuple):
     """A key, and how it is shown: as itself, or as a certificate of it."""
 
-    signer: Signer
+    signer: HostKeySigner
     public: PublicKey  # or a Certificate
 
     def sign(self, algorithm: str, data: bytes) -> bytes:
@@ -42,10 +42,10 @@ class HostKeys(NamedTuple):
     """The keys of a server: those that it shows, and all that it has."""
 
     by_algorithm: dict[str, HostKey]  # the first key that signs under each name
-    by_blob: dict[bytes, Signer]
+    by_blob: dict[bytes, HostKeySigner]
 
 
-def arrange(keys: Sequence[Signer], certificates: Sequence[str], shortest: int) -> HostKeys:
+def arrange(keys: Sequence[HostKeySigner], certificates: Sequence[str], shortest: int) -> HostKeys:
     """What signs under each name; ``certificates`` are files. Raises UsageError.
 
     A certificate that is not for a host, or of none of the keys, is a mistake; one that has
@@ -65,8 +65,8 @@ def arrange(keys: Sequence[Signer], certificates: Sequence[str], shortest: int) 
     return HostKeys(found, {key.public.blob: key for key in keys})
 
 
-def _with_certificate(keys: Sequence[Signer], path: str) -> HostKey:
-    from ..crypto.certificates import Certificate, Kind
+def _with_certificate(keys: Sequence[HostKeySigner], path: str) -> HostKey:
+    from ..crypto.certificates import Certificate, CertType
 
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -75,7 +75,7 @@ def _with_certificate(keys: Sequence[Signer], path: str) -> HostKey:
         raise UsageError(f"host certificate {path}: {error}") from error
     except OSError as error:
         raise UsageError(f"host certificate {path}: {error.strerror}") from error
-    if not isinstance(certificate, Certificate) or certificate.terms.kind is not Kind.HOST:
+    if not isinstance(certificate, Certificate) or certificate.terms.kind is not CertType.HOST:
         raise UsageError(f"host certificate {path}: it is no certificate for hosts")
     key = next((key for key in keys if key.public == certificate.key), None)
     if key is None:

@@ -19,7 +19,7 @@ from ..errors import MalformedMessage
 from ..process import merging
 from ..process.passed_lines import PassedLines
 from . import audit, programs, tunnels
-from .authentication import Authentication, Login
+from .authentication import Authentication, LoggedIn
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
 from .peer import Peer
@@ -83,7 +83,7 @@ class Monitor:
             time.monotonic() + config.login_grace_time if config.login_grace_time else None
         )
 
-    def _logged_in(self, login: Login) -> None:
+    def _logged_in(self, login: LoggedIn) -> None:
         self._deadline = None
         if self._config.merge_memory:
             merging.begin()

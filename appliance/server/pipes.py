@@ -22,7 +22,7 @@ LINGER: Final = 2.0  # seconds that the peer has to read our last words
 class Pipes:
     """``socket`` is the connection; the descriptors are taken over."""
 
-    def __init__(self, reading: int, writing: int, identity: sandbox.Identity | None) -> None:
+    def __init__(self, reading: int, writing: int, identity: sandbox.SandboxUser | None) -> None:
         """The children run as ``identity``."""
         self.socket, inner = socket.socketpair()
         with inner:
@@ -33,7 +33,7 @@ class Pipes:
         os.close(reading)
         os.close(writing)
 
-    def _fork(self, copy: Callable[[], None], identity: sandbox.Identity | None) -> int:
+    def _fork(self, copy: Callable[[], None], identity: sandbox.SandboxUser | None) -> int:
         pid = os.fork()
         if pid == 0:
             try:

@@ -29,7 +29,7 @@ class Program(NamedTuple):
     descriptors: list[int]  # stdin, stdout, stderr; none for a terminal's, which it has
 
 
-class Terminal(NamedTuple):
+class PseudoTerminal(NamedTuple):
     """A pseudo-terminal; whoever reads the master while no slave is open sees an end."""
 
     master: int
@@ -54,7 +54,7 @@ def ended_children() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def open_terminal(user: pwd.struct_passwd) -> Terminal:
+def open_terminal(user: pwd.struct_passwd) -> PseudoTerminal:
     """A new terminal that belongs to ``user``, who alone may use it."""
     master, slave = os.openpty()
     name = os.ttyname(slave)
@@ -65,7 +65,7 @@ def open_terminal(user: pwd.struct_passwd) -> Terminal:
             group, mode = user.pw_gid, 0o600
         os.fchown(slave, user.pw_uid, group)
         os.fchmod(slave, mode)
-    return Terminal(master, slave, name)
+    return PseudoTerminal(master, slave, name)
 
 
 def base_environment(user: pwd.struct_passwd, inherited: bool) -> Environment:
@@ -85,7 +85,7 @@ def start(
     user: pwd.struct_passwd,
     command: bytes | None,
     environment: Environment,
-    terminal: Terminal | None,
+    terminal: PseudoTerminal | None,
     greeting: str,
     runs_rc: bool,
 ) -> Program:
@@ -131,7 +131,7 @@ def _become_program(
     user: pwd.struct_passwd,
     command: bytes | None,
     environment: Environment,
-    terminal: Terminal | None,
+    terminal: PseudoTerminal | None,
     descriptors: tuple[int, ...],
     greeting: str,
     runs_rc: bool,

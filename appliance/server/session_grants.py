@@ -15,7 +15,7 @@ from ..crypto.patterns import matches_list
 from ..crypto.permissions import Permissions
 from ..wire.codec import write_uint32
 from . import accounts, audit, programs
-from .authentication import Login
+from .authentication import LoggedIn
 from .peer import Peer
 from .requests import (
     ClosePty,
@@ -67,14 +67,14 @@ class SessionGrants:
     """What the sessions of one connection were given."""
 
     def __init__(
-        self, login: Login, peer: Peer, more_environment: Callable[[], programs.Environment]
+        self, login: LoggedIn, peer: Peer, more_environment: Callable[[], programs.Environment]
     ) -> None:
         """``more_environment``: what other grants tell programs."""
         self._login = login
         self._more_environment = more_environment
         self._peer = peer
         self._keys_environment = _permitted_environment(login.permissions, login.config)
-        self._terminals: dict[int, programs.Terminal] = {}  # that no program has yet
+        self._terminals: dict[int, programs.PseudoTerminal] = {}  # that no program has yet
         self._terminals_made = 0
         self._programs: dict[int, _Running] = {}  # by process id
         self._may_begin: int | None = None  # programs, once the client wants no more sessions

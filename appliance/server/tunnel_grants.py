@@ -9,7 +9,7 @@ from ..services.tunnel.device import exists, name_of, open_device, unit_of
 from ..wire.codec import write_text
 from ..wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 from . import accounts, audit, tunnels
-from .authentication import Login
+from .authentication import LoggedIn
 from .requests import TUNNELS_LIMIT, CloseTunnel, Deny, Handlers, OpenTunnel, Reply
 
 _log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class TunnelGrants:
     """The devices that one connection was given."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: LoggedIn) -> None:
         self._login = login
         self._tunnels: dict[str, tunnels.Claim | None] = {}  # devices that the worker has
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..config.server import ServerConfig
-from ..crypto.certificates import Certificate, Kind, load_certificate
+from ..crypto.certificates import Certificate, CertType, load_certificate
 from ..crypto.key_exchange import FINITE_FIELD
 from ..crypto.key_files import KeyFileError, load_public_line
 from ..crypto.keys import RSA, PublicKey, is_certificate_name
@@ -151,7 +151,7 @@ class UserKeys:
         try:
             certificate = load_certificate(blob, trusted | {entry.key.blob for entry in lines})
             shortest = MINIMUM_RSA_BITS[self._config.profile]
-            certificate.check(Kind.USER, now, self._algorithms.authority, shortest)
+            certificate.check(CertType.USER, now, self._algorithms.authority, shortest)
             granted = certificate.permissions()
         except (MalformedMessage, CertificateRefused) as error:
             _log.info("certificate of user %s refused: %s", user.pw_name, error)

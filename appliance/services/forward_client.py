@@ -10,18 +10,12 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ..aio.connecting import (
-    Attempt,
-    Connecting,
-    NameConnector,
-    connect_address,
-    connect_local,
-    is_address,
-    look_up,
-)
+from ..aio.addresses import is_address, look_up
+from ..aio.connecting import Attempt, Connecting, connect_address, connect_local
 from ..aio.driver import Driver
-from ..aio.listening import Listener, LocalListener, bind_addresses, listen
+from ..aio.listening import ListeningSocket, LocalListener, bind_addresses, listen
 from ..aio.loop import Loop
+from ..aio.name_connector import NameConnector
 from ..config.forwards import REMOTE, Forward, Place, TcpPlace
 from ..errors import MalformedMessage
 from ..log import harmless
@@ -60,7 +54,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: do not end the connect
 Done = Callable[[str, int], None]  # gets '' or why it failed, and a port that was allocated
 
 
-class Settings(NamedTuple):
+class ForwardSettings(NamedTuple):
     """What ssh_config(5) says about all forwards."""
 
     gateway_ports: bool = False
@@ -76,7 +70,7 @@ class ForwardClient:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ForwardSettings,
         driver: Driver,
         say: Callable[[str], None],
         idle: Callable[[], None],
@@ -86,7 +80,7 @@ class ForwardClient:
         self._driver = driver
         self._say = say
         self._idle = idle
-        self._listeners: dict[Place, tuple[Listener, LocalListener | None]] = {}
+        self._listeners: dict[Place, tuple[ListeningSocket, LocalListener | None]] = {}
         self._remote: dict[TcpPlace | bytes, Forward] = {}  # as the server names them
         self._connections: set[ChannelHandler] = set()
         self._by_name = NameConnector(lambda: None)
@@ -129,7 +123,7 @@ class ForwardClient:
         self._listeners.clear()
 
     @staticmethod
-    def _close(listener: Listener, file: LocalListener | None) -> None:
+    def _close(listener: ListeningSocket, file: LocalListener | None) -> None:
         listener.close()
         if file is not None:
             file.remove()
@@ -157,7 +151,10 @@ class ForwardClient:
             else:
                 self._connect(sock, forward.target)
 
-        self._listeners[forward.listen] = Listener(self._driver.loop, sockets, accepted), file
+        self._listeners[forward.listen] = (
+            ListeningSocket(self._driver.loop, sockets, accepted),
+            file,
+        )
 
     def _connect(self, sock: socket.socket, target: Place, first: bytes = b"") -> None:
         """Have the server connect to a place for who is connected to ``sock``, and tell it

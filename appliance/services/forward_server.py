@@ -12,7 +12,7 @@ from typing import Final
 
 from ..aio.connecting import Attempt
 from ..aio.driver import Driver
-from ..aio.listening import Listener
+from ..aio.listening import ListeningSocket
 from ..log import harmless
 from ..ssh.channels import Channel, ChannelHandler
 from ..wire.forward import (
@@ -49,8 +49,8 @@ class ForwardServer:
     def __init__(self, driver: Driver, privileges: ForwardPrivileges) -> None:
         self._driver = driver
         self._privileges = privileges
-        self._listeners: dict[_Key, tuple[int, Listener]] = {}
-        self._agent: Listener | None = None
+        self._listeners: dict[_Key, tuple[int, ListeningSocket]] = {}
+        self._agent: ListeningSocket | None = None
         self._agent_refusal: Refused | None = None  # which is asked for once a connection
         self._offered: set[ChannelHandler] = set()  # channels that the client has not answered
 
@@ -123,7 +123,7 @@ class ForwardServer:
     def _listen(
         self, key: _Key, listening: Listening, accepted: Callable[[socket.socket], None]
     ) -> None:
-        listener = Listener(self._driver.loop, listening.sockets, accepted)
+        listener = ListeningSocket(self._driver.loop, listening.sockets, accepted)
         self._listeners[key] = (listening.number, listener)
 
     def forward_agent(self) -> None:
@@ -140,7 +140,7 @@ class ForwardServer:
             except Refused as refusal:
                 self._agent_refusal = refusal
                 raise
-            self._agent = Listener(self._driver.loop, [sock], accepted)
+            self._agent = ListeningSocket(self._driver.loop, [sock], accepted)
 
     def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
         if len(self._offered) >= OFFERED_LIMIT:

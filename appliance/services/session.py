@@ -40,7 +40,7 @@ TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may lag behind t
 STATUS_GRACE: Final = 0.2  # seconds that the exit may lag behind the output's end
 
 
-class _State(Enum):
+class _SessionState(Enum):
     NEW = auto()
     RUNNING = auto()
     ENDED = auto()
@@ -68,7 +68,7 @@ class Session(ChannelHandler):
         self._environment: list[tuple[bytes, bytes]] = []
         self._master: int | None = None
         self._process: Process | None = None
-        self._state = _State.NEW
+        self._state = _SessionState.NEW
         self._stdin: Sink | None = None
         self._output: Source | None = None
         self._sources: set[Source] = set()  # whose end has not been seen
@@ -89,14 +89,14 @@ class Session(ChannelHandler):
 
     def _auth_agent_req(self, data: bytes) -> bool:
         Nothing.decode(data)
-        if self._state is not _State.NEW:
+        if self._state is not _SessionState.NEW:
             return False
         self._forward_agent()
         return True
 
     def _pty_req(self, data: bytes) -> bool:
         request = PtyRequest.decode(data)
-        if self._state is not _State.NEW or self._master is not None:
+        if self._state is not _SessionState.NEW or self._master is not None:
             return False
         if "\0" in request.term or len(request.term) > VARIABLE_LIMIT:
             return False
@@ -111,7 +111,7 @@ class Session(ChannelHandler):
         request = EnvironmentVariable.decode(data)
         name = request.variable.decode("latin-1")
         if (
-            self._state is not _State.NEW
+            self._state is not _SessionState.NEW
             or len(self._environment) >= ENVIRONMENT_LIMIT
             or len(data) > VARIABLE_LIMIT
             or b"\0" in request.value
@@ -135,10 +135,10 @@ class Session(ChannelHandler):
         return self._run("subsystem", Command.decode(data).command)
 
     def _run(self, kind: str, command: bytes) -> bool:
-        if self._state is not _State.NEW or b"\0" in command:
+        if self._state is not _SessionState.NEW or b"\0" in command:
             return False
         process = self._privileges.spawn(kind, command, tuple(self._environment), self._master)
-        self._state = _State.RUNNING
+        self._state = _SessionState.RUNNING
         self._process = process
         for fd in (process.stdin, process.stdout, process.stderr, process.status):
             if fd is not None:
@@ -186,20 +186,20 @@ class Session(ChannelHandler):
 
     def _window_change(self, data: bytes) -> bool:
         change = WindowChange.decode(data)
-        if self._master is None or self._state is _State.ENDED:
+        if self._master is None or self._state is _SessionState.ENDED:
             return False
         set_size(self._master, change.columns, change.rows, change.width, change.height)
         return True
 
     def _signal(self, data: bytes) -> bool:
         name = SignalRequest.decode(data).signal
-        if self._process is None or self._state is not _State.RUNNING or not name.isalnum():
+        if self._process is None or self._state is not _SessionState.RUNNING or not name.isalnum():
             return False
         self._privileges.signal(self._process.number, name)
         return True
 
     def _break(self, data: bytes) -> bool:
-        if self._master is None or self._state is not _State.RUNNING:
+        if self._master is None or self._state is not _SessionState.RUNNING:
             return False
         with contextlib.suppress(OSError):  # full, or nobody there
             os.write(self._master, b"\x03")
@@ -231,7 +231,7 @@ class Session(ChannelHandler):
 
     def _finish_terminal(self) -> None:
         """Once everything is sent that the terminal holds: the client may be slow."""
-        if self._state is not _State.RUNNING or self._master is None:
+        if self._state is not _SessionState.RUNNING or self._master is None:
             return
         poll = select.poll()
         poll.register(self._master, select.POLLIN)
@@ -253,9 +253,9 @@ class Session(ChannelHandler):
         self._driver.flush()
 
     def _finish(self) -> None:
-        if self._state is not _State.RUNNING or self._status is None:
+        if self._state is not _SessionState.RUNNING or self._status is None:
             return
-        self._state = _State.ENDED
+        self._state = _SessionState.ENDED
         if os.WIFSIGNALED(self._status):
             number = os.WTERMSIG(self._status)
             try:
@@ -271,7 +271,7 @@ class Session(ChannelHandler):
         self._driver.flush()
 
     def closed(self) -> None:
-        self._state = _State.ENDED
+        self._state = _SessionState.ENDED
         for source in self._sources:
             source.stop()
         if self._stdin is not None:

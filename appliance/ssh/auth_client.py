@@ -63,7 +63,7 @@ class Credentials(Protocol):
         ...
 
 
-class _State(Enum):
+class _MethodState(Enum):
     ASKED_NONE = auto()
     ASKED_KEY = auto()
     SHOWED_KEY = auto()
@@ -95,7 +95,7 @@ class AuthClient:
         self._exhausted: set[str] = set()
         self._tried: list[str] = []
         self._questions = self._dialogues = self._factors = 0
-        self._state = _State.ASKED_NONE
+        self._state = _MethodState.ASKED_NONE
 
     @property
     def method(self) -> str:
@@ -143,12 +143,12 @@ class AuthClient:
             password = self._credentials.password()
             if password is None:
                 return None
-            self._state = _State.ASKED_PASSWORD
+            self._state = _MethodState.ASKED_PASSWORD
             return self._request("password", write_boolean(False) + write_string(_typed(password)))
         self._dialogues += 1
         if self._dialogues > DIALOGUES:
             return None
-        self._state = _State.ASKED_DIALOGUE
+        self._state = _MethodState.ASKED_DIALOGUE
         return self._request("keyboard-interactive", write_text("") + write_text(""))
 
     def _next_key(self) -> bytes | None:
@@ -162,7 +162,7 @@ class AuthClient:
             self._identity, self._algorithm = identity, usable[0]
             _log.debug("Offering public key: %s", _shown(identity))
             if identity.costs_the_user:
-                self._state = _State.SHOWED_KEY
+                self._state = _MethodState.SHOWED_KEY
                 return self._key_request(None)
             request = self._signed()
             if request is not None:
@@ -174,7 +174,7 @@ class AuthClient:
         signature = self._identity.sign(self._algorithm, signed_data(self._session_id, offer))
         if signature is None:
             return None
-        self._state = _State.ASKED_KEY
+        self._state = _MethodState.ASKED_KEY
         return self._key_request(signature)
 
     def _key_request(self, signature: bytes | None) -> bytes:
@@ -188,7 +188,7 @@ class AuthClient:
 
     def answer60(self, payload: bytes) -> bytes:
         """The next request after message 60, which only some states expect."""
-        if self._state is _State.SHOWED_KEY:
+        if self._state is _MethodState.SHOWED_KEY:
             ok = UserauthPkOk.decode(payload)
             # The algorithm is not compared, nor by OpenSSH: some servers answer ssh-rsa for RSA.
             if ok.public_key != self._identity.blob:
@@ -197,7 +197,7 @@ class AuthClient:
             request = self._signed() or self._next_key()
             # no key left: a request that fails, so that the server lists its methods again
             return request or self._request("none", b"")
-        if self._state is _State.ASKED_DIALOGUE:
+        if self._state is _MethodState.ASKED_DIALOGUE:
             asked = UserauthInfoRequest.decode(payload)
             self._questions += 1
             if self._questions > DIALOGUE_LIMIT:
@@ -209,7 +209,7 @@ class AuthClient:
                 self._exhausted.add("keyboard-interactive")
                 return self._request("none", b"")
             return UserauthInfoResponse(tuple(map(_typed, answers))).encode()
-        if self._state is _State.ASKED_PASSWORD:
+        if self._state is _MethodState.ASKED_PASSWORD:
             raise AuthenticationFailed("the server wants the password to be changed first")
         raise ProtocolError("message 60, which nothing had asked for")
 

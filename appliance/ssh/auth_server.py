@@ -122,7 +122,7 @@ def signed_data(session_id: bytes, offer: Offer) -> bytes:
     return data + write_string(offer.host_key) if offer.host_key else data
 
 
-class _State(Enum):
+class _AuthState(Enum):
     WAITING = auto()
     DIALOGUE = auto()
     DONE = auto()
@@ -138,22 +138,22 @@ class AuthServer:
         self._algorithms = algorithms
         self._host_key = host_key
         self._banner = banner
-        self._state = _State.WAITING
+        self._state = _AuthState.WAITING
         self._user: str | None = None
 
     @property
     def in_dialogue(self) -> bool:
         """Whether INFO_RESPONSE is expected."""
-        return self._state is _State.DIALOGUE
+        return self._state is _AuthState.DIALOGUE
 
     @property
     def is_done(self) -> bool:
         """Whether the user is authenticated."""
-        return self._state is _State.DONE
+        return self._state is _AuthState.DONE
 
     def request(self, request: UserauthRequest) -> list[bytes]:
         """The payloads that answer; raises PeerError."""
-        self._state = _State.WAITING  # RFC 4256 section 3.1: a new request ends a dialogue
+        self._state = _AuthState.WAITING  # RFC 4256 section 3.1: a new request ends a dialogue
         answers = []
         if request.service_name != SERVICE:
             raise ProtocolError("authentication for a service that does not exist")
@@ -182,7 +182,7 @@ class AuthServer:
             return self._password(user, method, password.password)
         if method == "keyboard-interactive":
             _KeyboardInteractiveFields.decode(fields)
-            self._state = _State.DIALOGUE
+            self._state = _AuthState.DIALOGUE
             prompt = self._authority.prompt(user)
             return UserauthInfoRequest("", "", "", ((prompt, False),)).encode()
         return self._answer(self._authority.refuse(user, method))
@@ -207,7 +207,7 @@ class AuthServer:
     def info_response(self, response: UserauthInfoResponse) -> list[bytes]:
         """The payloads that answer the password given in a dialogue."""
         assert self._user is not None
-        self._state = _State.WAITING
+        self._state = _AuthState.WAITING
         if len(response.responses) != 1:
             raise ProtocolError("a wrong number of answers in keyboard-interactive")
         return [self._password(self._user, "keyboard-interactive", response.responses[0])]
@@ -219,7 +219,7 @@ class AuthServer:
 
     def _answer(self, outcome: Outcome) -> bytes:
         if outcome.success:
-            self._state = _State.DONE
+            self._state = _AuthState.DONE
             return UserauthSuccess().encode()
         if outcome.final:
             raise AuthenticationFailed("too many authentication failures")

@@ -36,7 +36,7 @@ _HEADER_4: Final = struct.Struct(">BBH4s")
 TEXT_LIMIT: Final = 255  # bytes of a user's or host's name in version 4
 
 
-class _State(Enum):
+class _SocksState(Enum):
     GREETING = auto()
     REQUEST = auto()
     DONE = auto()
@@ -49,7 +49,7 @@ class Dialogue:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._state = _State.GREETING
+        self._state = _SocksState.GREETING
         self._version = 0
         self.reply = b""
         self.rest = b""
@@ -61,15 +61,15 @@ class Dialogue:
         """
         self.reply = b""
         self._buffer += data
-        if self._state is _State.GREETING and self._buffer:
+        if self._state is _SocksState.GREETING and self._buffer:
             self._version = self._buffer[0]
             if self._version == 4:
-                self._state = _State.REQUEST
+                self._state = _SocksState.REQUEST
             elif self._version == 5:
                 self._greet()
             else:
                 raise MalformedMessage(f"SOCKS version {self._version}")
-        if self._state is _State.REQUEST:
+        if self._state is _SocksState.REQUEST:
             if self._version == 4:
                 self._request4()
             else:
@@ -91,7 +91,7 @@ class Dialogue:
             self.reply = bytes((5, _NO_METHOD))
             raise MalformedMessage("a SOCKS client that wants to authenticate")
         self.reply = bytes((5, _NO_AUTHENTICATION))
-        self._state = _State.REQUEST
+        self._state = _SocksState.REQUEST
 
     def _request5(self) -> None:
         buffer = self._buffer
@@ -145,7 +145,7 @@ class Dialogue:
             raise MalformedMessage("a SOCKS request for port 0")
         self.rest = bytes(self._buffer[size:])
         self.place = (host, port)
-        self._state = _State.DONE
+        self._state = _SocksState.DONE
 
 
 def _answer5(code: int) -> bytes:

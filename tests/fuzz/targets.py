@@ -243,7 +243,7 @@ def proxies(data: bytes) -> None:
     for scheme in ("http", "socks5"):
         to = hosts.Proxy(scheme, "proxy", 1080, b"user", b"password")
         with contextlib.suppress(CulvertError):
-            proxy.Handshake(to, "host", 22).run(_Answers(data), 1.0)  # type: ignore[arg-type]
+            proxy.ProxyHandshake(to, "host", 22).run(_Answers(data), 1.0)  # type: ignore[arg-type]
 
 
 TARGETS: dict[str, Target] = {

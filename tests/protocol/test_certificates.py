@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
+from appliance.crypto.certificates import NONCE_BYTES, Certificate, CertType, Terms, issue
 from appliance.crypto.keys import PrivateKey, PublicKey, certificate_name, generate
 from appliance.errors import KeyExchangeFailed, MalformedMessage, PeerError
 from appliance.ssh.connection import Connection
@@ -25,7 +25,7 @@ CERTIFIED = certificate_name(PLAIN)
 
 
 def certificate(key: PublicKey = HOST_KEY.public) -> Certificate:
-    terms = Terms(Kind.HOST, "host", ("host",))
+    terms = Terms(CertType.HOST, "host", ("host",))
     return issue(AUTHORITY, PLAIN, key, terms, bytes(NONCE_BYTES))
 
 

@@ -211,6 +211,8 @@ def reader(where: Namespace, unit: int = 0) -> Iterator[int]:
     """The descriptor of a tun device that exists, with nothing but IP packets in it."""
     descriptor, _ = where.inside(lambda: open_device(POINT_TO_POINT, unit))
     try:
+        # Until the kernel has found the time to see that it is open, packets for it are lost.
+        assert wait_until(lambda: "state DOWN" not in where.ip("link", "show", f"tun{unit}"))
         yield descriptor
     finally:
         os.close(descriptor)

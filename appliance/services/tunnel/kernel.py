@@ -29,7 +29,7 @@ from .marks import DEVICE_GROUP, MARK, PIN_TABLE
 from .netlink import Netlink, device_names
 from .network import Bridge, Change, Device, NetworkError, Rules, table_of
 from .programs import Programs
-from .record import Record
+from .record import RecordedChange
 from .resolver import Resolver
 from .rules import remove_tables
 
@@ -237,7 +237,7 @@ class _Reconciliation:
         known = own or other
         before = known.before if known else kind.before(change)
         try:
-            self._record(own, Record(change, before))
+            self._record(own, RecordedChange(change, before))
         except OSError:
             if not isinstance(change, Rules):
                 raise
@@ -246,7 +246,7 @@ class _Reconciliation:
         if found is Found.MISSING or (own is not None and own.change != change):
             kind.make(change)
 
-    def _record(self, old: Record | None, new: Record) -> None:
+    def _record(self, old: RecordedChange | None, new: RecordedChange) -> None:
         if new == old:
             return
         if old is None:

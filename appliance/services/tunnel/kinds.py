@@ -78,7 +78,7 @@ class Found(enum.Enum):
     OURS = enum.auto()  # it carries our mark
 
 
-class Kind(Generic[C]):
+class ChangeKind(Generic[C]):
     """How changes of one kind are found, made and undone; every method may raise OSError."""
 
     def find(self, change: C) -> Found:
@@ -104,7 +104,7 @@ class Kind(Generic[C]):
         return f"{where}{error.strerror or error}{hint}"
 
 
-class _Tables(Kind[Rules]):
+class _Tables(ChangeKind[Rules]):
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
 
@@ -119,7 +119,7 @@ class _Tables(Kind[Rules]):
         self._programs.call("nft", "-f", "-", text=f"{table}\ndelete {table}\n")
 
 
-class _Links(Kind[C]):
+class _Links(ChangeKind[C]):
     """What is a device, or is a property of one."""
 
     def __init__(self, netlink: Netlink) -> None:
@@ -295,7 +295,7 @@ def switch_of(version: int) -> Path:
     return _SYSCTL / "net" / name
 
 
-class _Forwardings(Kind[Forwarding]):
+class _Forwardings(ChangeKind[Forwarding]):
     """The switch for all devices, which also sets what others may have set for each."""
 
     def find(self, change: Forwarding) -> Found:
@@ -330,7 +330,7 @@ class _Forwardings(Kind[Forwarding]):
                     path.write_text(value)
 
 
-class _PassedOn(Kind[PassedOn]):
+class _PassedOn(ChangeKind[PassedOn]):
     """``everyones`` are the switches in all records, by which those that we turned are known."""
 
     def __init__(self, programs: Programs, everyones: Sequence[Forwarding]) -> None:
@@ -416,7 +416,7 @@ class _Marks(_Links[Marked]):
         self._netlink.rule("del", change.version, MARK, PIN_TABLE)
 
 
-class _MarkedAnswers(Kind[MarkedAnswers]):
+class _MarkedAnswers(ChangeKind[MarkedAnswers]):
     _SWITCH: Final = _SYSCTL / "net/ipv4/conf/all/src_valid_mark"
 
     def find(self, change: MarkedAnswers) -> Found:
@@ -533,7 +533,7 @@ def _way(message: Message) -> dict[str, Any]:
     }
 
 
-class _NameServers(Kind[NameServers]):
+class _NameServers(ChangeKind[NameServers]):
     """``others`` are those of the other links."""
 
     def __init__(self, resolver: Resolver, others: Sequence[NameServers]) -> None:
@@ -557,7 +557,7 @@ def kinds_of_changes(
     resolver: Resolver,
     everyones: Sequence[Change],
     others: Sequence[Change],
-) -> dict[type[Change], Kind[Any]]:
+) -> dict[type[Change], ChangeKind[Any]]:
     """How each kind is found, made and undone.
 
     ``everyones`` are the changes that any record names, ``others`` those of other owners.

@@ -34,7 +34,7 @@ Before = Mapping[str, str]  # how it was, in whatever words the kind of change c
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordedChange:
     """A change that is ours to undo."""
 
     change: Change
@@ -83,7 +83,7 @@ def _folders(folder: Path) -> tuple[Path, Path]:
     return folder, in_memory(folder / "any").parent
 
 
-def load(path: Path, earlier: bool = False) -> list[Record]:
+def load(path: Path, earlier: bool = False) -> list[RecordedChange]:
     """The records of this boot in the order of making; none where there is no file.
 
     Of an earlier boot the name servers are left, which stand in a file; with ``earlier``, all that
@@ -118,9 +118,9 @@ def _read(path: Path) -> tuple[Path, bytes] | None:
     return None
 
 
-def others(path: Path) -> list[Record]:
+def others(path: Path) -> list[RecordedChange]:
     """The records of this boot in all files of the folder but this one. Raises OSError."""
-    found: list[Record] = []
+    found: list[RecordedChange] = []
     for other in paths(path.parent):
         if other == path:
             continue
@@ -133,7 +133,7 @@ def others(path: Path) -> list[Record]:
     return found
 
 
-def save(path: Path, records: Sequence[Record]) -> None:
+def save(path: Path, records: Sequence[RecordedChange]) -> None:
     """Write the file, to memory if it cannot be written; without records, remove it.
 
     Raises OSError.
@@ -200,7 +200,7 @@ def _boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
-def _parse(text: bytes) -> tuple[str, list[Record]]:
+def _parse(text: bytes) -> tuple[str, list[RecordedChange]]:
     data = json.loads(text)  # its errors, and those of UTF-8, are ValueErrors
     if not isinstance(data, dict) or data.keys() != {"boot", "changes"}:
         raise ValueError("not a record of changes")
@@ -210,10 +210,10 @@ def _parse(text: bytes) -> tuple[str, list[Record]]:
     return boot, [_parse_record(change) for change in changes]
 
 
-def _parse_record(data: object) -> Record:
+def _parse_record(data: object) -> RecordedChange:
     if not isinstance(data, dict) or data.keys() != {"change", "before"}:
         raise ValueError("not a change and what was before")
     before = data["before"]
     if not isinstance(before, dict) or not all(isinstance(v, str) for v in before.values()):
         raise ValueError("what was before is not text")
-    return Record(change_from_json(data["change"]), before)
+    return RecordedChange(change_from_json(data["change"]), before)

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from appliance.aio import listening
-from appliance.aio.listening import Listener
+from appliance.aio.listening import ListeningSocket
 from appliance.aio.loop import Loop
 
 
@@ -35,7 +35,7 @@ def test_a_connection_without_a_descriptor_waits_and_nobody_spins(
         sock.error = error
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        listener = Listener(loop, [sock], accepted.append)
+        listener = ListeningSocket(loop, [sock], accepted.append)
         client.connect(sock.getsockname())
         for _ in range(5):
             loop.call_later(0.001, lambda: None)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.aio.proxy import HEADER_LIMIT, Handshake, ProxyFailed, parse_status
+from appliance.aio.proxy import HEADER_LIMIT, ProxyFailed, ProxyHandshake, parse_status
 from appliance.config.hosts import proxy
 
 SSH = b"SSH-2.0-server\r\n"
@@ -37,7 +37,7 @@ def talk(url: str, answer: bytes, host: str = "host", port: int = 22) -> tuple[b
     """What was sent, and what was left of the answer."""
     with pair(answer) as (ours, theirs):
         theirs.shutdown(socket.SHUT_WR)
-        Handshake(proxy(url), host, port).run(ours, 5)
+        ProxyHandshake(proxy(url), host, port).run(ours, 5)
         left = ours.recv(1 << 16)
         ours.close()
         return theirs.recv(1 << 16), left
@@ -236,7 +236,7 @@ class Drip:
 )
 def test_byte_by_byte_is_as_good_as_at_once(url: str, answer: bytes) -> None:
     drip = Drip(answer + SSH)
-    Handshake(proxy(url), "host", 22).run(drip, 5)  # type: ignore[arg-type]
+    ProxyHandshake(proxy(url), "host", 22).run(drip, 5)  # type: ignore[arg-type]
     assert drip.left == SSH
 
 
@@ -245,7 +245,7 @@ def test_a_silent_proxy_is_given_up_in_time(url: str) -> None:
     with pair(b"") as (ours, _):
         begin = time.monotonic()
         with pytest.raises(ProxyFailed, match=r"proxy p port 1: no answer within 0 s"):
-            Handshake(proxy(url), "host", 22).run(ours, 0.05)
+            ProxyHandshake(proxy(url), "host", 22).run(ours, 0.05)
         assert time.monotonic() - begin < 2
 
 
@@ -256,14 +256,14 @@ def test_a_proxy_that_drips_is_given_up_in_time_too() -> None:
             return super().recv(count, flags)
 
     with pytest.raises(ProxyFailed, match="no answer within"):
-        Handshake(proxy("http://p:1"), "host", 22).run(Slow(b"x" * 10000), 0.1)  # type: ignore[arg-type]
+        ProxyHandshake(proxy("http://p:1"), "host", 22).run(Slow(b"x" * 10000), 0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("host", ["ö" * 100, "a..ö"])
 def test_a_name_that_cannot_be_said_is_refused(url: str, host: str) -> None:
     with pytest.raises(ProxyFailed, match="not a host name"):
-        Handshake(proxy(url), host, 22)
+        ProxyHandshake(proxy(url), host, 22)
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -273,11 +273,11 @@ def test_a_handshake_needs_no_modules_once_it_is_there(url: str) -> None:
     answer = socks_answer if "socks" in url else OK
     program = f"""
 import socket, sys
-from appliance.aio.proxy import Handshake
+from appliance.aio.proxy import ProxyHandshake
 from appliance.config.hosts import proxy
 ours, theirs = socket.socketpair()
 theirs.sendall({answer!r})
-handshake = Handshake(proxy({url!r}), "ö.example", 22)
+handshake = ProxyHandshake(proxy({url!r}), "ö.example", 22)
 before = set(sys.modules)
 handshake.run(ours, 5)
 raise SystemExit(str(set(sys.modules) - before))
@@ -295,4 +295,4 @@ raise SystemExit(str(set(sys.modules) - before))
 
 def test_a_name_that_is_too_long_for_socks_is_refused() -> None:
     with pytest.raises(ProxyFailed, match="too long a name for SOCKS"):
-        Handshake(proxy("socks5://p:1"), "x." * 128, 22)
+        ProxyHandshake(proxy("socks5://p:1"), "x." * 128, 22)

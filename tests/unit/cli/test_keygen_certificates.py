@@ -8,7 +8,7 @@ import pytest
 
 from appliance.cli import keygen_certificates
 from appliance.cli.keygen import main
-from appliance.crypto.certificates import FOREVER, Certificate, Kind
+from appliance.crypto.certificates import FOREVER, Certificate, CertType
 from appliance.crypto.key_files import dump_openssh, load_offered_line, load_public_line
 from appliance.crypto.keys import generate
 from appliance.errors import UsageError
@@ -233,6 +233,6 @@ def test_a_serial_of_every_authority_is_revoked_with_none_for_the_authority(fold
     (folder / "spec").write_text("id: who\n")
     assert run("-q", "-k", "-f", folder / "krl", "-s", "none", folder / "spec") == 0
     made = signed(folder, "-n", "a")
-    assert made.terms.kind is Kind.USER
+    assert made.terms.kind is CertType.USER
     assert theirs("-Q", "-f", folder / "krl", folder / "key-cert.pub").returncode == 1
     assert run("-Q", "-f", folder / "krl", folder / "key-cert.pub") == 1

@@ -11,7 +11,7 @@ from appliance.client import prompts
 from appliance.client.credentials import UserCredentials
 from appliance.client.host_trust import HostTrust
 from appliance.client.ssh_config import load
-from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
+from appliance.crypto.certificates import NONCE_BYTES, Certificate, CertType, Terms, issue
 from appliance.crypto.key_files import dump_openssh
 from appliance.crypto.keys import PrivateKey, certificate_name, generate
 from appliance.services import agent_client
@@ -28,7 +28,7 @@ def identities(*given: str) -> list[Identity]:
     return list(UserCredentials(options, HostTrust(options)).identities())
 
 
-def certificate(key: PrivateKey, kind: Kind = Kind.USER, serial: int = 0) -> Certificate:
+def certificate(key: PrivateKey, kind: CertType = CertType.USER, serial: int = 0) -> Certificate:
     terms = Terms(kind, "who", ("alice",), serial)
     return issue(AUTHORITY, "ssh-ed25519", key.public, terms, bytes(NONCE_BYTES))
 
@@ -127,7 +127,10 @@ def test_a_certificate_file_that_is_none_is_told_and_passed_over(
     write(tmp_path / "id", key)
     path = tmp_path / "c"
     if content is not None:
-        texts = {"a host's": certificate(key, Kind.HOST).line(), "a key": key.public.line()}
+        texts = {
+            "a host's": certificate(key, CertType.HOST).line(),
+            "a key": key.public.line(),
+        }
         path.write_text(texts.get(content, content))
     given = (f"IdentityFile {tmp_path}/id", f"CertificateFile {path}", "IdentityAgent none")
     assert [each.blob for each in identities(*given)] == [key.public.blob]

@@ -13,7 +13,7 @@ from appliance.client.credentials import UserCredentials
 from appliance.client.host_options import HostOptions
 from appliance.client.host_trust import HostTrust
 from appliance.client.ssh_config import load
-from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
+from appliance.crypto.certificates import NONCE_BYTES, Certificate, CertType, Terms, issue
 from appliance.crypto.keys import PrivateKey, PublicKey, generate, is_certificate_name
 from appliance.crypto.revoked import RevocationList
 from appliance.errors import HostKeyRejected, UsageError
@@ -29,7 +29,11 @@ Make = Callable[..., HostTrust]
 def certificate(
     key: PublicKey = KEY, authority: PrivateKey = AUTHORITY, **changes: Any
 ) -> Certificate:
-    terms: dict[str, Any] = {"kind": Kind.HOST, "key_id": "host", "principals": (HOST,)} | changes
+    terms: dict[str, Any] = {
+        "kind": CertType.HOST,
+        "key_id": "host",
+        "principals": (HOST,),
+    } | changes
     algorithm = authority.public.signature_algorithms[0]
     return issue(authority, algorithm, key, Terms(**terms), bytes(NONCE_BYTES))
 
@@ -94,7 +98,7 @@ def test_an_authority_of_other_hosts_is_none_of_this_one(trust: Make) -> None:
         {"principals": ("*",)},
         {"principals": ()},
         {"principals": (f"b,{HOST}",)},
-        {"kind": Kind.USER},
+        {"kind": CertType.USER},
         {"valid_after": 4_000_000_000},
         {"valid_before": 1_700_000_000},
         {"critical_options": (("x@example.com", b""),)},

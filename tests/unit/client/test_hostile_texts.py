@@ -13,7 +13,7 @@ from appliance.client.credentials import UserCredentials
 from appliance.client.host_trust import HostTrust
 from appliance.client.ssh_config import load
 from appliance.config.forwards import forward
-from appliance.services.forward_client import ForwardClient, Settings
+from appliance.services.forward_client import ForwardClient, ForwardSettings
 from appliance.services.session_client import SessionClient, Streams, Wanted
 from appliance.services.stdio_forward import StdioForward
 from appliance.ssh.channels import Channel
@@ -76,7 +76,7 @@ def test_the_refusal_of_a_forward_of_standard_input(it: Refusing) -> None:
 
 def test_the_refusal_of_a_forwarded_connection(it: Refusing, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    client = ForwardClient(Settings(), it.driver, it.said.append, lambda: None)  # type: ignore[arg-type]
+    client = ForwardClient(ForwardSettings(), it.driver, it.said.append, lambda: None)  # type: ignore[arg-type]
     client.add(forward("L", f"{path}:host:7"), lambda why, port: None)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))

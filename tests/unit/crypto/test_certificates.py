@@ -16,7 +16,7 @@ from appliance.crypto.certificates import (
     NONCE_BYTES,
     PRINCIPALS_LIMIT,
     Certificate,
-    Kind,
+    CertType,
     Terms,
     issue,
     load_certificate,
@@ -57,7 +57,7 @@ def certificate(
     **terms: Any,
 ) -> Certificate:
     settings: dict[str, Any] = {
-        "kind": Kind.USER,
+        "kind": CertType.USER,
         "key_id": "who",
         "principals": ("alice",),
     } | terms
@@ -67,7 +67,7 @@ def certificate(
 
 def refusal(
     made: Certificate,
-    kind: Kind = Kind.USER,
+    kind: CertType = CertType.USER,
     now: float = NOW,
     algorithms: tuple[str, ...] = SIGNATURES,
     rsa_bits: int = 2048,
@@ -117,7 +117,14 @@ def test_a_certificate_of_ssh_keygens_is_read_as_it_was_meant(
     assert made.key == load_public_line(key.with_suffix(".pub").read_text())[0]
     authority = Path(f"{openssh_keys['ssh-ed25519']}.pub").read_text()
     assert made.authority == load_public_line(authority)[0]
-    assert made.terms[:6] == (Kind.USER, "an id", ("alice", "bob"), 77, 1767225600, 1798761600)
+    assert made.terms[:6] == (
+        CertType.USER,
+        "an id",
+        ("alice", "bob"),
+        77,
+        1767225600,
+        1798761600,
+    )
     permissions = made.permissions()
     assert permissions.command == "echo hi"
     assert permissions.from_patterns == ("192.0.2.0/24",)
@@ -132,8 +139,8 @@ def test_every_type_of_key_may_be_an_authority(
     key = tmp_path / "key"
     key.with_suffix(".pub").write_text(KEY.public.line())
     made, _ = signed_by_ssh_keygen(run, openssh_keys[key_type], key, "-h", "-n", "host")
-    assert made.terms.kind is Kind.HOST
-    assert not refusal(made, Kind.HOST)
+    assert made.terms.kind is CertType.HOST
+    assert not refusal(made, CertType.HOST)
 
 
 @pytest.mark.parametrize("key_type", KINDS)
@@ -179,7 +186,7 @@ def test_a_certificate_without_principals_matches_nobody() -> None:
     made = certificate(principals=())
     assert not made.is_for(("alice", "", "root"))
     assert "no principals" in refusal(made)
-    assert "no principals" in refusal(certificate(principals=(), kind=Kind.HOST), Kind.HOST)
+    assert "no principals" in refusal(certificate(principals=(), kind=CertType.HOST), CertType.HOST)
 
 
 def test_a_comma_in_a_principal_does_not_split_it() -> None:
@@ -205,8 +212,8 @@ def test_a_certificate_is_good_from_its_first_second_to_the_one_before_its_last(
 
 
 def test_a_host_certificate_logs_nobody_in_and_a_users_is_no_hosts() -> None:
-    assert "host certificate" in refusal(certificate(kind=Kind.HOST))
-    assert "user certificate" in refusal(certificate(), Kind.HOST)
+    assert "host certificate" in refusal(certificate(kind=CertType.HOST))
+    assert "user certificate" in refusal(certificate(), CertType.HOST)
 
 
 def test_the_authority_must_sign_with_an_accepted_algorithm() -> None:
@@ -279,8 +286,8 @@ def test_an_unknown_critical_option_refuses_the_certificate(name: str) -> None:
 
 
 def test_a_host_certificate_with_any_critical_option_is_refused() -> None:
-    made = certificate(kind=Kind.HOST, critical_options=(text_option("force-command", "x"),))
-    assert "force-command" in refusal(made, Kind.HOST)
+    made = certificate(kind=CertType.HOST, critical_options=(text_option("force-command", "x"),))
+    assert "force-command" in refusal(made, CertType.HOST)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +514,7 @@ def test_a_certificate_with_bytes_overwritten_is_the_same_or_malformed(at: int, 
 def test_terms_survive_the_round_trip(
     principals: list[str], serial: int, after: int, before: int
 ) -> None:
-    terms = Terms(Kind.HOST, "id", tuple(principals), serial, after, before)
+    terms = Terms(CertType.HOST, "id", tuple(principals), serial, after, before)
     made = issue(AUTHORITY, "ssh-ed25519", KEY.public, terms, bytes(NONCE_BYTES))
     assert made.terms == terms
     assert Reader(made.blob).name() == made.key_type

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue
+from appliance.crypto.certificates import NONCE_BYTES, Certificate, CertType, Terms, issue
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.crypto.revoked import MAGIC, RevocationList, load
 from appliance.errors import MalformedMessage
@@ -30,7 +30,7 @@ KEY = generate("ssh-ed25519").public
 def certificate(
     serial: int = 0, key_id: str = "who", authority: PrivateKey = AUTHORITY
 ) -> Certificate:
-    terms = Terms(Kind.USER, key_id, ("alice",), serial)
+    terms = Terms(CertType.USER, key_id, ("alice",), serial)
     return issue(authority, "ssh-ed25519", KEY, terms, bytes(NONCE_BYTES))
 
 

@@ -11,20 +11,20 @@ from appliance.links.link import (
     LAST_DELAY,
     STEADY,
     TABLE,
-    Event,
+    LinkEvent,
     LinkLife,
-    State,
+    LinkState,
 )
 
 
-def in_state(state: State) -> LinkLife:
+def in_state(state: LinkState) -> LinkLife:
     """A link that came to ``state`` by events alone."""
     ways = {
-        State.IDLE: (),
-        State.DIALLING: (Event.START,),
-        State.UP: (Event.START, Event.OPENED),
-        State.BACKING_OFF: (Event.START, Event.LOST),
-        State.STOPPED: (Event.START, Event.REFUSED),
+        LinkState.IDLE: (),
+        LinkState.DIALLING: (LinkEvent.START,),
+        LinkState.UP: (LinkEvent.START, LinkEvent.OPENED),
+        LinkState.BACKING_OFF: (LinkEvent.START, LinkEvent.LOST),
+        LinkState.STOPPED: (LinkEvent.START, LinkEvent.REFUSED),
     }
     life = LinkLife(0.0)
     for event in ways[state]:
@@ -33,9 +33,9 @@ def in_state(state: State) -> LinkLife:
     return life
 
 
-@pytest.mark.parametrize(("state", "event"), list(product(State, Event)))
+@pytest.mark.parametrize(("state", "event"), list(product(LinkState, LinkEvent)))
 def test_every_event_in_every_state_moves_by_the_table_or_raises(
-    state: State, event: Event
+    state: LinkState, event: LinkEvent
 ) -> None:
     life = in_state(state)
     if (state, event) in TABLE:
@@ -47,64 +47,68 @@ def test_every_event_in_every_state_moves_by_the_table_or_raises(
 
 
 def test_delays_double_up_to_a_limit_and_never_end() -> None:
-    life = in_state(State.DIALLING)
+    life = in_state(LinkState.DIALLING)
     delays = []
     for _ in range(100):
-        life.happened(Event.LOST, 1000.0)
+        life.happened(LinkEvent.LOST, 1000.0)
         delays.append(life.due - 1000.0)
-        life.happened(Event.DUE, 1000.0)
+        life.happened(LinkEvent.DUE, 1000.0)
     assert delays[:4] == [FIRST_DELAY, 2 * FIRST_DELAY, 4 * FIRST_DELAY, 8 * FIRST_DELAY]
     assert delays[-1] == LAST_DELAY
 
 
 @given(chance=st.floats(0, 1), failures=st.integers(0, 40))
 def test_jitter_stays_within_half_of_the_delay(chance: float, failures: int) -> None:
-    life = in_state(State.DIALLING)
+    life = in_state(LinkState.DIALLING)
     for _ in range(failures):
-        life.happened(Event.LOST, 0.0)
-        life.happened(Event.DUE, 0.0)
-    life.happened(Event.LOST, 0.0, chance)
+        life.happened(LinkEvent.LOST, 0.0)
+        life.happened(LinkEvent.DUE, 0.0)
+    life.happened(LinkEvent.LOST, 0.0, chance)
     base = min(LAST_DELAY, FIRST_DELAY * 2.0**failures)
     assert base * 0.5 <= life.due <= base * 1.5
 
 
 def test_only_a_link_that_was_up_for_a_while_begins_its_delays_anew() -> None:
     for steady, expected in ((STEADY - 0.1, 8 * FIRST_DELAY), (STEADY, FIRST_DELAY)):
-        life = in_state(State.DIALLING)
+        life = in_state(LinkState.DIALLING)
         for _ in range(3):
-            life.happened(Event.LOST, 0.0)
-            life.happened(Event.DUE, 0.0)
-        life.happened(Event.OPENED, 0.0)
-        life.happened(Event.LOST, steady)
+            life.happened(LinkEvent.LOST, 0.0)
+            life.happened(LinkEvent.DUE, 0.0)
+        life.happened(LinkEvent.OPENED, 0.0)
+        life.happened(LinkEvent.LOST, steady)
         assert life.due - steady == pytest.approx(expected)
 
 
 def test_a_change_of_the_network_ends_the_waiting() -> None:
-    life = in_state(State.BACKING_OFF)
-    assert life.happened(Event.NETWORK_CHANGED, 0.1) is State.DIALLING
+    life = in_state(LinkState.BACKING_OFF)
+    assert life.happened(LinkEvent.NETWORK_CHANGED, 0.1) is LinkState.DIALLING
 
 
 def test_a_refusal_is_kept_with_its_reason_until_somebody_starts_the_link() -> None:
-    life = in_state(State.DIALLING)
-    life.happened(Event.REFUSED, 1.0, why="Permission denied")
-    life.happened(Event.NETWORK_CHANGED, 2.0)
-    assert (life.state, life.last_error, life.since) == (State.STOPPED, "Permission denied", 1.0)
-    life.happened(Event.START, 3.0)
-    assert (life.state, life.last_error) == (State.DIALLING, "")
+    life = in_state(LinkState.DIALLING)
+    life.happened(LinkEvent.REFUSED, 1.0, why="Permission denied")
+    life.happened(LinkEvent.NETWORK_CHANGED, 2.0)
+    assert (life.state, life.last_error, life.since) == (
+        LinkState.STOPPED,
+        "Permission denied",
+        1.0,
+    )
+    life.happened(LinkEvent.START, 3.0)
+    assert (life.state, life.last_error) == (LinkState.DIALLING, "")
 
 
 def test_the_first_connection_is_no_reconnection() -> None:
-    life = in_state(State.UP)
+    life = in_state(LinkState.UP)
     assert life.reconnects == 0
-    life.happened(Event.LOST, 1.0)
-    life.happened(Event.DUE, 2.0)
-    life.happened(Event.OPENED, 3.0)
+    life.happened(LinkEvent.LOST, 1.0)
+    life.happened(LinkEvent.DUE, 2.0)
+    life.happened(LinkEvent.OPENED, 3.0)
     assert life.reconnects == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from(Event), st.floats(0, 100), st.floats(0, 1))))
+@given(st.lists(st.tuples(st.sampled_from(LinkEvent), st.floats(0, 100), st.floats(0, 1))))
 def test_whatever_happens_a_link_that_waits_has_a_time_to_wait_for(
-    history: list[tuple[Event, float, float]],
+    history: list[tuple[LinkEvent, float, float]],
 ) -> None:
     life, now = LinkLife(0.0), 0.0
     for event, pause, chance in history:
@@ -112,5 +116,5 @@ def test_whatever_happens_a_link_that_waits_has_a_time_to_wait_for(
         if (life.state, event) not in TABLE:
             continue
         life.happened(event, now, chance)
-        if life.state is State.BACKING_OFF:
+        if life.state is LinkState.BACKING_OFF:
             assert life.due > life.since

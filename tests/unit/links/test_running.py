@@ -16,7 +16,7 @@ from appliance.aio.loop import Loop
 from appliance.config.links import Link
 from appliance.links import running
 from appliance.links.keeper import Keeper
-from appliance.links.link import State
+from appliance.links.link import LinkState
 from appliance.links.reports import GO, Resolved
 from appliance.links.running import RunningLink
 from appliance.process.sandbox import Confinement
@@ -66,10 +66,10 @@ def test_a_link_without_a_process_or_a_device_to_spare_is_tried_again(
     with monkeypatch.context() as short:
         short.setattr(place, name, none_left)
         link.start()
-    assert (link.life.state, link.process) == (State.BACKING_OFF, 0)
+    assert (link.life.state, link.process) == (LinkState.BACKING_OFF, 0)
     assert os.strerror(errno.EAGAIN) in link.life.last_error
     link.network_changed()
-    assert link.life.state is State.DIALLING
+    assert link.life.state is LinkState.DIALLING
     assert link.process == PROCESS
 
 
@@ -95,7 +95,7 @@ def test_a_process_names_the_servers_addresses_once(
     assert process.recv(10) == GO
     process.send(Resolved((b"198.51.100.1",)).encode())
     link._on_report()
-    assert link.life.state is State.STOPPED
+    assert link.life.state is LinkState.STOPPED
     assert "resolved twice" in link.life.last_error
 
 
@@ -107,7 +107,7 @@ def test_an_attempt_has_a_deadline(
     process.send(Resolved((b"192.0.2.1",)).encode())
     link._on_report()
     link._loop._turn()
-    assert link.life.state is State.BACKING_OFF
+    assert link.life.state is LinkState.BACKING_OFF
     assert "in time" in link.life.last_error
 
 
@@ -118,6 +118,6 @@ def test_a_process_whose_device_is_gone_does_not_stay_with_another_of_its_name(
     monkeypatch.setattr(running, "is_attached", lambda _: False)
     process.send(Resolved((b"192.0.2.1",)).encode())
     link._on_report()
-    assert link.life.state is State.BACKING_OFF
+    assert link.life.state is LinkState.BACKING_OFF
     assert link.life.last_error == "the device was removed"
     assert link.process == 0

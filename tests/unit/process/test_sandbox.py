@@ -113,4 +113,4 @@ def test_entering_the_sandbox_fails_as_a_whole(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(os, "fchdir", broken)
     with pytest.raises(PermissionError):
-        sandbox.enter(sandbox.Identity(65534, 65534, -1))
+        sandbox.enter(sandbox.SandboxUser(65534, 65534, -1))

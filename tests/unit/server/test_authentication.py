@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from appliance.config.server import Profile, ServerConfig
 from appliance.crypto import totp as codes
 from appliance.crypto.authorized_keys import parse
-from appliance.crypto.certificates import NONCE_BYTES, Certificate, Kind, Terms, issue, text_option
+from appliance.crypto.certificates import (
+    NONCE_BYTES,
+    Certificate,
+    CertType,
+    Terms,
+    issue,
+    text_option,
+)
 from appliance.crypto.key_exchange import METHODS
 from appliance.crypto.keys import (
     SK_ECDSA,
@@ -30,7 +37,7 @@ from appliance.crypto.permissions import Permissions
 from appliance.crypto.revoked import RevocationList
 from appliance.errors import UsageError
 from appliance.server import authentication, passwords, totp, user_files, user_keys
-from appliance.server.authentication import Authentication, Login
+from appliance.server.authentication import Authentication, LoggedIn
 from appliance.server.factors import CODE, Factors, sequences
 from appliance.server.host_keys import HostKey, HostKeys
 from appliance.server.peer import Peer
@@ -72,7 +79,7 @@ Log = pytest.LogCaptureFixture
 def certificate(
     key: PublicKey = KEY.public, authority: PrivateKey = AUTHORITY, **changes: Any
 ) -> Certificate:
-    terms: dict[str, Any] = {"kind": Kind.USER, "key_id": "who", "principals": (USER,)}
+    terms: dict[str, Any] = {"kind": CertType.USER, "key_id": "who", "principals": (USER,)}
     terms |= {"extensions": EVERYTHING} | changes
     algorithm = authority.public.signature_algorithms[0]
     return issue(authority, algorithm, key, Terms(**terms), bytes(NONCE_BYTES))
@@ -103,7 +110,7 @@ class Desk:
         with socket.socket() as nothing:
             peer = Peer(nothing)
         peer.address, peer.port = "192.0.2.7", 4711
-        self.logins: list[Login] = []
+        self.logins: list[LoggedIn] = []
         config = replace(ServerConfig(), max_auth_tries=100, **changes)  # type: ignore[arg-type]
         host_keys = HostKeys({"ssh-ed25519": HostKey(HOST_KEY, HOST_KEY.public)}, {})
         self.authentication = Authentication(config, host_keys, peer, self.logins.append)
@@ -216,7 +223,7 @@ def test_the_signature_must_be_made_by_the_key_within(desk: Make, line: str) -> 
         {"principals": ("somebody",)},
         {"principals": (f"somebody,{USER}",)},
         {"principals": ("*",)},
-        {"kind": Kind.HOST},
+        {"kind": CertType.HOST},
         {"valid_after": 4_000_000_000},
         {"valid_before": 1_700_000_000},
         {"critical_options": (("unknown@example.com", b""),)},

@@ -19,7 +19,7 @@ from appliance.crypto.authorized_keys import parse
 from appliance.crypto.keys import generate
 from appliance.crypto.permissions import Permissions
 from appliance.server import forward_grants
-from appliance.server.authentication import Login
+from appliance.server.authentication import LoggedIn
 from appliance.server.forward_grants import LISTENERS_LIMIT, ForwardGrants
 from appliance.server.requests import (
     Connect,
@@ -67,7 +67,7 @@ def grants(
         (entry,) = parse(f"{options} {KEY}".strip().encode(), pytest.fail)
         permissions = entry.options
     config = replace(ServerConfig(), **settings)  # type: ignore[arg-type]
-    _made.append(ForwardGrants(Login(user, permissions, None, config)))
+    _made.append(ForwardGrants(LoggedIn(user, permissions, None, config)))
     return _made[-1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
+from appliance.crypto.certificates import NONCE_BYTES, CertType, Terms, issue
 from appliance.crypto.key_files import dump_openssh
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError
@@ -133,7 +133,7 @@ def test_a_folder_in_place_of_a_key_is_named(tmp_path: Path) -> None:
 def certificate(tmp_path: Path) -> Callable[..., str]:
     """A function that writes a certificate of a key and returns its path."""
 
-    def write(key: PrivateKey, kind: Kind = Kind.HOST, **terms: Any) -> str:
+    def write(key: PrivateKey, kind: CertType = CertType.HOST, **terms: Any) -> str:
         said = Terms(kind, "host", ("host.example",), **terms)
         made = issue(AUTHORITY, "ssh-ed25519", key.public, said, bytes(NONCE_BYTES))
         path = tmp_path / "key-cert.pub"
@@ -176,7 +176,7 @@ def test_a_certificate_that_is_of_no_use_is_a_mistake(
             host_keys.arrange([key], [path], 2048)
         assert path in str(raised.value)
     with pytest.raises(UsageError, match="no certificate for hosts"):
-        host_keys.arrange([key], [certificate(key, Kind.USER)], 2048)
+        host_keys.arrange([key], [certificate(key, CertType.USER)], 2048)
 
 
 def test_a_certificate_that_has_expired_is_named_in_the_log(

@@ -29,7 +29,8 @@ def traces(path: Path) -> dict[str, bytes]:
     file has them (big-endian) and as OpenSSL does (little-endian words).
     """
     data = path.read_bytes()
-    found = {f"line {number}": line for number, line in enumerate(data.split(b"\n")[1:-2], 1)}
+    # without the first, which is the format's alone, and so the same in each file of RSA's
+    found = {f"line {number}": line for number, line in enumerate(data.split(b"\n")[2:-2], 2)}
     secret = load_private_key(data).secret
     numbers: dict[str, int] = {}
     if isinstance(secret, RSAPrivateKey):
@@ -41,8 +42,8 @@ def traces(path: Path) -> dict[str, bytes]:
     else:
         found["seed"] = secret.private_bytes_raw()
     for name, number in numbers.items():
-        data_of = number.to_bytes((number.bit_length() + 7) // 8, "big")
-        found |= {f"{name} big": data_of, f"{name} little": data_of[::-1]}
+        big = number.to_bytes((number.bit_length() + 7) // 8, "big")
+        found |= {f"{name} big": big, f"{name} little": big[::-1]}
     # what follows the end of the public half, or is that of the file's format, tells nothing
     public = load_private_key(data).public.blob
     return {

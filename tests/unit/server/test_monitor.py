@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.aio import connecting
+from appliance.aio import connecting, name_connector
 from appliance.errors import UsageError
 from appliance.server import audit, monitor, programs, requests, tunnel_grants, tunnels
 from appliance.server.monitor import Monitor
@@ -239,7 +239,7 @@ def test_arbitrary_requests_raise_nothing_and_let_nobody_in(
     monkeypatch.setattr(monitor._log, "exception", lambda *what: pytest.fail(str(what)))
     monkeypatch.setattr(tunnel_grants, "open_device", lambda *_: pytest.fail("it was done"))
     monkeypatch.setattr(programs, "start", refuse_to_start)
-    monkeypatch.setattr(connecting.NameConnector, "connect", refuse_to_start)
+    monkeypatch.setattr(name_connector.NameConnector, "connect", refuse_to_start)
     try:
         if authenticated:
             it.log_in()
@@ -278,7 +278,7 @@ def test_no_word_of_a_worker_makes_its_monitor_fail(
     monkeypatch.setattr(monitor._log, "exception", lambda *what: pytest.fail(str(what)))
     monkeypatch.setattr(programs, "start", refuse_to_start)
     monkeypatch.setattr(tunnel_grants, "open_device", refuse_a_device)
-    monkeypatch.setattr(connecting.NameConnector, "connect", refuse_to_start)
+    monkeypatch.setattr(name_connector.NameConnector, "connect", refuse_to_start)
     good = SAMPLES[kind]
     for name in kind._fields:
         value = getattr(good, name)

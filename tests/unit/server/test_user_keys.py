@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.crypto.certificates import NONCE_BYTES, Kind, Terms, issue
+from appliance.crypto.certificates import NONCE_BYTES, CertType, Terms, issue
 from appliance.crypto.keys import SK_ECDSA, SK_ED25519, PublicKey, generate
 from appliance.errors import AuthenticationFailed
 from appliance.ssh.auth_client import Identity
@@ -44,7 +44,7 @@ def test_a_security_key_logs_in_by_its_certificate_when_it_was_touched(
     path = tmp_path / "authorities"
     path.write_text(authority.public.line())
     server = our_server(f'trusted_user_ca_keys = "{path}"\nper_source_penalties = false\n')
-    terms = Terms(Kind.USER, "who", (account.name,))
+    terms = Terms(CertType.USER, "who", (account.name,))
     made = issue(authority, "ssh-ed25519", token.public, terms, bytes(NONCE_BYTES))
     dial(server, _Shown(made, lambda data: token.sign(data, TOUCHED))).log_in()
     for key, flags in ((made, 0), (token.public, TOUCHED)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config.forwards import Forward, TcpPlace, forward
-from appliance.services.forward_client import ForwardClient, Settings
+from appliance.services.forward_client import ForwardClient, ForwardSettings
 from appliance.wire.codec import Record
 from appliance.wire.forward import (
     AUTH_AGENT,
@@ -37,7 +37,7 @@ def test_the_opening_is_that_of_rfc_4254() -> None:
 class Client:
     """A client's forwards, and a server that opens channels."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ForwardSettings) -> None:
         self.pair = Pair().log_in()
         self.driver = FakeDriver(self.pair, self.pair.client)
         self.said: list[str] = []
@@ -96,7 +96,7 @@ def test_a_server_opens_nothing_that_was_not_asked_for(
     place: tuple[socket.socket, Path],
 ) -> None:
     listening, path = place
-    it = Client(Settings())
+    it = Client(ForwardSettings())
     it.add(forward("R", f"1007:{path}"))
     assert is_refused(it.opens(FORWARDED_TCPIP, tcp("localhost", 1009)))
     for wanted in ("1008:{}", "/there:{}"):
@@ -128,7 +128,7 @@ def test_a_place_that_permit_remote_open_does_not_name_is_not_reached(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         listening.setblocking(False)
-        it = Client(Settings(permit_remote_open=((permitted, 0),)))
+        it = Client(ForwardSettings(permit_remote_open=((permitted, 0),)))
         it.add(forward("R", "1007"))
         handler = it.opens(FORWARDED_TCPIP, tcp("localhost", 1007))
         handler.channel.send(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + port.to_bytes(2, "big"))
@@ -149,7 +149,7 @@ def test_a_place_that_permit_remote_open_does_not_name_is_not_reached(
 @pytest.mark.parametrize("words", ["L 1:host:1", "R 1:host:1", "D 1"])
 def test_no_forward_begins_where_none_may(words: str) -> None:
     """Neither at the start, nor by ~C or by another client that shares the connection."""
-    client = Client(Settings(refusal="the host's key has changed"))
+    client = Client(ForwardSettings(refusal="the host's key has changed"))
     assert client.refused(forward(*words.split())) == "the host's key has changed"
     client.close()
 
@@ -157,7 +157,7 @@ def test_no_forward_begins_where_none_may(words: str) -> None:
 def test_what_a_client_of_minus_d_says_early_waits_for_the_servers_window() -> None:
     script = Script(make_client(Recorder())).log_in()
     driver = FakeDriver(Pair(), script.peer)
-    forwards = ForwardClient(Settings(), driver, pytest.fail, lambda: None)  # type: ignore[arg-type]
+    forwards = ForwardClient(ForwardSettings(), driver, pytest.fail, lambda: None)  # type: ignore[arg-type]
     here, there = socket.socketpair()
     with there:
         forwards._connect(here, TcpPlace("host", 80), b"early words")

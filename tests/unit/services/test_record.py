@@ -8,10 +8,10 @@ import pytest
 
 from appliance.services.tunnel import record
 from appliance.services.tunnel.network import Up
-from appliance.services.tunnel.record import Record, in_memory, load, others, paths, save
+from appliance.services.tunnel.record import RecordedChange, in_memory, load, others, paths, save
 
-ONE = [Record(Up("tun0"), {})]
-TWO = [*ONE, Record(Up("tun1"), {"was": "down"})]
+ONE = [RecordedChange(Up("tun0"), {})]
+TWO = [*ONE, RecordedChange(Up("tun1"), {"was": "down"})]
 
 
 @pytest.fixture(autouse=True)
