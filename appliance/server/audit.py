@@ -1,40 +1,13 @@
 """What an operator, and a program that reads logs, must be able to find a year later.
 
-Each fact is one event: a line of the log, and where ``audit_file`` names a file, one JSON object on
-a line there. Its name and its fields stay as they are in this table; more may be added.
+Each fact is one event, declared below: a line of the log, and where ``audit_file`` names a file,
+one JSON object on a line there. The name of an event and its fields stay as they are; more may be
+added.
 
-    event            fields
-    started          version
-    listening        local_address, local_port
-    reloaded
-    not_reloaded     reason; the settings are those of before
-    stopped          connections live on
-    dropped          address, reason: too many start-ups, a penalty, no process; and others: how
-                     many more since the last such line, which comes once a second at most
-    penalty          address, reason: how its last connection ended; and network: what is refused
-                     for a while, the address alone or with others
-    connected
-    late             grace_time: seconds in which nobody logged in
-    refused          user, method, reason, key_type, key, certificate, serial, ca_type, ca
-    partial          user, method, key_type, key, certificate, serial, ca_type, ca; one more method
-                     is wanted
-    login            user, method, key_type, key, certificate, serial, ca_type, ca
-    session          kind (shell, exec, subsystem), terminal (its name), and command if
-                     audit_commands is set
-    forward          kind (such as direct-tcpip), place: what was connected to or listened on
-    forward_refused  kind, place, reason
-    forward_closed   kind, place: what was listened on, and is no longer
-    tunnel           device
-    tunnel_refused   device, reason
-    tunnel_closed    device
-    disconnected     seconds, reason, and received, sent: bytes on the wire, unless the worker was
-                     killed
-
-Every object has ``time`` (UTC), ``event`` and ``pid``, those of a connection ``connection`` (its
-number, which stands in the log's lines, too), ``address``, ``port``, ``local_address`` and
-``local_port``, and after the login ``user``. ``key`` is a SHA256 fingerprint, ``key_type`` the
-algorithm of its signature, ``certificate`` a key id, ``ca`` the key of who signed it. What does not
-apply is left out.
+Every object has ``time`` (UTC), ``event`` (the name) and ``pid``, those of a connection
+``connection`` (its number, which stands in the log's lines, too), ``address``, ``port``,
+``local_address`` and ``local_port``, and after the login ``user``. Then come the event's fields, in
+the order of their declaration. What does not apply is None here, and left out there.
 
 In the log, a word that a peer chose stands without blanks, quotes and control characters, which
 are escaped as in Python: it ends where the next blank is, and nothing in it can pass for a line or
@@ -51,7 +24,7 @@ import stat
 import time
 from binascii import b2a_base64
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, dataclass_transform
 
 from ..errors import UsageError
 from .peer import Peer
@@ -68,49 +41,198 @@ Value = str | int | float | None
 Fields = dict[str, Value]
 
 
-class _Kind(NamedTuple):
-    """How a fact is told: what stands in brackets is left out when a field in it is None."""
+class Key(NamedTuple):
+    """The fields for a key, which stand among those of its event."""
 
-    text: str
-    level: int = logging.INFO
+    key_type: str  # the algorithm of its signature
+    key: str  # its SHA256 fingerprint
+    certificate: str | None = None  # a key id
+    serial: int | None = None
+    ca_type: str | None = None
+    ca: str | None = None  # the key that signed the certificate
 
 
 _WITH: Final = "[ {key_type} {key}][ ID {certificate} (serial {serial}) CA {ca_type} {ca}]"
 
-EVENTS: Final[dict[str, _Kind]] = {
-    "started": _Kind("Culvert {version} started"),
-    "listening": _Kind("listening on {local_address} port {local_port}"),
-    "reloaded": _Kind("the settings are read again"),
-    "not_reloaded": _Kind("the settings stay as they were: {reason}", logging.ERROR),
-    "stopped": _Kind("stopped listening"),
-    "dropped": _Kind("connection from {address} dropped: {reason}[, and {others} more]"),
-    "penalty": _Kind("{address} is refused for a while: {reason} ({network})", logging.WARNING),
-    "connected": _Kind("connection from {address} port {port}"),
-    "late": _Kind("no login from {address} within {grace_time} s"),
-    "refused": _Kind("user {user} from {address} port {port} refused: {method}: {reason}" + _WITH),
-    "partial": _Kind(
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Event:
+    """The base of all events, whose annotated names are their fields, all given by keyword.
+
+    ``text`` may name a field of the connection, too. What stands in brackets there is left out when
+    a field in it is None.
+    """
+
+    name: ClassVar[str]
+    text: ClassVar[str]
+    level: ClassVar[int] = logging.INFO
+
+    def __init__(self, **fields: Any) -> None:  # far cheaper to import than twenty dataclasses
+        names = type(self).__annotations__
+        if fields.keys() != names.keys():
+            raise TypeError(f"{self.name} has the fields {', '.join(names)}")
+        self.__dict__.update((name, fields[name]) for name in names)
+
+    def fields(self) -> Fields:
+        """The fields as they stand in the file."""
+        told: Fields = {}
+        for name, value in vars(self).items():
+            told |= value._asdict() if isinstance(value, Key) else {name: value}
+        return told
+
+
+class Started(Event):
+    name = "started"
+    text = "Culvert {version} started"
+    version: str
+
+
+class Listening(Event):
+    name = "listening"
+    text = "listening on {local_address} port {local_port}"
+    local_address: str
+    local_port: int
+
+
+class Reloaded(Event):
+    name = "reloaded"
+    text = "the settings are read again"
+
+
+class NotReloaded(Event):
+    name = "not_reloaded"
+    text = "the settings stay as they were: {reason}"
+    level = logging.ERROR
+    reason: str
+
+
+class Stopped(Event):  # connections live on
+    name = "stopped"
+    text = "stopped listening"
+
+
+class Dropped(Event):
+    name = "dropped"
+    text = "connection from {address} dropped: {reason}[, and {others} more]"
+    address: str
+    reason: str  # too many start-ups, a penalty, no process
+    others: int | None  # more since the last such line, which comes once a second at most
+
+
+class Penalty(Event):
+    name = "penalty"
+    text = "{address} is refused for a while: {reason} ({network})"
+    level = logging.WARNING
+    address: str
+    network: str  # what is refused: the address alone, or with others
+    reason: str  # how its last connection ended
+
+
+class Connected(Event):
+    name = "connected"
+    text = "connection from {address} port {port}"
+
+
+class Late(Event):
+    name = "late"
+    text = "no login from {address} within {grace_time} s"
+    grace_time: int  # seconds
+
+
+class Refused(Event):
+    name = "refused"
+    text = "user {user} from {address} port {port} refused: {method}: {reason}" + _WITH
+    user: str
+    method: str
+    reason: str
+    with_key: Key | None
+
+
+class Partial(Event):  # one more method is wanted
+    name = "partial"
+    text = (
         "user {user} from {address} port {port}: {method}" + _WITH + " accepted, one more required"
-    ),
-    "login": _Kind("user {user} logged in from {address} port {port} with {method}" + _WITH),
-    "session": _Kind("user {user}: {kind}[ on {terminal}][: {command}]"),
-    "forward": _Kind("user {user}: {kind} {place} opened"),
-    "forward_refused": _Kind("user {user}: {kind} {place} refused: {reason}"),
-    "forward_closed": _Kind("user {user}: {kind} {place} closed"),
-    "tunnel": _Kind("user {user}: tunnel device {device} opened"),
-    "tunnel_refused": _Kind("user {user}: tunnel device {device} refused: {reason}"),
-    "tunnel_closed": _Kind("user {user}: tunnel device {device} closed"),
-    "disconnected": _Kind(
+    )
+    user: str
+    method: str
+    with_key: Key | None
+
+
+class Login(Event):
+    name = "login"
+    text = "user {user} logged in from {address} port {port} with {method}" + _WITH
+    user: str
+    method: str
+    with_key: Key | None
+
+
+class Session(Event):
+    name = "session"
+    text = "user {user}: {kind}[ on {terminal}][: {command}]"
+    kind: str  # shell, exec, subsystem
+    terminal: str | None  # its name
+    command: str | None  # if audit_commands is set
+
+
+class Forward(Event):
+    name = "forward"
+    text = "user {user}: {kind} {place} opened"
+    kind: str  # such as direct-tcpip
+    place: str  # what was connected to or listened on
+
+
+class ForwardRefused(Event):
+    name = "forward_refused"
+    text = "user {user}: {kind} {place} refused: {reason}"
+    kind: str
+    place: str
+    reason: str
+
+
+class ForwardClosed(Event):
+    name = "forward_closed"
+    text = "user {user}: {kind} {place} closed"
+    kind: str
+    place: str  # what was listened on, and is no longer
+
+
+class Tunnel(Event):
+    name = "tunnel"
+    text = "user {user}: tunnel device {device} opened"
+    device: str
+
+
+class TunnelRefused(Event):
+    name = "tunnel_refused"
+    text = "user {user}: tunnel device {device} refused: {reason}"
+    device: str
+    reason: str
+
+
+class TunnelClosed(Event):
+    name = "tunnel_closed"
+    text = "user {user}: tunnel device {device} closed"
+    device: str
+
+
+class Disconnected(Event):
+    name = "disconnected"
+    text = (
         "disconnected from {address} port {port} after {seconds} s: {reason}"
         "[, {received} bytes in][, {sent} bytes out]"
-    ),
-}
+    )
+    seconds: float
+    reason: str
+    received: int | None  # bytes on the wire, unless the worker was killed
+    sent: int | None
+
 
 _PLAIN: Final = ("reason",)  # texts of our own, which may have blanks
 _QUOTED: Final = ("command",)  # texts of a peer's that would be hard to read without blanks
 
 _file: int | None = None
 _everywhere: dict[str, Any] = {}
-_held: list[tuple[str, Fields]] | None = None
+_held: list[tuple[Event, Fields]] | None = None
 
 
 def open_file(path: str) -> None:
@@ -162,37 +284,36 @@ def serve_user(name: str) -> None:
     _everywhere["user"] = name
 
 
-def event(name: str, **fields: Value) -> None:
-    """Write down a fact of ``EVENTS``; what a connection knows by itself need not be given."""
-    told = _everywhere | fields
+def write(event: Event) -> None:
+    """Write down a fact, with what the connection knows by itself."""
+    told = _everywhere | event.fields()
     if _held is None:
-        _write(name, told)
+        _write(event, told)
     else:
-        _held.append((name, told))
+        _held.append((event, told))
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """What happens in here is written down at the end, so that nobody waits for the log."""
     global _held
-    events: list[tuple[str, Fields]] = []
+    events: list[tuple[Event, Fields]] = []
     _held = events
     try:
         yield
     finally:
         _held = None
-        for name, told in events:
-            _write(name, told)
+        for event, told in events:
+            _write(event, told)
 
 
-def _write(name: str, told: Fields) -> None:
-    kind = EVENTS[name]
-    _log.log(kind.level, "%s", _text(kind.text, told))
+def _write(event: Event, told: Fields) -> None:
+    _log.log(event.level, "%s", _text(event.text, told))
     if _file is not None:
         seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-        line = {"time": f"{moment}.{milliseconds:03d}Z", "event": name, "pid": os.getpid()} | told
-        line = {key: value for key, value in line.items() if value is not None}
+        line = {"time": f"{moment}.{milliseconds:03d}Z", "event": event.name, "pid": os.getpid()}
+        line |= {key: value for key, value in told.items() if value is not None}
         try:
             os.write(_file, json.dumps(line).encode() + b"\n")
         except OSError as error:
@@ -219,10 +340,10 @@ def _shown(name: str, value: object) -> str:
     return f'"{_harmless(text, chr(92) + chr(34))}"' if name in _QUOTED else word(text)
 
 
-def of_key(algorithm: str, blob: bytes) -> Fields:
+def of_key(algorithm: str, blob: bytes) -> Key:
     """The fields for a key that a client named, whatever it is."""
     digest = b2a_base64(hashlib.sha256(blob).digest(), newline=False).rstrip(b"=")
-    return {"key_type": algorithm, "key": f"SHA256:{digest.decode()}"}
+    return Key(algorithm, f"SHA256:{digest.decode()}")
 
 
 def word(text: str) -> str:

@@ -19,7 +19,7 @@ from ..ssh.auth_server import Offer, signed_data
 from ..ssh.transport import EXCHANGES_BEFORE_LOGIN
 from ..wire.codec import write_text
 from ..wire.host_keys import HOSTKEYS_PROVE, Proof
-from . import accounts, audit, factors, matching, totp
+from . import accounts, audit, factors, matching, passwords, totp
 from .host_keys import HostKey, HostKeys, HostKeySigner
 from .peer import Peer
 from .requests import (
@@ -156,7 +156,7 @@ class Authentication:
     def begin(self, request: Begin) -> Reply:
         user = self._find(request.user)
         allowed = factors.PASSWORD in self._factors.next and self._may_use_password(user)
-        if self._config.permit_empty_passwords and allowed and accounts.has_no_password(user):
+        if self._config.permit_empty_passwords and allowed and passwords.has_no_password(user):
             return self._satisfied_by(factors.PASSWORD)
         return self._outcome(False), []
 
@@ -235,18 +235,18 @@ class Authentication:
                 return self._failed(request.user, request.method, started, "wrong code")
             return self._satisfied_by(factor)
         allowed = factor in self._factors.next and self._may_use_password(user)
-        right = accounts.password_is_right(user, request.password, self._config)
+        right = passwords.is_right(user, request.password, self._config)
         if not (right and allowed):
             return self._failed(request.user, request.method, started, "wrong password")
         return self._satisfied_by(factor)
 
     # -- outcomes --------------------------------------------------------------------
 
-    def _satisfied_by(self, factor: str, key: audit.Fields | None = None) -> Reply:
+    def _satisfied_by(self, factor: str, key: audit.Key | None = None) -> Reply:
         """``key`` is what the audit is to know about it, as for ``_failed``."""
         assert self._user is not None
         if not self._factors.satisfy(factor):
-            audit.event("partial", user=self._user.pw_name, method=factor, **key or {})
+            audit.write(audit.Partial(user=self._user.pw_name, method=factor, with_key=key))
             return self._outcome(False, partial=True), []
         if self._user.pw_uid and os.path.exists("/etc/nologin"):
             return self._failed(self._user.pw_name, factor, time.monotonic(), "/etc/nologin")
@@ -256,7 +256,7 @@ class Authentication:
         self.is_done = True
         last = self._used_keys[-1] if self._used_keys else None
         self._succeeded(LoggedIn(self._user, self._permissions, last, self._config))
-        audit.event("login", user=self._user.pw_name, method=factor, **key or {})
+        audit.write(audit.Login(user=self._user.pw_name, method=factor, with_key=key))
         audit.serve_user(self._user.pw_name)
         return OutcomeReply(True, (), False, False).encode(), []
 
@@ -274,11 +274,11 @@ class Authentication:
         method: str,
         started: float,
         why: str,
-        key: audit.Fields | None = None,
+        key: audit.Key | None = None,
     ) -> Reply:
         """Count and log a failure; it takes the same time whatever was wrong."""
         self.failures += 1
-        audit.event("refused", user=user, method=method, reason=why, **key or {})
+        audit.write(audit.Refused(user=user, method=method, reason=why, with_key=key))
         spent = time.monotonic() - started
         time.sleep(FAILURE_SECONDS - spent % FAILURE_SECONDS)
         self.is_over = self.is_over or self.failures >= self._config.max_auth_tries

@@ -99,9 +99,9 @@ class ForwardGrants:
             try:
                 reply = grant(request)
             except Deny as denial:
-                audit.event("forward_refused", kind=kind, place=place, reason=str(denial))
+                audit.write(audit.ForwardRefused(kind=kind, place=place, reason=str(denial)))
                 raise
-            audit.event("forward", kind=kind, place=place)
+            audit.write(audit.Forward(kind=kind, place=place))
             return reply
 
         return handler
@@ -214,7 +214,7 @@ class ForwardGrants:
         listening.stop()
         self._remove(listening.local)
         kind = FORWARDED_TCPIP if listening.local is None else FORWARDED_STREAMLOCAL
-        audit.event("forward_closed", kind=kind, place=listening.place)
+        audit.write(audit.ForwardClosed(kind=kind, place=listening.place))
         return b"", []
 
     # -- the client's agent --------------------------------------------------------------

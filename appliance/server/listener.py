@@ -242,7 +242,7 @@ class Listener:
                 poll.register(fd, select.POLLIN)
         by_fd: dict[int, socket.socket | None] = {}
         self._watch(poll, by_fd)
-        audit.event("started", version=__version__)
+        audit.write(audit.Started(version=__version__))
         self._tell_places(sockets)
         notify("READY=1")
         while not signals & {signal.SIGTERM, signal.SIGINT}:
@@ -270,7 +270,7 @@ class Listener:
                 self._reload()
                 self._watch(poll, by_fd)
         notify("STOPPING=1")
-        audit.event("stopped")
+        audit.write(audit.Stopped())
         if self._identity is not None:
             self._declared.take_down()
 
@@ -301,7 +301,7 @@ class Listener:
     def _tell_places(sockets: Iterable[socket.socket]) -> None:
         for sock in sockets:
             address, port = sock.getsockname()[:2]
-            audit.event("listening", local_address=address, local_port=port)
+            audit.write(audit.Listening(local_address=address, local_port=port))
 
     def _reload(self) -> None:
         """Go on with what the file says now, or as before if there is a mistake in it.
@@ -313,9 +313,9 @@ class Listener:
         try:
             self._begin_again()
         except UsageError as error:
-            audit.event("not_reloaded", reason=str(error))
+            audit.write(audit.NotReloaded(reason=str(error)))
         else:
-            audit.event("reloaded")
+            audit.write(audit.Reloaded())
         notify("READY=1")
 
     def _begin_again(self) -> None:
@@ -380,7 +380,7 @@ class Listener:
         if now < self._tells_drops_at:
             self._drops_untold += 1
             return
-        audit.event("dropped", address=source, reason=why, others=self._drops_untold or None)
+        audit.write(audit.Dropped(address=source, reason=why, others=self._drops_untold or None))
         self._tells_drops_at = now + DROPS_INTERVAL
         self._drops_untold = 0
 
@@ -429,7 +429,7 @@ class Listener:
             return
         ending = Ending(status) if status in set(Ending) else Ending.CRASH
         if network := self._penalties.add(source, ending, time.monotonic()):
-            audit.event("penalty", address=source, network=network, reason=ending.name.lower())
+            audit.write(audit.Penalty(address=source, network=network, reason=ending.name.lower()))
 
     def _child(self, sock: socket.socket, told: int) -> None:
         """In the new process: become a monitor, and never return."""
@@ -451,7 +451,7 @@ class Listener:
         log.serve_connection(number)
         peer = Peer(sock)
         audit.serve_connection(number, peer)
-        audit.event("connected")
+        audit.write(audit.Connected())
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:

@@ -138,7 +138,7 @@ class Monitor:
                 _log.info("the client has come back, and does not answer here any more")
                 self._on_term()
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                audit.event("late", grace_time=self._config.login_grace_time)
+                audit.write(audit.Late(grace_time=self._config.login_grace_time))
                 self._kill_worker()
                 return True
 
@@ -146,12 +146,13 @@ class Monitor:
         reason = ending.name.lower()
         if self._worker_status and os.WIFSIGNALED(self._worker_status):
             reason += f" ({signal.strsignal(os.WTERMSIG(self._worker_status))})"
-        audit.event(
-            "disconnected",
-            seconds=round(time.monotonic() - self._started, 1),
-            reason=reason,
-            received=self._totals.received if self._totals else None,
-            sent=self._totals.sent if self._totals else None,
+        audit.write(
+            audit.Disconnected(
+                seconds=round(time.monotonic() - self._started, 1),
+                reason=reason,
+                received=self._totals.received if self._totals else None,
+                sent=self._totals.sent if self._totals else None,
+            )
         )
 
     def log_line(self, request: LogLine) -> Reply:

@@ -1,6 +1,7 @@
 """Terminals and programs for the user who is logged in: the monitor's part of a session."""
 
 import contextlib
+import fnmatch
 import logging
 import os
 import pwd
@@ -151,7 +152,7 @@ class SessionGrants:
         names, values = request.environment[::2], request.environment[1::2]
         for variable, content in zip(names, values, strict=False):
             # the worker has looked, too, but a worker may be taken over
-            if variable != b"TERM" and not accounts.accepts_variable(variable, config):
+            if variable != b"TERM" and not _accepts_variable(variable, config):
                 raise Deny("such a variable is not accepted")
             environment[variable] = content
         environment |= self._keys_environment
@@ -185,11 +186,13 @@ class SessionGrants:
         self._programs[program.pid] = _Running(status_write, takes_signals)
         if self._may_begin:
             self._may_begin -= 1
-        audit.event(
-            "session",
-            kind=request.kind,
-            terminal=terminal.name if terminal is not None else None,
-            command=request.command.decode(errors="replace") if config.audit_commands else None,
+        asked = request.command.decode(errors="replace")
+        audit.write(
+            audit.Session(
+                kind=request.kind,
+                terminal=terminal.name if terminal is not None else None,
+                command=asked if config.audit_commands else None,
+            )
         )
         return write_uint32(program.pid), [*program.descriptors, status_read]
 
@@ -249,6 +252,13 @@ class SessionGrants:
             with contextlib.suppress(OSError):  # the session may be over
                 os.write(program.status, write_uint32(status & 0xFFFFFFFF))
             os.close(program.status)
+
+
+def _accepts_variable(name: bytes, config: ServerConfig) -> bool:
+    """Whether a client may set this variable of the environment (AcceptEnv)."""
+    text = name.decode("latin-1")
+    plain = text.isascii() and text.replace("_", "a").isalnum()
+    return plain and any(fnmatch.fnmatchcase(text, pattern) for pattern in config.accept_env)
 
 
 def _permitted_environment(permissions: Permissions, config: ServerConfig) -> programs.Environment:

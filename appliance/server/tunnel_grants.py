@@ -33,7 +33,7 @@ class TunnelGrants:
             mode, unit = request.mode, request.unit
             known = mode in (POINT_TO_POINT, ETHERNET) and unit != ANY_UNIT
             device = name_of(mode, unit) if known else "any"
-            audit.event("tunnel_refused", device=device, reason=str(denial))
+            audit.write(audit.TunnelRefused(device=device, reason=str(denial)))
             raise
 
     def _open_tunnel(self, request: OpenTunnel) -> Reply:
@@ -52,7 +52,7 @@ class TunnelGrants:
             raise Deny("too many tunnels")
         fd, name = self._open_first(request.mode, self._units(request.mode, unit))
         self._tunnels[name] = self._claim(name)
-        audit.event("tunnel", device=name)
+        audit.write(audit.Tunnel(device=name))
         return write_text(name), [fd]
 
     def _units(self, mode: int, unit: int) -> list[int]:
@@ -156,5 +156,5 @@ class TunnelGrants:
         claim = self._tunnels.pop(request.device)
         if claim is not None:
             claim.close()
-        audit.event("tunnel_closed", device=request.device)
+        audit.write(audit.TunnelClosed(device=request.device))
         return b"", []

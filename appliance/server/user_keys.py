@@ -25,7 +25,7 @@ from ..crypto.permissions import UNRESTRICTED, Permissions
 from ..crypto.revoked import RevocationList, load
 from ..crypto.suites import MINIMUM_RSA_BITS, Algorithms, default_algorithms
 from ..errors import CertificateRefused, MalformedMessage, UsageError
-from . import accounts, audit
+from . import audit, user_files
 
 _log = logging.getLogger(__name__)
 
@@ -44,13 +44,17 @@ class Grant(NamedTuple):
         """The key itself, also when it comes with a certificate."""
         return self.key.key if isinstance(self.key, Certificate) else self.key
 
-    def facts(self) -> audit.Fields:
+    def facts(self) -> audit.Key:
         """For the audit."""
         facts = audit.of_key(self.key.key_type, self.plain_key.blob)
         if isinstance(self.key, Certificate):
             terms, authority = self.key.terms, self.key.authority
-            facts |= {"certificate": terms.key_id, "serial": terms.serial}
-            facts |= {"ca_type": authority.key_type, "ca": authority.fingerprint()}
+            facts = facts._replace(
+                certificate=terms.key_id,
+                serial=terms.serial,
+                ca_type=authority.key_type,
+                ca=authority.fingerprint(),
+            )
         return facts
 
 
@@ -131,7 +135,7 @@ class UserKeys:
     def _plain(
         self, user: pwd.struct_passwd, blob: bytes
     ) -> Iterator[tuple[PublicKey, Permissions]]:
-        for entry in accounts.authorized_keys(user, self._config):
+        for entry in user_files.authorized_keys(user, self._config):
             if entry.key.blob == blob and not entry.is_authority:
                 yield entry.key, entry.options
 
@@ -142,7 +146,7 @@ class UserKeys:
     ) -> Iterator[tuple[PublicKey, Permissions]]:
         trusted = self._authorities()
         lines = [
-            entry for entry in accounts.authorized_keys(user, self._config) if entry.is_authority
+            entry for entry in user_files.authorized_keys(user, self._config) if entry.is_authority
         ]
         try:
             certificate = load_certificate(blob, trusted | {entry.key.blob for entry in lines})
@@ -173,7 +177,7 @@ class UserKeys:
         if certificate.authority.blob not in trusted:
             return
         if self._config.authorized_principals_file:
-            for principal, options in accounts.authorized_principals(user, self._config):
+            for principal, options in user_files.authorized_principals(user, self._config):
                 if certificate.is_for((principal,)):
                     yield options
         elif certificate.is_for((user.pw_name,)):

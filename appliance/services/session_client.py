@@ -1,24 +1,24 @@
 """A session channel on the client: three descriptors here, and a program far away.
 
-They are our own, or those of another client that shares our connection. On a terminal
-that is in raw mode, the escape character at the start of a line commands the client
-itself (ssh(1), ESCAPE CHARACTERS).
+They are our own, or those of another client that shares our connection. escapes.py takes what is
+typed for the client itself.
 """
 
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from ..aio.driver import Driver
 from ..aio.relay import Sink, Source, wants_nonblocking
 from ..errors import MalformedMessage
 from ..log import harmless
 from ..ssh.channels import Channel, ChannelHandler
-from ..wire.codec import Reader, write_uint32
+from ..wire.codec import Reader
 from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
 from ..wire.session import Command, EnvironmentVariable, ExitSignal, PtyRequest, WindowChange
+from .escapes import CommandLine, Escapes, Terminal
 
 CONNECTION_FAILED: Final = 255  # ssh(1), EXIT STATUS
 
@@ -41,25 +41,6 @@ class Streams(NamedTuple):
     stdin: int
     stdout: int
     stderr: int
-
-
-class Terminal(Protocol):
-    """The terminal that the descriptors are."""
-
-    def enter(self) -> None:
-        """Have every key go to the program at once."""
-        ...
-
-    def restore(self) -> None:
-        """Have it as it was."""
-        ...
-
-    def suspend(self) -> None:
-        """Stop, until somebody says to go on (SIGTSTP)."""
-        ...
-
-
-CommandLine = Callable[[str, Callable[[str], None]], None]  # a line, and who gets the answer
 
 
 class SessionClient(ChannelHandler):
@@ -93,8 +74,6 @@ class SessionClient(ChannelHandler):
         self._made_nonblocking: list[int] = []
         self._is_broken = False  # whether the reader of our output is gone
         self._finished = False
-        self._at_line_start = True
-        self._escaping = False
 
     @property
     def on_terminal(self) -> bool:
@@ -141,11 +120,26 @@ class SessionClient(ChannelHandler):
         if not self._wanted.stdin:
             self._channel.eof()
             return
-        transform = self._escapes if self._is_raw and self._wanted.escape else None
+        escapes = self._escapes()
+        transform = escapes.for_program if escapes is not None else None
         self._source = Source(
             self._streams.stdin, self._channel, self._driver, self._channel.eof, transform=transform
         )
         self._source.start()
+
+    def _escapes(self) -> Escapes | None:
+        if self._terminal is None or not self._is_raw or not self._wanted.escape:
+            return None
+        return Escapes(
+            self._wanted.escape,
+            self._streams.stdin,
+            self._streams.stderr,
+            self._terminal,
+            self._channel,
+            self._driver,
+            self._disconnect,
+            self._command_line,
+        )
 
     # -- data ------------------------------------------------------------------------
 
@@ -181,92 +175,6 @@ class SessionClient(ChannelHandler):
         self._channel.request("window-change", size.encode())
         self._driver.flush()
 
-    # -- escapes ---------------------------------------------------------------------
-
-    def _escapes(self, data: bytes) -> bytes:
-        """What of the typed bytes is for the program."""
-        escape = self._wanted.escape[0]
-        output = bytearray()
-        for byte in data:
-            if self._escaping:
-                self._escaping = False
-                if byte != escape:
-                    if self._command(byte):
-                        self._at_line_start = True
-                        continue
-                    output.append(escape)
-            elif byte == escape and self._at_line_start:
-                self._escaping = True
-                continue
-            output.append(byte)
-            self._at_line_start = byte in b"\r\n"
-        return bytes(output)
-
-    def _command(self, byte: int) -> bool:
-        """Carry out an escape; False when it is none."""
-        action = {
-            ord("."): self._disconnect,
-            0x1A: self._suspend,
-            ord("#"): self._list,
-            ord("B"): lambda: self._channel.request("break", write_uint32(1000)),
-            ord("C"): self._read_command,
-            ord("R"): self._driver.connection.transport.rekey,
-            ord("?"): self._help,
-        }.get(byte)
-        if action is None:
-            return False
-        action()
-        return True
-
-    def _print(self, text: str) -> None:
-        os.write(self._streams.stderr, f"\r\n{text}\r\n".encode())
-
-    def _help(self) -> None:
-        escape = self._wanted.escape.decode("latin-1")
-        self._print(
-            "\r\n".join(
-                (
-                    "Supported escape sequences:",
-                    f" {escape}.   - end the connection",
-                    f" {escape}^Z  - suspend the client",
-                    f" {escape}#   - list the channels",
-                    f" {escape}B   - send a BREAK",
-                    f" {escape}C   - type a command, such as -L8080:localhost:80",
-                    f" {escape}R   - exchange new keys",
-                    f" {escape}?   - this message",
-                    f" {escape}{escape}   - send the escape character",
-                    "(only right after a newline)",
-                )
-            )
-        )
-
-    def _list(self) -> None:
-        channels = self._driver.connection.open_channels()
-        rows = [f"  #{channel.number} {channel.channel_type}" for channel in channels]
-        self._print("\r\n".join(("The following connections are open:", *rows)))
-
-    def _read_command(self) -> None:
-        """What is typed next is for us, up to the end of the line."""
-        if self._command_line is None or self._terminal is None:
-            self._print("commandline disabled")
-            return
-        self._terminal.restore()
-        try:
-            os.write(self._streams.stderr, b"\r\nssh> ")
-            line = os.read(self._streams.stdin, 4096).decode(errors="replace")
-        finally:
-            self._terminal.enter()
-        self._command_line(line, lambda text: self._print(text.replace("\n", "\r\n")))
-
-    def _disconnect(self) -> None:
-        self._print("Disconnected.")
-        self.disconnected = True
-        self._finish()
-
-    def _suspend(self) -> None:
-        if self._terminal is not None:
-            self._terminal.suspend()
-
     # -- the end ---------------------------------------------------------------------
 
     def request(self, request_type: str, request_data: bytes) -> bool:
@@ -284,6 +192,10 @@ class SessionClient(ChannelHandler):
                 self._say(f"the program was ended by signal {name}")
             return True
         return False
+
+    def _disconnect(self) -> None:
+        self.disconnected = True
+        self._finish()
 
     def eof(self) -> None:
         """Nothing: the status may still come."""

@@ -4,25 +4,31 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.config.server import ServerConfig
 from appliance.crypto.key_files import load_private_key
 from appliance.crypto.keys import PrivateKey
-from appliance.server import programs
+from appliance.server import accounts, programs, shadow
+from appliance.server.requests import DATAGRAM
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
 from appliance.ssh.settings import ClientSide, Settings
 from tests.netns import Namespace, wait_until
-from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start
+from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start, temporary_account
 from tests.protocol.harness import FAST, Recorder, TestCredentials
 from tests.unit.server.office import Office
 
 Serve = Callable[..., Server]
+HERE = "127.0.0.1"
+STRANGER = 12345  # a uid that is neither root's nor an account's
+Ends = tuple[socket.socket, socket.socket]
 
 
 class Dialler:
@@ -77,8 +83,17 @@ class Dialler:
         )
         return self
 
+    def answers(self) -> bool:
+        """Whether the connection still works."""
+        answers: list[object] = []
+        self.connection.global_request("x", b"", answers.append)
+        return self.until(lambda _: answers)
+
     def close(self) -> None:
         self.socket.close()
+
+
+Dial = Callable[..., Dialler]
 
 
 class _Key(TestCredentials):
@@ -176,6 +191,31 @@ def is_alone(server: Server, seconds: float = 10) -> bool:
     return wait_until(lambda: len(family(server.process.pid)) == 1, seconds)
 
 
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection((server.address, server.port), timeout=10)
+
+
+def greeting(sock: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and b"\r\n" not in data:
+        more = sock.recv(4096)
+        if not more:
+            break
+        data += more
+    return data
+
+
+def worker_of(server: Server, count: int = 1) -> list[int]:
+    """The workers, once there are so many of them."""
+    assert wait_until(lambda: len(family(server.process.pid)) == 1 + 2 * count), server.log
+    monitors = [
+        pid
+        for pid in family(server.process.pid)[1:]
+        if int(status(pid)["PPid"][0]) == server.process.pid
+    ]
+    return [family(monitor)[1] for monitor in monitors]
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """What a process has open."""
     found = {}
@@ -215,3 +255,42 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     monkeypatch.setattr(programs, "start", start)
     return calls
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """The worker's and the monitor's."""
+    worker, monitor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker, monitor:
+        yield worker, monitor
+
+
+def answering(monitor: socket.socket, answer: bytes, fds: list[int]) -> Callable[[], bytes]:
+    """Answer one request; the result joins, and returns what was asked."""
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        asked.append(monitor.recv(DATAGRAM))
+        socket.send_fds(monitor, [answer], fds)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+
+    def joined() -> bytes:
+        thread.join()
+        return asked[0]
+
+    return joined
+
+
+@pytest.fixture
+def changeable(worker: str) -> Iterator[Account]:
+    """An account whose password and shell a test may change."""
+    with temporary_account(f"culvert-{worker}-change") as account:
+        assert accounts.find(account.name, ServerConfig(), HERE) is not None
+        yield account
+
+
+def days_ago(days: int) -> str:
+    """As chage takes it."""
+    return str(int(time.time()) // shadow.DAY - days)

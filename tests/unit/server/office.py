@@ -13,7 +13,7 @@ import pytest
 from appliance.config.server import Match, ServerConfig
 from appliance.crypto.authorized_keys import parse
 from appliance.crypto.keys import PrivateKey, generate
-from appliance.server import accounts, authentication, session_grants, tunnel_grants
+from appliance.server import authentication, passwords, session_grants, tunnel_grants, user_files
 from appliance.server.host_keys import HostKey, HostKeys
 from appliance.server.monitor import Monitor
 from appliance.server.peer import Peer
@@ -58,11 +58,11 @@ class Office:
         monkeypatch.setattr(authentication, "FAILURE_SECONDS", 0.0001)
         lines = lines or KEY.public.line()
         entries = list(parse(lines.encode(), lambda text: None))
-        monkeypatch.setattr(accounts, "authorized_keys", lambda user, config: entries)
-        monkeypatch.setattr(accounts, "has_no_password", lambda user: user is not None)
+        monkeypatch.setattr(user_files, "authorized_keys", lambda user, config: entries)
+        monkeypatch.setattr(passwords, "has_no_password", lambda user: user is not None)
         monkeypatch.setattr(
-            accounts,
-            "password_is_right",
+            passwords,
+            "is_right",
             lambda user, password, _: user and password == b"right",
         )
         ours, self.worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -36,7 +36,7 @@ from appliance.crypto.keys import (
 from appliance.crypto.permissions import Permissions
 from appliance.crypto.revoked import RevocationList
 from appliance.errors import UsageError
-from appliance.server import accounts, authentication, totp, user_keys
+from appliance.server import authentication, passwords, totp, user_files, user_keys
 from appliance.server.authentication import Authentication, LoggedIn
 from appliance.server.factors import CODE, Factors, sequences
 from appliance.server.host_keys import HostKey, HostKeys
@@ -103,9 +103,9 @@ class Desk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lines: str, **changes: object) -> None:
         monkeypatch.setattr(authentication, "FAILURE_SECONDS", 0.0001)
         entries = list(parse(lines.encode(), lambda text: None))
-        monkeypatch.setattr(accounts, "authorized_keys", lambda user, config: entries)
+        monkeypatch.setattr(user_files, "authorized_keys", lambda user, config: entries)
         monkeypatch.setattr(
-            accounts, "password_is_right", lambda user, given, _: user and given == b"right"
+            passwords, "is_right", lambda user, given, _: user and given == b"right"
         )
         with socket.socket() as nothing:
             peer = Peer(nothing)
@@ -284,7 +284,7 @@ def test_the_principals_file_takes_the_place_of_the_user_name(
     desk: Make, trusted: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [("ops", Permissions(pty=False)), ("admin", Permissions(command="admin"))]
-    monkeypatch.setattr(accounts, "authorized_principals", lambda user, config: found)
+    monkeypatch.setattr(user_files, "authorized_principals", lambda user, config: found)
     config = {"trusted_user_ca_keys": trusted, "authorized_principals_file": "p"}
     assert not desk(**config).key(use(certificate())).success
     it = desk(**config)

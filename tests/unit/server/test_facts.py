@@ -4,18 +4,15 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from appliance.wire.messages import Disconnect
 from tests.netns import wait_until
-from tests.peers import CLIENTS, Account, Keyring, Login, Server, find_program
-from tests.unit.server.conftest import Dialler, is_alone
+from tests.peers import CLIENTS, Account, Keyring, Login, find_program
+from tests.unit.server.conftest import Dial, Serve, is_alone
 
-Serve = Callable[..., Server]
-Dial = Callable[[Server], Dialler]
 Facts = list[dict[str, object]]
 
 CONF = Path(__file__).resolve().parents[3] / "conf/fail2ban"

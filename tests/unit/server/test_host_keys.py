@@ -1,6 +1,8 @@
 """Host keys are read, or made on first use: whole, or not at all."""
 
 import os
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from appliance.crypto.key_files import dump_openssh
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.errors import UsageError
 from appliance.server import host_keys
+from tests.netns import wait_until
+from tests.peers import CULVERT, environment, free_port
 
 AUTHORITY = generate("ssh-ed25519")
 
@@ -186,3 +190,24 @@ def test_a_certificate_that_has_expired_is_named_in_the_log(
 def test_a_short_rsa_host_key_is_refused_where_a_longer_one_is_wanted() -> None:
     with pytest.raises(UsageError, match="3072 bits"):
         host_keys.arrange([generate("ssh-rsa", 2048)], [], 3072)
+
+
+def test_two_servers_that_start_at_once_agree_on_one_host_key(tmp_path: Path) -> None:
+    key = tmp_path / "keys/ssh_host_ed25519_key"
+    servers = [
+        subprocess.Popen(
+            [*CULVERT, "sshd", "-F", "-E", "-R", "-r", str(key), "-P", "",
+             "-p", f"127.0.0.1:{free_port()}"],
+            env=environment(tmp_path), stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    assert wait_until(key.exists, 20)
+    time.sleep(0.3)
+    logs = []
+    for server in servers:
+        server.terminate()
+        logs.append(server.communicate(timeout=20)[1].decode())
+    assert sum("made host key" in log for log in logs) == 1, logs
+    assert [path.name for path in key.parent.iterdir()] == [key.name]
+    assert key.stat().st_mode & 0o777 == 0o600

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,9 @@ from appliance.server import key_holder
 from appliance.server.key_holder import KeyHolder
 from appliance.ssh.order import Phase
 from tests.netns import wait_until
-from tests.peers import Keyring, Server
-from tests.unit.server.conftest import Dialler, family
+from tests.peers import Keyring
+from tests.unit.server.conftest import Dial, Serve, family, worker_of
 from tests.unit.server.test_reload import reload
-from tests.unit.server.test_server import worker_of
-
-Serve = Callable[..., Server]
-Dial = Callable[[Server], Dialler]
 
 
 def traces(path: Path) -> dict[str, bytes]:

@@ -1,12 +1,16 @@
 """Which settings hold for whom, and who is kept out, as sshd_config(5) says."""
 
 import socket
+import time
 
 import pytest
 
 from appliance.config.server import Match, ServerConfig
 from appliance.server.matching import effective, refusal
 from appliance.server.peer import Peer
+from appliance.ssh.channels import ChannelHandler
+from tests.peers import CLIENTS, Account, Keyring, Login
+from tests.unit.server.conftest import Dial, Serve
 
 GROUPS = {"anna": ["anna", "staff"], "ben": ["ben"], "root": ["root", "wheel"]}
 
@@ -118,3 +122,33 @@ def test_lists_of_users_and_groups_keep_the_others_out(
 def test_from_nowhere_no_pattern_of_an_address_matches() -> None:
     config = ServerConfig(allow_users=("anna@0.0.0.0/0",))
     assert refusal(config, "anna", lambda: [], "UNKNOWN") == "not in allow_users"
+
+
+class Refusable(ChannelHandler):
+    """Notes why it was not opened."""
+
+    refusal = ""
+
+    def open_failed(self, reason: int, description: str) -> None:
+        self.refusal = description
+
+
+def test_a_match_changes_what_a_real_client_gets(
+    our_server: Serve, dial: Dial, account: Account, user_keys: Keyring
+) -> None:
+    server = our_server(
+        "idle_timeout = 1\n[[match]]\n"
+        f"user = '{account.name}'\naddress = '127.0.0.0/8'\nlocal_port = '1*,2*,3*'\n"
+        "force_command = 'echo forced'\nmax_sessions = 1\nidle_timeout = 0\n"
+        "[[match]]\naddress = '127.0.0.1'\nforce_command = 'echo never'\n"
+    )
+    login = Login(account, user_keys.key())
+    assert CLIENTS["openssh"].run(server, login, "echo asked").stdout == b"forced\n"
+    client = dial(server).log_in()
+    sessions = [ChannelHandler(), Refusable()]
+    for session in sessions:
+        client.connection.open_channel("session", b"", session)
+    assert client.until(lambda _: sessions[1].refusal)  # type: ignore[attr-defined]
+    assert sessions[1].refusal == "too many sessions"  # type: ignore[attr-defined]
+    time.sleep(2.5)  # the server's own limit would have ended it
+    assert client.answers()

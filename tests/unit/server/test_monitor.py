@@ -113,7 +113,7 @@ def test_a_monitor_that_fails_takes_its_worker_and_its_forwards_along(
     assert answer is not None and path.exists()
     os.close(answer[1][0])
     told: list[str] = []
-    monkeypatch.setattr(audit, "event", lambda name, **_: told.append(name))
+    monkeypatch.setattr(audit, "write", lambda event: told.append(event.name))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_: None)
     wake = os.pipe()

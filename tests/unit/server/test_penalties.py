@@ -9,6 +9,8 @@ import pytest
 from appliance.errors import UsageError
 from appliance.server import penalties as module
 from appliance.server.penalties import MAXIMUM, MINIMUM, SECONDS, Ending, Penalties, blocks_of
+from tests.netns import wait_until
+from tests.unit.server.conftest import Dial, Serve, connect, is_alone
 
 SOURCE = "192.0.2.1"
 BLOCK = (32, 64)
@@ -220,3 +222,39 @@ def test_to_forget_takes_no_time_for_each_of_many_that_come_once() -> None:
 def test_a_bad_exempt_list_is_named() -> None:
     with pytest.raises(UsageError, match=r"per_source_penalty_exempt_list: .*'300\.1'"):
         Penalties(("300.1",), BLOCK)
+
+
+def test_a_source_that_never_authenticates_is_refused_for_a_while(
+    our_server: Serve, dial: Dial
+) -> None:
+    server = our_server("per_source_penalty_exempt_list = []\n")
+    logged_in = dial(server).log_in()
+    for _ in range(20):  # each costs a second or more, and ten are too many
+        connect(server).close()
+    assert wait_until(lambda: "is refused for a while: no_authentication" in server.log)
+    with connect(server) as sock:
+        assert sock.recv(1) == b""
+    assert logged_in.answers()  # who is in stays in
+
+
+def test_nobody_is_punished_for_logging_in(our_server: Serve, dial: Dial) -> None:
+    server = our_server("per_source_penalty_exempt_list = []\n")
+    for _ in range(20):
+        dial(server).log_in().close()
+    assert is_alone(server)
+    dial(server).log_in()
+
+
+def test_a_source_that_makes_the_server_exchange_keys_in_a_loop_is_soon_refused(
+    our_server: Serve, dial: Dial
+) -> None:
+    """DHEat, CVE-2002-20001: what costs the server most, again and again."""
+    server = our_server("per_source_penalty_exempt_list = []\n")
+    started = time.monotonic()
+    exchanged = 0
+    while time.monotonic() - started < 4:
+        client = dial(server)
+        exchanged += client.until(lambda connection: connection.transport.session_id)
+        client.close()
+    assert 5 < exchanged < 4 * 20, exchanged  # fewer than 20 a second
+    assert "is refused for a while: no_authentication" in server.log

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,17 +26,7 @@ from tests.peers import (
     free_port,
     start,
 )
-from tests.unit.server.conftest import Dialler, descriptors, family, is_alone
-
-Serve = Callable[..., Server]
-Dial = Callable[[Server], Dialler]
-
-
-def answers(client: Dialler) -> bool:
-    """Whether the connection still works."""
-    got: list[object] = []
-    client.connection.global_request("x", b"", got.append)
-    return client.until(lambda _: got)
+from tests.unit.server.conftest import Dial, Serve, descriptors, family, is_alone
 
 
 def config_of(server: Server) -> Path:
@@ -66,7 +56,7 @@ def test_new_settings_count_for_new_connections_and_no_other(
         reload(server, f"force_command = 'echo new {number}'\nidle_timeout = 1\n")
         assert CLIENTS["openssh"].run(server, login, "x").stdout == f"new {number}\n".encode()
     time.sleep(1.5)
-    assert answers(old)
+    assert old.answers()
     assert len(descriptors(server.process.pid)) == opened
 
 
@@ -74,7 +64,7 @@ def test_new_connections_are_traced_from_then_on(our_server: Serve, dial: Dial) 
     server = our_server("")
     old = dial(server).log_in()
     reload(server, "trace = true\n")
-    assert answers(old)
+    assert old.answers()
     assert "SSH_MSG_" not in server.log
     dial(server).log_in()
     assert "worker: send packet: type 52 (SSH_MSG_USERAUTH_SUCCESS), 1 bytes" in server.log
@@ -192,7 +182,7 @@ def test_ports_that_stay_are_kept_new_ones_opened_and_old_ones_closed(
     reload(server, f"listen = ['127.0.0.1:{second}']\n")
     assert not accepts(first)
     assert accepts(second)
-    assert answers(client)
+    assert client.answers()
     assert not before & sockets()
 
 

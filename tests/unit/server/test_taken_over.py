@@ -14,7 +14,7 @@ import pytest
 from nacl.pwhash import argon2id
 
 from tests.peers import Keyring, environment
-from tests.unit.server.test_seccomp import CRASH, ROOT, TAKEN_OVER
+from tests.unit.process.test_seccomp import CRASH, ROOT, TAKEN_OVER
 
 # What the attacker brings along: the user's name, and a key that lets in where that is meant.
 PREPARED = """

@@ -15,8 +15,7 @@ from appliance.errors import UsageError
 from appliance.process import seccomp
 from appliance.server import listener
 from tests.peers import Keyring, environment
-from tests.unit.server.conftest import status
-from tests.unit.server.test_server import Dial, Serve, worker_of
+from tests.unit.server.conftest import Dial, Serve, status, worker_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
