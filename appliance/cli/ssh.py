@@ -11,8 +11,9 @@ import sys
 from typing import Final
 
 from .. import __version__
-from ..client.host_options import HostOptions, keyword_fields
+from ..client.host_options import HostOptions
 from ..client.ssh_config import Person, load
+from ..client.ssh_keywords import SETTINGS
 from ..errors import CulvertError, UsageError
 from ..log import harmless
 from . import client_log
@@ -297,26 +298,28 @@ def _dropbear_person() -> Person:
     return person._replace(home=os.environ.get("HOME") or person.home)
 
 
+_DIRECTIONS: Final = {"localforward": "L", "remoteforward": "R", "dynamicforward": "D"}
+
+
 def _described(settings: HostOptions) -> str:
     """-G: a line for each setting, in the style of ``ssh -G``."""
-    rows = []
-    for field in dict.fromkeys(("host", *keyword_fields())):
-        value = getattr(settings, field)
-        if field == "forwards":
-            names = {"L": "local", "R": "remote", "D": "dynamic"}
-            rows += [f"{names[each.direction]}forward {each}" for each in value]
+    rows = [f"host {settings.host}"]
+    for name, setting in SETTINGS.items():
+        value = getattr(settings, setting.field)
+        if name in _DIRECTIONS:
+            rows += [f"{name} {each}" for each in value if each.direction == _DIRECTIONS[name]]
             continue
         if value is None or value == ():
             continue
         if isinstance(value, bool):
             value = "yes" if value else "no"
-        elif field == "proxy_jump":
+        elif name == "proxyjump":
             value = ",".join(value)
         elif type(value) is tuple:
             value = " ".join(
                 "=".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value
             )
-        rows.append(f"{field.replace('_', '')} {value}")
+        rows.append(f"{name} {value}")
     return "\n".join(rows)
 
 
