@@ -7,12 +7,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from appliance.crypto.key_files import load_private_key
 from appliance.crypto.keys import PrivateKey
 from appliance.server import programs
+from appliance.server.listener import Listener
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase
@@ -215,3 +217,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     monkeypatch.setattr(programs, "start", start)
     return calls
+
+
+def going_by(**settings: object) -> Listener:
+    """A listener that has begun nothing yet, and goes by these settings."""
+    listener = Listener.__new__(Listener)
+    listener._settings = SimpleNamespace(**settings)  # type: ignore[assignment]
+    return listener
