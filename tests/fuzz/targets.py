@@ -19,12 +19,12 @@ from appliance.errors import CulvertError, MalformedMessage, UsageError
 from appliance.server import requests
 from appliance.services.agent_client import Agent
 from appliance.services.terminal import apply_modes
-from appliance.services.tunnel.offload import (
-    Writer,
+from appliance.services.tunnel.virtio_header import (
     has_extension_headers,
     header_is_sound,
     segments,
 )
+from appliance.services.tunnel.writer import Writer
 from appliance.ssh.order import Role
 from appliance.wire import codec, forward, host_keys, messages, session, socks, tun
 from tests.protocol.test_arbitrary import OPEN, REACHABLE, assert_sound, reach

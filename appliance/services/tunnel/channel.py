@@ -29,14 +29,14 @@ from ...wire.tun import (
     SHORTEST_PACKET,
 )
 from .device import set_offload
-from .offload import (
+from .virtio_header import (
     PLAIN,
     VNET_HEADER,
-    Writer,
     has_extension_headers,
     header_is_sound,
     segments,
 )
+from .writer import Writer
 
 _log = logging.getLogger(__name__)
 
