@@ -187,6 +187,10 @@ def places(data: bytes) -> None:
             read(text)
 
 
+def _refused(error: OSError, packets: int) -> None:
+    raise error
+
+
 def packet(data: bytes) -> None:
     """Packets with a virtio header, as tun-offload brings them, and without one."""
     view = memoryview(data)
@@ -194,7 +198,7 @@ def packet(data: bytes) -> None:
         if header_is_sound(view, ethernet) and has_extension_headers(view, ethernet):
             for _ in segments(view, ethernet):
                 pass
-        writer = Writer(_NULL, ethernet)
+        writer = Writer(_NULL, ethernet, _refused)
         for at in range(0, len(data), 64):
             writer.add(view[at : at + 64])
         writer.add(view)

@@ -12,8 +12,10 @@ gets this way. Everything else is written as it came.
 
 import os
 import struct
+from collections.abc import Callable
 from typing import Final
 
+from ...wire.codec import Buffer
 from .virtio_header import (
     CHECKSUM_AT,
     ETHERNET_HEADER,
@@ -86,11 +88,13 @@ _EIGHTH_MASK: Final = (1 << _EIGHTH) - 1
 class Writer:
     """Writes packets to a device that was opened with IFF_VNET_HDR.
 
-    ``add`` may keep what it is given until ``flush``. Both raise the device's OSError.
+    ``add`` may keep what it is given until ``flush``. ``failed`` gets the device's OSError and how
+    many packets are lost with it.
     """
 
-    def __init__(self, device: int, ethernet: bool) -> None:
+    def __init__(self, device: int, ethernet: bool, failed: Callable[[OSError, int], None]) -> None:
         self._device = device
+        self._failed = failed
         base = ETHERNET_HEADER if ethernet else 0
         self._base = base
         self._layouts = {
@@ -112,7 +116,7 @@ class Writer:
             return
         self.flush()
         if len(packet) < SHORTEST or not self._begin(packet):
-            os.writev(self._device, (PLAIN, packet))
+            self._write((PLAIN, packet), 1)
 
     def _join(self, packet: memoryview) -> bool:
         layout, size = self._layout, len(packet)
@@ -188,7 +192,7 @@ class Writer:
             return
         self._run = []
         if len(run) == 1:
-            os.writev(self._device, (PLAIN, run[0]))
+            self._write((PLAIN, run[0]), 1)
             return
         layout, first = self._layout, run[0]
         header = bytearray(first[: layout.length])
@@ -212,4 +216,10 @@ class Writer:
             tcp_at,
             CHECKSUM_AT,
         )
-        os.writev(self._device, (vnet, header, first[layout.length :], *run[1:]))
+        self._write((vnet, header, first[layout.length :], *run[1:]), len(run))
+
+    def _write(self, pieces: tuple[Buffer, ...], packets: int) -> None:
+        try:
+            os.writev(self._device, pieces)
+        except OSError as error:
+            self._failed(error, packets)

@@ -1,5 +1,6 @@
 """Coalescing is checked against a plain segmenter: what is joined comes apart as it was."""
 
+import errno
 import os
 import socket
 import struct
@@ -66,7 +67,10 @@ class Device:
             sock.setblocking(False)
         self.ours = ours
         self.ethernet = ethernet
-        self.writer = Writer(ours.fileno(), ethernet)
+        self.lost: list[tuple[int | None, int]] = []
+        self.writer = Writer(
+            ours.fileno(), ethernet, lambda error, packets: self.lost.append((error.errno, packets))
+        )
 
     def write(self, packets: list[bytes]) -> list[tuple[bytes, bytes]]:
         """Virtio header and packet of everything that was written for ``packets``."""
@@ -248,3 +252,24 @@ def test_whatever_comes_nothing_is_lost_or_changed(packets: list[bytes]) -> None
     finally:
         device.close()
     assert [p for vnet, packet in written for p in taken_apart(vnet, packet, False)] == packets
+
+
+def test_a_run_that_is_refused_is_lost_as_a_whole_and_nothing_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Device()
+    run = [segment(os.urandom(1400), number * 1400) for number in range(3)]
+    other = segment(os.urandom(100), 0, port=5002)
+    try:
+        for packet in run:
+            device.writer.add(memoryview(packet))
+
+        def refuse(*_: object) -> int:
+            monkeypatch.undo()  # from then on it writes
+            raise OSError(errno.ENOBUFS, "no room")
+
+        monkeypatch.setattr(os, "writev", refuse)
+        assert device.write([other]) == [(PLAIN, other)]
+    finally:
+        device.close()
+    assert device.lost == [(errno.ENOBUFS, 3)]
