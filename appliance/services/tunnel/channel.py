@@ -130,6 +130,7 @@ class TunnelChannel(ChannelHandler):
 
     def closed(self) -> None:
         self._pause()
+        self._writer.flush()  # of what arrived together with the end
         self._ended()
 
 

@@ -1,5 +1,6 @@
 """Packets between a device and a channel: what is dropped, counted, and what ends a tunnel."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -27,6 +28,7 @@ from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POI
 from tests.netns import Namespace
 from tests.protocol.harness import Limits, Pair, Recording
 from tests.unit.services.harness import FakeDriver
+from tests.unit.services.test_writer import segment
 
 V4 = b"\x45" + bytes(39)
 V6 = b"\x60" + bytes(59)
@@ -80,11 +82,10 @@ class Tunnel:
     def at_device(self) -> list[bytes]:
         """What was written to the device."""
         packets = []
-        while True:
-            try:
-                packets.append(self.far.recv(70_000)[HEADER:])
-            except BlockingIOError:
-                return packets
+        with contextlib.suppress(BlockingIOError):
+            while data := self.far.recv(70_000):
+                packets.append(data[HEADER:])
+        return packets
 
     def serve(self, count: int = 1) -> None:
         for _ in range(count):
@@ -254,6 +255,20 @@ def test_the_peers_end_of_file_ends_the_tunnel(make: Make) -> None:
     it.pair.pump()
     assert it.ended == 1
     assert it.client.inbound is Flow.CLOSED
+
+
+@pytest.mark.parametrize("kind", [OpenSSHTunnel, OffloadTunnel])
+def test_what_comes_right_before_the_end_is_written(make: Make, kind: type[TunnelChannel]) -> None:
+    """A TCP packet waits for the next of its flow, but not beyond the channel's end."""
+    it = make(kind=kind)
+    packet = segment(bytes(1400), 0)
+    it.client.send(
+        framed(bytes(HEADER) + packet) if kind is OffloadTunnel else b"\0\0\0\2" + packet
+    )
+    it.client.close()
+    it.pair.pump()
+    assert it.ended == 1
+    assert it.at_device() == [packet]
 
 
 # Devices
