@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from ..client.host_options import HostOptions, keyword_fields
+from ..client.host_options import HostOptions
 from ..client.ssh_config import load
+from ..client.ssh_keywords import SETTINGS
 from ..errors import UsageError
 from . import client_command, client_log
 from .client_command import COMMON, KEYWORDS, NO_SESSION, CommandLine, Setting
@@ -114,26 +115,28 @@ def _settings(line: CommandLine) -> HostOptions:
     return settings
 
 
+_DIRECTIONS: Final = {"localforward": "L", "remoteforward": "R", "dynamicforward": "D"}
+
+
 def _described(settings: HostOptions) -> str:
     """-G: a line for each setting, in the style of ``ssh -G``."""
-    rows = []
-    for field in dict.fromkeys(("host", *keyword_fields())):
-        value = getattr(settings, field)
-        if field == "forwards":
-            names = {"L": "local", "R": "remote", "D": "dynamic"}
-            rows += [f"{names[each.direction]}forward {each}" for each in value]
+    rows = [f"host {settings.host}"]
+    for name, setting in SETTINGS.items():
+        value = getattr(settings, setting.field)
+        if name in _DIRECTIONS:
+            rows += [f"{name} {each}" for each in value if each.direction == _DIRECTIONS[name]]
             continue
         if value is None or value == ():
             continue
         if isinstance(value, bool):
             value = "yes" if value else "no"
-        elif field == "proxy_jump":
+        elif name == "proxyjump":
             value = ",".join(value)
         elif type(value) is tuple:
             value = " ".join(
                 "=".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value
             )
-        rows.append(f"{field.replace('_', '')} {value}")
+        rows.append(f"{name} {value}")
     return "\n".join(rows)
 
 

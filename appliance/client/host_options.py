@@ -138,11 +138,6 @@ class HostOptions:
         return tuple(dict.fromkeys(chosen))
 
 
-def keyword_fields() -> list[str]:
-    """The fields that keywords set."""
-    return [row.field for row in SETTINGS.values()]
-
-
 def _select(names: str, supported: Sequence[str]) -> list[str]:
     """The supported names that a list means, in the list's order."""
     chosen = []

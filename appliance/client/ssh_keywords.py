@@ -248,8 +248,8 @@ def _files(words: Sequence[str]) -> tuple[str, ...]:
 class Setting(NamedTuple):
     """How a keyword becomes a field of HostOptions."""
 
-    keyword: str  # as the manual spells it
-    field: str
+    keyword: str  # as ssh_config(5) spells it; ssh -G prints it in lower case
+    field: str  # of HostOptions; no rule leads from one name to the other
     read: Callable[[Any], Any]
     takes: str = "word"  # 'word', 'words', or 'line': the rest of the line as it is
     secret: bool = False  # no error shows the value

@@ -8,6 +8,7 @@ from ..aio.driver import Driver
 from ..log import harmless
 from ..services.tunnel.client import TunnelClient
 from ..services.tunnel.device import open_device
+from ..services.tunnel.drops import Drops
 from ..wire.tun import MODES, HandedOut
 from . import prompts
 from .host_options import HostOptions
@@ -35,7 +36,16 @@ class ClientTunnel:
             prompts.tell(f"culvert: the server refuses the tunnel: {harmless(why)}")
             refused()
 
-        TunnelClient(self._device, self._mode, self._remote_unit, driver, opened, failed).start()
+        drops = Drops()
+
+        def ended() -> None:
+            if drops:
+                _log.info("tunnel device %s: %s", self.name, drops)
+            drops.clear()
+
+        TunnelClient(
+            self._device, self._mode, self._remote_unit, driver, drops, opened, failed, ended
+        ).start()
 
     def close(self) -> None:
         """Remove the device."""

@@ -25,11 +25,12 @@ from ..log import harmless
 from ..process import sandbox
 from ..services.tunnel.client import TunnelClient
 from ..services.tunnel.device import unit_of
+from ..services.tunnel.drops import Drops
 from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.codec import Message
 from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
 from .lookup import look_up
-from .reports import GO, PROBE, Alive, AttemptFailed, Opened, PassedLine, Resolved
+from .reports import GO, PROBE, Alive, AttemptFailed, Dropped, Opened, PassedLine, Resolved
 from .signer import Signer
 from .way import Way
 
@@ -50,6 +51,7 @@ class Carrier(ConnectionHandler):
         self._device = device
         self._reports = reports
         self._failure: CulvertError | None = None
+        self._drops = Drops()  # since the last report
 
     def run(
         self,
@@ -107,9 +109,19 @@ class Carrier(ConnectionHandler):
         )
         loop.watch_reader(self._reports.fileno(), self._on_order)
         mode, unit = MODES[link.mode], unit_of(link.remote_device)
-        TunnelClient(self._device, mode, unit, driver, self._opened, self._refused).start()
+        TunnelClient(
+            self._device,
+            mode,
+            unit,
+            driver,
+            self._drops,
+            self._opened,
+            self._refused,
+            self._report_drops,
+        ).start()
         driver.start()
         loop.run()
+        self._report_drops()
 
     def _on_order(self) -> None:
         if self._reports.recv(16) == PROBE:
@@ -143,6 +155,13 @@ class Carrier(ConnectionHandler):
 
     def _answered(self, round_trip: float) -> None:
         self._report(Alive(int(round_trip * 1e6)))
+        self._report_drops()
+
+    def _report_drops(self) -> None:
+        """Tell when something else is told anyway: nobody is woken for a packet."""
+        for drop, packets in self._drops.items():
+            self._report(Dropped(drop, packets))
+        self._drops.clear()
 
     def banner(self, text: str) -> None:
         _log.info("the server says: %s", harmless(text).strip())

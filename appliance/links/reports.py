@@ -6,7 +6,7 @@ strict and hold nothing that needs much understanding.
 
 from typing import Final
 
-from ..wire.codec import Boolean, Message, String, Strings, Text, UInt32
+from ..wire.codec import Boolean, Message, Name, String, Strings, Text, UInt32, UInt64
 
 # Our own choices
 DATAGRAM: Final = 64 << 10  # bytes
@@ -49,6 +49,13 @@ class PassedLine(Message, number=5):
     text: String
 
 
+class Dropped(Message, number=6):
+    """Packets that the tunnel has dropped since the last report; ``reason`` is a Drop's value."""
+
+    reason: Name
+    packets: UInt64
+
+
 KINDS: Final[dict[int, type[Message]]] = {
-    kind.number: kind for kind in (Resolved, Opened, Alive, AttemptFailed, PassedLine)
+    kind.number: kind for kind in (Resolved, Opened, Alive, AttemptFailed, PassedLine, Dropped)
 }

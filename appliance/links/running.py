@@ -27,6 +27,7 @@ from ..process.passed_lines import PassedLines
 from ..process.sandbox import Confinement
 from ..services.tunnel.chains import Outside
 from ..services.tunnel.device import exists, is_attached, name_of, open_device, unit_of
+from ..services.tunnel.drops import Drop, Drops
 from ..services.tunnel.kernel import free_device, reconcile_apart, recorded, recorded_device
 from ..services.tunnel.netlink import ipv6_is_off
 from ..services.tunnel.network import Change, Pin, Rules, closed, plan, table_of
@@ -106,6 +107,7 @@ class RunningLink:
         self.software = ""
         self.offload = False
         self.round_trip: float | None = None  # seconds
+        self.drops = Drops()  # of all connections
         self._loop = loop
         self._confinement = confinement
         self._keeper = keeper
@@ -129,6 +131,7 @@ class RunningLink:
         self._resolved = False  # whether the process has said so
         self._failure: reports.AttemptFailed | None = None
         self._dialled = 0.0
+        self._drops = Drops()  # of this connection
         self._proven = False  # whether this connection has carried an answer while it was up
         self._timer: Timer | None = None  # until the next attempt, or until this one is too slow
 
@@ -409,6 +412,8 @@ class RunningLink:
                     self._on_opened(message)
                 case reports.Alive():
                     self._on_alive(message)
+                case reports.Dropped():
+                    self._on_dropped(message)
                 case reports.PassedLine():
                     self._lines.write(message.level, message.text)
                 case reports.AttemptFailed():
@@ -463,6 +468,12 @@ class RunningLink:
             self._remembered.learn(hop, self._handed_out)
             self._handed_out = None
 
+    def _on_dropped(self, message: reports.Dropped) -> None:
+        if self.life.state is not LinkState.UP:
+            raise MalformedMessage("packets were dropped before there was a tunnel")
+        for drops in (self._drops, self.drops):
+            drops.count(Drop(message.reason), message.packets)
+
     def _process_ended(self) -> None:
         status = self._wait()
         failure = self._failure
@@ -484,6 +495,9 @@ class RunningLink:
         _, status = os.waitpid(self.process, 0)
         self.process = 0
         self.round_trip = None
+        if self._drops:
+            _log.info("link %s: %s", self.link.name, self._drops)
+        self._drops.clear()
         self._process_has_ended()
         return status
 

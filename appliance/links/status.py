@@ -1,7 +1,7 @@
 """What is to be seen of the links: as JSON, as OpenMetrics text, and as a table for people."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +26,7 @@ class LinkStatus:
     sent_bytes: int
     received_rate: float
     sent_rate: float
+    dropped: Mapping[str, int]  # packets, by reason (services/tunnel/drops.py)
     round_trip: float | None
     connects: int
     reconnects: int
@@ -77,14 +78,25 @@ def to_openmetrics(links: Sequence[LinkStatus]) -> str:
         for link in links:
             value = metric.read(link)
             if value is not None:
-                labels = f'link="{_escaped(link.name)}",host="{_escaped(link.host)}"'
-                lines.append(f"{family}{suffix}{{{labels}}} {float(value):.10g}")
+                lines.append(f"{family}{suffix}{{{_labels(link)}}} {float(value):.10g}")
+    lines += [
+        "# TYPE culvert_link_dropped_packets counter",
+        "# HELP culvert_link_dropped_packets Packets that the tunnel did not carry.",
+    ]
+    for link in links:
+        for reason, packets in link.dropped.items():
+            labels = f'{_labels(link)},reason="{_escaped(reason)}"'
+            lines.append(f"culvert_link_dropped_packets_total{{{labels}}} {packets}")
     lines += ["# TYPE culvert_link_state stateset", "# HELP culvert_link_state Where it is."]
     for link in links:
         for state in _STATES:
             labels = f'link="{_escaped(link.name)}",culvert_link_state="{state}"'
             lines.append(f"culvert_link_state{{{labels}}} {int(link.state == state)}")
     return "\n".join([*lines, "# EOF", ""])
+
+
+def _labels(link: LinkStatus) -> str:
+    return f'link="{_escaped(link.name)}",host="{_escaped(link.host)}"'
 
 
 def _escaped(text: str) -> str:

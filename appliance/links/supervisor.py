@@ -25,6 +25,7 @@ from ..errors import CulvertError, UsageError
 from ..process import sandbox, seccomp
 from ..process.rehearsal import rehearse
 from ..services.tunnel import record
+from ..services.tunnel.drops import Drop
 from ..services.tunnel.kernel import reconcile_apart, recorded
 from ..services.tunnel.network import Rules, table_of
 from ..services.tunnel.rules import tables
@@ -364,6 +365,7 @@ def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatu
         sent_bytes=sent,
         received_rate=round(counter.received_rate, 1),
         sent_rate=round(counter.sent_rate, 1),
+        dropped={drop.value: running.drops[drop] for drop in Drop},
         round_trip=running.round_trip,
         connects=life.connects,
         reconnects=life.reconnects,

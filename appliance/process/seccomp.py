@@ -41,6 +41,7 @@ import socket
 import termios
 from typing import Final
 
+from ..services.tunnel.device import TUNGETIFF, TUNSETOFFLOAD
 from .merging import PR_SET_MEMORY_MERGE
 
 # seccomp.h of libseccomp
@@ -56,9 +57,7 @@ _PR_SET_SECCOMP: Final = 22
 _MODE_FILTER: Final = 2
 _INSTRUCTION: Final = 8  # bytes of struct sock_filter
 
-# linux/if_tun.h, linux/fcntl.h
-_TUNSETOFFLOAD: Final = 0x400454D0
-_TUNGETIFF: Final = 0x800454D2
+# linux/fcntl.h
 _AT_EMPTY_PATH: Final = 0x1000
 
 ALLOWED: Final = (
@@ -93,7 +92,7 @@ _WORD: Final = 0xFFFFFFFF
 _POINTER: Final = 0xFFFFFFFFFFFFFFFF
 IOCTLS: Final = (
     *(termios.FIONREAD, termios.FIONBIO, termios.TIOCGWINSZ, termios.TIOCSWINSZ, termios.TCGETS),
-    *(termios.TCSETS, termios.TCSETSW, termios.TCSETSF, _TUNSETOFFLOAD, _TUNGETIFF),
+    *(termios.TCSETS, termios.TCSETSW, termios.TCSETSF, TUNSETOFFLOAD, TUNGETIFF),
 )
 _FCNTLS: Final = (
     *(fcntl.F_GETFL, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC),

@@ -109,7 +109,10 @@ def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
 
 
 class _Settings:
-    """What the listener makes of the server's settings, before it goes by them."""
+    """The server's settings, and all that the listener makes of them.
+
+    A SIGHUP makes a new one, which takes the place of the old one as a whole.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         """Has the host keys read, or made if that is wanted; raises UsageError."""
@@ -121,8 +124,18 @@ class _Settings:
             self.close()
             raise
 
+    def begin(self, before: "_Settings | None" = None) -> None:
+        """Be what the listener goes by, in place of ``before``."""
+        if self.config.merge_memory and (obstacle := merging.obstacle()):
+            _log.warning("merge_memory: %s", obstacle)
+        if before is None:
+            return
+        before.close()
+        if self.penalties is not None and before.penalties is not None:
+            self.penalties.go_on_from(before.penalties)
+
     def close(self) -> None:
-        """They are not what the listener goes by."""
+        """Be no longer, or never, what the listener goes by."""
         self.key_holder.close()
 
     def _arrange(self, config: ServerConfig) -> None:
@@ -171,11 +184,9 @@ class Listener:
             )
         tunnels.check_keys(config.tunnel)
         self._declared = tunnels.Declared(config.tunnel)
-        self._penalties: Penalties | None = None
-        self._key_holder: KeyHolder | None = None
-        settings = _Settings(config)
-        self._open_audit(settings)
-        self._take(settings)
+        self._settings = _Settings(config)
+        self._open_audit(self._settings)
+        self._settings.begin()
         self._connections = 0
         # Monitors whose peer is not authenticated, and its blocks_of.
         self._starting: dict[int, tuple[int, ...]] = {}
@@ -186,17 +197,8 @@ class Listener:
         self._tells_drops_at = 0.0
 
     def _take(self, settings: "_Settings") -> None:
-        self._config = settings.config
-        if self._config.merge_memory and (obstacle := merging.obstacle()):
-            _log.warning("merge_memory: %s", obstacle)
-        self.close()
-        self._key_holder = settings.key_holder
-        self._host_keys = settings.host_keys
-        self._calls = settings.calls
-        self._job = settings.job
-        if settings.penalties is not None and self._penalties is not None:
-            settings.penalties.go_on_from(self._penalties)
-        self._penalties = settings.penalties
+        settings.begin(self._settings)
+        self._settings = settings
 
     @staticmethod
     def _open_audit(settings: "_Settings") -> None:
@@ -208,8 +210,7 @@ class Listener:
 
     def close(self) -> None:
         """Need no more signatures; connections have them made as before."""
-        if self._key_holder is not None:
-            self._key_holder.close()
+        self._settings.close()
 
     def serve_one(self, reading: int, writing: int) -> None:
         """Inetd mode: one connection, by a socket or by two pipes, then return."""
@@ -284,15 +285,15 @@ class Listener:
         for sock in self._sockets:
             by_fd[sock.fileno()] = sock
             poll.register(sock, select.POLLIN)
-        if self._key_holder is not None:
-            by_fd[self._key_holder.fileno()] = None
-            poll.register(self._key_holder, 0)  # it hangs up when it ends
+        key_holder = self._settings.key_holder
+        by_fd[key_holder.fileno()] = None
+        poll.register(key_holder, 0)  # it hangs up when it ends
 
     def _begin_key_holder(self) -> None:
         """The key holder has ended, as nothing of ours does: start another one."""
         _log.error("the process that holds the host keys has ended; another one is started")
         try:
-            self._take(_Settings(self._config))
+            self._take(_Settings(self._settings.config))
         except UsageError as error:
             _log.error("%s", error)
             time.sleep(RETRY_SECONDS)
@@ -321,9 +322,10 @@ class Listener:
     def _begin_again(self) -> None:
         """All of it or, with a UsageError, nothing."""
         config = self._read_again()
-        if config.tunnel != self._config.tunnel:
+        tunnel = self._settings.config.tunnel
+        if config.tunnel != tunnel:
             _log.warning("what has changed in [[tunnel]] counts when the server starts again")
-            config = replace(config, tunnel=self._config.tunnel)
+            config = replace(config, tunnel=tunnel)
         old = self._sockets
         new = bind(config.listen, kept=old)
         try:
@@ -342,7 +344,7 @@ class Listener:
         """Do once what every connection does, so that forks find it in memory."""
         from ..process.rehearsal import rehearse
 
-        rehearse(self._job.algorithms)
+        rehearse(self._settings.job.algorithms)
         gc.collect()
         gc.freeze()
 
@@ -356,8 +358,9 @@ class Listener:
             return
         with sock:
             source = str(address[0])
-            blocks = blocks_of(source, self._config.per_source_net_block_size)
-            if self._penalties is not None and self._penalties.refuses(source, time.monotonic()):
+            config, penalties = self._settings.config, self._settings.penalties
+            blocks = blocks_of(source, config.per_source_net_block_size)
+            if penalties is not None and penalties.refuses(source, time.monotonic()):
                 self._tell_drop(source, "a penalty")
                 return
             if self._drops(blocks):
@@ -391,9 +394,10 @@ class Listener:
         others out alone: it has at most three quarters of the places, and for others it counts as
         no more than a quarter of what begins the random drop.
         """
-        start, percent, full = self._config.max_startups
+        config = self._settings.config
+        start, percent, full = config.max_startups
         for level, block in enumerate(blocks):
-            limit = self._config.per_source_max_startups << level
+            limit = config.per_source_max_startups << level
             if self._per_block[block] >= min(limit, full - full // 4):
                 return True
         if len(self._starting) >= full:
@@ -425,10 +429,11 @@ class Listener:
 
     def _punish(self, source: str, status: int) -> None:
         """A connection of ``source`` ended; a negative status is a signal's."""
-        if self._penalties is None or not source:
+        penalties = self._settings.penalties
+        if penalties is None or not source:
             return
         ending = Ending(status) if status in set(Ending) else Ending.CRASH
-        if network := self._penalties.add(source, ending, time.monotonic()):
+        if network := penalties.add(source, ending, time.monotonic()):
             audit.write(audit.Penalty(address=source, network=network, reason=ending.name.lower()))
 
     def _child(self, sock: socket.socket, told: int) -> None:
@@ -437,8 +442,7 @@ class Listener:
         try:
             sandbox.forget_signals()
             kept = {sock.fileno(), told, *log.descriptors(), *audit.descriptors()}
-            if self._key_holder is not None:
-                kept.add(self._key_holder.fileno())
+            kept.add(self._settings.key_holder.fileno())
             sandbox.keep_descriptors(kept | sandbox.descriptors(self._identity))
             status = self._monitor(sock, self._connections, told)
         except Exception:  # the root of a process
@@ -463,7 +467,8 @@ class Listener:
             if told is not None:
                 os.write(told, _PID.pack(os.getpid()))
 
-        return Monitor(self._config, self._host_keys, peer, ours, pid, authenticated).run()
+        settings = self._settings
+        return Monitor(settings.config, settings.host_keys, peer, ours, pid, authenticated).run()
 
     def _worker(self, sock: socket.socket, to_monitor: socket.socket) -> None:
         """In the new process: give everything up, serve, and never return."""
@@ -476,8 +481,8 @@ class Listener:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             kept = {sock.fileno(), to_monitor.fileno(), *log.descriptors()}
             sandbox.keep_descriptors(kept | sandbox.descriptors(self._identity))
-            sandbox.enter(self._identity, self._calls)
-            worker.serve(self._job, sock, to_monitor)
+            sandbox.enter(self._identity, self._settings.calls)
+            worker.serve(self._settings.job, sock, to_monitor)
         except MonitorGone:
             pass
         except CulvertError as error:

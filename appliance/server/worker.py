@@ -25,6 +25,7 @@ from ..services.base import Refused
 from ..services.forward_server import REQUESTS, ForwardServer
 from ..services.session import Session
 from ..services.tunnel.channel import OffloadTunnel, OpenSSHTunnel, TunnelChannel
+from ..services.tunnel.drops import Drops
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.settings import ServerSide, Settings
@@ -212,18 +213,21 @@ class Worker(ConnectionHandler):
             channel.reject(CONNECT_FAILED, str(error.strerror))
             return
         self._tunnels += 1
+        drops = Drops()
 
         def ended() -> None:
             os.close(device)
+            if drops:
+                _log.info("tunnel device %s: %s", name, drops)
             self._monitor.close_tunnel(name)
             self._tunnels -= 1
 
         if channel.channel_type == OFFLOAD_CHANNEL_TYPE:
             channel.resize(OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
-            tunnel: TunnelChannel = OffloadTunnel(device, wanted.mode, self.driver, ended)
+            tunnel: TunnelChannel = OffloadTunnel(device, wanted.mode, self.driver, drops, ended)
             channel.accept(tunnel, self._handed_out(name).encode())
         else:
-            tunnel = OpenSSHTunnel(device, wanted.mode, self.driver, ended)
+            tunnel = OpenSSHTunnel(device, wanted.mode, self.driver, drops, ended)
             channel.accept(tunnel)
         self.connection.transport.use_own_cipher_order()
         tunnel.start(channel)

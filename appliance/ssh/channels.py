@@ -56,6 +56,9 @@ class ChannelHandler:
         They are valid during the call, and on to ``data_ended`` for who asked for it.
         """
 
+    def late_data(self, view: memoryview) -> None:
+        """Bytes that the peer sent before it learned of ``channel.close``: nobody reads them."""
+
     def data_ended(self) -> None:
         """All that arrived together is handled: called if ``channel.ask_data_ended`` was."""
 

@@ -150,6 +150,8 @@ class Connection:
         channel.received(size)
         if channel.outbound is not _FLOW_CLOSED:
             channel.handler.data(payload[_DATA_AT:])
+        else:
+            channel.handler.late_data(payload[_DATA_AT:])
 
     def received_all(self) -> None:
         """All that arrived together is handled."""

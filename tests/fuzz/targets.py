@@ -19,12 +19,12 @@ from appliance.errors import CulvertError, MalformedMessage, UsageError
 from appliance.server import requests
 from appliance.services.agent_client import Agent
 from appliance.services.terminal import apply_modes
-from appliance.services.tunnel.offload import (
-    Writer,
+from appliance.services.tunnel.virtio_header import (
     has_extension_headers,
     header_is_sound,
     segments,
 )
+from appliance.services.tunnel.writer import Writer
 from appliance.ssh.order import Role
 from appliance.wire import codec, forward, host_keys, messages, session, socks, tun
 from tests.protocol.test_arbitrary import OPEN, REACHABLE, assert_sound, reach
@@ -187,6 +187,10 @@ def places(data: bytes) -> None:
             read(text)
 
 
+def _refused(error: OSError, packets: int) -> None:
+    raise error
+
+
 def packet(data: bytes) -> None:
     """Packets with a virtio header, as tun-offload brings them, and without one."""
     view = memoryview(data)
@@ -194,7 +198,7 @@ def packet(data: bytes) -> None:
         if header_is_sound(view, ethernet) and has_extension_headers(view, ethernet):
             for _ in segments(view, ethernet):
                 pass
-        writer = Writer(_NULL, ethernet)
+        writer = Writer(_NULL, ethernet, _refused)
         for at in range(0, len(data), 64):
             writer.add(view[at : at + 64])
         writer.add(view)

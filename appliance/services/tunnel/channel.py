@@ -1,24 +1,25 @@
 """Packets between a tunnel device and a channel, in the order in which they meet it.
 
 Packets are read in batches while they last, sealed into one buffer and sent at once.
-What the window does not take is dropped, as on any link that is full; while a key
-exchange runs or the socket is full, the device is not read and its own queue holds.
+What the window does not take is dropped, as on any link that is full, and counted, like all that
+is dropped here (drops.py); while a key exchange runs or the socket is full, the device is not read
+and its own queue holds.
 
     TunnelChannel     what both have in common
     OpenSSHTunnel     tun@openssh.com: a packet of the device's MTU a message
     OffloadTunnel     tun-offload@culvert.example: up to 64 KiB of one TCP flow a message
 """
 
-import errno
 import logging
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ...aio.driver import Driver
 from ...errors import MalformedMessage
-from ...ssh.channels import Channel, ChannelHandler
+from ...ssh.channels import Channel, ChannelHandler, Flow
+from ...wire.codec import Buffer
 from ...wire.tun import (
     FAMILY_LENGTH,
     IPV4,
@@ -29,14 +30,15 @@ from ...wire.tun import (
     SHORTEST_PACKET,
 )
 from .device import set_offload
-from .offload import (
+from .drops import Drop, Drops, drop_of
+from .virtio_header import (
     PLAIN,
     VNET_HEADER,
-    Writer,
     has_extension_headers,
     header_is_sound,
     segments,
 )
+from .writer import Writer
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ ENOUGH: Final = OFFLOAD_MESSAGE - _LENGTH.size - SLOT  # bytes, above which a me
 class TunnelChannel(ChannelHandler):
     """One direction of packets each way between the descriptor ``device`` and a channel.
 
-    The device is the caller's to close, when ``ended`` is called.
+    The device is the caller's to close, when ``ended`` is called. ``drops`` counts what is dropped.
     """
 
     offload = False  # what the device's kernel leaves to us
@@ -66,15 +68,17 @@ class TunnelChannel(ChannelHandler):
         device: int,
         mode: int,
         driver: Driver,
+        drops: Drops,
         ended: Callable[[], None],
     ) -> None:
         self._loop = driver.loop
         self._device = device
         self._point_to_point = mode == POINT_TO_POINT
         self._flush = driver.flush
+        self._drops = drops
         self._ended = ended
         self.channel: Channel
-        self._writer = Writer(device, not self._point_to_point)
+        self._writer = Writer(device, not self._point_to_point, self._device_failed)
         self._reading = False
         self._busy = False  # whether packets came in a row last time
 
@@ -106,17 +110,16 @@ class TunnelChannel(ChannelHandler):
     # -- from the peer to the device -------------------------------------------------
 
     def data_ended(self) -> None:
-        try:
-            self._writer.flush()
-        except OSError as error:
-            self._device_failed(error)
+        self._writer.flush()
         # The kernel may have an answer already: take it along in the same wake-up.
         if self._reading:
             self._on_readable()
 
-    def _device_failed(self, error: OSError) -> None:
-        """A packet that the kernel refuses is a lost packet; a device that is gone ends it."""
-        if error.errno in (errno.EBADFD, errno.ENODEV, errno.ENXIO):
+    def _device_failed(self, error: OSError, packets: int) -> None:
+        """Packets that the kernel refuses are dropped; a device that is gone ends the channel."""
+        drop = drop_of(error)
+        self._drops.count(drop, packets)
+        if drop is Drop.DEVICE_GONE and self.channel.outbound is Flow.OPEN:
             _log.warning("the tunnel device is gone: %s", error.strerror)
             self._pause()
             self.channel.close()
@@ -127,14 +130,17 @@ class TunnelChannel(ChannelHandler):
 
     def closed(self) -> None:
         self._pause()
+        self._writer.flush()  # of what arrived together with the end
         self._ended()
 
 
 class OpenSSHTunnel(TunnelChannel):
     """tun@openssh.com."""
 
-    def __init__(self, device: int, mode: int, driver: Driver, ended: Callable[[], None]) -> None:
-        super().__init__(device, mode, driver, ended)
+    def __init__(
+        self, device: int, mode: int, driver: Driver, drops: Drops, ended: Callable[[], None]
+    ) -> None:
+        super().__init__(device, mode, driver, drops, ended)
         openssh = driver.connection.transport.peer_software.startswith("OpenSSH")
         self._overhead = OPENSSH_OVERHEAD if openssh else 0
         slots = memoryview(bytearray(BATCH * SLOT))  # touched only as far as packets go
@@ -161,38 +167,48 @@ class OpenSSHTunnel(TunnelChannel):
             for slot, target in self._slots:
                 size = readv(device, target)
                 packets += 1
-                if slot[:HEADER] != PLAIN:
-                    continue  # from before, when offloads were on: lost, like any packet
+                if slot[:HEADER] != PLAIN:  # from before, when offloads were on
+                    self._drops.count(Drop.STALE_OFFLOAD)
+                    continue
                 if point_to_point:
                     if size < HEADER + SHORTEST_PACKET:
+                        self._drops.count(Drop.TOO_SHORT)
                         continue
                     family = _IPV4 if slot[HEADER] >> 4 == 4 else _IPV6
                     slot[start:HEADER] = family
                 pieces.append(slot[start:size])
                 if at_once:  # a lone packet does not wait for a look at the next
                     at_once = False
-                    self.channel.send_batch(pieces)
-                    self._flush()
+                    self._send(pieces)
                     pieces = []
         except BlockingIOError:
             pass
         except OSError as error:
-            self._device_failed(error)
+            self._device_failed(error, len(pieces))
             return
         self._busy = packets > 2
         if pieces:
-            self.channel.send_batch(pieces)
-            self._flush()
+            self._send(pieces)
+
+    def _send(self, pieces: Sequence[Buffer]) -> None:
+        unsent = len(pieces) - self.channel.send_batch(pieces)
+        if unsent:
+            too_large = sum(len(piece) > self.channel.send_packet for piece in pieces)
+            self._drops.count(Drop.TOO_LARGE, too_large)
+            self._drops.count(Drop.NO_WINDOW, unsent - too_large)
+        self._flush()
 
     def data(self, view: memoryview) -> None:
         self.channel.consume(len(view))
         packet = view[FAMILY_LENGTH:] if self._point_to_point else view
         if packet:
-            try:
-                self._writer.add(packet)
-            except OSError as error:
-                self._device_failed(error)
+            self._writer.add(packet)
+        else:
+            self._drops.count(Drop.TOO_SHORT)
         self.channel.ask_data_ended()
+
+    def late_data(self, view: memoryview) -> None:
+        self._drops.count(Drop.DEVICE_GONE)  # for nothing else closes the channel before the peer
 
 
 class OffloadTunnel(TunnelChannel):
@@ -200,8 +216,10 @@ class OffloadTunnel(TunnelChannel):
 
     offload = True
 
-    def __init__(self, device: int, mode: int, driver: Driver, ended: Callable[[], None]) -> None:
-        super().__init__(device, mode, driver, ended)
+    def __init__(
+        self, device: int, mode: int, driver: Driver, drops: Drops, ended: Callable[[], None]
+    ) -> None:
+        super().__init__(device, mode, driver, drops, ended)
         self._buffer = bytearray(OFFLOAD_MESSAGE)
         self._view = memoryview(self._buffer)
 
@@ -226,14 +244,17 @@ class OffloadTunnel(TunnelChannel):
         except BlockingIOError:
             pass
         except OSError as error:
-            self._device_failed(error)
+            self._device_failed(error, _packets_within(self._view[:end]))
             return
         self._busy = packets > 2
         if end:
             self._send(end)
 
     def _send(self, size: int) -> None:
-        self.channel.send_batch((self._view[:size],))
+        if not self.channel.send_batch((self._view[:size],)):
+            too_large = size > self.channel.send_packet
+            drop = Drop.TOO_LARGE if too_large else Drop.NO_WINDOW
+            self._drops.count(drop, _packets_within(self._view[:size]))
         self._flush()
 
     def data(self, view: memoryview) -> None:
@@ -250,16 +271,33 @@ class OffloadTunnel(TunnelChannel):
             start += size
             if start > end or size < HEADER:
                 raise MalformedMessage("a packet of a wrong length")
-            try:
-                if packet[:HEADER] == PLAIN:
-                    self._writer.add(packet[HEADER:])
-                elif header_is_sound(packet, ethernet):
-                    self._writer.flush()
-                    if has_extension_headers(packet, ethernet):
-                        for segment in segments(packet, ethernet):
-                            os.write(self._device, segment)
-                    else:
-                        os.write(self._device, packet)
-            except OSError as error:
-                self._device_failed(error)
+            if packet[:HEADER] == PLAIN:
+                self._writer.add(packet[HEADER:])
+            elif header_is_sound(packet, ethernet):
+                self._writer.flush()
+                self._write_super_packet(packet, ethernet)
+            else:
+                self._drops.count(Drop.UNSOUND_HEADER)
         self.channel.ask_data_ended()
+
+    def _write_super_packet(self, packet: memoryview, ethernet: bool) -> None:
+        try:
+            if has_extension_headers(packet, ethernet):
+                for segment in segments(packet, ethernet):
+                    os.write(self._device, segment)
+            else:
+                os.write(self._device, packet)
+        except OSError as error:
+            self._device_failed(error, 1)
+
+    def late_data(self, view: memoryview) -> None:
+        self._drops.count(Drop.DEVICE_GONE, _packets_within(view))
+
+
+def _packets_within(message: memoryview) -> int:
+    """Count the packets of a message of tun-offload, whose lengths may be wrong."""
+    packets = at = 0
+    while at + _LENGTH.size <= len(message):
+        at += _LENGTH.size + _LENGTH.unpack_from(message, at)[0]
+        packets += 1
+    return packets

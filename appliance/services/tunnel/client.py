@@ -18,6 +18,7 @@ from ...wire.tun import (
     TunnelOpen,
 )
 from .channel import OffloadTunnel, OpenSSHTunnel, TunnelChannel
+from .drops import Drops
 
 # Our own choices
 FIRST_RETRY: Final = 0.5  # seconds after the peer ended the channel
@@ -28,7 +29,8 @@ class TunnelClient:
     """One channel after another carries the packets of one device, while a connection lives.
 
     ``opened`` gets what a Culvert server hands out, or None from any other; ``refused`` gets
-    the server's words if it never gave a channel.
+    the server's words if it never gave a channel; ``ended`` is called after each channel.
+    ``drops`` counts what all of them drop.
     """
 
     def __init__(
@@ -37,15 +39,19 @@ class TunnelClient:
         mode: int,
         remote_unit: int,
         driver: Driver,
+        drops: Drops,
         opened: Callable[[HandedOut | None], None],
         refused: Callable[[str], None],
+        ended: Callable[[], None],
     ) -> None:
         self._device = device
         self._wanted = TunnelOpen(mode, remote_unit)
         self._driver = driver
+        self._drops = drops
         self._connection = driver.connection
         self._opened = opened
         self._refused = refused
+        self._ended = ended
         self._retry = FIRST_RETRY
         self._was_open = False
 
@@ -54,12 +60,13 @@ class TunnelClient:
         connection, wanted = self._connection, self._wanted
         if connection.transport.phase is Phase.CLOSED:
             return
+        ends = self._device, wanted.mode, self._driver, self._drops, self.ended
         if connection.transport.peer_speaks(OFFLOAD_CHANNEL_TYPE):
-            handler: _Asked = _OffloadTunnel(self._device, wanted.mode, self._driver, self.ended)
+            handler: _Asked = _OffloadTunnel(*ends)
             size: tuple[int, ...] = (OFFLOAD_WINDOW, OFFLOAD_MESSAGE)
             channel_type = OFFLOAD_CHANNEL_TYPE
         else:
-            handler = _OpenSSHTunnel(self._device, wanted.mode, self._driver, self.ended)
+            handler = _OpenSSHTunnel(*ends)
             size = ()
             channel_type = CHANNEL_TYPE
         handler.client = self
@@ -80,6 +87,7 @@ class TunnelClient:
 
     def ended(self) -> None:
         """The channel is gone; have another one while the connection lives."""
+        self._ended()
         if self._connection.transport.phase is not Phase.CLOSED and self._was_open:
             self._driver.loop.call_later(self._retry, self.start)
             self._retry = min(self._retry * 2, LAST_RETRY)

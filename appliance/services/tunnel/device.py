@@ -18,15 +18,18 @@ from ...wire.tun import ANY_UNIT, ETHERNET, POINT_TO_POINT
 PATH: Final = "/dev/net/tun"
 
 # linux/if_tun.h
-_TUNSETIFF: Final = 0x400454CA
-_TUNSETOFFLOAD: Final = 0x400454D0
+TUNSETIFF: Final = 0x400454CA
+TUNSETPERSIST: Final = 0x400454CB
+TUNSETOWNER: Final = 0x400454CC
+TUNSETOFFLOAD: Final = 0x400454D0
+TUNGETIFF: Final = 0x800454D2
 _TUNSETVNETLE: Final = 0x400454DC
-_TUNGETIFF: Final = 0x800454D2
-_IFF_TUN: Final = 0x0001
-_IFF_TAP: Final = 0x0002
-_IFF_NO_PI: Final = 0x1000
+IFF_TUN: Final = 0x0001
+IFF_TAP: Final = 0x0002
+IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
-_IFREQ: Final = struct.Struct("16sH22x")
+IFF_TUN_EXCL: Final = 0x8000  # fail if the device exists
+IFREQ: Final = struct.Struct("16sH22x")
 _OFFLOADS: Final = 0x01 | 0x02 | 0x04 | 0x08  # TUN_F_CSUM, _TSO4, _TSO6 and _TSO_ECN
 
 UNIT_LIMIT: Final = 999_999  # so that the name fits; OpenSSH's own limit is higher, unused
@@ -58,9 +61,9 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
         raise UsageError(f"{PATH} is missing: load the module with 'modprobe tun'") from error
     except OSError as error:
         raise UsageError(f"{PATH}: {error.strerror}: {_needs(name)}") from error
-    flags = (_IFF_TUN if mode == POINT_TO_POINT else _IFF_TAP) | _IFF_NO_PI | _IFF_VNET_HDR
+    flags = (IFF_TUN if mode == POINT_TO_POINT else IFF_TAP) | IFF_NO_PI | _IFF_VNET_HDR
     try:
-        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        answer = fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(name.encode(), flags))
         fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("i", 1))
     except OSError as error:
         os.close(fd)
@@ -70,7 +73,7 @@ def open_device(mode: int, unit: int) -> tuple[int, str]:
             errno.EINVAL: "it exists and is of another kind",
         }.get(error.errno or 0, error.strerror)
         raise UsageError(f"tunnel device {name}: {why}") from error
-    return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
+    return fd, IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
 
 
 def _needs(name: str) -> str:
@@ -90,7 +93,7 @@ def exists(name: str) -> bool:
 def is_attached(device: int) -> bool:
     """Whether the descriptor still leads to its device; False once that was deleted."""
     try:
-        fcntl.ioctl(device, _TUNGETIFF, bytes(_IFREQ.size))
+        fcntl.ioctl(device, TUNGETIFF, bytes(IFREQ.size))
     except OSError:
         return False
     return True
@@ -102,4 +105,4 @@ def set_offload(device: int, on: bool) -> None:
     A kernel that cannot do it goes on with packets of the device's MTU, which are right, too.
     """
     with contextlib.suppress(OSError):
-        fcntl.ioctl(device, _TUNSETOFFLOAD, _OFFLOADS if on else 0)
+        fcntl.ioctl(device, TUNSETOFFLOAD, _OFFLOADS if on else 0)

@@ -7,12 +7,21 @@ import fcntl
 import os
 import secrets
 import socket
-import struct
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
+from .device import (
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_TUN,
+    IFF_TUN_EXCL,
+    IFREQ,
+    TUNSETIFF,
+    TUNSETOWNER,
+    TUNSETPERSIST,
+)
 from .device import PATH as TUN_PATH
 from .marks import DEVICE_GROUP, MARK, PIN_PROTOCOL, PIN_TABLE, ROUTE_PROTOCOL
 from .netlink import MAIN_TABLE, Message, Netlink, device_names, family_of, index_of
@@ -38,15 +47,7 @@ from .record import Before
 from .resolver import Resolver
 from .rules import holds, passed_on_devices
 
-# linux/if_tun.h, linux/if.h, linux/if_addr.h, linux/rtnetlink.h
-_TUNSETIFF: Final = 0x400454CA
-_TUNSETPERSIST: Final = 0x400454CB
-_TUNSETOWNER: Final = 0x400454CC
-_IFF_TUN: Final = 0x0001
-_IFF_TAP: Final = 0x0002
-_IFF_NO_PI: Final = 0x1000
-_IFF_TUN_EXCL: Final = 0x8000  # fail if the device exists
-_IFREQ: Final = struct.Struct("16sH22x")
+# linux/if.h, linux/if_addr.h, linux/rtnetlink.h
 _IFF_UP: Final = 0x1
 _IFA_F_NODAD: Final = 0x02
 _SCOPE_UNIVERSE: Final = 0
@@ -141,24 +142,24 @@ class _Devices(_Links[Device]):
         return self._find_device(change.name)
 
     def make(self, change: Device) -> None:
-        kind = _IFF_TUN if change.mode == "point-to-point" else _IFF_TAP
-        flags = kind | _IFF_NO_PI | _IFF_TUN_EXCL
+        kind = IFF_TUN if change.mode == "point-to-point" else IFF_TAP
+        flags = kind | IFF_NO_PI | IFF_TUN_EXCL
         with contextlib.ExitStack() as stack:
             descriptor = os.open(TUN_PATH, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(change.name.encode(), flags))
+            fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(change.name.encode(), flags))
             # It goes with the descriptor until it is persistent, and so is never there without
             # our mark, even if this process is killed.
             index = index_of(change.name)
             self._netlink.link("set", index=index, group=DEVICE_GROUP)
-            if kind == _IFF_TAP:
+            if kind == IFF_TAP:
                 # A bridge takes the lowest address of its ports: one that begins with fe leaves
                 # it the one that its neighbours know.
                 address = bytes([0xFE]) + secrets.token_bytes(5)
                 self._netlink.link("set", index=index, address=address.hex(":"))
             # Without an owner it would be anybody's who may open /dev/net/tun, as all may.
-            fcntl.ioctl(descriptor, _TUNSETOWNER, 0)
-            fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+            fcntl.ioctl(descriptor, TUNSETOWNER, 0)
+            fcntl.ioctl(descriptor, TUNSETPERSIST, 1)
 
     def undo(self, change: Device, before: Before) -> None:
         self._remove(change.name)

@@ -1,11 +1,14 @@
 """What the client's letters mean: as settings, where ssh -G shows them."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from appliance.cli import client_command
 from appliance.cli.ssh import main
+from appliance.client.ssh_keywords import SETTINGS
+from tests.peers import find_program
 
 
 def described(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
@@ -23,6 +26,55 @@ def test_the_ways_to_a_host_are_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert shown["proxy"] == "http://u:...@[::1]:3"
     assert described(capsys, "-oProxy=socks5://p:3")["proxy"] == "socks5://p:3"
     assert not {"proxy", "proxyjump", "proxycommand"} & described(capsys).keys()
+
+
+# What ssh -G says only if it is set.
+SET = """
+LocalForward 8000 a:80
+RemoteForward 9000 b:90
+DynamicForward 1080
+BindAddress 192.0.2.1
+CertificateFile /c
+ConnectTimeout 5
+ControlPath /p
+ControlPersist 5
+GlobalKnownHostsFile /g
+HostKeyAlias alias
+IdentityAgent /a
+IdentityFile /i
+PermitRemoteOpen a:1
+PreferredAuthentications publickey
+RemoteCommand true
+RevokedHostKeys /r
+SendEnv X
+SetEnv A=b
+UserKnownHostsFile /u /v
+Ciphers aes128-ctr
+MACs hmac-sha2-256
+KexAlgorithms curve25519-sha256
+HostKeyAlgorithms ssh-ed25519
+PubkeyAcceptedAlgorithms ssh-ed25519
+CASignatureAlgorithms ssh-ed25519
+ForwardAgent /f
+"""
+
+
+@pytest.mark.parametrize("way", ["ProxyJump a,b", "ProxyCommand nc %h %p"])
+def test_a_setting_has_the_name_that_ssh_gives_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, way: str
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"{SET}{way}\n")
+    theirs = subprocess.run(
+        [find_program("ssh"), "-G", "-F", config, "host"],
+        capture_output=True, text=True, check=True, timeout=10,
+    )  # fmt: skip
+    assert main(["-F", str(config), "-G", "host"], "ssh") == 0
+    ours = capsys.readouterr().out
+    names = [{line.split(" ")[0] for line in text.splitlines()} for text in (ours, theirs.stdout)]
+    assert names[0] - names[1] == {"profile"}, "OpenSSH has neither this nor proxy"
+    other_way = ({"ProxyJump", "ProxyCommand"} - {way.split()[0]}).pop().lower()
+    assert {*SETTINGS, "host"} - names[0] == {"proxy", other_way}
 
 
 def test_minus_w_is_no_session(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from appliance.client import ssh_config
 from appliance.client.host_options import HostOptions
 from appliance.client.ssh_config import Person, check_host, check_user, expand, load, split_words
-from appliance.client.ssh_keywords import TUNNEL_ANY
+from appliance.client.ssh_keywords import ALIASES, NOT_YET, SETTINGS, TUNING, TUNNEL_ANY
 from appliance.errors import UsageError
 from tests.peers import find_program
 
@@ -131,6 +131,26 @@ def test_the_settings_are_those_that_ssh_finds(
     if ours.identity_files_given:
         expanded = [f"{tmp_path}/web.example.internal_alice_2201", f"{tmp_path}/a b/expanded"]
         assert list(ours.identity_files) == expanded
+
+
+# No keyword sets these.
+WITHOUT_KEYWORD = {
+    "host", "identity_files_given", "config_file", "host_key_line", "stdio_forward",
+    "idle_timeout", "is_impostor", "jump_command",
+}  # fmt: skip
+
+
+def test_every_keyword_sets_a_field_and_every_other_field_is_known() -> None:
+    set_by_keywords = {row.field for row in SETTINGS.values()}
+    assert set(HostOptions.__annotations__) - set_by_keywords == WITHOUT_KEYWORD
+    assert set_by_keywords <= set(HostOptions.__annotations__)
+    assert set_by_keywords.isdisjoint(WITHOUT_KEYWORD)
+
+
+def test_a_keyword_is_of_one_kind() -> None:
+    kinds = (set(SETTINGS), TUNING, set(NOT_YET), set(ALIASES))
+    assert sum(map(len, kinds)) == len(set().union(*kinds))
+    assert set(ALIASES.values()) <= set(SETTINGS)
 
 
 # -- order and scope ---------------------------------------------------------------------

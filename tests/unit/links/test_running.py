@@ -17,9 +17,10 @@ from appliance.config.links import Link
 from appliance.links import running
 from appliance.links.keeper import Keeper
 from appliance.links.link import LinkState
-from appliance.links.reports import GO, Resolved
+from appliance.links.reports import GO, Dropped, Opened, Resolved
 from appliance.links.running import RunningLink
 from appliance.process.sandbox import Confinement
+from appliance.services.tunnel.drops import Drop
 
 PROCESS = 4711  # an id that nothing is sent to
 
@@ -121,3 +122,42 @@ def test_a_process_whose_device_is_gone_does_not_stay_with_another_of_its_name(
     assert link.life.state is LinkState.BACKING_OFF
     assert link.life.last_error == "the device was removed"
     assert link.process == 0
+
+
+def come_up(link: RunningLink, process: socket.socket) -> None:
+    for report in (Resolved((b"192.0.2.1",)), Opened("192.0.2.1", "Culvert_1", True, b"")):
+        process.send(report.encode())
+        link._on_report()
+    assert link.life.state is LinkState.UP
+
+
+def report(link: RunningLink, process: socket.socket, *drops: tuple[str, int]) -> None:
+    for reason, packets in drops:
+        process.send(Dropped(reason, packets).encode())
+        link._on_report()
+
+
+def test_dropped_packets_add_up_and_the_log_tells_each_connections(
+    link: RunningLink, process: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    come_up(link, process)
+    report(link, process, ("no_window", 2), ("device_down", 1), ("no_window", 3))
+    assert link.drops == {Drop.NO_WINDOW: 5, Drop.DEVICE_DOWN: 1}
+    assert "dropped" not in caplog.text
+    link._lose("the end")
+    assert "link office: dropped 6 packets: 5 no_window, 1 device_down" in caplog.text
+    assert link.drops.total() == 6
+    assert not link._drops
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_process_that_drops_for_no_known_reason_or_too_early_breaks_the_rules(
+    link: RunningLink, process: socket.socket, up: bool
+) -> None:
+    if up:
+        come_up(link, process)
+    report(link, process, ("boredom" if up else "no_window", 1))
+    assert link.life.state is LinkState.STOPPED
+    assert "broke the rules" in link.life.last_error
+    assert not link.drops

@@ -1,5 +1,6 @@
 """What people and programs see of the links."""
 
+import json
 import re
 
 import pytest
@@ -20,7 +21,8 @@ def link(**fields: object) -> LinkStatus:
         "name": "office", "host": "office.example.org", "state": "up", "since": 75.0,
         "device": "tun0", "address": "192.0.2.1", "software": "Culvert_0.1.0", "offload": True,
         "addresses": ("10.9.0.1/30",), "routes": ("192.168.2.0/24",), "received_bytes": 1000,
-        "sent_bytes": 2000, "received_rate": 125_000.0, "sent_rate": 0.0, "round_trip": 0.0123,
+        "sent_bytes": 2000, "received_rate": 125_000.0, "sent_rate": 0.0,
+        "dropped": {"no_window": 7, "device_gone": 0}, "round_trip": 0.0123,
         "connects": 3, "reconnects": 2, "retry_in": None, "last_error": "",
     }  # fmt: skip
     return LinkStatus(**(usual | fields))  # type: ignore[arg-type]
@@ -99,3 +101,18 @@ def test_openmetrics_are_families_of_samples_and_an_end() -> None:
     assert 'culvert_link_sent_bytes_total{link="office",host="office.example.org"} 2000' in lines
     assert 'culvert_link_state{link="office",culvert_link_state="up"} 1' in lines
     assert sum(line.startswith("culvert_link_round_trip_seconds{") for line in lines) == 1
+
+
+def test_dropped_packets_are_samples_with_a_reason() -> None:
+    lines = to_openmetrics([link(name='o"dd')]).splitlines()
+    family = "culvert_link_dropped_packets"
+    place = r'link="o\"dd",host="office.example.org"'
+    assert [line for line in lines if line.startswith(family)] == [
+        f'{family}_total{{{place},reason="no_window"}} 7',
+        f'{family}_total{{{place},reason="device_gone"}} 0',
+    ]
+    assert f"# TYPE {family} counter" in lines
+    assert json.loads(to_json([link()]))["links"][0]["dropped"] == {
+        "no_window": 7,
+        "device_gone": 0,
+    }

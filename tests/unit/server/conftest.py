@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from appliance.config.server import ServerConfig
 from appliance.crypto.key_files import load_private_key
 from appliance.crypto.keys import PrivateKey
 from appliance.server import accounts, programs, shadow
+from appliance.server.listener import Listener
 from appliance.server.requests import DATAGRAM
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
@@ -294,3 +296,10 @@ def changeable(worker: str) -> Iterator[Account]:
 def days_ago(days: int) -> str:
     """As chage takes it."""
     return str(int(time.time()) // shadow.DAY - days)
+
+
+def going_by(**settings: object) -> Listener:
+    """A listener that has begun nothing yet, and goes by these settings."""
+    listener = Listener.__new__(Listener)
+    listener._settings = SimpleNamespace(**settings)  # type: ignore[assignment]
+    return listener

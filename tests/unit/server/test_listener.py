@@ -23,6 +23,7 @@ from tests.unit.server.conftest import (
     connect,
     descriptors,
     family,
+    going_by,
     greeting,
     is_alone,
     status,
@@ -171,8 +172,7 @@ def _is_served(server: Server) -> bool:
 def test_start_ups_are_limited_as_10_30_100() -> None:
     """The chance to be dropped, asked of the listener itself."""
 
-    listener = Listener.__new__(Listener)
-    listener._config = ServerConfig(per_source_max_startups=1000)
+    listener = going_by(config=ServerConfig(per_source_max_startups=1000))
     dropped = {}
     for waiting in (0, 9, 10, 55, 99, 100, 200):
         listener._starting = {number: (number,) for number in range(waiting)}
@@ -191,8 +191,7 @@ def test_start_ups_are_limited_as_10_30_100() -> None:
 
 def filled(limits: tuple[int, int, int], networks: int) -> Listener:
     """A listener with as many start-ups as so many /64s of one site get, from its first on."""
-    listener = Listener.__new__(Listener)
-    listener._config = ServerConfig(max_startups=limits)
+    listener = going_by(config=ServerConfig(max_startups=limits))
     listener._starting, listener._per_block = {}, Counter()
     for pid in range(1000):
         blocks = blocks_of(f"2001:db8:7:{pid * 7 % networks:x}::1", (32, 64))
@@ -241,12 +240,12 @@ def test_what_a_source_counts_is_given_back_once() -> None:
     ("status", "seconds"), [(0, 0), (1, 90), (2, 90), (-9, 90), (-11, 90), (3, 1), (5, 5), (6, 10)]
 )
 def test_a_monitor_that_ends_in_an_unknown_way_has_crashed(status: int, seconds: int) -> None:
-    listener = Listener.__new__(Listener)
-    listener._penalties = Penalties((), (32, 64))
+    penalties = Penalties((), (32, 64))
+    listener = going_by(penalties=penalties)
     began = time.monotonic()
     listener._punish("192.0.2.7", status)
     ended = time.monotonic()
-    ends = [record.end for record in listener._penalties._records[4].values()]
+    ends = [record.end for record in penalties._records[4].values()]
     assert len(ends) == bool(seconds)
     assert all(began <= end - seconds <= ended for end in ends)
 

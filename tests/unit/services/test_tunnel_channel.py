@@ -1,12 +1,13 @@
 """Packets between a device and a channel: what is dropped, counted, and what ends a tunnel."""
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import pytest
 
@@ -20,12 +21,14 @@ from appliance.services.tunnel.channel import (
     TunnelChannel,
 )
 from appliance.services.tunnel.device import UNIT_LIMIT, is_attached, name_of, open_device
+from appliance.services.tunnel.drops import Drop, Drops
 from appliance.ssh.channels import Flow
 from appliance.ssh.transport import OPENSSH_LIKE
 from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POINT
 from tests.netns import Namespace
 from tests.protocol.harness import Limits, Pair, Recording
 from tests.unit.services.harness import FakeDriver
+from tests.unit.services.test_writer import segment
 
 V4 = b"\x45" + bytes(39)
 V6 = b"\x60" + bytes(59)
@@ -51,7 +54,9 @@ class Tunnel:
         near.setblocking(False)
         self.near = near.detach()
         self.ended = 0
-        self.tunnel = kind(self.near, mode, self.driver, self._end)  # type: ignore[arg-type]
+        self.drops = Drops()
+        driver: Any = self.driver
+        self.tunnel = kind(self.near, mode, driver, self.drops, self._end)
         self.pair.server.transport.peer_version = version  # which new keys depend on
         accepted.handler = self.tunnel
         if kind is OffloadTunnel:
@@ -77,11 +82,10 @@ class Tunnel:
     def at_device(self) -> list[bytes]:
         """What was written to the device."""
         packets = []
-        while True:
-            try:
-                packets.append(self.far.recv(70_000)[HEADER:])
-            except BlockingIOError:
-                return packets
+        with contextlib.suppress(BlockingIOError):
+            while data := self.far.recv(70_000):
+                packets.append(data[HEADER:])
+        return packets
 
     def serve(self, count: int = 1) -> None:
         for _ in range(count):
@@ -139,6 +143,7 @@ def test_packets_of_20_bytes_or_fewer_are_dropped(make: Make, size: int) -> None
     it.arrive(V4[:21])
     it.serve(3)
     assert it.received == [b"\0\0\0\2" + V4[:21]]
+    assert it.drops == {Drop.TOO_SHORT: 1}
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\0\0\0\2", b"\0\0\0"])
@@ -148,6 +153,7 @@ def test_a_message_without_a_packet_is_dropped_and_costs_no_window(make: Make, d
     it.client.send(b"\0\0\0\2" + V4)
     it.pair.pump()
     assert it.at_device() == [V4]
+    assert it.drops == {Drop.TOO_SHORT: 1}
     assert it.accepted.receive_window + it.accepted._credit == it.accepted.window
     assert it.pair.server.transport.error is None
 
@@ -173,6 +179,7 @@ def test_what_does_not_fit_the_window_is_dropped_and_the_tunnel_lives(make: Make
         it.serve()
     assert len(it.received) == 40_000 // 1408
     assert it.accepted.send_window >= 0
+    assert list(it.drops) == [Drop.NO_WINDOW]
     it.client.consume(it.client.window)
     handler.consumes = True
     for _ in range(300):  # those of before are still in the device
@@ -201,7 +208,7 @@ def test_a_packet_that_the_kernel_refuses_is_lost_and_the_tunnel_lives(
 ) -> None:
     it = make()
     write = os.writev
-    for number in (errno.EINVAL, errno.EIO, errno.ENOBUFS, errno.EAGAIN):
+    for number in (errno.EINVAL, errno.EIO, errno.ENOBUFS, errno.EAGAIN, errno.ENOMEM):
 
         def refuse(fd: int, data: bytes, number: int = number) -> int:
             raise OSError(number, os.strerror(number))
@@ -214,6 +221,7 @@ def test_a_packet_that_the_kernel_refuses_is_lost_and_the_tunnel_lives(
     it.pair.pump()
     assert it.at_device() == [V4]
     assert it.ended == 0
+    assert it.drops == {Drop.DEVICE_REFUSED: 1, Drop.DEVICE_DOWN: 1, Drop.DEVICE_FULL: 3}
 
 
 @pytest.mark.parametrize("number", [errno.EBADFD, errno.ENODEV, errno.ENXIO])
@@ -235,6 +243,7 @@ def test_a_device_that_is_gone_closes_the_channel(
             it.arrive(V4)
             it.serve(2)
     it.pair.pump()
+    assert it.drops == ({Drop.DEVICE_GONE: 1} if direction == "in" else {})
     assert it.ended == 1
     assert it.client.inbound is Flow.CLOSED
     assert it.pair.server.transport.error is None
@@ -246,6 +255,20 @@ def test_the_peers_end_of_file_ends_the_tunnel(make: Make) -> None:
     it.pair.pump()
     assert it.ended == 1
     assert it.client.inbound is Flow.CLOSED
+
+
+@pytest.mark.parametrize("kind", [OpenSSHTunnel, OffloadTunnel])
+def test_what_comes_right_before_the_end_is_written(make: Make, kind: type[TunnelChannel]) -> None:
+    """A TCP packet waits for the next of its flow, but not beyond the channel's end."""
+    it = make(kind=kind)
+    packet = segment(bytes(1400), 0)
+    it.client.send(
+        framed(bytes(HEADER) + packet) if kind is OffloadTunnel else b"\0\0\0\2" + packet
+    )
+    it.client.close()
+    it.pair.pump()
+    assert it.ended == 1
+    assert it.at_device() == [packet]
 
 
 # Devices
@@ -382,6 +405,7 @@ def test_a_header_that_the_kernel_should_not_see_loses_its_packet_alone(
     it.client.send(framed(header + V4, bytes(HEADER) + V6))
     it.pair.pump()
     assert it.at_device() == [V6]
+    assert it.drops == {Drop.UNSOUND_HEADER: 1}
 
 
 def test_a_super_packet_that_cannot_be_cut_is_lost_alone(make: Make) -> None:
@@ -401,3 +425,102 @@ def test_a_super_packet_left_over_from_before_never_reaches_openssh(make: Make) 
     it.arrive(V4)
     it.serve(2)
     assert it.received == [b"\0\0\0\2" + V4]
+    assert it.drops == {Drop.STALE_OFFLOAD: 1}
+
+
+# -- what is dropped is counted ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [OpenSSHTunnel, OffloadTunnel])
+def test_each_packet_that_finds_no_window_is_counted(make: Make, kind: type[TunnelChannel]) -> None:
+    it = make(kind=kind)
+    it.accepted.send_window = 10
+    for _ in range(BATCH + 5):
+        it.arrive(V4)
+    it.serve(3)
+    assert it.received == []
+    assert it.drops == {Drop.NO_WINDOW: BATCH + 5}
+
+
+@pytest.mark.parametrize("kind", [OpenSSHTunnel, OffloadTunnel])
+def test_a_packet_that_is_too_large_for_the_peer_is_counted_alone(
+    make: Make, kind: type[TunnelChannel]
+) -> None:
+    it = make(kind=kind)
+    it.accepted.send_packet = 100
+    for packet in (V4, V4 + bytes(200), V6):
+        it.arrive(packet)
+    it.tunnel._busy = kind is OpenSSHTunnel  # all three in one batch
+    it.serve(4)
+    assert it.drops[Drop.TOO_LARGE] == (1 if kind is OpenSSHTunnel else 2)
+    assert it.drops[Drop.NO_WINDOW] == 0
+
+
+def test_a_device_that_goes_while_it_is_read_drops_what_was_read(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (OpenSSHTunnel, OffloadTunnel):
+        it = make(kind=kind)
+        it.tunnel._busy = True
+        readv, reads = os.readv, iter((1, 2))
+
+        def gone(fd: int, buffers: Any, readv: Any = readv, reads: Any = reads) -> int:
+            if next(reads, None) is None:
+                raise OSError(errno.EBADFD, "gone")
+            return int(readv(fd, buffers))
+
+        for _ in range(3):
+            it.arrive(V4)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "readv", gone)
+            it.serve()
+        assert it.received == []
+        assert it.drops == {Drop.DEVICE_GONE: 2}
+
+
+def test_a_device_that_is_gone_is_told_of_once_however_many_packets_are_lost(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = make(kind=OffloadTunnel)
+
+    def gone(*_: object) -> int:
+        raise OSError(errno.EBADFD, "gone")
+
+    monkeypatch.setattr(os, "writev", gone)
+    it.client.send(framed(*[bytes(HEADER) + V4] * 3))
+    it.pair.pump()
+    assert it.drops == {Drop.DEVICE_GONE: 3}
+    assert caplog.text.count("the tunnel device is gone") == 1
+
+
+@pytest.mark.parametrize("kind", [OpenSSHTunnel, OffloadTunnel])
+def test_what_the_peer_sends_before_it_learns_that_the_device_is_gone_is_counted(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: type[TunnelChannel]
+) -> None:
+    it = make(kind=kind)
+    message = framed(bytes(HEADER) + V4) if kind is OffloadTunnel else b"\0\0\0\2" + V4
+
+    def gone(*_: object) -> int:
+        raise OSError(errno.EBADFD, "gone")
+
+    monkeypatch.setattr(os, "writev", gone)
+    for _ in range(3):
+        it.client.send(message)
+        it.pair.move(it.pair.client, it.pair.server)
+    if kind is OffloadTunnel:
+        it.client.send(b"\0")  # without its length, and nobody looks any more
+        it.client.send(framed(b"") + b"\xff\xff\xff\xff")
+    it.pair.pump()
+    assert it.pair.server.transport.error is None
+    assert it.drops == {Drop.DEVICE_GONE: 3 if kind is OpenSSHTunnel else 5}
+
+
+def test_drops_are_told_with_the_most_frequent_first() -> None:
+    drops = Drops()
+    assert not drops
+    drops.count(Drop.NO_WINDOW, 0)
+    assert not drops
+    drops.count(Drop.UNSOUND_HEADER)
+    assert str(drops) == "dropped 1 packet: 1 unsound_header"
+    drops.count(Drop.NO_WINDOW, 11)
+    assert str(drops) == "dropped 12 packets: 11 no_window, 1 unsound_header"

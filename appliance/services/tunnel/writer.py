@@ -12,109 +12,28 @@ gets this way. Everything else is written as it came.
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Final
 
-# Virtio 1.2 section 5.1.6: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
-VNET_HEADER: Final = struct.Struct("<BBHHHH")
-PLAIN: Final = bytes(VNET_HEADER.size)  # in front of a packet that stands for itself
-_NEEDS_CSUM: Final = 1
-_GSO_NONE: Final = 0
-_GSO_TCPV4: Final = 1
-_GSO_TCPV6: Final = 4
-_GSO_ECN: Final = 0x80
+from ...wire.codec import Buffer
+from .virtio_header import (
+    CHECKSUM_AT,
+    ETHERNET_HEADER,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    NEEDS_CSUM,
+    PLAIN,
+    PSH,
+    VNET_HEADER,
+)
 
 _TCP: Final = 6
-_CWR: Final = 0x80
 _ACK: Final = 0x10
-_PSH: Final = 0x08
-_FIN: Final = 0x01
-_CHECKSUM_AT: Final = 16  # in the TCP header
 _LONGEST_PACKET: Final = 65535
-_ETHERNET_HEADER: Final = 14
-_VLAN: Final = b"\x81\x00"
-_UINT16: Final = struct.Struct(">H")
-_UINT32: Final = struct.Struct(">I")
 _ETHERTYPES: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
-
-SMALLEST_SEGMENT: Final = 8  # bytes of data; Linux's TCP_MIN_GSO_SIZE, below which nothing goes
 
 # Our own choice
 SHORTEST: Final = 256  # bytes: what is shorter is no part of a bulk transfer
-
-
-def header_is_sound(packet: memoryview, ethernet: bool) -> bool:
-    """Whether a peer's virtio header, in front of its packet, may be shown to the kernel.
-
-    It may say what set_offload asked for: TCP segments to be cut, a checksum to be finished. Each
-    field is compared with the packet, so that ``segments`` can rely on it.
-    """
-    if len(packet) < VNET_HEADER.size:
-        return False
-    flags, kind, header, segment, start, offset = VNET_HEADER.unpack_from(packet)
-    size = len(packet) - VNET_HEADER.size
-    kind &= ~_GSO_ECN
-    if flags & ~_NEEDS_CSUM or header > size or (flags and start + offset + 2 > size):
-        return False
-    if kind == _GSO_NONE:
-        return True
-    shortest = {_GSO_TCPV4: 20, _GSO_TCPV6: 40}.get(kind)  # bytes of an IP header
-    if shortest is None or not flags or segment < SMALLEST_SEGMENT:
-        return False
-    ip_at = _ip_at(packet, ethernet)
-    if not ip_at + shortest <= start <= size - 20 or offset != _CHECKSUM_AT:
-        return False
-    if not ethernet and packet[VNET_HEADER.size] >> 4 != (4 if kind == _GSO_TCPV4 else 6):
-        return False
-    tcp_header = 4 * (packet[VNET_HEADER.size + start + 12] >> 4)
-    return bool(20 <= tcp_header < size - start)
-
-
-def has_extension_headers(packet: memoryview, ethernet: bool) -> bool:
-    """Whether something stands between the IPv6 and the TCP header of a sound super-packet.
-
-    Linux looks for the TCP header right behind the IPv6 header when it forwards one (seen in 6.18),
-    takes it for too large, and loses it; so it is cut here. Such packets are rare.
-    """
-    _, kind, _, _, start, _ = VNET_HEADER.unpack_from(packet)
-    if kind & ~_GSO_ECN != _GSO_TCPV6:
-        return False
-    return bool(start != _ip_at(packet, ethernet) + 40)
-
-
-def _ip_at(packet: memoryview, ethernet: bool) -> int:
-    """Where the IP header begins, without the virtio header in front."""
-    if not ethernet:
-        return 0
-    kind_at = VNET_HEADER.size + 12
-    return _ETHERNET_HEADER + 4 * (bytes(packet[kind_at : kind_at + 2]) == _VLAN)
-
-
-def segments(packet: memoryview, ethernet: bool) -> Iterator[bytes]:
-    """A sound super-packet of TCP over IPv6, cut as its header says, each with a header again.
-
-    Their checksums are left to the kernel, as that of ``packet`` was.
-    """
-    _, _, _, size, tcp_at, offset = VNET_HEADER.unpack_from(packet)
-    ip_at = _ip_at(packet, ethernet)
-    packet = packet[VNET_HEADER.size :]
-    payload_at = tcp_at + 4 * (packet[tcp_at + 12] >> 4)
-    payload = packet[payload_at:]
-    (sequence,) = _UINT32.unpack_from(packet, tcp_at + 4)
-    pseudo = _UINT16.unpack_from(packet, tcp_at + offset)[0] - (len(packet) - tcp_at)
-    vnet = VNET_HEADER.pack(_NEEDS_CSUM, _GSO_NONE, 0, 0, tcp_at, offset)
-    for at in range(0, len(payload), size):
-        piece = payload[at : at + size]
-        head = bytearray(packet[:payload_at])
-        _UINT16.pack_into(head, ip_at + 4, (payload_at + len(piece) - ip_at - 40) & 0xFFFF)
-        _UINT32.pack_into(head, tcp_at + 4, (sequence + at) & 0xFFFFFFFF)
-        if at:
-            head[tcp_at + 13] &= ~_CWR
-        if at + size < len(payload):
-            head[tcp_at + 13] &= ~(_FIN | _PSH)
-        length = payload_at - tcp_at + len(piece)
-        _UINT16.pack_into(head, tcp_at + offset, (pseudo + length) % 65535)
-        yield vnet + head + piece
 
 
 class _Layout:
@@ -131,8 +50,8 @@ class _Layout:
         if version == 4:
             same[base + 4 : base + 6] = same[base + 10 : base + 12] = bytes(2)  # id, checksum
         same[self.tcp_at + 4 : self.tcp_at + 8] = bytes(4)  # sequence number
-        same[self.tcp_at + 13] = 0xFF & ~_PSH
-        same[self.tcp_at + _CHECKSUM_AT : self.tcp_at + _CHECKSUM_AT + 2] = bytes(2)
+        same[self.tcp_at + 13] = 0xFF & ~PSH
+        same[self.tcp_at + CHECKSUM_AT : self.tcp_at + CHECKSUM_AT + 2] = bytes(2)
         self.same = int.from_bytes(same, "big")  # what all packets of a run share
         length_at = base + (2 if version == 4 else 4)
         same[length_at : length_at + 2] = bytes(2)
@@ -169,12 +88,14 @@ _EIGHTH_MASK: Final = (1 << _EIGHTH) - 1
 class Writer:
     """Writes packets to a device that was opened with IFF_VNET_HDR.
 
-    ``add`` may keep what it is given until ``flush``. Both raise the device's OSError.
+    ``add`` may keep what it is given until ``flush``. ``failed`` gets the device's OSError and how
+    many packets are lost with it.
     """
 
-    def __init__(self, device: int, ethernet: bool) -> None:
+    def __init__(self, device: int, ethernet: bool, failed: Callable[[OSError, int], None]) -> None:
         self._device = device
-        base = _ETHERNET_HEADER if ethernet else 0
+        self._failed = failed
+        base = ETHERNET_HEADER if ethernet else 0
         self._base = base
         self._layouts = {
             (version, words): _Layout(base, version, words)
@@ -195,7 +116,7 @@ class Writer:
             return
         self.flush()
         if len(packet) < SHORTEST or not self._begin(packet):
-            os.writev(self._device, (PLAIN, packet))
+            self._write((PLAIN, packet), 1)
 
     def _join(self, packet: memoryview) -> bool:
         layout, size = self._layout, len(packet)
@@ -218,7 +139,7 @@ class Writer:
         self._run.append(packet[layout.length :])
         self._total += payload
         self._next_sequence = (self._next_sequence + payload) & 0xFFFFFFFF
-        pushed = (header >> layout.flags_shift) & _PSH
+        pushed = (header >> layout.flags_shift) & PSH
         if pushed or size < self._size:
             self._pushed = pushed
             self.flush()
@@ -271,7 +192,7 @@ class Writer:
             return
         self._run = []
         if len(run) == 1:
-            os.writev(self._device, (PLAIN, run[0]))
+            self._write((PLAIN, run[0]), 1)
             return
         layout, first = self._layout, run[0]
         header = bytearray(first[: layout.length])
@@ -286,13 +207,19 @@ class Writer:
         # the kernel finishes the checksum: it wants the sum of the pseudo header
         addresses = int.from_bytes(header[layout.addresses_at : tcp_at], "big")
         pseudo = (addresses + _TCP + self._total - tcp_at) % 65535
-        struct.pack_into(">H", header, tcp_at + _CHECKSUM_AT, pseudo)
+        struct.pack_into(">H", header, tcp_at + CHECKSUM_AT, pseudo)
         vnet = VNET_HEADER.pack(
-            _NEEDS_CSUM,
-            _GSO_TCPV4 if layout.version == 4 else _GSO_TCPV6,
+            NEEDS_CSUM,
+            GSO_TCPV4 if layout.version == 4 else GSO_TCPV6,
             layout.length,
             self._size - layout.length,
             tcp_at,
-            _CHECKSUM_AT,
+            CHECKSUM_AT,
         )
-        os.writev(self._device, (vnet, header, first[layout.length :], *run[1:]))
+        self._write((vnet, header, first[layout.length :], *run[1:]), len(run))
+
+    def _write(self, pieces: tuple[Buffer, ...], packets: int) -> None:
+        try:
+            os.writev(self._device, pieces)
+        except OSError as error:
+            self._failed(error, packets)
