@@ -30,7 +30,7 @@ from ..ssh.connection import Connection, ConnectionHandler
 from ..wire.codec import Message
 from ..wire.tun import MODES, OFFLOAD_CHANNEL_TYPE, HandedOut
 from .lookup import look_up
-from .reports import GO, PROBE, Alive, AttemptFailed, Dropped, Opened, PassedLine, Resolved
+from .reports import GO, PROBE, Alive, AttemptFailed, Opened, PacketsDropped, PassedLine, Resolved
 from .signer import Signer
 from .way import Way
 
@@ -160,7 +160,7 @@ class Carrier(ConnectionHandler):
     def _report_drops(self) -> None:
         """Tell when something else is told anyway: nobody is woken for a packet."""
         for drop, packets in self._drops.items():
-            self._report(Dropped(drop, packets))
+            self._report(PacketsDropped(drop, packets))
         self._drops.clear()
 
     def banner(self, text: str) -> None:

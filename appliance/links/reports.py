@@ -49,7 +49,7 @@ class PassedLine(Message, number=5):
     text: String
 
 
-class Dropped(Message, number=6):
+class PacketsDropped(Message, number=6):
     """Packets that the tunnel has dropped since the last report; ``reason`` is a Drop's value."""
 
     reason: Name
@@ -57,5 +57,6 @@ class Dropped(Message, number=6):
 
 
 KINDS: Final[dict[int, type[Message]]] = {
-    kind.number: kind for kind in (Resolved, Opened, Alive, AttemptFailed, PassedLine, Dropped)
+    kind.number: kind
+    for kind in (Resolved, Opened, Alive, AttemptFailed, PassedLine, PacketsDropped)
 }

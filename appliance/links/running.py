@@ -412,7 +412,7 @@ class RunningLink:
                     self._on_opened(message)
                 case reports.Alive():
                     self._on_alive(message)
-                case reports.Dropped():
+                case reports.PacketsDropped():
                     self._on_dropped(message)
                 case reports.PassedLine():
                     self._lines.write(message.level, message.text)
@@ -468,7 +468,7 @@ class RunningLink:
             self._remembered.learn(hop, self._handed_out)
             self._handed_out = None
 
-    def _on_dropped(self, message: reports.Dropped) -> None:
+    def _on_dropped(self, message: reports.PacketsDropped) -> None:
         if self.life.state is not LinkState.UP:
             raise MalformedMessage("packets were dropped before there was a tunnel")
         for drops in (self._drops, self.drops):

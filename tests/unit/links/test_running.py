@@ -17,7 +17,7 @@ from appliance.config.links import Link
 from appliance.links import running
 from appliance.links.keeper import Keeper
 from appliance.links.link import LinkState
-from appliance.links.reports import GO, Dropped, Opened, Resolved
+from appliance.links.reports import GO, Opened, PacketsDropped, Resolved
 from appliance.links.running import RunningLink
 from appliance.process.sandbox import Confinement
 from appliance.services.tunnel.drops import Drop
@@ -133,7 +133,7 @@ def come_up(link: RunningLink, process: socket.socket) -> None:
 
 def report(link: RunningLink, process: socket.socket, *drops: tuple[str, int]) -> None:
     for reason, packets in drops:
-        process.send(Dropped(reason, packets).encode())
+        process.send(PacketsDropped(reason, packets).encode())
         link._on_report()
 
 
