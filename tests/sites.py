@@ -97,7 +97,7 @@ class LinkedSite:
 
     def reaches(self, address: str) -> bool:
         """Whether a ping is answered."""
-        return self.space.succeeds("ping", "-c", "1", "-W", "1", address)
+        return self.space.ping(address)
 
 
 def _command_line(pid: int) -> str:
