@@ -49,6 +49,7 @@ from tests.peers import (
     start,
     temporary_account,
 )
+from tests.processes import descriptors
 
 AT_ONCE = 8
 WARM_UP = 3  # times each act, before the first look at the listener
@@ -538,7 +539,8 @@ class Soak:
             files |= {str(path) for path in Path("/tmp").glob("ssh-*") if _owner(path) == uid}
         return State(
             children=set(children(pid)),
-            descriptors=Counter(_descriptors(pid)),
+            # for sockets and pipes, that it is one
+            descriptors=Counter(to.partition(":[")[0] for to in descriptors(pid).values()),
             private=1024 * (int(figures["Private_Clean:"]) + int(figures["Private_Dirty:"])),
             resident=1024 * int(figures["Rss:"]),
             files=files,
@@ -562,14 +564,6 @@ def _owner(path: Path) -> int:
         return path.stat().st_uid
     except FileNotFoundError:
         return -1
-
-
-def _descriptors(pid: int) -> Iterator[str]:
-    """Name what each descriptor leads to; for sockets and pipes, that it is one."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            target = os.readlink(entry)
-            yield target.partition(":[")[0]
 
 
 def _programs(uid: int) -> Iterator[str]:

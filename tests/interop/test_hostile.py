@@ -28,6 +28,7 @@ from tests.peers import (
     environment,
     start,
 )
+from tests.processes import descriptors
 
 LINE = b"TOP-SECRET-42"
 
@@ -170,8 +171,7 @@ def test_a_monitor_without_descriptors_refuses_and_loses_none(ours: Server, logi
             assert await everything(connection, port) == [None] * 5
             assert wait_until(lambda: listening() == left)  # it hears of an end a bit later
             (monitor,) = children(ours.process.pid)
-            held = Path(f"/proc/{monitor}/fd")
-            before = len(list(held.iterdir()))
+            before = len(descriptors(monitor))
             usual = resource.prlimit(monitor, resource.RLIMIT_NOFILE)
             seen: set[type[BaseException]] = set()
             for limit in range(before - 2, before + 10):
@@ -184,7 +184,7 @@ def test_a_monitor_without_descriptors_refuses_and_loses_none(ours: Server, logi
             assert asyncssh.ChannelOpenError in seen
             resource.prlimit(monitor, resource.RLIMIT_NOFILE, usual)
             assert await everything(connection, port) == [None] * 5
-            assert wait_until(lambda: len(list(held.iterdir())) == before, 5)
+            assert wait_until(lambda: len(descriptors(monitor)) == before, 5)
             living.close()
 
     asyncio.run(_ask(ours, login, ask))

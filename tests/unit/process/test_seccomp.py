@@ -15,7 +15,8 @@ from appliance.errors import UsageError
 from appliance.process import seccomp
 from appliance.server import listener
 from tests.peers import Keyring, environment
-from tests.unit.server.conftest import Dial, Serve, status, worker_of
+from tests.processes import status
+from tests.unit.server.conftest import Dial, Serve, worker_of
 
 ROOT = Path(__file__).resolve().parents[3]
 

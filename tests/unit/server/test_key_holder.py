@@ -20,7 +20,8 @@ from appliance.server.key_holder import KeyHolder
 from appliance.ssh.order import Phase
 from tests.netns import wait_until
 from tests.peers import Keyring
-from tests.unit.server.conftest import Dial, Serve, family, worker_of
+from tests.processes import family
+from tests.unit.server.conftest import Dial, Serve, worker_of
 from tests.unit.server.test_reload import reload
 
 

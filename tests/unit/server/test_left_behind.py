@@ -8,7 +8,8 @@ import pytest
 
 from appliance.ssh.order import Phase
 from tests.netns import wait_until
-from tests.unit.server.conftest import Dial, Serve, connect, descriptors, family, is_alone
+from tests.processes import descriptors, family
+from tests.unit.server.conftest import Dial, Serve, connect, is_alone
 
 VERSION = b"SSH-2.0-test\r\n"
 

@@ -23,6 +23,7 @@ from appliance.wire.messages import ADMINISTRATIVELY_PROHIBITED, RESOURCE_SHORTA
 from appliance.wire.session import Command
 from tests.netns import wait_until
 from tests.peers import CLIENTS, Account, Keyring, Login, Server
+from tests.processes import family, lives, status
 from tests.protocol.harness import (
     FAST,
     HOST_KEY,
@@ -33,16 +34,7 @@ from tests.protocol.harness import (
     Script,
     TestAuthority,
 )
-from tests.unit.server.conftest import (
-    Dial,
-    Serve,
-    connect,
-    family,
-    is_alone,
-    lives,
-    status,
-    worker_of,
-)
+from tests.unit.server.conftest import Dial, Serve, connect, is_alone, worker_of
 from tests.unit.services.harness import FakeDriver, FakePrivileges
 
 ANSWERS = 1 << 20  # bytes of questions that nobody reads the answers to
