@@ -235,9 +235,10 @@ def serve(
         assert running[key].process.poll() is None, f"the server ended:\n{running[key].log}"
         return running[key]
 
-    yield run
-    for server in running.values():
-        server.stop()
+    with contextlib.ExitStack() as stops:
+        yield run
+        for server in running.values():
+            stops.callback(server.stop)
     KEPT.clear()
     left = _end_new_children(children)
     assert not left, f"processes outlived their server: {left}"

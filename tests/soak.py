@@ -45,6 +45,7 @@ from tests.peers import (
     end,
     environment,
     find_program,
+    mistake_in,
     private_folder,
     start,
     temporary_account,
@@ -313,7 +314,8 @@ class Soak:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(program.split()[0]), signal.SIGKILL)
         self._act("command", seed, report)
-        report.left += _mistakes(self._server.log)
+        if mistake := mistake_in(self._server.log):
+            report.left.append(f"in the log: {mistake}")
         return report
 
     def _act(self, name: str, seed: int, report: Report) -> None:
@@ -586,13 +588,6 @@ def left_of(before: State, after: State) -> Iterator[str]:
         now, then = getattr(after, what), getattr(before, what)
         if now - then > MEMORY_BOUND:
             yield f"{what} memory: {now} bytes after {then}"
-
-
-def _mistakes(log: str) -> Iterator[str]:
-    """What a server never says, as long as it is right."""
-    for word in ("Traceback", "the worker failed", "the monitor failed"):
-        if (place := log.find(word)) >= 0:
-            yield f"in the log: {log[max(0, place - 200) : place + 1500]}"
 
 
 # A run

@@ -134,24 +134,26 @@ def our_server(
             address=address,
             options=["--config", str(config), "-v", *options],
         )
-        running.append(start(SERVERS["culvert"], settings, tmp_path / f"server-{len(running)}"))
+        server = start(SERVERS["culvert"], settings, tmp_path / f"server-{len(running)}")
+        running.append(server)
+        stops.callback(server.stop)
         # It listens before it is ready; a first visitor shows that it is.
-        place = running[-1].address, running[-1].port
+        place = server.address, server.port
 
         def visit() -> None:
             with socket.create_connection(place, timeout=20) as sock:
                 sock.recv(1)
 
         namespace.inside(visit) if namespace is not None else visit()
-        assert is_alone(running[-1]), running[-1].log
-        return running[-1]
+        assert is_alone(server), server.log
+        return server
 
-    yield run
-    for server in running:
-        for pid in family(server.process.pid)[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        server.stop()
+    with contextlib.ExitStack() as stops:
+        yield run
+        for server in running:
+            for pid in family(server.process.pid)[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
