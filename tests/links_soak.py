@@ -171,16 +171,21 @@ class Soak:
             time.sleep(self._chance.uniform(0, 1))
 
     def kill_the_keeper(self) -> None:
+        self._wait_for_the_table()
         self._signal(self._west.keepers(), signal.SIGKILL)
         held = ("nft", "list", "table", "inet", "culvert-link-east-held")
         if not wait_until(lambda: self._west.space.succeeds(*held)):
             raise Failed("the kill switch's copy is not held again")
 
     def delete_the_table(self) -> None:
+        self._wait_for_the_table()
+        self._west.space.run("nft", "delete", "table", "inet", "culvert-link-east")
+
+    def _wait_for_the_table(self) -> None:
+        """A copy of it is held, but whoever takes both away opens the switch."""
         tables = ("nft", "list", "tables")
         if not wait_until(lambda: "culvert-link-east\n" in self._west.space.run(*tables)):
             raise Failed("the table is not made again")
-        self._west.space.run("nft", "delete", "table", "inet", "culvert-link-east")
 
     def delete_the_device(self) -> None:
         tunnels = [each for each in self._west.space.devices() if each.startswith("tun")]
