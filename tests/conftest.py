@@ -30,6 +30,7 @@ from tests.peers import (
     start,
     temporary_account,
 )
+from tests.processes import descriptors
 
 PR_SET_CHILD_SUBREAPER = 36
 LEAK_PATIENCE = 3  # seconds that what a test began may take to end by itself
@@ -94,14 +95,6 @@ def _no_namespaces() -> str:
 # Leaks
 
 
-def _descriptors() -> dict[int, str]:
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the one that reads this folder is gone again
-            found[int(entry.name)] = os.readlink(entry)
-    return found
-
-
 def _children() -> dict[int, str]:
     found = {}
     for task in Path("/proc/self/task").iterdir():
@@ -148,10 +141,10 @@ def _end_new_children(before: dict[int, str]) -> dict[int, str]:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail the test that leaves a process or a descriptor behind, and end the process."""
-    children, descriptors = _children(), _descriptors()
+    children, before = _children(), descriptors()
     yield
     left = _end_new_children(children)
-    opened = _left_open(descriptors)
+    opened = _left_open(before)
     assert not left, f"the test left processes behind: {left}"
     assert not opened, f"the test left file descriptors open: {opened}"
 
@@ -163,7 +156,7 @@ def _left_open(before: dict[int, str]) -> dict[int, str]:
     """
     end = time.monotonic() + LEAK_PATIENCE
     while opened := {
-        number: target for number, target in _descriptors().items() if before.get(number) != target
+        number: target for number, target in descriptors().items() if before.get(number) != target
     }:
         gc.collect()
         if time.monotonic() > end:
@@ -242,9 +235,10 @@ def serve(
         assert running[key].process.poll() is None, f"the server ended:\n{running[key].log}"
         return running[key]
 
-    yield run
-    for server in running.values():
-        server.stop()
+    with contextlib.ExitStack() as stops:
+        yield run
+        for server in running.values():
+            stops.callback(server.stop)
     KEPT.clear()
     left = _end_new_children(children)
     assert not left, f"processes outlived their server: {left}"

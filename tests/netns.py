@@ -120,6 +120,11 @@ class Namespace:
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
         return done.returncode == 0
 
+    def ping(self, address: str, *options: str, count: int = 1, seconds: float = 1) -> bool:
+        """Tell whether all of `count` pings are answered, each within `seconds`."""
+        words = ["ping", "-q", "-c", str(count), "-i", "0.05", "-W", str(seconds)]
+        return self.succeeds(*words, *options, address)
+
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Start a program inside; the caller ends it."""
         return subprocess.Popen(self.command(argv), **options)

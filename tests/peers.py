@@ -397,14 +397,24 @@ class Server:
         return path
 
     def stop(self) -> None:
-        """End the server and wait for it; kill it after five seconds."""
+        """End the server and wait for it, and fail where ours says that it made a mistake."""
         end(self.process)
+        if self.kind.program == CULVERT[0]:
+            assert not mistake_in(self.log)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def mistake_in(text: str) -> str:
+    """What a program of ours never writes, with the lines around it; '' if it did not."""
+    for word in ("Traceback", "the worker failed", "the monitor failed"):
+        if (place := text.find(word)) >= 0:
+            return text[max(0, place - 200) : place + 1500]
+    return ""
 
 
 def end(process: subprocess.Popen[bytes], patience: float = 5) -> None:
@@ -584,7 +594,10 @@ class ClientKind(ABC):
             check=False,
             start_new_session=True,  # nobody finds a terminal to ask
         )
-        return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+        stderr = done.stderr.decode(errors="replace")
+        if self.program == CULVERT[0]:
+            assert not mistake_in(stderr)
+        return Result(done.returncode, done.stdout, stderr)
 
     def __repr__(self) -> str:
         return self.name

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.netns import Namespace, wait_until
-from tests.peers import CULVERT, Keyring, end, environment
+from tests.peers import CULVERT, Keyring, end, environment, mistake_in
 
 PORT = 2222
 OUTER = "outer"
@@ -49,7 +49,7 @@ class LinkedSite:
             check=False,
         )
         text = done.stdout + done.stderr
-        assert "Traceback" not in text
+        assert not mistake_in(text)
         assert status is None or done.returncode == status, f"{words}: {text}\n{self.said()}"
         return text
 
@@ -97,7 +97,7 @@ class LinkedSite:
 
     def reaches(self, address: str) -> bool:
         """Whether a ping is answered."""
-        return self.space.succeeds("ping", "-c", "1", "-W", "1", address)
+        return self.space.ping(address)
 
 
 def _command_line(pid: int) -> str:

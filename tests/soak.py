@@ -45,10 +45,12 @@ from tests.peers import (
     end,
     environment,
     find_program,
+    mistake_in,
     private_folder,
     start,
     temporary_account,
 )
+from tests.processes import descriptors
 
 AT_ONCE = 8
 WARM_UP = 3  # times each act, before the first look at the listener
@@ -312,7 +314,8 @@ class Soak:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(program.split()[0]), signal.SIGKILL)
         self._act("command", seed, report)
-        report.left += _mistakes(self._server.log)
+        if mistake := mistake_in(self._server.log):
+            report.left.append(f"in the log: {mistake}")
         return report
 
     def _act(self, name: str, seed: int, report: Report) -> None:
@@ -538,7 +541,8 @@ class Soak:
             files |= {str(path) for path in Path("/tmp").glob("ssh-*") if _owner(path) == uid}
         return State(
             children=set(children(pid)),
-            descriptors=Counter(_descriptors(pid)),
+            # for sockets and pipes, that it is one
+            descriptors=Counter(to.partition(":[")[0] for to in descriptors(pid).values()),
             private=1024 * (int(figures["Private_Clean:"]) + int(figures["Private_Dirty:"])),
             resident=1024 * int(figures["Rss:"]),
             files=files,
@@ -564,14 +568,6 @@ def _owner(path: Path) -> int:
         return -1
 
 
-def _descriptors(pid: int) -> Iterator[str]:
-    """Name what each descriptor leads to; for sockets and pipes, that it is one."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            target = os.readlink(entry)
-            yield target.partition(":[")[0]
-
-
 def _programs(uid: int) -> Iterator[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -592,13 +588,6 @@ def left_of(before: State, after: State) -> Iterator[str]:
         now, then = getattr(after, what), getattr(before, what)
         if now - then > MEMORY_BOUND:
             yield f"{what} memory: {now} bytes after {then}"
-
-
-def _mistakes(log: str) -> Iterator[str]:
-    """What a server never says, as long as it is right."""
-    for word in ("Traceback", "the worker failed", "the monitor failed"):
-        if (place := log.find(word)) >= 0:
-            yield f"in the log: {log[max(0, place - 200) : place + 1500]}"
 
 
 # A run

@@ -68,7 +68,7 @@ def expect(condition: bool, message: str) -> None:
 
 def no_way_yet(sites: Sites) -> None:
     """Show that the sites cannot reach each other before the tunnel is there."""
-    reached = sites.west.lan.succeeds("ping", "-c", "1", "-W", "0.3", sites.east.inner)
+    reached = sites.west.lan.ping(sites.east.inner, seconds=0.3)
     expect(not reached, "the inner networks see each other before there is a tunnel")
     say("two sites", "4 network namespaces; the inner networks cannot reach each other")
 

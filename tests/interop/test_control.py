@@ -26,6 +26,7 @@ from tests.peers import (
     free_port,
     private_folder,
 )
+from tests.processes import descriptors
 
 PAIRS = [(OURS, "openssh"), (OURS, OURS), ("openssh", OURS)]
 pairs = pytest.mark.parametrize(
@@ -387,18 +388,17 @@ def test_a_client_leaves_no_descriptors_with_the_master(shared: Shared) -> None:
     """Each message may bring some; a session has those of its first."""
     shared.begin()
     pid = shared.master()
-    held = Path(f"/proc/{pid}/fd")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock,
         open(os.devnull, "rb") as null,
     ):
         sock.connect(str(shared.path))
         sock.settimeout(5)
-        before = len(list(held.iterdir()))
+        before = len(descriptors(pid))
         for _ in range(20):
             socket.send_fds(sock, [Check().encode()], [null.fileno()] * 3)
             assert sock.recv(1000)[0] == Running.number
-        assert len(list(held.iterdir())) <= before + 4  # these, and its own socket
+        assert len(descriptors(pid)) <= before + 4  # these, and its own socket
 
 
 def test_a_master_that_goes_away_while_its_client_is_suspended_is_not_replaced(

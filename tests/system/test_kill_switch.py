@@ -411,7 +411,7 @@ def test_what_a_resolver_says_opens_nothing_and_only_the_right_server_is_remembe
             assert wait_until(lambda: west.reaches("10.255.0.2"), 20), west.said()
             assert wait_until(lambda: (west.folder / "state/links/east.json").exists())
             assert leaks().keys() == {allowed, asked}
-            west.space.succeeds("ping", "-c", "1", "-W", "0.2", VICTIM)
+            west.space.ping(VICTIM, seconds=0.2)
             for port in (53, PORT):  # somebody else's questions, and connections
                 west.space.inside(lambda port=port: knock(west.gateway, port))  # type: ignore[misc]
                 west.space.inside(lambda port=port: knock(VICTIM, port))  # type: ignore[misc]

@@ -433,7 +433,7 @@ def test_hosts_reach_each_other_and_neighbours_on_the_outer_network_reach_none(
         west.culvert("up", "-c", str(west.links))
         for here, there in ((west_host, 2), (east_host, 1)):
             for address in (f"10.{there}.0.10", f"fd00:{there}::10"):
-                assert here.succeeds("ping", "-c", "1", "-W", "2", address), address
+                assert here.ping(address, seconds=2), address
         targets: dict[str, Namespace] = {}
         sources: dict[str, str] = {}
         for far, near, host in ((1, 2, west_host), (2, 1, east_host)):
@@ -453,7 +453,7 @@ def test_hosts_reach_each_other_and_neighbours_on_the_outer_network_reach_none(
             with Stream(router, *targets) as stream:
                 assert wait_until(lambda: stream.sent > 1000)
             for target, source in sources.items():
-                router.succeeds("ping", "-c", "3", "-i", "0.1", "-W", "0.1", "-I", source, target)
+                router.ping(target, "-I", source, count=3, seconds=0.1)
             assert [watch.frames for watch in watches] == [0, 0, 0, 0]
 
 
@@ -477,9 +477,9 @@ def test_three_sites_reach_each_other_through_the_middle_one(folder: Path) -> No
             )
             site.culvert("up", "-c", str(site.links))
         for source, target in ((west, north), (north, west), (west, middle), (north, middle)):
-            assert source.space.succeeds(
-                "ping", "-c", "1", "-W", "2", "-I", source.inner, target.inner
-            ), f"{source.name} to {target.name}"
+            assert source.space.ping(target.inner, "-I", source.inner, seconds=2), (
+                f"{source.name} to {target.name}"
+            )
         for site in (west, north):
             site.culvert("down")
         server.terminate()

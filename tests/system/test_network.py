@@ -202,10 +202,6 @@ def source_of(packet: bytes) -> str:
     return str(ip_address(packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]))
 
 
-def ping(where: Namespace, address: str) -> bool:
-    return where.succeeds("ping", "-q", "-c", "1", "-W", "0.5", address)
-
-
 @contextlib.contextmanager
 def reader(where: Namespace, unit: int = 0) -> Iterator[int]:
     """The descriptor of a tun device that exists, with nothing but IP packets in it."""
@@ -423,7 +419,7 @@ def pins(machine: Machine) -> list[str]:
 
 
 def marked_ping(where: Namespace, address: str) -> bool:
-    return where.succeeds("ping", "-q", "-c", "1", "-W", "1", "-m", str(MARK), address)
+    return where.ping(address, "-m", str(MARK))
 
 
 def connects(where: Namespace, address: str, mark: int = MARK, port: int = PORT) -> bool:
@@ -467,7 +463,7 @@ def test_a_full_tunnel_leaves_the_default_route_and_the_way_to_the_server(
         assert line in pins(machine)
     for target in ("198.51.100.1", SERVER, SERVER6):
         assert "dev tun0" in way_to(here, target)
-        assert not ping(here, target)
+        assert not here.ping(target, seconds=0.5)
     marked = way_to(here, SERVER, "mark", str(MARK))
     assert marked == f"{SERVER} via 192.0.2.254 dev outer"
     assert connects(here, SERVER)
@@ -530,7 +526,7 @@ def test_a_server_on_the_same_network_needs_no_pin_unless_a_route_is_narrower(
     server = to("192.0.2.254")
     machine.make(everything(plan("office", EVERYTHING, "tun0", server)))
     assert pins(machine) == []
-    assert ping(machine.here, "192.0.2.254")
+    assert machine.here.ping("192.0.2.254", seconds=0.5)
     narrow = network(routes=["192.0.2.128/25"])
     machine.make(everything(plan("office", narrow, "tun0", server)))
     assert pins(machine) == ["192.0.2.254 dev outer proto 198 scope link src 192.0.2.1"]
@@ -556,7 +552,7 @@ def test_the_kill_switch_lets_nothing_out_by_another_device(machine: Machine) ->
             machine.make(wanted)
             for source in (here, lan):
                 for target in (*targets, "198.51.100.7"):
-                    source.succeeds("ping", "-q", "-c", "1", "-W", "0.05", target)
+                    source.ping(target, seconds=0.05)
             return {target_of(packet) for packet in seen(outer, lambda p: p[0] >> 4 in (4, 6))}
 
     unguarded = plan("office", guarded, "tun0")
@@ -568,7 +564,7 @@ def test_the_kill_switch_lets_nothing_out_by_another_device(machine: Machine) ->
     assert int(counted.partition("packets ")[2].split()[0]) >= 12
     with reader(here) as descriptor:
         machine.make(everything(wanted))
-        here.succeeds("ping", "-q", "-c", "1", "-W", "0.05", "192.168.2.7")
+        here.ping("192.168.2.7", seconds=0.05)
         packet_from(descriptor, lambda packet: target_of(packet) == "192.168.2.7")
     machine.make(())
     machine.assert_undone()
@@ -582,11 +578,11 @@ def test_the_kill_switch_of_a_full_tunnel_leaves_the_server_and_what_came_throug
     machine.make(wanted.at_start)
     assert connects(here, SERVER)
     assert connects(here, SERVER6)  # for which the neighbour is asked anew
-    assert not ping(here, SERVER)
-    assert not ping(here, SERVER6)
-    assert ping(here, "127.0.0.1")
-    assert not ping(here, "192.0.2.254")
-    assert not ping(here, "2001:db8::fe")
+    assert not here.ping(SERVER, seconds=0.5)
+    assert not here.ping(SERVER6, seconds=0.5)
+    assert here.ping("127.0.0.1", seconds=0.5)
+    assert not here.ping("192.0.2.254", seconds=0.5)
+    assert not here.ping("2001:db8::fe", seconds=0.5)
     with reader(here) as descriptor, listener(machine.lan, "lan") as lan:
         udp = struct.pack("!HHHH", 7, 7, 8, 0)
         packet = ipv4_packet("192.168.2.7", "10.1.0.10", 17, udp)
@@ -637,7 +633,7 @@ def test_masquerade_gives_packets_the_machines_address(machine: Machine, masquer
     )
     machine.make(everything(plan("office", wanted, "tun0")))
     with reader(machine.here) as descriptor, listener(machine.lan, "lan") as lan:
-        machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.05", "192.168.2.7")
+        machine.lan.ping("192.168.2.7", seconds=0.05)
         out = packet_from(descriptor, lambda packet: target_of(packet) == "192.168.2.7")
         udp = struct.pack("!HHHH", 7, 7, 8, 0)
         packet = ipv4_packet("192.168.2.8", "10.1.0.10", 17, udp)
@@ -722,7 +718,7 @@ def test_a_peer_may_use_only_its_own_addresses(machine: Machine, any_source: boo
         # Our own addresses the kernel refuses by itself.
         assert ("198.51.100.7" in got, "192.168.3.7" in got) == (any_source, any_source)
         for target in ("172.16.0.1", "192.168.2.7"):
-            machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.05", target)
+            machine.lan.ping(target, seconds=0.05)
         first = packet_from(descriptor, lambda p: p[0] == 0x45 and p[9] == 1 and p[20] == 8)
         assert target_of(first) == ("172.16.0.1" if any_source else "192.168.2.7")
     machine.make(())
@@ -761,7 +757,7 @@ def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> Non
 
     def leaks() -> bool:
         with listener(machine.outside, "outer") as outer:
-            machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.1", SERVER)
+            machine.lan.ping(SERVER, seconds=0.1)
             return bool(seen(outer, passed))
 
     for number, owner in enumerate(("office", "home")):
@@ -773,7 +769,7 @@ def test_only_what_has_to_do_with_a_tunnel_is_passed_on(machine: Machine) -> Non
     assert not leaks()
     for unit in (0, 1):
         with reader(machine.here, unit) as descriptor, listener(machine.lan, "lan") as lan:
-            machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.05", f"192.168.{unit}.7")
+            machine.lan.ping(f"192.168.{unit}.7", seconds=0.05)
             packet_from(descriptor, lambda p, u=unit: target_of(p) == f"192.168.{u}.7")  # type: ignore[misc]
             packet = ipv4_packet(
                 f"192.168.{unit}.8", "10.1.0.10", 17, struct.pack("!HHHH", 7, 7, 8, 0)
@@ -807,11 +803,11 @@ def test_a_tunnel_that_does_not_forward_is_no_way_into_one_that_does(machine: Ma
             ("10.9.0.2", "192.168.1.7", first),
         ):
             os.write(descriptor, bytes(VIRTIO) + ipv4_packet(source, target, 17, udp))
-        machine.lan.succeeds("ping", "-q", "-c", "1", "-W", "0.1", "192.168.0.8")
+        machine.lan.ping("192.168.0.8", seconds=0.1)
         # In order: had the first packet been passed on, it would come out before.
         out = packet_from(first, lambda packet: packet[0] == 0x45)
         assert target_of(out) == "192.168.0.8"
-        machine.here.succeeds("ping", "-q", "-c", "1", "-W", "0.1", "192.168.1.8")
+        machine.here.ping("192.168.1.8", seconds=0.1)
         assert target_of(packet_from(second, lambda packet: packet[0] == 0x45)) == "192.168.1.8"
     for owner in ("link1", "link0"):
         machine.make((), owner)
@@ -849,7 +845,7 @@ def test_nobody_on_the_outer_network_gets_into_a_tunnel(
             for source in (*own[version], *posed[version]):
                 outside.inside(lambda to=target, source=source: send(source, to))  # type: ignore[misc]
         for version, target in ((4, "192.168.2.9"), (6, "fd00:2::9")):
-            lan.succeeds("ping", "-q", "-c", "1", "-W", "0.1", target)
+            lan.ping(target, seconds=0.1)
             # In order: whatever had come from outside would come out before.
             first = packet_from(descriptor, lambda p, v=version: p[0] >> 4 == v and not local(p))  # type: ignore[misc]
             assert target_of(first) == target

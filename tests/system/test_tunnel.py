@@ -39,17 +39,13 @@ def pairs(names: list[tuple[str, str]]) -> pytest.MarkDecorator:
     )
 
 
-def ping(source: Namespace, address: str, *options: str) -> bool:
-    """Tell whether all of three pings are answered."""
-    argv = ["ping", "-q", "-c", "3", "-i", "0.05", "-W", "3", *options, address]
-    return source.succeeds(*argv)
-
-
 def assert_reachable(sites: Sites, made: Tunnel) -> None:
     """Both sites reach each other's inner host, over IPv4 and IPv6."""
     for here, there in ((sites.west, sites.east), (sites.east, sites.west)):
         for address in (there.inner, there.inner6):
-            assert ping(here.lan, address), f"{address} does not answer\n{made.logs()}"
+            assert here.lan.ping(address, count=3, seconds=3), (
+                f"{address} does not answer\n{made.logs()}"
+            )
 
 
 def transfer(source: Namespace, target: Namespace, address: str, size: int = TRANSFER) -> None:
@@ -81,7 +77,7 @@ def transfer(source: Namespace, target: Namespace, address: str, size: int = TRA
 def test_two_sites_become_one_network(
     sites: Sites, folder: Path, client: ClientKind, server: ServerKind, mode: str
 ) -> None:
-    assert not ping(sites.west.lan, sites.east.inner, "-c", "1", "-W", "0.2")
+    assert not sites.west.lan.ping(sites.east.inner, seconds=0.2)
     with tunnel(sites, folder, client, server, mode=mode) as made:
         assert_reachable(sites, made)
         for source, target in ((sites.west, sites.east), (sites.east, sites.west)):
@@ -98,7 +94,7 @@ def test_packets_of_every_size_pass(
     with tunnel(sites, folder, client, server) as made:
         for here, there in ((sites.west, sites.east), (sites.east, sites.west)):
             for address in (there.inner, there.inner6):
-                assert ping(here.lan, address, "-s", str(size)), made.logs()
+                assert here.lan.ping(address, "-s", str(size), count=3, seconds=3), made.logs()
 
 
 @pairs(PAIRS)

@@ -1,4 +1,4 @@
-"""The layers of the package, and what a program that has to start fast must not import."""
+"""The layers of the package, what must start fast, and where the tests of a module stand."""
 
 import ast
 import subprocess
@@ -116,6 +116,27 @@ def test_no_modules_import_each_other() -> None:
             if name:
                 found.add(name)
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+UNIT = Path(__file__).parent
+TOPICS = {  # tests that go by no module
+    "test_architecture.py": "the package as a whole",
+    "test_conf.py": "the files of conf/",
+    "cli/test_mistakes.py": "what every command says to a mistake of the user's",
+    "client/test_hostile_texts.py": "what a server says, wherever the client shows it",
+    "config/test_properties.py": "all configuration files, with values that hypothesis makes",
+    "server/test_facts.py": "a real server's log and audit file, and fail2ban",
+    "server/test_left_behind.py": "what all processes of a server keep of peers that went away",
+    "server/test_monitor_logins.py": "logins through the monitor, with all that decides there",
+    "server/test_reload.py": "SIGHUP and restarts, from the listener to the sessions",
+    "server/test_taken_over.py": "what all of the monitor refuses a worker that was taken over",
+}
+
+
+def test_a_unit_test_goes_by_its_module_or_is_a_topic() -> None:
+    names = {str(path.relative_to(UNIT)) for path in UNIT.rglob("test_*.py")}
+    modules = {str(path.relative_to(PACKAGE).with_name(f"test_{path.name}")) for path in MODULES}
+    assert names - modules == set(TOPICS)
 
 
 HEAVY = ("asyncio", "cattrs", "attr", "attrs", "nacl", "tomllib", "difflib", "ssl", "tempfile")

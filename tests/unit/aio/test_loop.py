@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.aio.loop import Loop
+from tests.processes import descriptors
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_an_exception_of_a_callback_ends_the_loop(
 
 def test_a_signal_is_a_callback_and_closing_gives_everything_back() -> None:
     before = signal.getsignal(signal.SIGWINCH)
-    opened = os.listdir("/proc/self/fd")
+    opened = descriptors()
     loop = Loop()
     try:
         seen: list[str] = []
@@ -158,4 +159,4 @@ def test_a_signal_is_a_callback_and_closing_gives_everything_back() -> None:
     finally:
         loop.close()
         signal.signal(signal.SIGWINCH, before)
-    assert os.listdir("/proc/self/fd") == opened
+    assert descriptors() == opened

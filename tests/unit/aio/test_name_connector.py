@@ -14,6 +14,7 @@ import pytest
 from appliance.aio.connecting import Attempt, Connecting
 from appliance.aio.loop import Loop
 from appliance.aio.name_connector import NameConnector
+from tests.processes import descriptors
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_the_child_holds_nothing_of_its_parents(connector: NameConnector) -> Non
     """Whoever waits for the end of our output must not wait for the child's as well."""
     assert outcome(connector.connect("a..b", 1)) == "not a host name"
     pid = child_of(connector)
-    held = {int(path.name): os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    held = descriptors(pid)
     assert [held.pop(fd) for fd in range(3)] == [os.devnull] * 3
     assert all(target.startswith("socket:") for target in held.values()), held
 
@@ -141,10 +142,10 @@ def test_a_child_that_cannot_be_watched_ends(
     def none_left(_: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with monkeypatch.context() as short:
         short.setattr(os, "pidfd_open", none_left)
         with pytest.raises(OSError, match="Too many open files"):
             connector.connect("a..b", 1)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     assert outcome(connector.connect("a..b", 1)) == "not a host name"

@@ -12,6 +12,7 @@ from appliance import log
 from appliance.links import lookup
 from appliance.links.lookup import ADDRESSES_LIMIT, look_up, name_servers
 from appliance.process import sandbox
+from tests.processes import descriptors
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_who_asks_has_nothing_of_the_carriers(monkeypatch: pytest.MonkeyPatch) -
     mine = os.open(os.devnull, os.O_RDONLY)
 
     def found() -> list[str]:
-        return [f"2001:db8::{len(os.listdir('/proc/self/fd')) - 1:x}"]
+        return [f"2001:db8::{len(descriptors()):x}"]
 
     monkeypatch.setattr(socket, "getaddrinfo", answering(found))
     assert look_up("office.example.org", 22, None) == ["2001:db8::4"]  # standard ones, the answer

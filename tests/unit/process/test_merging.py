@@ -9,7 +9,8 @@ import pytest
 from appliance.process import merging
 from tests.conftest import lacking
 from tests.peers import CLIENTS, Account, Keyring, Login
-from tests.unit.server.conftest import Dialler, Serve, family
+from tests.processes import family
+from tests.unit.server.conftest import Dialler, Serve
 
 
 def merges(pid: int) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.process import sandbox
-from tests.unit.server.conftest import Dial, Serve, descriptors, status, worker_of
+from tests.processes import descriptors, status
+from tests.unit.server.conftest import Dial, Serve, worker_of
 
 
 @pytest.mark.root

@@ -24,6 +24,7 @@ from appliance.ssh.order import Phase
 from appliance.ssh.settings import ClientSide, Settings
 from tests.netns import Namespace, wait_until
 from tests.peers import SERVERS, Account, Keyring, Server, ServerSettings, start, temporary_account
+from tests.processes import family, status
 from tests.protocol.harness import FAST, Recorder, TestCredentials
 from tests.unit.server.office import Office
 
@@ -135,24 +136,26 @@ def our_server(
             address=address,
             options=["--config", str(config), "-v", *options],
         )
-        running.append(start(SERVERS["culvert"], settings, tmp_path / f"server-{len(running)}"))
+        server = start(SERVERS["culvert"], settings, tmp_path / f"server-{len(running)}")
+        running.append(server)
+        stops.callback(server.stop)
         # It listens before it is ready; a first visitor shows that it is.
-        place = running[-1].address, running[-1].port
+        place = server.address, server.port
 
         def visit() -> None:
             with socket.create_connection(place, timeout=20) as sock:
                 sock.recv(1)
 
         namespace.inside(visit) if namespace is not None else visit()
-        assert is_alone(running[-1]), running[-1].log
-        return running[-1]
+        assert is_alone(server), server.log
+        return server
 
-    yield run
-    for server in running:
-        for pid in family(server.process.pid)[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        server.stop()
+    with contextlib.ExitStack() as stops:
+        yield run
+        for server in running:
+            for pid in family(server.process.pid)[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -168,24 +171,6 @@ def dial(account: Account, user_keys: Keyring) -> Iterator[Callable[..., Dialler
     yield connect
     for each in made:
         each.close()
-
-
-def family(pid: int) -> list[int]:
-    """The process and all below it that live, parents first."""
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-            found += [int(child) for child in children if lives(int(child))]
-    return found
-
-
-def lives(pid: int) -> bool:
-    """Whether there is such a process, and it is more than an entry in a table."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def is_alone(server: Server, seconds: float = 10) -> bool:
@@ -216,21 +201,6 @@ def worker_of(server: Server, count: int = 1) -> list[int]:
         if int(status(pid)["PPid"][0]) == server.process.pid
     ]
     return [family(monitor)[1] for monitor in monitors]
-
-
-def descriptors(pid: int) -> dict[int, str]:
-    """What a process has open."""
-    found = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found[int(entry.name)] = os.readlink(entry)
-    return found
-
-
-def status(pid: int) -> dict[str, list[str]]:
-    """The fields of /proc/PID/status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
 
 
 @pytest.fixture

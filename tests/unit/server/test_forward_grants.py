@@ -35,6 +35,7 @@ from appliance.server.requests import (
 from appliance.wire.codec import Reader
 from tests.netns import wait_until
 from tests.peers import Account
+from tests.processes import descriptors
 
 KEY = generate("ssh-ed25519").public.line()
 ME = pwd.getpwuid(os.geteuid())
@@ -298,11 +299,7 @@ def test_who_connects_to_names_is_the_user_and_reaches_no_key_holder(account: Ac
 
 
 def count_sockets(pid: int) -> int:
-    found = 0
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found += os.readlink(entry).startswith("socket:")
-    return found
+    return sum(target.startswith("socket:") for target in descriptors(pid).values())
 
 
 def children() -> set[int]:

@@ -8,7 +8,8 @@ import pytest
 
 from appliance.ssh.order import Phase
 from tests.netns import wait_until
-from tests.unit.server.conftest import Dial, Serve, connect, descriptors, family, is_alone
+from tests.processes import descriptors, family
+from tests.unit.server.conftest import Dial, Serve, connect, is_alone
 
 VERSION = b"SSH-2.0-test\r\n"
 
@@ -54,7 +55,6 @@ def test_a_peer_that_goes_away_leaves_nothing_behind(our_server: Serve, said: by
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     assert is_alone(server), server.log
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
-    assert "Traceback" not in server.log
 
 
 def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
@@ -91,5 +91,4 @@ def test_a_client_that_goes_away_at_any_point_of_a_login_disturbs_nobody(
         client.close()
     assert wait_until(lambda: len(family(server.process.pid)) == 3, 15), server.log
     assert wait_until(lambda: descriptors(server.process.pid) == opened)
-    assert "Traceback" not in server.log
     assert other.answers()

@@ -17,18 +17,8 @@ from appliance.server.listener import Listener
 from appliance.server.penalties import Penalties, blocks_of
 from tests.netns import Namespace, add_address, wait_until
 from tests.peers import Server
-from tests.unit.server.conftest import (
-    Dial,
-    Serve,
-    connect,
-    descriptors,
-    family,
-    going_by,
-    greeting,
-    is_alone,
-    status,
-    worker_of,
-)
+from tests.processes import descriptors, family, lives, status
+from tests.unit.server.conftest import Dial, Serve, connect, going_by, greeting, is_alone, worker_of
 
 
 def test_what_the_listener_inherited_ends_there(
@@ -262,7 +252,7 @@ def test_a_listener_that_is_ended_leaves_its_connections_alive(
     with pytest.raises(OSError, match="refused"):
         connect(server)
     client.close()
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in processes))
+    assert wait_until(lambda: not any(lives(pid) for pid in processes))
 
 
 def test_a_pid_file_that_cannot_be_written_keeps_no_server_down(our_server: Serve) -> None:

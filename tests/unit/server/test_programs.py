@@ -5,7 +5,8 @@ import pytest
 from appliance.ssh.channels import ChannelHandler
 from appliance.wire.session import Command, PtyRequest
 from tests.peers import CLIENTS, Account, Keyring, Login
-from tests.unit.server.conftest import Dial, Dialler, Serve, descriptors, status, worker_of
+from tests.processes import descriptors, status
+from tests.unit.server.conftest import Dial, Dialler, Serve, worker_of
 
 
 def test_two_sessions_that_begin_at_once_have_a_terminal_each(

@@ -26,7 +26,8 @@ from tests.peers import (
     free_port,
     start,
 )
-from tests.unit.server.conftest import Dial, Serve, descriptors, family, is_alone
+from tests.processes import descriptors, family
+from tests.unit.server.conftest import Dial, Serve, is_alone
 
 
 def config_of(server: Server) -> Path:

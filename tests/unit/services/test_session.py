@@ -24,6 +24,7 @@ from appliance.wire.session import (
     SignalRequest,
     WindowChange,
 )
+from tests.processes import descriptors
 from tests.protocol.harness import Limits
 from tests.unit.services.harness import SessionTest
 
@@ -315,14 +316,14 @@ def test_the_end_of_the_clients_reader_reaches_the_program(make: Make) -> None:
 
 
 def test_a_client_that_hangs_up_leaves_no_descriptor(make: Make) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(descriptors())
     it = make()
-    opened = set(os.listdir("/proc/self/fd"))
+    opened = set(descriptors())
     assert it.request("exec", exec_("cat"))
     it.channel.close()
     it.run_until(lambda: it.ended)
     it.privileges.watcher.join()
-    assert set(os.listdir("/proc/self/fd")) == opened
+    assert set(descriptors()) == opened
     assert before <= opened
 
 

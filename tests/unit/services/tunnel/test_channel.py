@@ -28,7 +28,7 @@ from appliance.wire.tun import ANY_UNIT, ETHERNET, OFFLOAD_MESSAGE, POINT_TO_POI
 from tests.netns import Namespace
 from tests.protocol.harness import Limits, Pair, Recording
 from tests.unit.services.harness import FakeDriver
-from tests.unit.services.test_writer import segment
+from tests.unit.services.tunnel.test_writer import segment
 
 V4 = b"\x45" + bytes(39)
 V6 = b"\x60" + bytes(59)
