@@ -1,16 +1,16 @@
 """Every error that Culvert raises on purpose, in one tree: the peer's faults and our own.
 
 CulvertError
-  PeerError             whatever the other side of a connection did wrong
-    ProtocolError       it broke the protocol
+  PeerError             a fault of the peer, the other side of the connection
+    ProtocolError       the peer broke the protocol
       MalformedMessage  a message could not be read
     KeyExchangeFailed   no algorithm in common, or the exchange was invalid
     IntegrityError      a packet failed its authentication
-    CompressionError    a packet did not inflate, or to too much
+    CompressionError    a packet did not inflate, or inflated to too many bytes
     HostKeyRejected     the server's key is not the one we trust
-    PeerDisconnected    it said goodbye, or the network did
-    AuthenticationFailed  no method that we have satisfied the server
-  CertificateRefused    a certificate does not vouch for what it is shown for
+    PeerDisconnected    the peer disconnected, or the network failed
+    AuthenticationFailed  no authentication method succeeded
+  CertificateRefused    a certificate is not valid for this use
   UsageError            a mistake of the person at the keyboard or in a file
 """
 
@@ -31,39 +31,39 @@ class PeerError(CulvertError):
 
 
 class ProtocolError(PeerError):
-    """SSH_DISCONNECT_PROTOCOL_ERROR."""
+    """The peer broke the protocol (SSH_DISCONNECT_PROTOCOL_ERROR)."""
 
 
 class MalformedMessage(ProtocolError):
-    """Bytes that are not the message which they claim to be."""
+    """Bytes could not be read as the message that was expected."""
 
 
 class KeyExchangeFailed(PeerError):
-    """SSH_DISCONNECT_KEY_EXCHANGE_FAILED."""
+    """No key was agreed upon (SSH_DISCONNECT_KEY_EXCHANGE_FAILED)."""
 
     reason = 3
 
 
 class IntegrityError(PeerError):
-    """SSH_DISCONNECT_MAC_ERROR."""
+    """A packet failed its authentication (SSH_DISCONNECT_MAC_ERROR)."""
 
     reason = 5
 
 
 class CompressionError(PeerError):
-    """SSH_DISCONNECT_COMPRESSION_ERROR."""
+    """A packet did not inflate (SSH_DISCONNECT_COMPRESSION_ERROR)."""
 
     reason = 6
 
 
 class HostKeyRejected(PeerError):
-    """SSH_DISCONNECT_HOST_KEY_NOT_VERIFIABLE."""
+    """The server's key is not trusted (SSH_DISCONNECT_HOST_KEY_NOT_VERIFIABLE)."""
 
     reason = 9
 
 
 class AuthenticationFailed(PeerError):
-    """SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE."""
+    """The login failed (SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE)."""
 
     reason = 14
 
@@ -75,7 +75,7 @@ class PeerDisconnected(PeerError):
 
 
 class CertificateRefused(CulvertError):
-    """A genuine certificate that is not good here and now; the text says why."""
+    """A genuine certificate that is not valid for this use or time; the text says why."""
 
 
 class UsageError(CulvertError):

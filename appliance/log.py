@@ -1,10 +1,10 @@
 """Where log lines go: standard error, the system's log, or another process that writes them.
 
-The core logs DEBUG only, and TRACE where a trace was asked for: a line for each message of a
+The core logs DEBUG only, and TRACE if a trace was asked for: a line for each message of a
 connection. INFO is what an operator wants in a year's log.
 
-The log is never a reason to fail: what cannot be written is lost, one line on standard error says
-so, and with each line the system's log is looked for again.
+A log that cannot be written never makes a program fail: lines are lost, one line on standard error
+says so, and each further line tries to open the system's log again.
 """
 
 import contextlib
@@ -30,19 +30,22 @@ _SEVERITIES: Final = {
 
 # Our own choices
 LINE_LIMIT: Final = 8000  # bytes; rsyslog cuts at 8 KiB
-TRACED_AT_ONCE: Final = 500  # lines of a trace: a login and its session have less than 100
+TRACED_AT_ONCE: Final = 500  # lines of a trace; a login and its session have fewer than 100
 TRACED_A_SECOND: Final = 50.0
 
 
 def harmless(text: str) -> str:
-    """A peer's text without what could steer a terminal; newlines and tabs stay."""
+    """Returns a peer's text with escapes for characters that could control a terminal.
+
+    Newlines and tabs stay.
+    """
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 class _Line(logging.Formatter):
-    """One record is one line, whatever a peer's text contains; only a traceback has more.
+    """Formats a record as one line, whatever a peer's text contains; only a traceback adds lines.
 
-    Those begin with blanks, so that none can be taken for a line that says something else.
+    Lines of a traceback begin with blanks, so that none can pass for another record.
     """
 
     number = os.getpid()
@@ -56,16 +59,16 @@ class _Line(logging.Formatter):
 
 
 class Allowance:
-    """Decides how many lines are too many: ``at_once``, and ``a_second`` more each second."""
+    """Limits the number of lines: ``at_once``, and ``a_second`` more each second."""
 
     def __init__(self, at_once: int, a_second: float) -> None:
         self._at_once, self._a_second = at_once, a_second
         self._left = float(at_once)
         self._counted_at = time.monotonic()
-        self.lost = 0  # lines since the last one that was taken
+        self.lost = 0  # lines refused, until the caller reports them and sets 0
 
     def take(self) -> bool:
-        """Return whether there may be one more line now."""
+        """Takes one line from the allowance; returns whether it may be written."""
         now = time.monotonic()
         earned = (now - self._counted_at) * self._a_second
         self._left, self._counted_at = min(self._left + earned, self._at_once), now
@@ -77,7 +80,7 @@ class Allowance:
 
 
 class _TraceLimit(logging.Filter):
-    """Keeps a peer from filling the log by what it sends while it is traced."""
+    """Limits the lines of traces, so that a peer cannot fill the log with its messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +98,10 @@ class _TraceLimit(logging.Filter):
 
 
 def set_up(name: str, level: int, to_stderr: bool) -> None:
-    """Log as ``name``; ``serve_connection`` gives each line the connection's number."""
+    """Begins to log, to standard error or to the system's log under ``name``.
+
+    Lines carry the process id until ``serve_connection`` gives them a connection's number.
+    """
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -120,7 +126,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 class _SystemLog(logging.Handler):
-    """The system's log, which may be missing, and may be started again at any time."""
+    """The system's log (syslog(3)), whose daemon may be missing or be restarted at any time."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -132,7 +138,7 @@ class _SystemLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         priority = _AUTHPRIV << 3 | _SEVERITIES.get(record.levelno, 6)
         text = f"<{priority}>{self.format(record)}".encode(errors="backslashreplace")
-        line = text[:LINE_LIMIT] + b"\0"  # which ends it on a stream
+        line = text[:LINE_LIMIT] + b"\0"  # ends the line on a stream socket
         if self._send(line) or (self._connect() and self._send(line)):
             self._is_missed = False
         else:
@@ -158,13 +164,13 @@ class _SystemLog(logging.Handler):
             return False
         try:
             self.socket.sendall(line)
-        except OSError:  # it ended
+        except OSError:  # the daemon has ended
             self.close()
             return False
         return True
 
     def miss(self) -> None:
-        """Say once that lines are lost."""
+        """Reports once on standard error that lines are lost."""
         if not self._is_missed:
             self._is_missed = True
             text = f"culvert: no log at {self._path}: lines are lost (-E logs to standard error)\n"
@@ -172,7 +178,7 @@ class _SystemLog(logging.Handler):
                 os.write(2, text.encode())
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Closes the socket."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -180,7 +186,7 @@ class _SystemLog(logging.Handler):
 
 
 class _Passing(logging.Handler):
-    """Has another process write the lines."""
+    """Passes each line to another process, which writes it."""
 
     def __init__(self, send: Callable[[int, bytes], None]) -> None:
         super().__init__()
@@ -188,12 +194,12 @@ class _Passing(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record).encode(errors="backslashreplace")
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # that process is gone
             self._send(record.levelno, text[:LINE_LIMIT])
 
 
 def pass_on(send: Callable[[int, bytes], None]) -> None:
-    """Hand each line, with its level, to ``send`` from now on; it may raise OSError."""
+    """Calls ``send`` with the level and text of each line from now on; it may raise OSError."""
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -204,10 +210,10 @@ def pass_on(send: Callable[[int, bytes], None]) -> None:
 
 
 def write_for(who: str, level: int, text: bytes) -> None:
-    """Write a line that another process passed on, and that may say anything.
+    """Writes a line that another process passed on; its text is not trusted.
 
-    ``who`` stands in front, so that it cannot pass for a line of ours. A trace
-    needs no level: it was asked for where it is made.
+    ``who`` stands in front, so that the line cannot pass for one of this process. A line of
+    a trace is written at every level: the other process was asked for the trace.
     """
     root = logging.getLogger()
     if level not in _SEVERITIES:
@@ -220,19 +226,19 @@ def write_for(who: str, level: int, text: bytes) -> None:
 
 
 def tell_if_missing() -> None:
-    """Say that lines will be lost, while somebody sees standard error."""
+    """Reports a missing system's log now; call it before standard error is closed."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _SystemLog) and handler.socket is None:
             handler.miss()
 
 
 def serve_connection(number: int) -> None:
-    """Number every line from now on; before it, they carry the process id."""
+    """Puts the connection's number on every line from now on, in place of the process id."""
     _Line.number = number
 
 
 def descriptors() -> set[int]:
-    """What the log is written to, for who closes all other descriptors."""
+    """The descriptors that the log is written to, for a caller that closes all others."""
     found = set()
     for handler in logging.getLogger().handlers:
         stream = getattr(handler, "socket", None) or getattr(handler, "stream", None)

@@ -13,7 +13,7 @@ from . import __version__
 
 
 class Applet(NamedTuple):
-    """Where an applet lives, and what it is for; a row without help text is an alias."""
+    """An applet's module and its help text; a row without help text is an alias."""
 
     module: str
     help: str = ""
@@ -24,8 +24,8 @@ APPLETS: Final[dict[str, Applet]] = {
     "ssh": Applet("ssh", "the client: commands, shells and VPN tunnels; with OpenSSH's options"),
     "keygen": Applet("keygen", "make and convert keys, show fingerprints; as ssh-keygen"),
     "up": Applet("links", "connect the tunnels declared in links.toml and keep them connected"),
-    "down": Applet("links", "end them, and undo what they changed"),
-    "status": Applet("links", "show them"),
+    "down": Applet("links", "end these tunnels, and undo what they changed"),
+    "status": Applet("links", "show these tunnels and their state"),
     "dropbear": Applet("sshd"),
     "dbclient": Applet("dbclient"),
     "dropbearkey": Applet("keygen"),
@@ -34,7 +34,7 @@ APPLETS: Final[dict[str, Applet]] = {
 
 
 def main() -> int:
-    """The entry point of the command; returns the exit status."""
+    """Runs the applet that was called; returns the exit status."""
     _open_standard_descriptors()
     name = os.path.basename(sys.argv[0])
     arguments = sys.argv[1:]
@@ -55,11 +55,14 @@ def main() -> int:
 
 
 def _open_standard_descriptors() -> None:
-    """Whoever starts us may have closed some: what we open must not be taken for them."""
+    """Opens /dev/null in place of each standard descriptor that is closed.
+
+    Otherwise the next file to be opened would be used as standard input, output or error.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
-        except OSError:  # so this is the number that the next one gets
+        except OSError:  # closed, so os.open returns this number
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
@@ -75,7 +78,7 @@ def _help() -> str:
             "",
             *rows,
             "",
-            f"Under the names {aliases}",
-            "it takes those programs' options.",
+            f"Called as {aliases},",
+            "culvert takes the options of that program.",
         )
     )
