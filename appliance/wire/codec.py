@@ -9,8 +9,8 @@ from the declaration, so nobody writes them by hand::
         description: Text = ""
         language_tag: Text = ""
 
-Readers are strict: every length is checked, bytes left over are an error, and whatever
-bytes come in, nothing but MalformedMessage goes out.
+Readers are strict: every length is checked, bytes left over are an error, and no bytes
+raise anything but MalformedMessage.
 """
 
 import struct
@@ -19,13 +19,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, dataclass_transfo
 
 from ..errors import MalformedMessage
 
-Buffer = bytes | bytearray | memoryview  # whatever holds bytes
+Buffer = bytes | bytearray | memoryview  # any object that holds bytes
 
 _UINT32 = struct.Struct(">I")
 _UINT64 = struct.Struct(">Q")
 
 # Our own choices
-NAMES_LIMIT = 1000  # names in one list: far above any real KEXINIT, far below a burden
+NAMES_LIMIT = 1000  # names in one list: far more than any real KEXINIT has, and cheap to read
 MPINT_LIMIT = 2052  # bytes: a modulus of 16384 bits, the largest that anybody uses, and its sign
 
 
@@ -66,7 +66,7 @@ class Reader:
         return value
 
     def string(self) -> bytes:
-        """A length and as many bytes."""
+        """The bytes of a string: a length, then as many bytes."""
         return self.take(self.uint32())
 
     def text(self) -> str:
@@ -77,7 +77,7 @@ class Reader:
             raise MalformedMessage("a text is not UTF-8") from error
 
     def shown(self) -> str:
-        """A string for a person, who is to see it even if it is not UTF-8."""
+        """A string to be shown to a person; bytes that are not UTF-8 are escaped."""
         return self.string().decode(errors="backslashreplace")
 
     def name(self) -> str:
@@ -98,7 +98,7 @@ class Reader:
         return names
 
     def offered(self) -> tuple[str, ...]:
-        """A peer's list of names; an empty name offers nothing.
+        """A peer's list of names, without the empty ones.
 
         libssh 0.10 ends its lists of ciphers with a comma.
         """
@@ -129,7 +129,7 @@ class Reader:
         return self._offset == len(self._data)
 
     def rest(self) -> bytes:
-        """Whatever is left."""
+        """All bytes that are left."""
         return self.take(len(self._data) - self._offset)
 
     @property
@@ -138,7 +138,7 @@ class Reader:
         return len(self._data) - self._offset
 
     def end(self) -> None:
-        """Insist that nothing is left."""
+        """Raises MalformedMessage if any bytes are left."""
         if self._offset != len(self._data):
             raise MalformedMessage("bytes left over at the end of a message")
 
@@ -193,7 +193,7 @@ def write_mpint(value: int) -> bytes:
 
 
 class Field(NamedTuple):
-    """How one annotated type crosses the wire."""
+    """How a wire type is read and written."""
 
     read: Callable[[Reader], Any]
     write: Callable[[Any], bytes]
@@ -310,7 +310,7 @@ class Record(metaclass=_RecordType):
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
-        """Read the fields and leave the reader behind them."""
+        """Reads the fields; ``reader`` then stands behind the last one."""
         record = cls.__new__(cls)
         for name, field in cls._fields.items():
             setattr(record, name, field.read(reader))
@@ -333,7 +333,7 @@ class Record(metaclass=_RecordType):
         return hash(tuple(getattr(self, name) for name in self._fields))
 
     def __repr__(self) -> str:
-        """Without the bytes: a password or a payload never reaches a log this way."""
+        """Shows the length of bytes, but no bytes: no password or payload gets into a log."""
         values = ((name, getattr(self, name)) for name in self._fields)
         shown = (
             f"{n}=<{len(v)} bytes>" if isinstance(v, bytes) else f"{n}={v!r}" for n, v in values

@@ -1,8 +1,9 @@
-"""The words of forwarding: TCP connections (RFC 4254 section 7) and Unix-domain sockets
+"""The names and data of forwarding: TCP connections (RFC 4254 section 7) and Unix-domain sockets
 (OpenSSH PROTOCOL 2.4).
 
-    direct-*      the client asks the server to connect to a place
-    forwarded-*   the server has a connection for a place that the client had it listen on
+    direct-*      the client asks the server to connect to an address or path
+    forwarded-*   the server accepted a connection to an address or path on which the client
+                  had asked it to listen
 """
 
 from typing import Final
@@ -15,7 +16,7 @@ DIRECT_STREAMLOCAL: Final = "direct-streamlocal@openssh.com"
 FORWARDED_STREAMLOCAL: Final = "forwarded-streamlocal@openssh.com"
 
 AUTH_AGENT: Final = "auth-agent@openssh.com"  # OpenSSH PROTOCOL.agent: the opening has no data
-AUTH_AGENT_REQUEST: Final = "auth-agent-req@openssh.com"  # of a session's channel
+AUTH_AGENT_REQUEST: Final = "auth-agent-req@openssh.com"  # a request on a session's channel
 
 TCPIP_FORWARD: Final = "tcpip-forward"
 CANCEL_TCPIP_FORWARD: Final = "cancel-tcpip-forward"
@@ -33,8 +34,9 @@ class DirectTcpip(Record):
 
 
 class ForwardedTcpip(Record):
-    """The opening of a forwarded-tcpip channel: the address as it was asked for, and the port
-    that is really listened on (RFC 4254 section 7.2).
+    """The opening of a forwarded-tcpip channel (RFC 4254 section 7.2).
+
+    ``address`` is the one that the client requested, ``port`` the one that the server listens on.
     """
 
     address: Text
@@ -44,14 +46,14 @@ class ForwardedTcpip(Record):
 
 
 class TcpipForward(Record):
-    """Begin to listen, or cease to (RFC 4254 section 7.1)."""
+    """The data of tcpip-forward and cancel-tcpip-forward (RFC 4254 section 7.1)."""
 
     address: Text
-    port: UInt32  # 0: any, and the answer is a BoundPort
+    port: UInt32  # 0: the server chooses one, and answers with a BoundPort
 
 
 class BoundPort(Record):
-    """The answer when any port was wanted."""
+    """The answer to a tcpip-forward request for port 0."""
 
     port: UInt32
 
@@ -72,6 +74,6 @@ class ForwardedStreamlocal(Record):
 
 
 class StreamlocalForward(Record):
-    """Begin to listen on a socket, or cease to."""
+    """The data of streamlocal-forward and cancel-streamlocal-forward."""
 
     path: String

@@ -1,9 +1,9 @@
-"""The words by which a server tells its client all its host keys, and proves that it has them
-(OpenSSH PROTOCOL 2.5), so that a new one is known before an old one goes.
+"""Host key rotation: a server tells its client all its host keys, and proves that it has them
+(OpenSSH PROTOCOL 2.5), so that the client knows a new key before an old one is removed.
 
     server -> client   HOSTKEYS, the keys, each a string; no answer
-    client -> server   HOSTKEYS_PROVE, those that it did not know
-    server -> client   for each a signature, as a string, over Proof
+    client -> server   HOSTKEYS_PROVE, the keys that the client did not know
+    server -> client   a signature over Proof for each of these keys, as a string
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ KEYS_LIMIT: Final = 100  # of one server
 
 
 class Proof(Record):
-    """What the server signs."""
+    """The data that the server signs with each key."""
 
     name: Name  # HOSTKEYS_PROVE
     session_id: String
@@ -28,12 +28,12 @@ class Proof(Record):
 
 
 def write_strings(blobs: Iterable[bytes]) -> bytes:
-    """Keys or signatures, one after the other."""
+    """Encodes keys or signatures, one after the other."""
     return b"".join(map(write_string, blobs))
 
 
 def read_strings(data: bytes) -> list[bytes]:
-    """Keys or signatures; raises MalformedMessage."""
+    """Decodes keys or signatures; raises MalformedMessage."""
     reader = Reader(data)
     found: list[bytes] = []
     while reader.left:

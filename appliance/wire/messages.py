@@ -91,7 +91,7 @@ class NewKeys(Message, number=21):
 
 class KexInitiate(Message, number=30):
     """SSH_MSG_KEX_ECDH_INIT, KEX_HYBRID_INIT and, since an mpint is laid out like a
-    string, KEXDH_INIT: what the client shows of its secret."""
+    string, KEXDH_INIT: the client's public value."""
 
     client_public: String
 

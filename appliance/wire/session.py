@@ -25,7 +25,7 @@ class EnvironmentVariable(Record):
 
 
 class Command(Record):
-    """Of exec and subsystem."""
+    """The data of exec and subsystem requests."""
 
     command: String
 

@@ -3,8 +3,8 @@
     version 4   request                       -> answer
     version 5   methods -> method, request    -> answer
 
-Feed a Dialogue what the client says until it knows the place that the client wants; its
-answer then tells the client what came of it.
+The caller passes the client's bytes to a Dialogue until ``place`` is set, connects there, and
+sends the client the Dialogue's ``answer``.
 """
 
 import struct
@@ -43,8 +43,10 @@ class _SocksState(Enum):
 
 
 class Dialogue:
-    """One client's; ``reply`` is what to send to it now, ``place`` what it wants, and ``rest``
-    what it has already said to that place.
+    """The dialogue with one client.
+
+    ``reply`` holds the bytes to be sent to the client now, ``place`` the host and port that the
+    client asks for, and ``rest`` the bytes that it has already sent for that host.
     """
 
     def __init__(self) -> None:
@@ -56,8 +58,10 @@ class Dialogue:
         self.place: tuple[str, int] | None = None
 
     def receive(self, data: Buffer) -> None:
-        """Read on, until there is a ``place``; raises MalformedMessage if the client cannot be
-        served, and then ``reply`` may hold a last word to it.
+        """Reads more of the client's bytes; sets ``reply`` and, once it is known, ``place``.
+
+        Raises MalformedMessage if the client cannot be served; ``reply`` may then hold a last
+        answer to it.
         """
         self.reply = b""
         self._buffer += data
@@ -76,7 +80,7 @@ class Dialogue:
                 self._request5()
 
     def answer(self, granted: bool) -> bytes:
-        """What tells the client whether it is connected."""
+        """The answer that tells the client whether it is connected."""
         if self._version == 4:
             return _HEADER_4.pack(0, _GRANTED_4 if granted else _REJECTED_4, 0, bytes(4))
         return _answer5(_GRANTED if granted else _GENERAL_FAILURE)
@@ -89,7 +93,7 @@ class Dialogue:
         del buffer[: 2 + buffer[1]]
         if _NO_AUTHENTICATION not in methods:
             self.reply = bytes((5, _NO_METHOD))
-            raise MalformedMessage("a SOCKS client that wants to authenticate")
+            raise MalformedMessage("a SOCKS client that offers no method without authentication")
         self.reply = bytes((5, _NO_AUTHENTICATION))
         self._state = _SocksState.REQUEST
 
@@ -133,7 +137,7 @@ class Dialogue:
         self._wants(_name(bytes(buffer[user_end + 1 : name_end])), port, name_end + 1)
 
     def _end_of_text(self, start: int) -> int | None:
-        """Where the NUL behind a text stands; None if it is still to come."""
+        """The index of the NUL behind the text at ``start``; None if it has not arrived yet."""
         end = self._buffer.find(0, start, start + TEXT_LIMIT + 1)
         if end < 0 and len(self._buffer) > start + TEXT_LIMIT:
             raise MalformedMessage("a SOCKS name that does not end")
@@ -154,5 +158,5 @@ def _answer5(code: int) -> bytes:
 
 def _name(data: bytes) -> str:
     if not data or not data.isascii() or not data.decode().isprintable() or b" " in data:
-        raise MalformedMessage("a SOCKS host name that is none")
+        raise MalformedMessage("a SOCKS host name that is empty or has forbidden characters")
     return data.decode()
