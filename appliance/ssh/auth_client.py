@@ -1,12 +1,12 @@
 """User authentication as the client sees it (RFC 4252, RFC 4256).
 
-The methods are tried in the order that the user prefers, as far as the server lists
-them. A key that is at hand is used at once; one that costs the user something (a
-passphrase, a touch) is shown first, so that nobody is asked in vain.
+The methods that the server lists are tried in the order that the user prefers. A key that
+can sign at once is used at once. A key that needs the user (a passphrase, a touch) is first
+shown to the server, so that the user is asked only if the server accepts the key.
 
     ASKED_NONE -> ASKED_KEY | SHOWED_KEY -> ASKED_KEY | ASKED_PASSWORD | ASKED_DIALOGUE
 
-Each failure moves on to the next method; a success ends it, which the connection sees.
+Each failure leads to the next method; the connection itself handles the success.
 """
 
 import hashlib
@@ -30,23 +30,23 @@ from .auth_server import HOSTBOUND, SERVICE, Offer, signed_data
 _log = logging.getLogger(__name__)
 
 # Our own choices
-DIALOGUES: Final = 3  # attempts, as many as OpenSSH gives a password
-DIALOGUE_LIMIT: Final = 100  # questions of one server before we believe that it never ends
-FACTORS_LIMIT: Final = 10  # methods that were satisfied, before we believe the same
+DIALOGUES: Final = 3  # attempts at keyboard-interactive; OpenSSH's NumberOfPasswordPrompts
+DIALOGUE_LIMIT: Final = 100  # INFO_REQUESTs of one login; a server with more never ends asking
+FACTORS_LIMIT: Final = 10  # partial successes of one login, likewise
 
 
 class Identity(NamedTuple):
     """A key that may be tried."""
 
     blob: bytes
-    algorithms: tuple[str, ...]  # that it can sign with, most wanted first
-    sign: Callable[[str, bytes], bytes | None]  # (algorithm, data); None: given up
-    costs_the_user: bool  # so ask the server first
+    algorithms: tuple[str, ...]  # that the key can sign with, the preferred one first
+    sign: Callable[[str, bytes], bytes | None]  # (algorithm, data) -> signature; None: no signature
+    costs_the_user: bool  # a passphrase or a touch, so ask the server first
     name: str  # for messages
 
 
 class Credentials(Protocol):
-    """Where secrets come from; a call may ask the user and take its time."""
+    """The source of keys, passwords and answers; a call may ask the user, and wait for that."""
 
     def identities(self) -> Iterable[Identity]:
         """The keys, in the order in which they are to be tried."""
@@ -59,7 +59,7 @@ class Credentials(Protocol):
     def answers(
         self, name: str, instruction: str, prompts: tuple[tuple[str, bool], ...]
     ) -> tuple[str, ...] | None:
-        """An answer to each prompt; the boolean says whether it may be echoed."""
+        """An answer to each prompt (text, whether to echo), or None when the user gives up."""
         ...
 
 
@@ -99,11 +99,11 @@ class AuthClient:
 
     @property
     def method(self) -> str:
-        """The last one tried."""
+        """The method that was tried last."""
         return self._tried[-1] if self._tried else "none"
 
     def begin(self) -> bytes:
-        """The first request: a key when there is one, else what the server requires."""
+        """The first request: a key if keys are preferred, else 'none' to learn the methods."""
         request = self._next_key() if self._preferred[:1] == ("publickey",) else None
         return request or self._request("none", b"")
 
@@ -187,10 +187,13 @@ class AuthClient:
         return self._request(HOSTBOUND if self._host_key else "publickey", fields)
 
     def answer60(self, payload: bytes) -> bytes:
-        """The next request after message 60, which only some states expect."""
+        """The next request after message 60, whose meaning depends on the method.
+
+        Raises PeerError if the method expects no such message.
+        """
         if self._state is _MethodState.SHOWED_KEY:
             ok = UserauthPkOk.decode(payload)
-            # The algorithm is not compared, nor by OpenSSH: some servers answer ssh-rsa for RSA.
+            # As in OpenSSH, the algorithm is not compared: some servers answer ssh-rsa for RSA.
             if ok.public_key != self._identity.blob:
                 raise ProtocolError("the server accepts a key that was not shown")
             _log.debug("Server accepts key: %s", _shown(self._identity))
@@ -215,11 +218,11 @@ class AuthClient:
 
 
 def _shown(identity: Identity) -> str:
-    """A key as a person knows it: its file, or the agent's comment, its type and fingerprint."""
+    """A key as a person knows it: its file or the agent's comment, its type and fingerprint."""
     digest = b2a_base64(hashlib.sha256(identity.blob).digest(), newline=False).rstrip(b"=")
     return f"{identity.name} {Reader(identity.blob).name()} SHA256:{digest.decode()}"
 
 
 def _typed(text: str) -> bytes:
-    """The bytes that a terminal gave, which may not be UTF-8."""
+    """The bytes that were typed at a terminal, which may not be UTF-8."""
     return text.encode(errors="surrogateescape")

@@ -1,7 +1,7 @@
 """User authentication as the server sees it (RFC 4252, RFC 4256).
 
-This module reads the requests; whether a key or a password is right is the Authority's
-to say, which in the real server is another process.
+This module reads the requests. The Authority decides whether a key or a password is right;
+in the server it is another process.
 
     WAITING --keyboard-interactive--> DIALOGUE --any request--> WAITING --success--> DONE
 """
@@ -30,7 +30,7 @@ USER_LIMIT: Final = 128  # characters; the longest user name of any system is sh
 
 
 class Outcome(NamedTuple):
-    """What the authority says to one attempt."""
+    """The authority's decision on one attempt."""
 
     success: bool
     methods: tuple[str, ...] = ()  # that can continue, when there was no success
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A public key that a client shows, with or without proof."""
+    """A public key that a client shows, with or without a signature."""
 
     user: str
     algorithm: str  # of the signature
@@ -48,30 +48,30 @@ class Offer(NamedTuple):
 
 
 class Authority(Protocol):
-    """Who decides; a call may take its time, and the connection waits for it."""
+    """Decides about logins; a call may take long, and the connection waits for it."""
 
     def begin(self, user: str) -> Outcome:
-        """The method 'none': mostly a question for what is required."""
+        """The outcome of the method 'none', by which clients mostly ask for the methods."""
         ...
 
     def refuse(self, user: str, method: str) -> Outcome:
-        """An attempt that cannot succeed, to be counted."""
+        """Counts an attempt that cannot succeed; returns its outcome."""
         ...
 
     def key_is_acceptable(self, offer: Offer) -> Outcome | None:
-        """None when a signature by this key would be accepted."""
+        """None if a signature by this key would be accepted, else the outcome."""
         ...
 
     def key(self, offer: Offer, signature: bytes) -> Outcome:
-        """A signature blob over ``signed_data`` with the connection's session id."""
+        """The outcome of a signature blob over ``signed_data`` with the connection's session id."""
         ...
 
     def prompt(self, user: str) -> str:
-        """What keyboard-interactive asks for; the answer goes to ``password``."""
+        """The prompt of keyboard-interactive; the user's answer goes to ``password``."""
         ...
 
     def password(self, user: str, method: str, password: bytes) -> Outcome:
-        """A password or code, by the method 'password' or 'keyboard-interactive'."""
+        """The outcome of a password or code, by 'password' or 'keyboard-interactive'."""
         ...
 
 
@@ -94,7 +94,7 @@ class _KeyboardInteractiveFields(Record):
 
 
 class SignedData(Record):
-    """What the client signs (RFC 4252 section 7); the host-bound form adds a string."""
+    """The data that the client signs (RFC 4252 section 7); the host-bound form adds a string."""
 
     session_id: String
     message_number: Byte
@@ -152,7 +152,7 @@ class AuthServer:
         return self._state is _AuthState.DONE
 
     def request(self, request: UserauthRequest) -> list[bytes]:
-        """The payloads that answer; raises PeerError."""
+        """The payloads that answer the request; raises PeerError."""
         self._state = _AuthState.WAITING  # RFC 4256 section 3.1: a new request ends a dialogue
         answers = []
         if request.service_name != SERVICE:

@@ -1,7 +1,7 @@
-"""Channels (RFC 4254 section 5): two flows, a window each, and whoever handles the data.
+"""Channels (RFC 4254 section 5): two flows, a window each, and a handler for the data.
 
-A flow goes OPEN -> EOF -> CLOSED, or at once to CLOSED; the channel is gone when both
-flows are closed.
+A flow goes OPENING -> OPEN -> EOF -> CLOSED, or at once to CLOSED; the channel is gone
+when both flows are closed.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from ..wire.messages import (
 from .transport import Transport
 
 # Our own choices
-PACKET: Final = 32 << 10  # bytes; what OpenSSH gives and every peer can do
+PACKET: Final = 32 << 10  # bytes; as OpenSSH, and every peer can handle it
 
 WINDOW_LIMIT: Final = 0xFFFFFFFF  # RFC 4254 section 5.2
 
@@ -38,11 +38,11 @@ class Flow(Enum):
     CLOSED = auto()
 
 
-_OPEN: Final = Flow.OPEN  # an enum's attribute is slow to look up, for once a packet
+_OPEN: Final = Flow.OPEN  # looking up an enum's attribute for each packet would be slow
 
 
 class ChannelHandler:
-    """What a channel calls, in place; a service overrides what it cares for."""
+    """The methods that a channel calls directly; a service overrides those that it needs."""
 
     def opened(self, type_data: bytes) -> None:
         """The peer confirmed a channel that we opened."""
@@ -51,33 +51,34 @@ class ChannelHandler:
         """The peer refused a channel that we opened."""
 
     def data(self, view: memoryview) -> None:
-        """Bytes from the peer; ``channel.consume`` them sometime.
+        """Takes bytes from the peer; call ``channel.consume`` when they are handled.
 
-        They are valid during the call, and on to ``data_ended`` for who asked for it.
+        ``view`` is valid during the call, or until ``data_ended`` if ``channel.ask_data_ended``
+        was called.
         """
 
     def late_data(self, view: memoryview) -> None:
         """Bytes that the peer sent before it learned of ``channel.close``: nobody reads them."""
 
     def data_ended(self) -> None:
-        """All that arrived together is handled: called if ``channel.ask_data_ended`` was."""
+        """Everything that arrived together is handled; called only after ``ask_data_ended``."""
 
     def extended_data(self, code: int, view: memoryview) -> None:
-        """The same, for another stream (RFC 4254 section 5.2)."""
+        """Takes bytes of another stream, as ``data`` does (RFC 4254 section 5.2)."""
 
     def eof(self) -> None:
         """The peer will send no more data."""
 
     def request(self, request_type: str, request_data: bytes) -> bool:
-        """A request of the peer's; the result is whether it succeeded.
+        """Handles a request of the peer; returns whether it succeeded.
 
-        ``request_data`` may be anything: decode it with a Record, which raises what the
-        connection expects.
+        ``request_data`` is unchecked: decode it with a Record, whose MalformedMessage ends the
+        connection.
         """
         return False
 
     def resume(self) -> None:
-        """``channel.sendable`` was 0 and is no longer."""
+        """The channel may send again: ``channel.sendable`` was 0, and is so no longer."""
 
     def closed(self) -> None:
         """The channel is gone, or the connection is; called once."""
@@ -114,27 +115,27 @@ class Channel:
         self.handler = ChannelHandler()
         self.recipient = 0
         self.inbound = self.outbound = Flow.OPENING
-        self.window = window  # what we keep open for the peer
+        self.window = window  # bytes that we let the peer send before they are consumed
         self.receive_window = window
         self.packet = PACKET  # the largest message in either direction
         self.send_window = 0
         self.send_packet = 0
         self._peer_packet = 0
-        self.overhead = 0  # bytes a message that the peer's window is debited on top
+        self.overhead = 0  # bytes of the peer's window that a message takes besides its data
         self._credit = 0
         self._waiting: list[Callable[[bool], None]] = []
 
     # -- opening ---------------------------------------------------------------------
 
     def resize(self, window: int, packet: int) -> None:
-        """Have another window and other messages than usual; before the channel is open."""
+        """Sets our window and largest message, in bytes; call it before the channel is open."""
         assert self.outbound is Flow.OPENING
         self.window = self.receive_window = window
         self.packet = packet
         self.send_packet = min(self._peer_packet, packet)
 
     def accept(self, handler: ChannelHandler, type_data: bytes = b"") -> None:
-        """Confirm a channel that the peer opened."""
+        """Confirms a channel that the peer opened."""
         assert self.outbound is Flow.OPENING
         self.handler = handler
         self.inbound = self.outbound = Flow.OPEN
@@ -145,14 +146,14 @@ class Channel:
         )
 
     def reject(self, reason_code: int, description: str) -> None:
-        """Refuse a channel that the peer opened."""
+        """Refuses a channel that the peer opened."""
         self.inbound = self.outbound = Flow.CLOSED
         self._transport.send(ChannelOpenFailure(self.recipient, reason_code, description))
         self._channels.forget(self)
 
     def confirmed(self, message: ChannelOpenConfirmation) -> None:
-        """The peer accepted our channel."""
-        if self.outbound is not Flow.OPENING or self.send_packet:  # or the peer opened it
+        """Handles the peer's confirmation of a channel that we opened."""
+        if self.outbound is not Flow.OPENING or self.send_packet:  # set if the peer opened it
             raise ProtocolError("a channel was confirmed that is not being opened")
         self.peer_limits(
             message.sender_channel, message.initial_window_size, message.maximum_packet_size
@@ -161,7 +162,7 @@ class Channel:
         self.handler.opened(message.type_data)
 
     def peer_limits(self, recipient: int, window: int, packet: int) -> None:
-        """What the peer said when the channel was opened or confirmed."""
+        """Keeps the number and the limits that the peer gave in its open or confirmation."""
         if packet == 0:
             raise ProtocolError("a channel with a maximum packet size of 0")
         self.recipient, self.send_window, self._peer_packet = recipient, window, packet
@@ -179,11 +180,11 @@ class Channel:
         return 0
 
     def ask_data_ended(self) -> None:
-        """Have ``handler.data_ended`` called once what has arrived is handled."""
+        """Requests one call of ``handler.data_ended``, after all that arrived together."""
         self._channels.receiving.add(self)
 
     def send(self, data: Buffer) -> None:
-        """Bytes, at most ``sendable()`` of them, in as many messages as they need."""
+        """Sends at most ``sendable()`` bytes, in as many messages as they need."""
         size, packet = len(data), self.send_packet
         self.send_window -= size
         if size <= packet:
@@ -194,7 +195,7 @@ class Channel:
         self._transport.send_channel_data(self.recipient, pieces)
 
     def send_batch(self, pieces: Sequence[Buffer]) -> int:
-        """Each piece as one message of its own; what does not fit the window is dropped.
+        """Sends each piece as a message of its own; drops pieces that do not fit the window.
 
         Returns how many were sent. For datagrams: a tunnel's packets.
         """
@@ -210,7 +211,7 @@ class Channel:
         return len(fitting)
 
     def send_extended(self, code: int, data: Buffer) -> None:
-        """As ``send``, for another stream; at most ``send_packet`` bytes at once."""
+        """Sends at most ``send_packet`` bytes of another stream, as one message."""
         self.send_window -= len(data)
         head = CHANNEL_EXTENDED_DATA_HEADER.pack(
             ChannelExtendedData.number, self.recipient, code, len(data)
@@ -218,13 +219,13 @@ class Channel:
         self._transport.send_payload(head + data)
 
     def eof(self) -> None:
-        """Promise to send no more data."""
+        """Tells the peer that no more data will be sent."""
         if self.outbound is Flow.OPEN:
             self.outbound = Flow.EOF
             self._transport.send(ChannelEof(self.recipient))
 
     def close(self) -> None:
-        """End the channel; once the peer agrees, the handler's ``closed`` is called."""
+        """Closes the channel; once the peer has closed it, too, ``handler.closed`` is called."""
         if self.outbound in (Flow.OPEN, Flow.EOF):
             self.outbound = Flow.CLOSED
             self._transport.send(ChannelClose(self.recipient))
@@ -234,7 +235,7 @@ class Channel:
     def request(
         self, request_type: str, data: bytes = b"", reply: Callable[[bool], None] | None = None
     ) -> None:
-        """A channel request; ``reply`` gets its outcome (RFC 4254 section 5.4)."""
+        """Sends a channel request; ``reply`` is called with its success (RFC 4254 section 5.4)."""
         if self.outbound not in (Flow.OPEN, Flow.EOF):
             return
         if reply is not None:
@@ -244,7 +245,7 @@ class Channel:
     # -- receiving -------------------------------------------------------------------
 
     def received(self, size: int) -> None:
-        """Check and debit data of the peer's."""
+        """Checks that the peer may send ``size`` bytes of data, and debits its window."""
         if self.inbound is not _OPEN:
             raise ProtocolError("data for a channel that is not open")
         if size > self.receive_window:
@@ -252,7 +253,7 @@ class Channel:
         self.receive_window -= size
 
     def consume(self, size: int) -> None:
-        """The handler is done with ``size`` bytes, so the peer may send as many more."""
+        """Lets the peer send ``size`` bytes more, because the handler is done with as many."""
         self._credit += size
         if self._credit * 4 >= self.window and self.inbound is Flow.OPEN:
             credit, self._credit = self._credit, 0
@@ -261,10 +262,10 @@ class Channel:
                 self._transport.send(ChannelWindowAdjust(self.recipient, credit))
 
     def adjusted(self, count: int) -> None:
-        """The peer opened its window."""
+        """The peer enlarged its window by ``count`` bytes."""
         if self.outbound is Flow.OPENING:
             raise ProtocolError("a window for a channel that is not open")
-        # A peer that credits more than it got must not end a tunnel: OpenSSH does so.
+        # OpenSSH credits a tunnel with more bytes than it got, which must not end the tunnel.
         self.send_window = min(self.send_window + count, WINDOW_LIMIT)
 
     def answered(self, success: bool) -> None:
@@ -274,14 +275,14 @@ class Channel:
         self._waiting.pop(0)(success)
 
     def received_eof(self) -> None:
-        """The peer's EOF."""
+        """Handles the peer's EOF."""
         if self.inbound is not Flow.OPEN:
             raise ProtocolError("a second end of file on a channel")
         self.inbound = Flow.EOF
         self.handler.eof()
 
     def received_close(self) -> None:
-        """The peer's CLOSE; answers it."""
+        """Handles the peer's CLOSE, and answers it."""
         if self.inbound not in (Flow.OPEN, Flow.EOF):
             raise ProtocolError("a close for a channel that is not open")
         self.inbound = Flow.CLOSED
@@ -292,15 +293,15 @@ class Channel:
 
 
 class Channels(dict[int, Channel]):
-    """The channels of one connection, those that are being opened included, by our number."""
+    """The channels of one connection by our number, those that are being opened included."""
 
     def __init__(self, transport: Transport, window: int) -> None:
         super().__init__()
         self.transport = transport
         self.blocked: set[Channel] = set()  # that wait until they may send
-        self.receiving: set[Channel] = set()  # that want to know when a receive is handled
+        self.receiving: set[Channel] = set()  # that called ask_data_ended
         self._window = window
-        self.opened = 0  # so far, which is the next number
+        self.opened = 0  # channels so far, so the next one's number
 
     def open(
         self,
@@ -310,7 +311,7 @@ class Channels(dict[int, Channel]):
         window: int | None,
         packet: int,
     ) -> Channel:
-        """Ask the peer for a channel; the handler learns the outcome."""
+        """Asks the peer for a channel; calls ``opened`` or ``open_failed`` of the handler later."""
         channel = self._add(channel_type, window or self._window)
         channel.handler = handler
         channel.packet = packet
@@ -320,7 +321,7 @@ class Channels(dict[int, Channel]):
         return channel
 
     def asked_for(self, message: ChannelOpen) -> Channel:
-        """Return the channel that the peer asks for, to be accepted or rejected."""
+        """Returns the channel that the peer asks for, to be accepted or rejected."""
         channel = self._add(message.channel_type, self._window)
         channel.peer_limits(
             message.sender_channel, message.initial_window_size, message.maximum_packet_size
@@ -334,7 +335,7 @@ class Channels(dict[int, Channel]):
         return channel
 
     def wake(self) -> None:
-        """Tell blocked channels that may send again."""
+        """Calls ``resume`` of each blocked channel that may send again."""
         if not self.blocked or not self.transport.may_send_data():
             return
         ready = [c for c in self.blocked if c.send_window > c.overhead]
@@ -343,20 +344,20 @@ class Channels(dict[int, Channel]):
             channel.handler.resume()
 
     def received_all(self) -> None:
-        """All that arrived together is handled."""
+        """Calls ``data_ended`` where it was asked for: all that arrived together is handled."""
         while self.receiving:
             self.receiving.pop().handler.data_ended()
         self.wake()
 
     def forget(self, channel: Channel) -> None:
-        """A channel is closed in both directions."""
+        """Drops a channel that is closed in both directions."""
         if self.pop(channel.number, None) is not None:
             self.blocked.discard(channel)
             self.receiving.discard(channel)
             channel.handler.closed()
 
     def close(self) -> None:
-        """The connection is over, and each channel with it."""
+        """Closes every channel, because the connection is over."""
         for channel in list(self.values()):
             channel.inbound = channel.outbound = Flow.CLOSED
             self.forget(channel)

@@ -1,8 +1,8 @@
 """One SSH connection, as client or server: authentication and channels over a transport
 (RFC 4252, RFC 4254).
 
-Handlers are called in place: the ConnectionHandler for what concerns all of it, and a
-ChannelHandler for each channel.
+Handlers are called directly, while a message is handled: the ConnectionHandler for the connection
+itself, and a ChannelHandler for each channel.
 """
 
 import struct
@@ -49,13 +49,13 @@ AUTHENTICATION: Final = "ssh-userauth"  # RFC 4252: the only service there is
 # Our own choice
 CHANNELS_LIMIT: Final = 5000  # of one connection; a browser's forwards are hundreds
 
-_FLOW_CLOSED: Final = Flow.CLOSED  # an enum's attribute is slow to look up, for once a packet
+_FLOW_CLOSED: Final = Flow.CLOSED  # looking up an enum's attribute for each packet would be slow
 _DATA_AT: Final = CHANNEL_DATA_HEADER.size
 _unpack_header: Final = CHANNEL_DATA_HEADER.unpack_from
 
 
 class ConnectionHandler:
-    """What a connection calls, in place."""
+    """The methods that a connection calls directly."""
 
     def authenticated(self) -> None:
         """Channels may be opened from now on."""
@@ -72,11 +72,11 @@ class ConnectionHandler:
         """The server says something before authentication."""
 
     def closed(self, error: PeerError | None) -> None:
-        """The connection is over; ``error`` unless we ended it."""
+        """The connection is over; ``error`` says why, or is None if we ended it."""
 
 
 class Connection:
-    """What the two ends do with a transport: the login, then channels and global requests."""
+    """One end of a connection: the login over a transport, then channels and global requests."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Connection:
         now: float,
     ) -> None:
         self.transport = Transport(side, settings, self, random, now)
-        self.login_requests = 0  # that a client has sent so far, that for the service included
+        self.login_requests = 0  # that a client has sent so far, the service request included
         self._side = side
         self._user_key_algorithms = settings.algorithms.user_key
         self._handler = handler
@@ -99,7 +99,7 @@ class Connection:
     # -- for the driver --------------------------------------------------------------
 
     def wake(self) -> None:
-        """Tell sources that may send again; call it after ``transport.sent``."""
+        """Resumes channels that may send again; call it after ``transport.sent``."""
         self._channels.wake()
 
     # -- for services ----------------------------------------------------------------
@@ -112,17 +112,17 @@ class Connection:
         window: int | None = None,
         packet: int = PACKET,
     ) -> Channel:
-        """Ask for a channel; the handler learns the outcome."""
+        """Asks for a channel; calls ``opened`` or ``open_failed`` of the handler later."""
         return self._channels.open(channel_type, type_data, handler, window, packet)
 
     def open_channels(self) -> tuple[Channel, ...]:
-        """Those that are there, or about to be."""
+        """All channels, those that are being opened included."""
         return tuple(self._channels.values())
 
     def global_request(
         self, name: str, data: bytes = b"", reply: Callable[[bytes | None], None] | None = None
     ) -> None:
-        """A global request; ``reply`` gets the response data, or None for failure."""
+        """Sends a global request; ``reply`` is called with the response data, None for failure."""
         if reply is not None:
             self._global_replies.append(reply)
         self.transport.send(GlobalRequest(name, reply is not None, data))
@@ -130,16 +130,16 @@ class Connection:
     # -- for the transport -----------------------------------------------------------
 
     def keys_agreed(self) -> None:
-        """Have a client ask for the login."""
+        """Sends a client's request for the authentication service."""
         if isinstance(self._side, ClientSide):
             self._request_login(ServiceRequest(AUTHENTICATION).encode())
 
     def message(self, payload: bytes) -> None:
-        """A message of authentication or of the connection protocol; raises PeerError."""
+        """Handles a message of authentication or of the connection protocol; raises PeerError."""
         self._HANDLERS[payload[0]].call(self, payload)
 
     def channel_data(self, payload: memoryview) -> None:
-        """CHANNEL_DATA, the one message that is not decoded into a record."""
+        """Handles CHANNEL_DATA, the one message that is not decoded into a record."""
         try:
             _, number, size = _unpack_header(payload)
         except struct.error as error:
@@ -154,11 +154,11 @@ class Connection:
             channel.handler.late_data(payload[_DATA_AT:])
 
     def received_all(self) -> None:
-        """All that arrived together is handled."""
+        """Tells the channels that all that arrived together is handled."""
         self._channels.received_all()
 
     def closed(self) -> None:
-        """The connection is over."""
+        """Closes the channels and tells the handler, because the connection is over."""
         self._channels.close()
         self._handler.closed(self.transport.error)
 
@@ -225,7 +225,7 @@ class Connection:
         self._request_login(self._auth_client.failure(message))
 
     def _on_userauth_60(self, payload: bytes) -> None:
-        """A number with a meaning for each method: decoded there."""
+        """Handles message 60, whose meaning depends on the method: AuthClient decodes it."""
         assert self._auth_client is not None
         self._request_login(self._auth_client.answer60(payload))
 
@@ -237,7 +237,7 @@ class Connection:
 
     @property
     def login_method(self) -> str:
-        """By which a client was let in, once it is."""
+        """The method by which a client was authenticated, or that it tried last."""
         return self._auth_client.method if self._auth_client is not None else "none"
 
     def _on_authenticated(self) -> None:
@@ -283,7 +283,7 @@ class Connection:
 
     def _on_channel_open_failure(self, message: ChannelOpenFailure) -> None:
         channel = self._channel(message.recipient_channel)
-        if channel.outbound is not Flow.OPENING or channel.send_packet:  # or the peer opened it
+        if channel.outbound is not Flow.OPENING or channel.send_packet:  # set if the peer opened it
             raise ProtocolError("a channel was refused that is not being opened")
         channel.inbound = channel.outbound = Flow.CLOSED
         channel.handler.open_failed(message.reason_code, message.description)
@@ -293,7 +293,7 @@ class Connection:
         number = message.recipient_channel
         if number in self._channels or number >= self._channels.opened:
             self._channel(number).adjusted(message.bytes_to_add)
-        # Else the channel is closed, and the peer credits what it read of it late, as to OpenSSH.
+        # A window for a closed channel is ignored, as by OpenSSH: a peer may credit its data late.
 
     def _on_channel_extended_data(self, message: ChannelExtendedData) -> None:
         channel = self._channel(message.recipient_channel)

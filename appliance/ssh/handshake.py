@@ -30,7 +30,7 @@ _MARKERS: Final = (EXT_INFO_CLIENT, EXT_INFO_SERVER, STRICT_CLIENT, STRICT_SERVE
 
 
 def our_kexinit(role: Role, algorithms: Algorithms, cookie: bytes, first: bool) -> KexInit:
-    """What we offer; the markers stand in the first exchange only."""
+    """The KEXINIT that we send; its markers stand in the first exchange only."""
     markers: tuple[str, ...] = ()
     if first and role is Role.CLIENT:
         markers = (EXT_INFO_CLIENT, STRICT_CLIENT)
@@ -51,7 +51,7 @@ def our_kexinit(role: Role, algorithms: Algorithms, cookie: bytes, first: bool) 
 
 
 class Negotiated(NamedTuple):
-    """What two KEXINIT messages agree on."""
+    """The algorithms that two KEXINIT messages agree on."""
 
     key_exchange: str
     host_key: str
@@ -61,7 +61,10 @@ class Negotiated(NamedTuple):
 
 
 def negotiate(role: Role, ours: KexInit, theirs: KexInit) -> Negotiated:
-    """RFC 4253 section 7.1; raises KeyExchangeFailed when nothing fits."""
+    """Chooses the algorithms (RFC 4253 section 7.1).
+
+    Raises KeyExchangeFailed if both sides have none in common.
+    """
     client, server = (ours, theirs) if role is Role.CLIENT else (theirs, ours)
     method = choose(
         "key exchange method",
@@ -146,11 +149,11 @@ class Versions(NamedTuple):
 
 
 class Handshake:
-    """One exchange under way.
+    """One key exchange.
 
     ``ours`` is sent already. After ``receive_kexinit`` the client calls ``begin`` and
-    ``finish``, the server ``answer``; both find the result in ``exchange_hash`` and take the
-    keys from ``keys``.
+    ``finish``, the server ``answer``; both then find the result in ``exchange_hash``, and get
+    the ciphers from ``keys``.
     """
 
     def __init__(self, role: Role, ours: KexInit) -> None:
@@ -162,7 +165,7 @@ class Handshake:
         self.negotiated: Negotiated
 
     def receive_kexinit(self, payload: bytes, versions: Versions) -> KexInit:
-        """The peer's offer; raises KeyExchangeFailed or MalformedMessage."""
+        """Reads the peer's KEXINIT, and negotiates; raises KeyExchangeFailed, MalformedMessage."""
         theirs = KexInit.decode(payload)
         _tell_offer(theirs)
         self._theirs = payload
@@ -185,7 +188,7 @@ class Handshake:
         return server_public
 
     def finish(self, server_public: bytes, host_key: bytes) -> None:
-        """The client's last step; raises KeyExchangeFailed."""
+        """Completes the client's exchange; raises KeyExchangeFailed."""
         self._shared = self._exchange.client_finish(server_public)
         self._hash(self._client_public, server_public, host_key)
 

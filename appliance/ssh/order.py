@@ -1,6 +1,6 @@
-"""Which message may come when, and what leads from one phase of a connection to the next.
+"""Which messages may arrive in which phase of a connection, and which events end a phase.
 
-Nothing else decides either: a handler never asks where the connection stands.
+Only this module decides that: no handler checks whether its message may arrive.
 """
 
 from enum import Enum, auto
@@ -45,7 +45,7 @@ from ..wire.messages import (
 
 
 class Role(Enum):
-    """Which side we are."""
+    """Which side of the connection this end is."""
 
     CLIENT = auto()
     SERVER = auto()
@@ -57,14 +57,14 @@ class Phase(Enum):
         VERSION -> KEXINIT -> EXCHANGE -> NEWKEYS -> FRESH -> SERVICE -> AUTH -> OPEN
                                  ^           |
                                  |           v
-                     KEXINIT received in SERVICE, AUTH, AUTH_INFO or OPEN, and back there
+                     KEXINIT received in SERVICE, AUTH, AUTH_INFO or OPEN, then back to it
 
         AUTH <-> AUTH_INFO -> OPEN       a server's: a keyboard-interactive dialogue is open
         AUTH -> PRE_SUCCESS -> OPEN      a client's: EXT_INFO came, so USERAUTH_SUCCESS follows
         any phase -> CLOSED
 
-    FRESH is the one packet behind the first NEWKEYS: EXT_INFO may come there, or right before
-    USERAUTH_SUCCESS (RFC 8308 section 2.4).
+    FRESH lasts for one packet, the first one behind the first NEWKEYS: EXT_INFO may come there,
+    or right before USERAUTH_SUCCESS (RFC 8308 section 2.4).
     """
 
     VERSION = auto()
@@ -91,7 +91,7 @@ class Event(Enum):
     EXT_INFO_RECEIVED = auto()
     SERVICE_ACCEPTED = auto()  # ssh-userauth, by either side
     DIALOGUE_OPENED = auto()  # the server sent USERAUTH_INFO_REQUEST
-    ATTEMPT_ANSWERED = auto()  # the server sent any other answer but USERAUTH_SUCCESS
+    ATTEMPT_ANSWERED = auto()  # the server sent another answer, not USERAUTH_SUCCESS
     AUTHENTICATED = auto()
     ENDED = auto()
 
@@ -124,7 +124,7 @@ TABLE: Final[dict[tuple[Phase, Event], Phase | None]] = {
 
 
 class Verdict(Enum):
-    """What becomes of a message."""
+    """What to do with a message."""
 
     HANDLE = auto()
     SKIP = auto()  # silently
@@ -183,7 +183,7 @@ _KNOWN: Final = _numbers(Disconnect) | _ANYTIME.union(*_ALLOWED.values())
 
 
 def verdict(role: Role, phase: Phase, number: int, strict: bool, first: bool) -> Verdict:
-    """What to do with message ``number``; ``first`` until the first NEWKEYS was received.
+    """What to do with message ``number``; ``first`` is True until NEWKEYS was received once.
 
     Strict key exchange (OpenSSH PROTOCOL 1.10) forbids even the harmless messages in the
     first exchange, which is what stops the Terrapin attack (CVE-2023-48795).
@@ -198,19 +198,19 @@ def verdict(role: Role, phase: Phase, number: int, strict: bool, first: bool) ->
     if phase is not Phase.OPEN:
         return Verdict.REFUSE
     if role is Role.SERVER and number == UserauthRequest.number:
-        return Verdict.SKIP  # RFC 4252 section 5.3: once authenticated, for ever
+        return Verdict.SKIP  # RFC 4252 section 5.3: after the login, requests are ignored
     return Verdict.REFUSE if number in _KNOWN else Verdict.UNKNOWN
 
 
 class Order:
-    """Where one connection stands."""
+    """The phase of one connection, and what else decides which messages may arrive."""
 
     __slots__ = ("_interrupted", "is_first", "phase", "role", "strict")
 
     def __init__(self, role: Role) -> None:
         self.role = role
         self.phase = Phase.VERSION
-        self.strict = False  # once both KEXINIT asked for it
+        self.strict = False  # until both KEXINIT have asked for strict key exchange
         self.is_first = True  # until the first NEWKEYS was received
         self._interrupted = Phase.FRESH
 
@@ -220,7 +220,7 @@ class Order:
         return self.phase is Phase.OPEN or self._interrupted is Phase.OPEN
 
     def happened(self, event: Event) -> None:
-        """Move on; raises KeyError for what cannot happen in this phase."""
+        """Moves to the next phase; raises KeyError if the event cannot happen in this one."""
         before = self.phase
         self.phase = TABLE[before, event] or self._interrupted
         if event is Event.KEXINIT_RECEIVED and before is not Phase.KEXINIT:
@@ -229,5 +229,5 @@ class Order:
             self.is_first = False
 
     def verdict(self, number: int) -> Verdict:
-        """Return what to do with message ``number``, which arrived just now."""
+        """Returns what to do with message ``number``, which arrived just now."""
         return verdict(self.role, self.phase, number, self.strict, self.is_first)

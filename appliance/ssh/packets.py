@@ -1,7 +1,7 @@
 """The binary packet protocol (RFC 4253 section 6): one object per direction.
 
-Each owns a buffer that sockets write from and read into directly. Packets are encrypted
-and decrypted in place; the buffers are compacted once a read or write, never a packet.
+Each owns a buffer that the socket sends from or receives into directly. Packets are encrypted
+and decrypted in place. A buffer is compacted once for each read or write, not for each packet.
 """
 
 import struct
@@ -16,13 +16,13 @@ from ..wire.messages import CHANNEL_DATA_HEADER, ChannelData
 
 # RFC 4253 section 6
 MINIMUM_PADDING: Final = 4
-MINIMUM_PACKET: Final = 5  # padding_length, a message number of one byte, ... padded
+MINIMUM_PACKET: Final = 5  # bytes: padding_length and the shortest padding
 
 # Our own choices
 HANDSHAKE_PACKET_LIMIT: Final = 40_000  # bytes before the login; RFC 4253 6.1 demands 35000
 PACKET_LIMIT: Final = 256 << 10  # bytes; OpenSSH's
 INITIAL_BUFFER: Final = 16 << 10  # bytes: what an idle connection costs
-MAXIMUM_BUFFER: Final = 512 << 10  # bytes of one read, once a peer fills smaller ones
+MAXIMUM_BUFFER: Final = 512 << 10  # bytes; a buffer grows up to this while a peer fills it
 
 _HEADER = struct.Struct(">IB")
 _DATA_HEADER = struct.Struct(">IBBII")  # of a whole CHANNEL_DATA packet
@@ -42,11 +42,11 @@ class PacketWriter:
         self._compress: Callable[[Buffer], bytes] | None = None
         self.trace: Callable[[Buffer], None] | None = None  # called with each payload
         self.sequence = 0
-        self.packets = 0  # since the keys were taken into use
-        self.sent_bytes = 0  # the same, including packets that are not sent yet
+        self.packets = 0  # since these keys are used
+        self.sent_bytes = 0  # since these keys are used; unsent packets are included
 
     def rekey(self, encryption: Encryption, restart_sequence: bool) -> None:
-        """Use new keys from the next packet on."""
+        """Uses new keys from the next packet on."""
         self._encryption = encryption
         self._compress = None
         self.packets = self.sent_bytes = 0
@@ -54,7 +54,7 @@ class PacketWriter:
             self.sequence = 0
 
     def start_compression(self) -> None:
-        """Compress every payload from now on."""
+        """Compresses every payload from now on."""
         deflate = zlib.compressobj(6)
 
         def compress(payload: Buffer) -> bytes:
@@ -63,13 +63,13 @@ class PacketWriter:
         self._compress = compress
 
     def raw(self, data: bytes) -> None:
-        """Bytes outside of packets: the identification string."""
+        """Writes bytes outside of packets: the identification string."""
         self._reserve(len(data))
         self._view[self._end : self._end + len(data)] = data
         self._end += len(data)
 
     def packet(self, payload: bytes) -> None:
-        """One message."""
+        """Writes one message as a packet."""
         if self.trace is not None:
             self.trace(payload)
         if self._compress is not None:
@@ -94,7 +94,7 @@ class PacketWriter:
         self.sent_bytes += length
 
     def channel_data(self, recipient_channel: int, pieces: Iterable[Buffer]) -> None:
-        """One CHANNEL_DATA a piece, all into one buffer: the hot path of everything."""
+        """Writes a CHANNEL_DATA packet for each piece: the hot path of all bulk data."""
         if self._compress is not None or self.trace is not None:
             for piece in pieces:
                 head = CHANNEL_DATA_HEADER.pack(_CHANNEL_DATA, recipient_channel, len(piece))
@@ -131,7 +131,7 @@ class PacketWriter:
         self.sequence = sequence
 
     def _reserve(self, count: int) -> None:
-        """Make room for ``count`` bytes behind the end."""
+        """Makes room for ``count`` bytes behind the end."""
         if self._end + count <= len(self._buffer):
             return
         unsent = self._view[self._start : self._end]
@@ -156,7 +156,7 @@ class PacketWriter:
         return self._view[self._start : self._end]
 
     def sent(self, count: int) -> int:
-        """The socket took ``count`` bytes; returns how many are left."""
+        """Drops ``count`` bytes, which the socket took; returns how many are left."""
         self._start += count
         if self._start == self._end:
             self._start = self._end = 0
@@ -176,12 +176,12 @@ class PacketReader:
         self.limit = HANDSHAKE_PACKET_LIMIT
         self.trace: Callable[[Buffer], None] | None = None  # called with each payload
         self.sequence = 0  # of the next packet
-        self.packets = 0  # since the keys were taken into use
+        self.packets = 0  # since these keys are used
         self.earlier_packets = 0
         self.received_bytes = 0
 
     def rekey(self, decryption: Decryption, restart_sequence: bool) -> None:
-        """Use new keys from the next packet on."""
+        """Uses new keys from the next packet on."""
         self._decryption = decryption
         self._inflate = None
         self.earlier_packets += self.packets
@@ -190,17 +190,17 @@ class PacketReader:
             self.sequence = 0
 
     def start_decompression(self) -> None:
-        """Inflate every payload from now on."""
+        """Inflates every payload from now on."""
         self._inflate = zlib.decompressobj()
 
     def space(self) -> memoryview:
-        """Where the next bytes go; payloads handed out before are no longer valid."""
+        """The memory for the next bytes; payloads that were returned before are now invalid."""
         unread = self._end - self._start
         if self._start:
             self._view[:unread] = self._view[self._start : self._end]
             self._start, self._end = 0, unread
         room = len(self._buffer) - unread
-        if room < len(self._buffer) // 2:  # a long packet, or a peer that has much to say
+        if room < len(self._buffer) // 2:  # a long packet, or a peer that sends much
             self._grow(len(self._buffer) * 2)
         return self._view[self._end :]
 
@@ -210,7 +210,7 @@ class PacketReader:
         self._buffer, self._view = buffer, memoryview(buffer)
 
     def filled(self, count: int) -> None:
-        """``count`` bytes were put into ``space()``."""
+        """Adds ``count`` received bytes, which were put into ``space()``."""
         self._end += count
         if self._end == len(self._buffer) and self._end < MAXIMUM_BUFFER:
             self._grow(self._end * 2)
@@ -234,7 +234,7 @@ class PacketReader:
         return line.removesuffix(b"\r")
 
     def next(self) -> memoryview | None:
-        """The next packet's payload, of at least one byte, or None when it is not whole yet.
+        """The next packet's payload, of at least one byte, or None until all of it has arrived.
 
         It stays valid until ``space`` is called.
         """

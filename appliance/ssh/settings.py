@@ -15,7 +15,7 @@ REKEY_SECONDS: Final = 3600.0  # RFC 4253 section 9
 
 
 class Settings(NamedTuple):
-    """What both roles need to know."""
+    """The settings of either role."""
 
     algorithms: Algorithms
     rekey_bytes: int = REKEY_BYTES
@@ -25,7 +25,7 @@ class Settings(NamedTuple):
 
 
 class ServerSide(NamedTuple):
-    """What makes a connection a server's."""
+    """What a connection needs to be a server's."""
 
     host_keys: Mapping[str, bytes]  # signature algorithm -> public key blob
     sign: Callable[[str, bytes], bytes]  # (algorithm, exchange hash) -> signature blob
@@ -35,9 +35,9 @@ class ServerSide(NamedTuple):
 
 
 class ClientSide(NamedTuple):
-    """What makes a connection a client's."""
+    """What a connection needs to be a client's."""
 
     user: str
-    check_host_key: Callable[[PublicKey], None]  # or a Certificate; raises HostKeyRejected
+    check_host_key: Callable[[PublicKey], None]  # key or Certificate; raises HostKeyRejected
     credentials: Credentials
     methods: tuple[str, ...] = ("publickey", "keyboard-interactive", "password")

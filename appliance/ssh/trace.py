@@ -1,12 +1,12 @@
 """The trace of a connection: a line for each message in either direction, never its content.
 
-A line has the message's number and RFC name, the protocol's own words and the channels' numbers
-as they stand in the message, and its size::
+A line has the message's number and RFC name, the names and channel numbers that it holds, and its
+size::
 
     send packet: type 90 (SSH_MSG_CHANNEL_OPEN), session, sender channel 0, 24 bytes
     receive packet: type 91 (SSH_MSG_CHANNEL_OPEN_CONFIRMATION), recipient channel 0, ...
 
-Whoever makes a Trace wants its lines, so they are logged whatever the level of all others.
+A Trace is made only if its lines are wanted, so they are logged whatever the level of all others.
 """
 
 import logging
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _log.setLevel(TRACE)
 
 # Our own choice
-WORD_LIMIT: Final = 64  # characters of a word that the peer may have made up
+WORD_LIMIT: Final = 64  # characters of a name, which the peer may have made up
 
 # The fields that are shown; all others are content.
 _WORDS: Final = ("service_name", "method_name", "request_name", "channel_type", "request_type")
@@ -42,7 +42,7 @@ _CHANNELS: Final = {
 
 
 def _rfc_name(kind: type[Message]) -> str:
-    """ChannelOpen is CHANNEL_OPEN."""
+    """The RFC name of a message: CHANNEL_OPEN for ChannelOpen."""
     if kind in (KexInit, NewKeys):
         return kind.__name__.upper()
     spaced = "".join(f"_{letter}" if letter.isupper() else letter for letter in kind.__name__)
@@ -86,11 +86,11 @@ class Trace:
         self._method = ""  # of the last USERAUTH_REQUEST
 
     def sent(self, payload: Buffer) -> None:
-        """Log a message that is about to be sent."""
+        """Logs a message that is about to be sent."""
         self._tell("send", payload)
 
     def received(self, payload: Buffer) -> None:
-        """Log a message that has arrived, before anybody has looked at it."""
+        """Logs a message that has arrived, before it is checked."""
         self._tell("receive", payload)
 
     def _tell(self, direction: str, payload: Buffer) -> None:

@@ -3,12 +3,12 @@
 Identification, packets, key exchange and rekeying, and the end of a connection. The messages of
 authentication and channels go to the ``UpperLayer``, which sends its own through the transport.
 
-``receive_data`` takes what arrived and calls handlers in place; whatever has to be sent
-waits in ``data_to_send``. Time is an argument (seconds, monotonic), and ``deadline`` is
-when ``tick`` wants to be called. The phases and what each allows are in order.py.
+``receive_data`` takes the bytes that arrived, and calls handlers directly; bytes to be sent wait
+in ``data_to_send``. Time is an argument (seconds, monotonic), and ``tick`` must be called at
+``deadline``. The phases and the messages that each allows are in order.py.
 
-Whatever a peer sends, no exception leaves ``receive_data`` but one of a handler's own:
-a PeerError becomes a DISCONNECT here, is kept in ``error``, and ends the connection.
+Whatever a peer sends, ``receive_data`` raises nothing but a handler's own exceptions: a
+PeerError becomes a DISCONNECT here, is kept in ``error``, and ends the connection.
 """
 
 import logging
@@ -56,42 +56,43 @@ LINES_LIMIT: Final = 1024  # lines of greeting before a server's identification;
 LINE_SHOWN: Final = 300  # bytes of such a line
 REKEY_PACKETS: Final = 1 << 31  # RFC 4344 section 3.1
 EXCHANGE_SECONDS: Final = 120.0  # that a peer may take for a key exchange
-EARLY_PACKETS: Final = 1000  # that a server takes before the login, IGNORE and all
-EARLY_BYTES: Final = 1 << 20
+EARLY_PACKETS: Final = 1000  # that a server takes before the login, IGNORE included
+EARLY_BYTES: Final = 1 << 20  # of these packets
 EXCHANGES_BEFORE_LOGIN: Final = 2  # the first, and one for a peer that wants new keys early
-UNSENT_LIMIT: Final = 128 << 10  # bytes; above it no source is read
-ANSWERS_LIMIT: Final = 4 << 20  # unsent bytes; bulk data is limited by UNSENT_LIMIT before that
+UNSENT_LIMIT: Final = 128 << 10  # unsent bytes; above it no channel may send bulk data
+ANSWERS_LIMIT: Final = 4 << 20  # unsent reply bytes; bulk data is limited by UNSENT_LIMIT
 EARLY_ANSWERS_LIMIT: Final = 256 << 10  # the same before the login: some KiB are usual
 HELD_LIMIT: Final = 256 << 10  # bytes of answers that wait for the end of a key exchange
-HELD_OVERHEAD: Final = 64  # bytes that an object takes beside its own
+HELD_OVERHEAD: Final = 64  # bytes of memory that a message takes besides its content
 UNREAD: Final = "the peer does not read the answers to its questions"
 SOFTWARE: Final = f"Culvert_{__version__}"
-# In front of a server's. OpenSSH's client (compat.c, seen in 9.2) says that its reader is gone, and
-# so lets `ssh host yes | head` end, only to software that begins with OpenSSH. A digit behind that,
-# or '_', would be taken for a version, whose mistakes some clients work around.
+# Prefix of a server's SOFTWARE. OpenSSH's client (compat.c, seen in 9.2) tells a server that its
+# reader is gone, without which `ssh host yes | head` never ends, only if the server's software
+# begins with OpenSSH. A digit or '_' behind that would look like a version of OpenSSH, and some
+# clients work around the mistakes of versions.
 OPENSSH_LIKE: Final = "OpenSSH.compatible_"
 
-# An enum's attribute is slow to look up, for once a packet.
+# Looking up an enum's attribute for each packet would be slow.
 _OPEN: Final = Phase.OPEN
 _CLOSED: Final = Phase.CLOSED
 _CHANNEL_DATA: Final = ChannelData.number
-# A channel's opening, data, window and end; a request may ask only whether the peer is there.
+# A channel's opening, data, window and end. No requests: one may only ask if the peer is there.
 _ACTIVITY: Final = range(ChannelOpen.number, ChannelRequest.number)
 
 
 class Handler(NamedTuple):
-    """What becomes of a message: its record, if it is to be decoded, and a method."""
+    """How a message is handled: the record to decode it into, None for its bytes, and a method."""
 
     kind: type[Message] | None
     method: Callable[[Any, Any], None]
 
     def call(self, owner: object, payload: bytes) -> None:
-        """Have ``owner`` handle the message; raises PeerError."""
+        """Calls the method of ``owner`` with the message; raises PeerError."""
         self.method(owner, payload if self.kind is None else self.kind.decode(payload))
 
 
 class HostBinding(NamedTuple):
-    """How the server proved its key when the connection began, for who has to be told."""
+    """The server's proof of its key when the connection began; a client tells its agent."""
 
     host_key: bytes
     session_id: bytes
@@ -99,19 +100,19 @@ class HostBinding(NamedTuple):
 
 
 class UpperLayer(Protocol):
-    """What a transport carries, and calls in place: authentication and channels."""
+    """The layer above, authentication and channels, whose methods a transport calls directly."""
 
     def keys_agreed(self) -> None:
-        """The first keys are there, so the login may begin."""
+        """The first keys are agreed upon, so the login may begin."""
 
     def message(self, payload: bytes) -> None:
-        """A message that may come now and is not the transport's own; raises PeerError."""
+        """Takes a message that may come now and is not the transport's own; raises PeerError."""
 
     def channel_data(self, payload: memoryview) -> None:
-        """CHANNEL_DATA after the login, valid until ``received_all`` returns; raises PeerError."""
+        """Takes CHANNEL_DATA, valid until ``received_all`` returns; raises PeerError."""
 
     def received_all(self) -> None:
-        """All that arrived together is handled."""
+        """Everything that arrived together is handled."""
 
     def closed(self) -> None:
         """The connection is over; ``Transport.error`` says why."""
@@ -143,24 +144,24 @@ class Transport:
         if self._trace is not None:
             self._reader.trace, self._writer.trace = self._trace.received, self._trace.sent
         self.error: PeerError | None = None
-        self.activity = 0  # grows with all that channels carry, either way
+        self.activity = 0  # grows with each message of _ACTIVITY, sent or received
         self._lines = 0
-        self._last_line = ""  # before the peer's identification, for who is told of an error
+        self._last_line = ""  # the last one before the peer's identification, for error texts
         like = OPENSSH_LIKE if self.role is Role.SERVER else ""
         self._our_version = f"SSH-2.0-{like}{SOFTWARE}".encode()
         self.peer_version = b""
         self.session_id = b""
         self._handshake: Handshake | None = None
         self._negotiated: Negotiated
-        self._theirs: KexInit  # the peer's latest
+        self._theirs: KexInit  # the peer's latest one
         self._handshake_started = now
         self._skip_guess = False
         self._answers_limit = EARLY_ANSWERS_LIMIT
-        self._held: list[bytes] | None = None  # messages behind a key exchange
+        self._held: list[bytes] | None = None  # messages that wait for the end of a key exchange
         self._held_bytes = 0
         self._early_exchanges = self._early_packets = self._early_bytes = 0  # before the login
         self._keys_since = now
-        self.host_key = b""  # by which the server proved itself
+        self.host_key = b""  # the server's, once it is proved
         self._host_signature = b""  # of the first key exchange; a client's only
         self._peer_extensions: dict[str, bytes] = {}
         self._peer_takes_extensions = False
@@ -174,12 +175,12 @@ class Transport:
 
     @property
     def host_key_algorithm(self) -> str:
-        """By which the server proved its key; once the first key exchange is over."""
+        """The algorithm of the server's signature, once the first key exchange is over."""
         return self._negotiated.host_key
 
     @property
     def host_binding(self) -> HostBinding:
-        """A client's, once it is authenticated or about to be."""
+        """The server's proof of its key; for a client, after the first key exchange."""
         return HostBinding(self.host_key, self.session_id, self._host_signature)
 
     # -- for the driver --------------------------------------------------------------
@@ -189,9 +190,9 @@ class Transport:
         return self._reader.space()
 
     def received(self, count: int, now: float) -> None:
-        """``count`` bytes were put into ``receive_buffer()``."""
+        """Handles ``count`` bytes that were put into ``receive_buffer()``."""
         if self.order.phase is _CLOSED:
-            return  # nobody would ever take them out again
+            return  # the buffer is not read any more
         self._now = now
         self._reader.filled(count)
         try:
@@ -201,7 +202,7 @@ class Transport:
         self._upper.received_all()
 
     def receive_data(self, data: Buffer, now: float) -> None:
-        """As ``received``, with a copy."""
+        """Handles bytes as ``received`` does, after copying them into the buffer."""
         view = memoryview(data)
         while len(view) and self.order.phase is not _CLOSED:
             space = self.receive_buffer()
@@ -211,7 +212,7 @@ class Transport:
             view = view[count:]
 
     def receive_eof(self) -> None:
-        """The peer's end of the byte stream."""
+        """Ends the connection, because the peer ended the byte stream."""
         if self.order.phase is not _CLOSED:
             said = f", saying: {self._last_line}" if self.order.phase is Phase.VERSION else ""
             self._fail(
@@ -223,7 +224,7 @@ class Transport:
         return self._writer.data_to_send()
 
     def sent(self, count: int) -> int:
-        """The socket took ``count`` of them; returns how many are left."""
+        """Drops ``count`` bytes, which the socket took; returns how many are left."""
         return self._writer.sent(count)
 
     @property
@@ -233,15 +234,15 @@ class Transport:
 
     @property
     def deadline(self) -> float:
-        """When ``tick`` wants to be called."""
+        """When ``tick`` must be called (seconds, monotonic)."""
         if self._handshake is not None:
             return self._handshake_started + EXCHANGE_SECONDS
         if self.order.phase is not _OPEN:
-            return math.inf  # whoever owns the connection limits the time for a login
+            return math.inf  # the connection's owner limits the time for a login
         return self._keys_since + self._settings.rekey_seconds
 
     def tick(self, now: float) -> None:
-        """Let time pass."""
+        """Ends a key exchange that takes too long, or begins one that is due."""
         self._now = now
         if self.order.phase is _CLOSED or now < self.deadline:
             return
@@ -252,7 +253,7 @@ class Transport:
 
     @property
     def received_packets(self) -> int:
-        """The number of all packets so far."""
+        """How many packets were received so far."""
         return self._reader.earlier_packets + self._reader.packets
 
     @property
@@ -263,7 +264,7 @@ class Transport:
 
     @property
     def peer_takes_end_of_write(self) -> bool:
-        """Whether it knows eow@openssh.com (OpenSSH PROTOCOL 2.1)."""
+        """Whether the peer knows eow@openssh.com (OpenSSH PROTOCOL 2.1)."""
         return self.peer_version.startswith(b"SSH-2.0-OpenSSH")
 
     def peer_speaks(self, extension: str) -> bool:
@@ -277,18 +278,18 @@ class Transport:
     # -- sending ---------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """One message, after a key exchange if there is one."""
+        """Sends a message; it waits for the end of a key exchange."""
         self.send_payload(message.encode())
 
     def send_payload(self, payload: bytes) -> None:
-        """The same, encoded."""
+        """Sends an encoded message, as ``send`` does."""
         if self.order.phase is _CLOSED:
             return
         self.activity += payload[0] in _ACTIVITY
         if self._held is None:
             self._writer.packet(payload)
             if self._writer.unsent > self._answers_limit and self.order.phase is _OPEN:
-                self._fail(ProtocolError(UNREAD))  # maybe outside of a message's handler
+                self._fail(ProtocolError(UNREAD))  # not raised: maybe no handler is running
             self._rekey_when_due()
             return
         self._held_bytes += len(payload) + HELD_OVERHEAD
@@ -298,8 +299,8 @@ class Transport:
         self._held.append(payload)
 
     def send_channel_data(self, recipient: int, pieces: Iterable[Buffer]) -> None:
-        """CHANNEL_DATA, one message a piece; only when ``may_send_data``."""
-        if self._held is not None:  # small writes that nobody asked permission for
+        """Sends each piece as one CHANNEL_DATA; call it only if ``may_send_data``."""
+        if self._held is not None:  # small writes come without asking may_send_data
             for piece in pieces:
                 self.send_payload(
                     CHANNEL_DATA_HEADER.pack(ChannelData.number, recipient, len(piece)) + piece
@@ -310,7 +311,7 @@ class Transport:
         self._rekey_when_due()
 
     def may_send_data(self) -> bool:
-        """Whether bulk data would leave soon."""
+        """Whether bulk data may be sent: no key exchange, and little is unsent."""
         return (
             self._held is None
             and self.order.phase is not _CLOSED
@@ -323,13 +324,13 @@ class Transport:
             self.rekey()
 
     def close(self, description: str = "") -> None:
-        """Say goodbye."""
+        """Sends DISCONNECT, and ends the connection."""
         if self.order.phase is not _CLOSED:
             self._writer.packet(Disconnect(BY_APPLICATION, description).encode())
             self._end()
 
     def _fail(self, error: PeerError) -> None:
-        """The one place where an error becomes a DISCONNECT."""
+        """Ends the connection; the one place where an error becomes a DISCONNECT."""
         if self.order.phase is _CLOSED:
             return
         self.error = error
@@ -383,7 +384,7 @@ class Transport:
         self.order.happened(Event.IDENTIFIED)
 
     def _count_early(self, size: int) -> None:
-        """A client has not logged in yet: it costs only so much until it does."""
+        """Limits what a client may cost before it has logged in."""
         self._early_packets += 1
         self._early_bytes += size
         too_many = self._early_packets > EARLY_PACKETS or self._early_bytes > EARLY_BYTES
@@ -423,7 +424,7 @@ class Transport:
         raise PeerDisconnected(message.description or "the peer disconnected")
 
     def _on_nothing(self, payload: bytes) -> None:
-        """A message that asks for nothing; its fields are not read."""
+        """Ignores a message that needs no answer; its fields are not read."""
 
     def _on_debug(self, message: Debug) -> None:
         _log.debug("Remote: %s", message.message)
@@ -438,16 +439,16 @@ class Transport:
     # -- key exchange ----------------------------------------------------------------
 
     def rekey(self) -> None:
-        """Begin a key exchange, unless one is under way."""
+        """Begins a key exchange, unless one is under way."""
         if self._handshake is None and self.order.phase is _OPEN:
             self._begin_exchange()
 
     def use_own_cipher_order(self) -> None:
-        """Exchange keys again, if our order of ciphers gives another one than the client's.
+        """Begins a key exchange if our order of ciphers gives another one than the client's.
 
-        RFC 4253 section 7.1 has the client's order decide; OpenSSH's clients before version 10
+        By RFC 4253 section 7.1 the client's order decides. OpenSSH's clients before version 10
         put ChaCha20 first, which takes twice as long as AES where the CPU has instructions
-        for it. Only ciphers that the client offers, too, come into question.
+        for AES. Only ciphers that the client offers, too, are considered.
         """
         theirs, agreed = self._theirs, self._negotiated
         offered = {*theirs.encryption_algorithms_client_to_server} & {
@@ -521,7 +522,9 @@ class Transport:
         key = load(message.host_key)
         handshake.finish(message.server_public, message.host_key)
         if not key.verify(algorithm, message.signature, handshake.exchange_hash):
-            raise KeyExchangeFailed("the server's signature is wrong: somebody is in between")
+            raise KeyExchangeFailed(
+                "the server's signature is wrong: the connection may be intercepted"
+            )
         if self.order.is_first:
             side.check_host_key(key)
             self.host_key = message.host_key
@@ -531,7 +534,7 @@ class Transport:
         self._send_newkeys(handshake)
 
     def _send_newkeys(self, handshake: Handshake) -> None:
-        """Send NEWKEYS and everything that waited for it."""
+        """Sends NEWKEYS, and all messages that waited for it."""
         if not self.session_id:
             self.session_id = handshake.exchange_hash
         self._writer.packet(NewKeys().encode())
@@ -560,7 +563,7 @@ class Transport:
         self.order.happened(Event.NEWKEYS_RECEIVED)
 
     def _start_compression(self, agreed: Negotiated) -> None:
-        """zlib@openssh.com: after authentication, and anew with each key."""
+        """Begins zlib@openssh.com, if agreed upon: after the login, and anew with new keys."""
         choice = agreed.to_server if self.role is Role.CLIENT else agreed.to_client
         if choice.compression != "none":
             self._writer.start_compression()
@@ -571,11 +574,11 @@ class Transport:
             self._reader.start_decompression()
 
     def _tell_extensions(self) -> None:
-        """Send a server's EXT_INFO (RFC 8308): the first message behind the first NEWKEYS."""
+        """Sends a server's EXT_INFO (RFC 8308): the first message behind the first NEWKEYS."""
         side = self._side
         if not isinstance(side, ServerSide) or not self._peer_takes_extensions:
             return
-        # The signature under a certificate is the key's own, and so is its name.
+        # Plain names only: under a certificate the key within signs, by its own algorithm's name.
         signatures = (
             name for name in self._settings.algorithms.user_key if not is_certificate_name(name)
         )
@@ -591,7 +594,7 @@ class Transport:
         self._peer_extensions.update(message.extensions)
 
     def authenticated(self) -> None:
-        """Let channels be opened, and packets be as large and compressed as agreed for then."""
+        """Allows channels and large packets from now on, and begins the agreed compression."""
         self.order.happened(Event.AUTHENTICATED)
         self._reader.limit = PACKET_LIMIT
         self._answers_limit = ANSWERS_LIMIT
