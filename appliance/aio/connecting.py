@@ -1,7 +1,7 @@
-"""Outgoing connections that nobody waits for: to a TCP port, or to a Unix-domain socket.
+"""Outgoing connections that never block: to a TCP port, or to a Unix-domain socket.
 
-An address is connected to at once, without blocking. A name needs the system's resolver, which
-may block for long: a NameConnector's child connects, and passes the socket back.
+Connecting to an address begins at once. A name needs the system's resolver, which may block for
+long, so the child of a NameConnector looks it up, connects, and passes the socket back.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ ANSWER_LIMIT: Final = 256  # bytes of a NameConnector's answer: longer than any 
 
 
 class Attempt(NamedTuple):
-    """A connection that comes about, or a socket over which a NameConnector will pass it."""
+    """A socket that is being connected, or one over which a NameConnector will pass it."""
 
     sock: socket.socket
     by_name: bool = False
 
 
 def connect_address(host: str, port: int) -> Attempt | None:
-    """Begin to connect to an address, or to localhost; None for another name.
+    """Begins to connect to an address, or to localhost; returns None for another name.
 
-    Raises OSError when it is certain already that this fails.
+    Raises OSError if connecting fails at once.
     """
     if host.lower() == "localhost":
         *earlier, last = LOCALHOST
@@ -38,7 +38,7 @@ def connect_address(host: str, port: int) -> Attempt | None:
         earlier, last = [], host
     else:
         return None
-    for address in earlier:  # of this machine, so the answer is there at once
+    for address in earlier:  # of this machine, which answers at once
         with contextlib.suppress(OSError):
             return Attempt(_connect(address, port, at_once=True))
     return Attempt(_connect(last, port, at_once=False))
@@ -63,32 +63,32 @@ def _connect(address: str, port: int, at_once: bool) -> socket.socket:
 
 
 def _is_settled(sock: socket.socket) -> bool:
-    """Whether it is known what became of a connection."""
+    """Whether connect() has finished, with or without an error."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(0))
 
 
 def connect_local(path: bytes) -> Attempt:
-    """Connect to a Unix-domain socket; raises OSError."""
+    """Connects to a Unix-domain socket; raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(path)  # which never takes long: it is done, or the queue is full
+        sock.connect(path)  # never waits: fails if the listener's queue is full
     except (OSError, ValueError) as error:
         sock.close()
-        raise error if isinstance(error, OSError) else OSError("no path of a socket") from error
+        raise error if isinstance(error, OSError) else OSError("not a socket's path") from error
     return Attempt(sock)
 
 
 def check(sock: socket.socket) -> None:
-    """Raise OSError if a connection failed."""
+    """Raises OSError if connecting failed."""
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise OSError(code, os.strerror(code))
 
 
 class Connecting:
-    """Waits for an attempt; then calls ``connected`` with the socket, or ``failed`` with why."""
+    """Waits for an attempt, then calls ``connected`` (socket) or ``failed`` (reason)."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Connecting:
         self._failed = failed
         if attempt.by_name:
             loop.watch_reader(self._sock.fileno(), self._on_message)
-        elif _is_settled(self._sock):  # as it mostly is on the same machine
+        elif _is_settled(self._sock):  # mostly so on the same machine
             loop.call_soon(self._on_writable)
         else:
             loop.watch_writer(self._sock.fileno(), self._on_writable)
@@ -135,6 +135,6 @@ class Connecting:
         self._loop.watch_reader(self._sock.fileno(), None)
 
     def cancel(self) -> None:
-        """Nobody wants it any more."""
+        """Gives up the attempt, and closes its socket."""
         self._unwatch()
         self._sock.close()

@@ -1,6 +1,6 @@
-"""From a host's name to a connection that is authenticated, without an event loop.
+"""Connects to a host and logs in, without an event loop.
 
-Until then there is nothing to do but to wait for one socket.
+Until the login is over, a client has nothing to do but to wait for one socket.
 """
 
 import logging
@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 HANDSHAKE_SECONDS: Final = 120.0  # until the login begins; sshd's LoginGraceTime
-ANSWER_SECONDS: Final = 120.0  # for one answer of the login; the same, so no sshd takes longer
+ANSWER_SECONDS: Final = 120.0  # for one answer of the login; no sshd takes longer (LoginGraceTime)
 
 FAMILIES: Final = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 class DialFailed(CulvertError):
-    """No connection to the host came about."""
+    """The host cannot be reached, or does not answer in time."""
 
 
 def dial(
@@ -37,11 +37,11 @@ def dial(
     addresses: Sequence[str] = (),
     mark: int = 0,
 ) -> tuple[socket.socket, float]:
-    """Connect to the first address of ``host`` that answers, each within ``timeout`` seconds.
+    """Connects to the first address of ``host`` that answers, each within ``timeout`` seconds.
 
-    Returns the socket, and when its connecting began. With ``addresses`` the name is not looked
-    up. ``mark`` is the packets' for routes and rules (SO_MARK of socket(7)), which takes
-    CAP_NET_ADMIN. Raises DialFailed.
+    Returns the socket, and when connecting to this address began (seconds, monotonic). If
+    ``addresses`` are given, the name is not looked up. ``mark`` marks the packets for routing
+    rules (SO_MARK of socket(7)), which needs CAP_NET_ADMIN. Raises DialFailed.
     """
     for attempt in range(attempts):
         if attempt:
@@ -98,19 +98,19 @@ def _dial_once(
 
 
 class Patience(NamedTuple):
-    """How many seconds a server may take, the time that the user takes not counted."""
+    """How many seconds a server may take; time that the user takes does not count."""
 
-    handshake: float = HANDSHAKE_SECONDS  # until keys are agreed upon and the login is accepted
+    handshake: float = HANDSHAKE_SECONDS  # until keys and the authentication service are agreed
     silence: float = ANSWER_SECONDS  # between two packets
     answer: float = ANSWER_SECONDS  # to one request of the login
-    by_command: bool = False  # which may ask its own user before the first byte arrives
+    by_command: bool = False  # ProxyCommand may ask the user before the first byte arrives
 
 
 class LoginTime:
     """Decides how long a login may wait for the server.
 
-    A server that sends something every second, but nothing that brings the login further, is
-    given up, too: lines of greeting, IGNORE, banners and new keys do not count as answers.
+    A server that keeps sending, but does not go on with the login, is given up, too: lines
+    before its identification, IGNORE, banners and new keys do not count as answers.
     """
 
     def __init__(self, connection: Connection, patience: Patience, now: float) -> None:
@@ -125,7 +125,7 @@ class LoginTime:
 
     @property
     def until(self) -> float:
-        """When the login is given up, unless ``handled`` moves that."""
+        """When the login is given up (seconds, monotonic); ``handled`` may move it."""
         patience = self._patience
         if self._waits_for_command:
             return self._handshake_until
@@ -137,11 +137,11 @@ class LoginTime:
 
     @property
     def _is_logging_in(self) -> bool:
-        """Whether more was asked for than the service, to which no server has to think."""
+        """Whether more than the service was requested, which every server accepts at once."""
         return self._requests > 1
 
     def handled(self, began: float, now: float) -> None:
-        """The connection handled what arrived at ``began``, and asked the user if it had to."""
+        """Notes that data which arrived at ``began`` is handled, and the user asked if need be."""
         connection, took = self._connection, now - began
         packets = connection.transport.received_packets
         self._handshake_until += took
@@ -157,7 +157,7 @@ class LoginTime:
             self._requests, self._request_at = connection.login_requests, now
 
     def expired(self) -> DialFailed:
-        """What to tell the user, in OpenSSH's words."""
+        """The error of a login that took too long, in OpenSSH's words."""
         if self._is_logging_in:
             return DialFailed("Connection timed out during authentication")
         is_greeting = self._connection.transport.phase is Phase.VERSION
@@ -167,7 +167,7 @@ class LoginTime:
 
 
 def login(sock: socket.socket, connection: Connection, patience: Patience) -> None:
-    """Run the connection until it is authenticated, or over: see ``connection.transport.error``.
+    """Runs the connection until it is authenticated or ends (see ``connection.transport.error``).
 
     Raises DialFailed if the server takes too long.
     """
@@ -195,7 +195,7 @@ def login(sock: socket.socket, connection: Connection, patience: Patience) -> No
 
 
 def _wait_until(sock: socket.socket, until: float) -> None:
-    """Have the next call on ``sock`` raise TimeoutError at ``until``, or at once."""
+    """Makes the next call on ``sock`` raise TimeoutError at ``until``, or raises it if past."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError

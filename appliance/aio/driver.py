@@ -1,6 +1,6 @@
 """One connection over one socket in an event loop.
 
-A wake-up takes one receive and at most one send.
+In one wake-up it receives once, and sends at most once.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from ..ssh.order import Phase
 from .loop import Loop, Timer
 
 # Our own choice
-LINGER: Final = 2.0  # seconds that a peer has to read our last words
+LINGER: Final = 2.0  # seconds in which a peer can still read our last messages
 
 _CLOSED: Final = Phase.CLOSED  # an enum's attribute is slow to look up
 
@@ -43,7 +43,7 @@ class Driver:
         sock.setblocking(False)
 
     def start(self) -> None:
-        """Begin to send and to receive."""
+        """Begins to send and to receive."""
         self.loop.watch_reader(self._fd, self._on_readable)
         self.flush()
 
@@ -65,7 +65,7 @@ class Driver:
             self._set_timer()
 
     def flush(self) -> None:
-        """Send what waits; whoever sends outside of a handler calls this afterwards."""
+        """Sends unsent bytes; call it after sending outside of a handler."""
         transport = self._transport
         if not self._writing and transport.unsent:
             self._send()

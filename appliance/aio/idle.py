@@ -1,6 +1,7 @@
-"""A connection that carries nothing for so long is given up.
+"""Gives up a connection that is idle for too long.
 
-Questions whether the peer is still there, and new keys, are nothing that it carries.
+A connection is idle while no channel sends or receives. Keepalive requests and new keys do not
+count.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from ..ssh.order import Phase
 from .driver import Driver
 
 # Our own choice
-LOOK: Final = 1.0  # seconds between two looks: cheaper than a timer that each packet winds up
+LOOK: Final = 1.0  # seconds between two looks: cheaper than a timer that each packet restarts
 
 
 class IdleTimeout:

@@ -1,7 +1,8 @@
-"""Is the peer still there? A question every so often, which every SSH peer answers.
+"""Asks regularly whether the peer still answers.
 
-It is what ClientAlive and ServerAlive do in OpenSSH: a global request that no peer knows,
-whose refusal is the answer. How long it takes is the connection's round trip.
+It does what ClientAliveInterval and ServerAliveInterval do in OpenSSH: it sends a global request
+that no peer knows, and the peer's refusal is the answer. The time until then is the connection's
+round trip time.
 """
 
 from collections.abc import Callable
@@ -14,10 +15,10 @@ REQUEST = "keepalive@openssh.com"
 
 
 class KeepAlive:
-    """Asks every ``interval`` seconds; calls ``silent`` after ``count`` questions unanswered.
+    """Asks every ``interval`` seconds; calls ``silent`` after ``count`` unanswered requests.
 
-    Whatever else arrives from the peer is an answer, too. ``answered`` gets the seconds that
-    an answer took.
+    Any other packet from the peer counts as an answer, too. ``answered`` is called with the
+    seconds that an answer took.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class KeepAlive:
         self._wait(interval)
 
     def probe(self, patience: float) -> None:
-        """Ask now; the next question, or the end, comes after ``patience`` seconds.
+        """Asks now; calls ``silent`` if nothing arrives within ``patience`` seconds.
 
-        While a probe is unanswered, another changes nothing: a network that keeps changing
-        must not hide a dead peer.
+        A second probe does nothing while the first is unanswered: a network that keeps
+        changing must not hide a dead peer.
         """
         if self._probing:
             return
@@ -72,7 +73,7 @@ class KeepAlive:
         self._wait(self._interval)
 
     def ask(self) -> None:
-        """Ask at once, besides."""
+        """Asks once now; the time of the next regular request stays."""
         self._unanswered += 1
         loop = self._driver.loop
         asked = loop.time()

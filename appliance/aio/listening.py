@@ -23,12 +23,12 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, 
 # Our own choices
 BACKLOG: Final = 128
 PORT_TRIES: Final = 10  # for a port that is free in IPv4 and in IPv6
-ACCEPTS: Final = 16  # connections taken a wake-up
-PAUSE: Final = 0.2  # seconds without accepting, once there was no descriptor for a connection
+ACCEPTS: Final = 16  # connections accepted in one wake-up
+PAUSE: Final = 0.2  # seconds without accepting, after no descriptor was left for a connection
 
 
 class ListeningSocket:
-    """Sockets that are listened on; ``accepted`` gets each connection and owns it."""
+    """Owns listening sockets; ``accepted`` is called with each connection, and then owns it."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ListeningSocket:
     def _on_readable(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS):
             if listening.fileno() not in self._sockets:
-                return  # closed by who got the last one
+                return  # closed by ``accepted``
             try:
                 sock, _ = listening.accept()
             except (BlockingIOError, ConnectionError):
@@ -66,7 +66,7 @@ class ListeningSocket:
             self._accepted(sock)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Closes the sockets."""
         for fd, sock in self._sockets.items():
             self._loop.watch_reader(fd, None)
             sock.close()
@@ -74,7 +74,7 @@ class ListeningSocket:
 
 
 def bind_addresses(address: str, gateway_ports: str) -> tuple[str, ...]:
-    """What to bind for an address that was asked for (sshd_config(5), GatewayPorts).
+    """The addresses to bind for a requested one (sshd_config(5), GatewayPorts).
 
     ``gateway_ports`` is 'no', 'yes' or 'clientspecified'; '' and '*' ask for every address.
     """
@@ -86,7 +86,7 @@ def bind_addresses(address: str, gateway_ports: str) -> tuple[str, ...]:
 
 
 def listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
-    """A socket for each address, all with the same port; 0 is any that is free.
+    """Listening sockets, one for each address, all with the same port; 0 is any that is free.
 
     An address of a family that this machine does not have is left out. Raises OSError.
     """
@@ -142,7 +142,7 @@ def _bind(address: str, port: int) -> socket.socket:
 
 
 class LocalListener:
-    """A Unix-domain socket that is listened on, and its file."""
+    """Owns a listening Unix-domain socket and its file."""
 
     def __init__(
         self,
@@ -151,11 +151,11 @@ class LocalListener:
         unlink: bool = False,
         kind: socket.SocketKind = socket.SOCK_STREAM,
     ) -> None:
-        """Make both; ``mask`` and ``unlink`` as StreamLocalBindMask and StreamLocalBindUnlink of
-        ssh_config(5). Raises OSError.
+        """Makes both; ``mask`` and ``unlink`` are StreamLocalBindMask and StreamLocalBindUnlink
+        of ssh_config(5). Raises OSError.
         """
         if not path or b"\0" in path:
-            raise OSError(errno.EINVAL, "no path of a socket")
+            raise OSError(errno.EINVAL, "not a socket's path")
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, kind)
         before = os.umask(mask)
@@ -168,27 +168,27 @@ class LocalListener:
             self.socket.listen(BACKLOG)
         except OSError as error:
             self.socket.close()
-            if error.errno is None:  # Python's own, about its length
+            if error.errno is None:  # raised by Python itself, about the path's length
                 raise OSError(errno.ENAMETOOLONG, "the path of the socket is too long") from error
             raise
         finally:
             os.umask(before)
 
     def remove(self) -> None:
-        """Remove the file, if it is still the one that was made."""
+        """Removes the file, if it is still the one that was made."""
         with contextlib.suppress(OSError):
             if identity(self.path) == self._identity:
                 os.unlink(self.path)
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Whose process is at the other end of a Unix-domain socket: who connected, or listens."""
+    """The user id of the process that connected to, or listens on, a Unix-domain socket."""
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     uid: int = _CREDENTIALS.unpack(data)[1]
     return uid
 
 
 def identity(path: bytes) -> tuple[int, int, int]:
-    """Which file this is; the time is there because a number is used again. Raises OSError."""
+    """Device, inode and time of a file: an inode's number is used again. Raises OSError."""
     status = os.lstat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns

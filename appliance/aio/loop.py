@@ -1,9 +1,9 @@
 """The event loop: epoll, timers, and nothing else.
 
-asyncio would do. But it takes 45 ms to import, which is half of a whole login; its first
-loop touches 1 MiB of a forked worker's memory, a quarter of what an idle connection
-costs; and its handles and contexts take longer than all else on a small packet's way
-through a tunnel. What a connection needs of a loop fits on this page.
+asyncio would do. But importing it takes 45 ms, which is half of a whole login. Its first loop
+touches 1 MiB of a forked worker's memory, a quarter of what an idle connection costs. And for a
+small packet in a tunnel its handles and contexts take longer than all other work. The few
+functions of a loop that a connection needs fit on this page.
 
 An exception of a callback ends ``run``: a connection never goes on half broken.
 """
@@ -22,7 +22,7 @@ from typing import Any, Final
 Callback = Callable[[], None]
 
 # Our own choice
-EVENTS: Final = 32  # descriptors served a turn, so that timers are never far away
+EVENTS: Final = 32  # descriptors served in one turn: few, so that timers are not late
 
 
 class Timer:
@@ -36,11 +36,11 @@ class Timer:
         self._arguments = arguments
 
     def cancel(self) -> None:
-        """Not to be called any more."""
+        """Prevents the call."""
         self._callback = None
 
     def fire(self) -> None:
-        """Call it, unless it was cancelled."""
+        """Calls the callback, unless it was cancelled."""
         if self._callback is not None:
             self._callback(*self._arguments)
 
@@ -61,14 +61,14 @@ class Loop:
         self.time = time.monotonic
 
     def watch_reader(self, fd: int, callback: Callback | None) -> None:
-        """Call ``callback`` whenever ``fd`` is readable; None to stop.
+        """Calls ``callback`` whenever ``fd`` is readable; None ends that.
 
         Raises PermissionError for a regular file, which epoll cannot wait for.
         """
         self._watch(fd, callback, self._writers.get(fd))
 
     def watch_writer(self, fd: int, callback: Callback | None) -> None:
-        """Call ``callback`` whenever ``fd`` is writable; None to stop."""
+        """Calls ``callback`` whenever ``fd`` is writable; None ends that."""
         self._watch(fd, self._readers.get(fd), callback)
 
     def _watch(self, fd: int, reader: Callback | None, writer: Callback | None) -> None:
@@ -88,21 +88,21 @@ class Loop:
                 table.pop(fd, None)
 
     def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
-        """Call ``callback`` in the next turn."""
+        """Calls ``callback`` in the next turn."""
         self._soon.append(Timer(0.0, callback, arguments))
 
     def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> Timer:
-        """Call ``callback`` after ``delay`` seconds."""
+        """Calls ``callback`` after ``delay`` seconds."""
         return self.call_at(self.time() + delay, callback, *arguments)
 
     def call_at(self, when: float, callback: Callable[..., None], *arguments: Any) -> Timer:
-        """Call ``callback`` at ``when``."""
+        """Calls ``callback`` at ``when`` (seconds, monotonic)."""
         timer = Timer(when, callback, arguments)
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
         return timer
 
     def on_signal(self, number: int, callback: Callback) -> None:
-        """Call ``callback`` in a turn of its own after the signal; the main thread only."""
+        """Calls ``callback`` from the loop after the signal; only for the main thread."""
         if not self._signals:
             self._wakeup = read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             signal.set_wakeup_fd(write)
@@ -116,16 +116,16 @@ class Loop:
                 self._signals[number]()
 
     def stop(self) -> None:
-        """Let ``run`` return after this turn, or at once if it has not begun."""
+        """Makes ``run`` return after this turn, or at once if it has not begun."""
         self._stopped = True
 
     def run(self) -> None:
-        """Serve until ``stop``, or until a callback raises."""
+        """Serves until ``stop``, or until a callback raises."""
         while not self._stopped:
             self._turn()
 
     def close(self) -> None:
-        """Give the descriptors of the loop itself back; nothing may be watched any more."""
+        """Closes the descriptors of the loop itself, which then can watch nothing any more."""
         self._epoll.close()
         if self._wakeup:
             signal.set_wakeup_fd(-1)

@@ -1,6 +1,7 @@
-"""A child that connects to hosts by their names, so that nobody waits for the system's resolver.
+"""A child process that connects to hosts by their names, so that the parent never waits.
 
-It looks a name up, which may block for long, connects, and passes the socket back.
+The child asks the system's resolver, which may block for long, connects, and passes the socket
+to the parent.
 """
 
 import contextlib
@@ -16,23 +17,23 @@ from .addresses import look_up
 from .connecting import ANSWER_LIMIT, Attempt
 
 # Our own choices
-NAME_SECONDS: Final = 120  # about what the kernel gives a connection
+NAME_SECONDS: Final = 120  # about as long as the kernel itself tries to connect
 NAMES_AT_ONCE: Final = 50  # of one NameConnector
 NAME_LIMIT: Final = 1024  # bytes of a request; DNS has 255 for a name
 _TOO_MANY: Final = "too many names at once"
 
 
 class NameConnector:
-    """A child that connects to hosts by their names; it is there once the first one comes."""
+    """Owns the child that connects to hosts by their names; forks it for the first name."""
 
     def __init__(self, become: Callable[[], None]) -> None:
-        """``become`` makes the child the user as whom it connects."""
+        """``become`` is called in the child, to make it the user that it connects as."""
         self._become = become
         self._requests: socket.socket | None = None
         self._child = -1  # a descriptor of the process
 
     def connect(self, host: str, port: int) -> Attempt:
-        """Have it connect; raises OSError."""
+        """Has the child connect; raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._ask(port.to_bytes(2, "big") + host.encode(), theirs.fileno())
@@ -44,20 +45,20 @@ class NameConnector:
         return Attempt(ours, by_name=True)
 
     def close(self) -> None:
-        """End the child, whatever it waits for."""
+        """Kills the child, even while it waits."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._child, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # or somebody else has waited for it
+            with contextlib.suppress(ChildProcessError):  # it was waited for elsewhere
                 os.waitid(os.P_PIDFD, self._child, os.WEXITED)
             os.close(self._child)
 
     def _ask(self, request: bytes, messenger: int) -> None:
         try:
             if self._requests is not None:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the child died
                     socket.send_fds(self._requests, [request], [messenger])
                     return
                 self.close()
@@ -79,13 +80,13 @@ class NameConnector:
                         os._exit(0)
                 self._child = os.pidfd_open(pid)
             except OSError:
-                ours.close()  # by which a child ends
+                ours.close()  # if there is a child, this ends it
                 raise
         return ours
 
 
 def _serve_names(requests: int, become: Callable[[], None]) -> None:
-    """In the child: serve until the parent is gone."""
+    """Serves requests, in the child, until the parent is gone."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -102,10 +103,10 @@ def _serve_names(requests: int, become: Callable[[], None]) -> None:
 
 
 class _Lookups:
-    """Threads that wait for requests, and then serve one each.
+    """Threads that each wait for a request, and serve it.
 
-    There is always one that waits, if the user may have so many, so that no request waits for a
-    thread's start.
+    One more thread than there are requests is kept if the user may have so many, so that no
+    request waits for a thread's start.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -115,12 +116,12 @@ class _Lookups:
         self._busy = 0
 
     def serve(self) -> None:
-        """Until the parent is gone."""
+        """Serves requests in this thread until the parent is gone."""
         while True:
             request, fds, _, _ = socket.recv_fds(self._sock, NAME_LIMIT, 1)
             if not request:
                 os._exit(0)
-            if not fds:  # there was no descriptor left for it
+            if not fds:  # this process had no descriptor left for it
                 continue
             with socket.socket(fileno=fds[0]) as answer, contextlib.suppress(OSError):
                 if self._begin():
@@ -135,7 +136,7 @@ class _Lookups:
             self._busy += 1
             last = self._busy == self._threads
             if last and self._threads <= NAMES_AT_ONCE:
-                with contextlib.suppress(RuntimeError):  # the user may have no more: others wait
+                with contextlib.suppress(RuntimeError):  # the user may have no more: requests wait
                     threading.Thread(target=self.serve, daemon=True).start()
                     self._threads += 1
             return self._busy <= NAMES_AT_ONCE

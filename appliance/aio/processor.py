@@ -1,4 +1,4 @@
-"""What this machine's processor is good at."""
+"""The features of this machine's processor."""
 
 
 def aes_is_fast() -> bool:

@@ -1,11 +1,11 @@
-"""The way through a proxy: HTTP CONNECT, or SOCKS version 5.
+"""Connecting through a proxy: HTTP CONNECT, or SOCKS version 5.
 
-    HTTP    CONNECT host:port, and a header of ours -> a header of the proxy's, status 2xx
-    SOCKS   methods -> one of them; name and password -> yes; host and port -> yes
+    HTTP    CONNECT host:port with a header -> the proxy's header, status 2xx
+    SOCKS   methods -> one of them; name and password -> success; host and port -> success
 
-The proxy gets the host's name and resolves it. What follows its last answer belongs to SSH,
-so nothing is read beyond it. What a proxy says is as little to be trusted as what a
-server says: every answer has a limit, and all together have a time.
+The proxy gets the host's name and resolves it. The bytes after its last answer belong to SSH,
+so nothing is read beyond that answer. A proxy is trusted as little as a server: each answer has
+a limit of size, and all answers together have a limit of time.
 """
 
 import re
@@ -21,7 +21,7 @@ from ..errors import CulvertError
 from ..log import harmless
 
 # HTTP: RFC 9110 section 9.3.6, RFC 7617
-_UNAUTHORIZED: Final = (407, 401)  # the second from tinyproxy 1.11 for a wrong password
+_UNAUTHORIZED: Final = (407, 401)  # tinyproxy 1.11 answers 401 to a wrong password
 
 # SOCKS: RFC 1928 and, for name and password, RFC 1929
 _VERSION: Final = 5
@@ -47,14 +47,14 @@ HEADER_LIMIT: Final = 8 << 10  # bytes
 
 
 class ProxyFailed(CulvertError):
-    """The proxy does not lead to the host."""
+    """The proxy did not connect to the host; the text says why."""
 
 
 class ProxyHandshake:
-    """What is said to the proxy before SSH begins."""
+    """The dialogue with a proxy before SSH begins."""
 
     def __init__(self, proxy: Proxy, host: str, port: int) -> None:
-        """Raises ProxyFailed if the host's name cannot be said."""
+        """Raises ProxyFailed if the host's name cannot be sent to a proxy."""
         self._proxy = proxy
         self._port = port
         self._host = host
@@ -66,7 +66,7 @@ class ProxyHandshake:
             raise ProxyFailed(f"{host}: too long a name for SOCKS")
 
     def run(self, sock: socket.socket, seconds: float) -> None:
-        """Have the proxy connect to the host, within this time; raises ProxyFailed."""
+        """Has the proxy connect to the host, within ``seconds``; raises ProxyFailed."""
         speak = self._http if self._proxy.scheme == "http" else self._socks
         try:
             speak(_Wire(sock, seconds))
@@ -118,7 +118,7 @@ class ProxyHandshake:
         if kind != _NAME and kind not in sizes:
             raise ProxyFailed("its answer is malformed")
         length = wire.take(1)[0] if kind == _NAME else sizes[kind]
-        wire.take(length + 2)  # the address that it connects from, which is nothing to us
+        wire.take(length + 2)  # the address that the proxy connects from; not needed
 
     def _socks_password(self, wire: "_Wire") -> None:
         user, password = self._proxy.user or b"", self._proxy.password
@@ -148,7 +148,7 @@ def parse_status(header: bytes) -> tuple[int, str]:
 
 
 class _Wire:
-    """A socket, of which no more is read than asked for, in a limited time."""
+    """A socket with a time limit, from which no more is read than asked for."""
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self._sock = sock
@@ -180,14 +180,14 @@ class _Wire:
         return data
 
     def take(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+        """Reads exactly ``count`` bytes."""
         data = b""
         while len(data) < count:
             data += self._receive(count - len(data))
         return data
 
     def header(self) -> bytes:
-        """All up to the first empty line and no byte more."""
+        """Reads up to the first empty line, and no byte more."""
         header = b""
         while len(header) < HEADER_LIMIT:
             ahead = self._receive(HEADER_LIMIT - len(header), socket.MSG_PEEK)

@@ -1,7 +1,7 @@
-"""Bytes between a channel and file descriptors, with back pressure both ways.
+"""Copies bytes between a channel and file descriptors, with back pressure in both directions.
 
 A Source reads a descriptor only while the channel may send; a Sink gives the peer new
-window only for what the descriptor took, so neither ever holds more than one window.
+window only for bytes that the descriptor took, so neither ever holds more than one window.
 """
 
 import os
@@ -12,20 +12,22 @@ from ..ssh.channels import Channel
 from .driver import Driver
 
 # Our own choice
-READ = 128 << 10  # bytes a wake-up: four packets, one send
+READ = 128 << 10  # bytes in one wake-up: four packets, one send
 
 
 def wants_nonblocking(fd: int) -> bool:
-    """Whether a write to ``fd`` can stall: a pipe's or socket's can; a terminal's too, but
-    its other users would be surprised by a change of mode."""
+    """Whether ``fd`` is to be made non-blocking: a pipe or a socket, to which a write can stall.
+
+    A write to a terminal can stall, too, but its other users would be surprised by that mode.
+    """
     mode = os.fstat(fd).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 class Source:
-    """From a descriptor to a channel; the caller owns the descriptor.
+    """Copies bytes from a descriptor to a channel; the caller owns the descriptor.
 
-    ``transform`` may make one byte more of what was read, or any number less.
+    ``transform`` may return one byte more than was read, or any number fewer.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Source:
         self._pollable = True  # regular files are not, and are always ready
 
     def start(self) -> None:
-        """Begin, or go on after the channel could not take more."""
+        """Begins, or goes on after the channel could not take more."""
         if self._reading or self._stopped or not self._channel.sendable():
             return
         self._reading = True
@@ -104,13 +106,13 @@ class Source:
                 self._loop.watch_reader(self._fd, None)
 
     def stop(self) -> None:
-        """Read no more; once and for all."""
+        """Ends reading for good."""
         self._pause()
         self._stopped = True
 
 
 class Sink:
-    """From a channel to a descriptor; owns nothing but what is not written yet."""
+    """Copies bytes from a channel to a descriptor; owns only the bytes not written yet."""
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class Sink:
         self._stopped = False
 
     def write(self, view: memoryview) -> None:
-        """Bytes that are valid during the call only."""
+        """Writes bytes, now or later; ``view`` is valid during the call only."""
         if self._stopped:
             self._channel.consume(len(view))
             return
@@ -158,7 +160,7 @@ class Sink:
         if self._stopped:
             self._flush()
             return
-        del self._waiting[:written]  # which bytearray does without moving the rest
+        del self._waiting[:written]  # a bytearray does this without moving the rest
         if not self._waiting:
             self._loop.watch_writer(self._fd, None)
             if self._drained is not None:
@@ -166,14 +168,14 @@ class Sink:
         self._flush()
 
     def when_drained(self, drained: Callable[[], None]) -> None:
-        """Call ``drained`` once everything is written: now, or later."""
+        """Calls ``drained`` once everything is written: now, or later."""
         if self._waiting:
             self._drained = drained
         else:
             drained()
 
     def stop(self) -> None:
-        """Forget what is not written."""
+        """Drops the bytes that are not written yet, and all that follow."""
         self._stopped = True
         if self._waiting:
             self._waiting = bytearray()

@@ -1,4 +1,4 @@
-"""What a service tells systemd about itself (sd_notify(3)); without systemd, nothing."""
+"""Messages of a service to systemd about itself (sd_notify(3))."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import socket
 
 
 def notify(*assignments: str) -> None:
-    """Send 'READY=1', 'STATUS=...' and the like to whoever started us and wants to know."""
+    """Sends 'READY=1', 'STATUS=...' and the like to systemd, if it started us and asks for it."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return
