@@ -1,10 +1,10 @@
 """authorized_keys: which keys may log in, and what each of them may do (sshd(8)).
 
-A line is ``[options] type base64 [comment]``. The options stand in front, separated by commas,
-and only blanks outside double quotes end them. A line is one line however long it is, and a
-line with anything in it that is not understood lets nobody in: an option may be there to
-restrict, so ignoring it would grant more than its author meant. So does a restriction that
-cannot take effect on this line. Every such line is named in the log once.
+A line is ``[options] type base64 [comment]``. The options are separated by commas, and the first
+blank outside double quotes ends them. A line may have any length. A line with anything that is not
+understood lets nobody in: an unknown option may be a restriction, and to ignore it would grant
+more than its author meant. The same holds for a restriction that cannot take effect on its line.
+Every such line is named in the log once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .keys import SIGNATURE_ALGORITHMS, SK_ECDSA, SK_ED25519, PublicKey, load_pu
 from .permissions import TUNNEL_ANY, Permissions
 from .sources import sources
 
-Parsed = TypeVar("Parsed")  # of a line
+Parsed = TypeVar("Parsed")  # what a line is parsed into
 LocalTime = Callable[[tuple[int, int, int, int, int, int, int, int, int]], float]
 
 # Of OpenSSH
 _TUNNEL_MAXIMUM: Final = TUNNEL_ANY - 2
 _KEY_TYPES: Final = frozenset(SIGNATURE_ALGORITHMS.values())
 _SECURITY_KEYS: Final = (SK_ED25519, SK_ECDSA)
-# The characters of a pattern of IPv4 addresses, and of one with a colon, which is for IPv6.
+# The characters of a pattern for IPv4 addresses, and of one for IPv6, which has a colon.
 _OF_ADDRESSES: Final = (frozenset("0123456789.*?"), frozenset("0123456789abcdefABCDEF:.*?"))
 
 # Our own choices
@@ -36,10 +36,10 @@ LOG_LIMIT: Final = 20  # lines about one file: its owner must not be able to flo
 
 
 class Entry(NamedTuple):
-    """A line that may let somebody in, if ``from_patterns`` and ``expires`` agree.
+    """A line whose key may log in, if its ``from_patterns`` and ``expires`` allow it.
 
-    With ``is_authority`` the key lets nobody in itself but signs certificates, and
-    ``principals``, unless None, are the only ones that such a certificate may be for.
+    With ``is_authority`` the key itself cannot log in but signs certificates. Such a certificate
+    must name one of ``principals``, unless these are None.
     """
 
     key: PublicKey
@@ -51,16 +51,16 @@ class Entry(NamedTuple):
 
 
 class _BadLine(Exception):
-    """Why a line is passed over."""
+    """A line that is refused; the text says why."""
 
 
 def parse(
     data: bytes, log: Callable[[str], None], local_time: LocalTime | None = None
 ) -> Iterator[Entry]:
-    """The usable entries of a file, in order; ``log`` gets a line for each that is not.
+    """The usable entries of a file, in order; ``log`` is called with a text for each refused line.
 
-    ``local_time`` is time.mktime: it reads an expiry-time that does not end in Z. Without
-    it such a time counts as UTC. The caller limits the size of the file.
+    ``local_time`` is time.mktime, for an expiry-time that does not end in Z. Without it such a
+    time counts as UTC. The caller limits the size of the file.
     """
     return _parse_lines(data, log, local_time, _parse_line)
 
@@ -83,7 +83,7 @@ def _parse_lines(
 ) -> Iterator[Parsed]:
     complaints = 0
     for line_number, raw in enumerate(data.split(b"\n"), 1):
-        # Bytes of no known encoding come out of a command or comment as they went in.
+        # Bytes that are not UTF-8 stay as they are in a command or comment.
         line = raw.decode(errors="surrogateescape").strip(" \t\r")
         if not line or line.startswith("#"):
             continue
@@ -145,13 +145,13 @@ def _parse_principal(
 
 
 def _shown(text: str) -> str:
-    """Text of the file's, short and harmless in a log."""
+    """Text of the file, shortened and without characters that could harm a log."""
     safe = "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
     return f"'{safe[:40]}{'...' if len(safe) > 40 else ''}'"
 
 
 def _end_of_options(line: str) -> int:
-    """Where the first blank outside quotes stands."""
+    """The index of the first blank outside quotes, or the end of the line."""
     quoted = False
     at = 0
     while at < len(line) and (quoted or line[at] not in " \t"):
@@ -179,7 +179,7 @@ def _split_options(text: str) -> Iterator[tuple[str, str | None]]:
                 raise _BadLine(f"the value of option {_shown(name)} is not in double quotes")
             at += 2
             characters = []
-            while text[at] != '"':  # there is one: _end_of_options has seen it
+            while text[at] != '"':  # _end_of_options has made sure that there is one
                 if text[at : at + 2] == '\\"':
                     at += 1
                 characters.append(text[at])
@@ -208,7 +208,7 @@ _FLAGS: Final = {
 
 
 class _Options(NamedTuple):
-    """What stands in front of a key."""
+    """The options in front of a key."""
 
     permissions: Permissions
     is_authority: bool = False
@@ -216,7 +216,7 @@ class _Options(NamedTuple):
 
 
 def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
-    """Options count from left to right: what stands behind ``restrict`` may give back."""
+    """Reads options from left to right: one behind ``restrict`` may grant something again."""
     fields: dict[str, Any] = {}
     restricted = is_authority = False
     principals: tuple[str, ...] | None = None
@@ -278,7 +278,7 @@ def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
             principals = tuple(filter(None, value.split(",")))
         else:
             raise _BadLine(f"option {_shown(name)} is not supported")
-    # 'port-forwarding' behind 'restrict' is not enough: a tunnel reaches a whole network.
+    # 'port-forwarding' behind 'restrict' allows no tunnel, because that reaches a whole network.
     open_to_all = fields.get("port_forwarding", True) and not restricted
     for name in _FORWARDS.values():
         if name in fields:
@@ -290,7 +290,7 @@ def _parse_options(text: str, local_time: LocalTime | None) -> _Options:
 def _add_variable(
     environment: tuple[tuple[str, str], ...], text: str
 ) -> tuple[tuple[str, str], ...]:
-    """The first value of a variable stays, as with OpenSSH."""
+    """Adds a variable; its first value stays, as with OpenSSH."""
     name, equals, value = text.partition("=")
     if not equals or not name.isascii() or not name.replace("_", "a").isalnum():
         raise _BadLine(f"option 'environment' is not NAME=value but {_shown(text)}")
@@ -323,7 +323,7 @@ def _parse_forward(name: str, text: str) -> tuple[str, int]:
 def parse_time(text: str, local_time: LocalTime | None) -> int:
     """Seconds since 1970 of YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with Z behind it for UTC.
 
-    Raises ValueError. Without ``local_time`` every time is one of UTC.
+    Raises ValueError. Without ``local_time`` every time counts as UTC.
     """
     from datetime import UTC, datetime
 

@@ -1,21 +1,21 @@
 """Certificates: a public key, and what an authority says of it (OpenSSH's PROTOCOL.certkeys).
 
-The authority signs the key together with a purpose (to log in, or to be a host), the names it
-is good for, the time it is good in, and options. Who trusts the authority need not know
-the key. A certificate is a PublicKey whose blob is the whole certificate and whose signatures
-are made by the key within; their algorithms have names of their own, the one inside a signature
-is the plain one::
+The authority signs the key together with a purpose (to log in, or to be a host), the names and
+the time that it is valid for, and options. A peer that trusts the authority need not know the key.
+A certificate is a PublicKey whose blob is the whole certificate and whose signatures are made by
+the key within. Its signature algorithms have names of their own, but a signature itself holds
+the plain name::
 
     key type                                   signature algorithm
     ssh-ed25519-cert-v01@openssh.com           the same name
     ssh-rsa-cert-v01@openssh.com               rsa-sha2-512-cert-v01@openssh.com and -256-
 
-``load_certificate`` reads a stranger's bytes: it raises MalformedMessage and nothing else,
-also when the signature is not the authority's, so a Certificate that exists says what its
-authority said. Whether anybody trusts that authority is the caller's question; who can name
-those who are trusted has nothing else's words looked at. ``check`` and ``is_for`` answer the
-other questions. A certificate that names nobody is good for nobody, and a name
-is one name whatever characters it has: both have let strangers in elsewhere.
+``load_certificate`` reads untrusted bytes: it raises MalformedMessage for all that is not a
+certificate or not signed by the authority that it names, so every Certificate holds what its
+authority signed. The caller decides whether to trust this authority; if it passes the trusted
+ones, any other raises CertificateRefused before a key is loaded. ``check`` and ``is_for`` judge
+the rest. A certificate without principals is valid for nobody, and a principal is one name,
+whatever characters it has: mistakes in both have let strangers in elsewhere.
 """
 
 from collections.abc import Collection, Sequence
@@ -58,7 +58,7 @@ PERMITS: Final = {  # extension -> field of Permissions that it grants
     "permit-pty": "pty",
     "permit-user-rc": "user_rc",
 }
-# Key type -> how many strings it consists of, each with its length in front.
+# Key type -> number of strings and mpints behind the type, each with its length in front.
 _KEY_FIELDS: Final = {
     "ssh-ed25519": 1,
     "ecdsa-sha2-nistp256": 2,
@@ -83,7 +83,7 @@ class CertType(IntEnum):
 
 
 class _Body(Record):
-    """What stands between the key and the signature."""
+    """The fields between the key and the signature."""
 
     serial: UInt64
     kind: UInt32
@@ -101,7 +101,7 @@ Options = tuple[tuple[str, bytes], ...]
 
 
 class Terms(NamedTuple):
-    """What an authority says of a key; see ``issue``."""
+    """What an authority certifies about a key; see ``issue``."""
 
     kind: CertType
     key_id: str
@@ -109,8 +109,8 @@ class Terms(NamedTuple):
     serial: int = 0
     valid_after: int = 0  # seconds since 1970
     valid_before: int = FOREVER  # the first second in which it is not valid any more
-    critical_options: Options = ()  # whoever does not know one refuses the certificate
-    extensions: Options = ()  # whoever does not know one ignores it
+    critical_options: Options = ()  # a server that does not know one refuses the certificate
+    extensions: Options = ()  # a server that does not know one ignores it
 
 
 class Certificate(PublicKey):
@@ -145,7 +145,7 @@ class Certificate(PublicKey):
         touch_required: bool = True,
         verify_required: bool = False,
     ) -> bool:
-        """As a key's; ``algorithm`` is a certificate's, the one in ``signature`` the key's."""
+        """As PublicKey.verify; ``algorithm`` is a certificate's, ``signature`` names the key's."""
         return algorithm in self.signature_algorithms and self.key.verify(
             plain_name(algorithm),
             signature,
@@ -155,15 +155,15 @@ class Certificate(PublicKey):
         )
 
     def fingerprint(self, hash: str = "sha256") -> str:
-        """The key's own, as ssh-keygen shows it."""
+        """The fingerprint of the key within, as ssh-keygen shows it."""
         return self.key.fingerprint(hash)
 
     def check(self, kind: CertType, now: float, algorithms: Collection[str], rsa_bits: int) -> None:
-        """Raise CertificateRefused unless it is good for ``kind`` at ``now``, seconds since 1970.
+        """Raises CertificateRefused unless valid for ``kind`` at ``now`` (seconds since 1970).
 
-        ``algorithms`` are those that an authority may sign with, ``rsa_bits`` the shortest RSA
-        key, which holds for the authority's as well. The caller trusts ``authority``, and asks
-        ``is_for`` for whom the certificate is.
+        ``algorithms`` are those that an authority may sign with. ``rsa_bits`` is the least size
+        of an RSA key, also of the authority's. The caller makes sure that ``authority`` is
+        trusted, and that the certificate ``is_for`` the user or host.
         """
         terms = self.terms
         if terms.kind is not kind:
@@ -187,11 +187,11 @@ class Certificate(PublicKey):
                 raise CertificateRefused(f"it has the critical option {name!r}, unknown here")
 
     def is_for(self, names: Collection[str]) -> bool:
-        """Whether one of its principals is among the names; never by parts or patterns."""
+        """Whether one of its principals is among ``names``: whole names, never patterns."""
         return any(principal in names for principal in self.terms.principals)
 
     def permissions(self) -> Permissions:
-        """What a user's certificate grants, once it is checked.
+        """The permissions that a user's certificate grants; call ``check`` before.
 
         Raises CertificateRefused for an option whose value cannot be read.
         """
@@ -221,7 +221,7 @@ class Certificate(PublicKey):
 
 
 def _value(name: str, data: bytes) -> str | None:
-    """The text of a critical option; None for one that is only there."""
+    """The text of a critical option; None for an option without a value."""
     if name not in (FORCE_COMMAND, SOURCE_ADDRESS):
         _flag(name, data)
         return None
@@ -240,7 +240,10 @@ def _flag(name: str, data: bytes) -> bool:
 
 
 def _checked_sources(text: str) -> str:
-    """A comma list of addresses and networks, without wildcards, names and negation."""
+    """Returns a comma list of addresses and networks, after a check of each.
+
+    Raises CertificateRefused for wildcards, names and negation.
+    """
     from ipaddress import ip_network
 
     for each in text.split(","):
@@ -255,10 +258,10 @@ def _checked_sources(text: str) -> str:
 
 
 def load_certificate(blob: bytes, authorities: Collection[bytes] | None = None) -> Certificate:
-    """The certificate of a blob, signed as it says; raises MalformedMessage.
+    """The certificate of a blob, after a check of its signature; raises MalformedMessage.
 
-    With ``authorities``, the blobs of their keys, one that none of them signed raises
-    CertificateRefused, before any key within is touched.
+    With ``authorities``, the blobs of the trusted ones' keys, a certificate of any other raises
+    CertificateRefused, before a key within is loaded.
     """
     reader = Reader(blob)
     plain_type = _PLAIN_TYPES.get(reader.name())
@@ -272,9 +275,9 @@ def load_certificate(blob: bytes, authorities: Collection[bytes] | None = None) 
     reader.end()
     if authorities is not None and body.authority not in authorities:
         raise CertificateRefused("its authority is not trusted")
-    authority = load_public_key(body.authority)  # which no certificate passes for
+    authority = load_public_key(body.authority)  # raises if this is itself a certificate
     algorithm = Reader(signature).name()
-    # Whether somebody touched the authority's security key is the authority's business.
+    # An authority with a security key decides itself whether signing takes a touch.
     if not authority.verify(algorithm, signature, signed, touch_required=False):
         raise MalformedMessage("a certificate's signature is not its authority's")
     key = load_public_key(write_name(plain_type) + b"".join(fields))
@@ -310,7 +313,7 @@ def _read_principals(data: bytes) -> tuple[str, ...]:
 
 
 def _read_options(data: bytes) -> Options:
-    """Pairs of name and value, in the order of their names, each name once."""
+    """Pairs of name and value, which must be in the order of their names, each name once."""
     reader = Reader(data)
     options: list[tuple[str, bytes]] = []
     while not reader.at_end:
@@ -355,5 +358,5 @@ def _write_options(options: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def text_option(name: str, value: str) -> tuple[str, bytes]:
-    """A critical option with a text, for ``Terms``."""
+    """A critical option with a text as its value, for ``Terms``."""
     return name, write_string(value.encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""What turns a packet into ciphertext and back: one object per direction and key.
+"""Ciphers, which encrypt or decrypt packets: one object per direction and key.
 
 A packet is laid out in one buffer as RFC 4253 section 6 has it::
 
@@ -22,12 +22,12 @@ _UINT64_MASK: Final = (1 << 64) - 1
 class Encryption(Protocol):
     """The sending direction."""
 
-    block_size: int  # what the padded packet is a multiple of
-    length_aside: bool  # whether packet_length itself stays out of that multiple
+    block_size: int  # bytes; the padded packet is a multiple of this
+    length_aside: bool  # whether packet_length itself does not count in that multiple
     tag_length: int  # bytes behind the packet
 
     def seal(self, view: memoryview, start: int, end: int, sequence: int) -> int:
-        """Encrypt ``view[start:end]``, append the tag, and return the end of the tag."""
+        """Encrypts ``view[start:end]``, appends the tag, and returns the end of the tag."""
         ...
 
 
@@ -37,14 +37,14 @@ class Decryption(Protocol):
     block_size: int
     length_aside: bool
     tag_length: int
-    peek: int  # bytes that must have arrived before ``length`` can be asked
+    peek: int  # bytes that must have arrived before ``length`` can be called
 
     def length(self, view: memoryview, start: int, sequence: int) -> int:
-        """The packet_length of the packet at ``start``; may be asked again."""
+        """The packet_length of the packet at ``start``; may be called again for it."""
         ...
 
     def open(self, view: memoryview, start: int, end: int, sequence: int) -> None:
-        """Check the tag behind ``end`` and leave the plain packet in ``view[start:end]``.
+        """Checks the tag behind ``end``, and leaves the plain packet in ``view[start:end]``.
 
         Raises IntegrityError, and then nothing of the packet may be used.
         """
@@ -120,7 +120,7 @@ class ChaChaPoly:
     """chacha20-poly1305@openssh.com (OpenSSH PROTOCOL.chacha20poly1305).
 
     Two ChaCha20 keys: the second encrypts the length, the first the rest; its first
-    block is the Poly1305 key. The contexts are kept and given a new nonce a packet.
+    block is the Poly1305 key. The contexts are kept, and get a new nonce for each packet.
     """
 
     block_size = 8
@@ -166,7 +166,7 @@ _ONE_BLOCK: Final = bytes(64)
 
 
 class _AesCtrHmac:
-    """What both forms of AES in counter mode with a separate HMAC have in common."""
+    """The common part of both forms of AES in counter mode with a separate HMAC."""
 
     block_size = 16
 
@@ -217,7 +217,7 @@ class AesCtrMac(_AesCtrHmac):
 
     length_aside = False
     peek = 16
-    _length: int | None = None  # of the packet whose first block is plain already
+    _length: int | None = None  # of a packet whose first block is already decrypted
 
     def seal(self, view: memoryview, start: int, end: int, sequence: int) -> int:
         view[end : end + self.tag_length] = self._tag(view[start:end], sequence)
@@ -265,7 +265,7 @@ MACS: Final = (*(f"{name}-etm@openssh.com" for name in _MACS), *_MACS)
 
 
 def suite(cipher: str, mac: str) -> CipherSuite:
-    """The agreed names as a suite; an AEAD cipher takes no notice of the MAC."""
+    """The suite of the agreed names; for an AEAD cipher the MAC is ignored."""
     if cipher in AEAD:
         return AEAD[cipher]
     digest, length = _MACS[mac.removesuffix("-etm@openssh.com")]

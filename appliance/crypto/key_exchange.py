@@ -1,8 +1,8 @@
 """The key exchange methods: each turns two public values into one shared secret.
 
-All of them fit one shape: the client shows a string, the server answers with a string,
-and both arrive at K, which enters the exchange hash in an encoding that the method
-prescribes. For the finite-field methods the strings hold an mpint's bytes.
+All of them have the same steps: the client sends a string, the server answers with a string,
+and both compute K, which enters the exchange hash in an encoding that the method prescribes.
+For the finite-field methods the strings hold an mpint's bytes.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ class Exchange(Protocol):
     """One side's secret in one exchange; raises KeyExchangeFailed for a bad peer value."""
 
     def client_public(self) -> bytes:
-        """What the client sends."""
+        """The client's public value."""
         ...
 
     def server_answer(self, client_public: bytes) -> tuple[bytes, bytes]:
@@ -35,7 +35,7 @@ def _mpint_of(secret: bytes) -> bytes:
 
 
 class _DiffieHellman:
-    """Methods in which both sides do the same: a pair of keys each, and one agreement."""
+    """Methods in which both sides do the same: make a pair of keys, and agree on a secret."""
 
     def _public(self) -> bytes:
         raise NotImplementedError
@@ -104,8 +104,8 @@ class NistEcdh(_DiffieHellman):
 class FiniteField(_DiffieHellman):
     """diffie-hellman-group14-sha256 and -group16-sha512 (RFC 8268).
 
-    On Python's own integers, since the library gives finite fields up. Its ``pow`` takes
-    a time that depends on the exponent; each exponent is used once, and only by peers
+    It uses Python's own integers, since `cryptography` gives up finite fields. The time of
+    ``pow`` depends on the exponent, but each exponent is used only once, and only for peers
     that know none of the other methods.
     """
 
@@ -130,7 +130,7 @@ class FiniteField(_DiffieHellman):
 
 
 class MlKem768X25519:
-    """mlkem768x25519-sha256 (draft-ietf-sshm-mlkem-hybrid-kex): safe while either half is.
+    """mlkem768x25519-sha256 (draft-ietf-sshm-mlkem-hybrid-kex): safe if either half is safe.
 
     C_INIT is ML-KEM's encapsulation key (1184 bytes) and X25519's public key (32),
     S_REPLY its ciphertext (1088) and X25519's public key; K is the SHA-256 of both
@@ -182,7 +182,7 @@ class MlKem768X25519:
 
 
 class Method(NamedTuple):
-    """A key exchange method: its hash, and how to begin."""
+    """A key exchange method: its hash, and the function that begins an Exchange."""
 
     digest: str
     begin: Callable[[], Exchange]
@@ -200,8 +200,8 @@ METHODS: Final[dict[str, Method]] = {
 }
 
 
-# A client without a key of its own can have a server compute these for nothing (D(HE)at,
-# CVE-2002-20001), 10 times as long as any of the others: a server offers them when told to.
+# A client can make a server compute these without computing anything itself (D(HE)at,
+# CVE-2002-20001), 10 times as long as any other method: a server offers them only if configured.
 FINITE_FIELD: Final = ("diffie-hellman-group16-sha512", "diffie-hellman-group14-sha256")
 
 

@@ -1,14 +1,14 @@
 """Private keys at rest: OpenSSH's format, PEM and Dropbear's, each read and written.
 
 OpenSSH's format (its PROTOCOL.key) is an armoured record: how it is encrypted, the public
-key in the clear, then the private numbers, two equal check numbers in front of them that
-tell a wrong passphrase. It is read here and not by `cryptography`, whose reader drops the
-comment and pulls in every key type and format, which each `culvert ssh` would pay for.
-PEM (PKCS #1, SEC 1, PKCS #8) is left to `cryptography`. Dropbear's format is the key's wire
-form with the private numbers behind it, never encrypted.
+key in the clear, then the private numbers. In front of these stand two check numbers, which
+differ after decryption with a wrong passphrase. This module reads the format itself, because
+the reader of `cryptography` drops the comment and imports every key type and format, which
+would delay each `culvert ssh`. `cryptography` reads PEM (PKCS #1, SEC 1, PKCS #8). Dropbear's
+format is the key's wire form with the private numbers behind it, never encrypted.
 
-Nothing here opens a file: bytes in, bytes out, and one KeyFileError with one line of text,
-to which the caller adds the file's name.
+This module opens no file: it takes and returns bytes. It raises a KeyFileError with one line
+of text, to which the caller adds the file's name.
 """
 
 from binascii import Error as Base64Error
@@ -41,12 +41,12 @@ Passphrase = Callable[[], bytes]
 _MAGIC: Final = b"openssh-key-v1\0"
 _BEGIN: Final = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _END: Final = b"-----END OPENSSH PRIVATE KEY-----"
-_PADDING_MAXIMUM: Final = 255  # bytes: they count from 1
+_PADDING_MAXIMUM: Final = 255  # bytes, whose values are 1, 2, 3 and so on
 _LINE: Final = 70  # characters of base64 a line, as ssh-keygen breaks it
 
 # Our own choices
-BCRYPT_ROUNDS: Final = 24  # what ssh-keygen takes since 9.4: about a quarter of a second
-_OUR_CIPHER: Final = "aes256-ctr"  # what ssh-keygen takes, and all of its relatives read
+BCRYPT_ROUNDS: Final = 24  # ssh-keygen's since 9.4: about a quarter of a second
+_OUR_CIPHER: Final = "aes256-ctr"  # ssh-keygen's, which other programs read, too
 
 
 class KeyFileError(CulvertError):
@@ -54,7 +54,7 @@ class KeyFileError(CulvertError):
 
 
 class PassphraseNeeded(KeyFileError):
-    """The key is encrypted, and there is nobody to ask for its passphrase."""
+    """The key is encrypted, and the caller gave no way to ask for its passphrase."""
 
 
 class WrongPassphrase(KeyFileError):
@@ -82,7 +82,7 @@ _CIPHERS: Final[dict[str, _Cipher]] = {
 
 
 class _Container(Record):
-    """What the armour holds, behind the magic."""
+    """The armour's content, behind the magic."""
 
     cipher_name: Name
     kdf_name: Name
@@ -116,11 +116,11 @@ class _Ed25519Numbers(Record):
 
 
 def load_private_key(data: bytes, passphrase: Passphrase | None = None) -> PrivateKey:
-    """The key of a file's bytes, in whichever of the formats it is.
+    """The key of a file's bytes, in any of the formats.
 
-    ``passphrase`` is called at most once, and only when the key is encrypted; without it
-    an encrypted key raises PassphraseNeeded. Raises WrongPassphrase to be tried again,
-    KeyFileError for everything else that is wrong with the file.
+    ``passphrase`` is called at most once, and only if the key is encrypted; without it an
+    encrypted key raises PassphraseNeeded. Raises WrongPassphrase, after which the caller may
+    try again, and KeyFileError for everything else that is wrong with the file.
     """
     try:
         if _BEGIN in data:
@@ -141,7 +141,7 @@ def load_private_key(data: bytes, passphrase: Passphrase | None = None) -> Priva
 
 
 def load_public_part(data: bytes) -> PublicKey | None:
-    """The public half that OpenSSH's format shows without the passphrase, None for others."""
+    """The public half, which OpenSSH's format shows without the passphrase; None for others."""
     if _BEGIN not in data:
         return None
     try:
@@ -156,7 +156,7 @@ def load_public_line(line: str) -> tuple[PublicKey, str]:
 
 
 def load_offered_line(line: str) -> tuple[PublicKey, str]:
-    """As ``load_public_line``, or of a -cert.pub file: then the key is a Certificate."""
+    """As ``load_public_line``, also for a -cert.pub file: then the key is a Certificate."""
     return _load_line(line, load_offered_key)
 
 
@@ -288,8 +288,8 @@ def _ed25519_secret(seed_and_point: bytes, point: bytes) -> "Secret":
 def _rsa_secret(n: int, e: int, d: int, p: int, q: int) -> "Secret":
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    # The tests for primality that `cryptography` would make take as long as a login; these
-    # find whatever damage a file can come to.
+    # The tests for primality that `cryptography` would make take as long as a login. These checks
+    # find the damage that a file can suffer.
     if min(n, e, d) < 1 or min(p, q) < 3 or p * q != n or (d * e - 1) % (p - 1):
         raise KeyFileError("the private key is damaged: its numbers do not belong together")
     try:
@@ -342,18 +342,18 @@ def _load_pem(data: bytes, passphrase: Passphrase | None) -> PrivateKey:
         secret = load_pem_private_key(data, word)
     except UnsupportedAlgorithm as error:
         raise KeyFileError("the PEM file uses an algorithm that is not supported") from error
-    except (ValueError, TypeError, InternalError) as error:  # the last for a bad length
+    except (ValueError, TypeError, InternalError) as error:  # InternalError: a bad length
         if encrypted:
             raise WrongPassphrase("the passphrase does not open the private key") from error
         raise KeyFileError(
             "the PEM file does not hold a private key that can be read;"
             " 'ssh-keygen -p -f FILE' may turn it into one"
         ) from error
-    return PrivateKey(secret)  # type: ignore[arg-type] # it refuses the other types itself
+    return PrivateKey(secret)  # type: ignore[arg-type] # PrivateKey refuses the other types
 
 
 def _load_dropbear(data: bytes) -> PrivateKey:
-    """Dropbear's signkey.c: buf_put_priv_key of each type."""
+    """Reads what Dropbear's signkey.c writes in buf_put_priv_key."""
     reader = Reader(data)
     key_type = reader.name()
     if key_type == ED25519:
@@ -420,7 +420,7 @@ def dump_openssh(
 
 
 def write_secret(key: PrivateKey) -> bytes:
-    """The inverse of ``_read_secret``; also how an agent takes a key, with its comment behind."""
+    """The inverse of ``_read_secret``; an agent takes this form, too, with the comment behind."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
@@ -442,7 +442,7 @@ def write_secret(key: PrivateKey) -> bytes:
 
 
 def dump_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """PKCS #1 or SEC 1, as OpenSSL's older commands have it; PKCS #8 if encrypted or ed25519."""
+    """PKCS #1 or SEC 1, as OpenSSL's older commands write; PKCS #8 if encrypted or ed25519."""
     from cryptography.hazmat.primitives import serialization
 
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()

@@ -7,9 +7,9 @@ still called ssh-rsa while its signatures are rsa-sha2-512 and rsa-sha2-256 (RFC
 is neither made nor accepted. A security key (sk-...) signs a digest of the data with two more
 facts: whether somebody touched the device, and a counter (OpenSSH's PROTOCOL.u2f).
 
-A key as it is offered is a stranger's bytes: loading raises MalformedMessage and nothing else,
-verifying answers True or False and raises nothing. The classes of `cryptography` are imported
-where they are used, because start-up pays for each of them.
+A key that a peer offers is untrusted bytes: loading raises MalformedMessage and nothing else,
+verifying returns True or False and raises nothing. The classes of `cryptography` are imported
+where they are used, because each of them makes the start slower.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def is_certificate_name(algorithm: str) -> bool:
 
 
 def certificate_name(algorithm: str) -> str:
-    """What a certificate of keys of this type, or with such signatures, is called."""
+    """The certificate's name for a key type or signature algorithm."""
     return algorithm.removesuffix("@openssh.com") + _CERTIFICATE
 
 
 def plain_name(algorithm: str) -> str:
-    """The name without the certificate; any other name as it is."""
+    """The plain name for a certificate's; any other name unchanged."""
     if not is_certificate_name(algorithm):
         return algorithm
     plain = algorithm.removesuffix(_CERTIFICATE)
@@ -146,7 +146,7 @@ class PublicKey:
         ``signature`` is the whole blob of RFC 4253 section 6.6, and must be of the
         ``algorithm`` that was negotiated. A security key's signature must show that its
         user touched it, unless ``touch_required`` is False, and with ``verify_required``
-        that the device checked who it was (a PIN or a finger).
+        that the device verified the user (by a PIN or a finger).
         """
         from cryptography.exceptions import InvalidSignature
 
@@ -166,7 +166,7 @@ class PublicKey:
         return bool(flags & SK_USER_VERIFIED) or not verify_required
 
     def _check(self, algorithm: str, reader: Reader, data: bytes) -> int | None:
-        """Check what follows the algorithm's name, or raise; return a security key's flags."""
+        """Checks what follows the algorithm's name, or raises; returns a security key's flags."""
         raise NotImplementedError
 
     def fingerprint(self, hash: str = "sha256") -> str:
@@ -196,7 +196,7 @@ class PublicKey:
 
 
 class Ed25519Key(PublicKey):
-    """RFC 8709: 32 bytes."""
+    """An ed25519 key (RFC 8709): 32 bytes."""
 
     __slots__ = ("_point",)
 
@@ -212,7 +212,7 @@ class Ed25519Key(PublicKey):
 
 
 class EcdsaKey(PublicKey):
-    """RFC 5656 section 3.1: the curve's name once more, and an uncompressed point."""
+    """An ECDSA key (RFC 5656 section 3.1): the curve's name again, and an uncompressed point."""
 
     __slots__ = ("_key",)
 
@@ -228,7 +228,7 @@ class EcdsaKey(PublicKey):
 
 
 class RsaKey(PublicKey):
-    """RFC 4253 section 6.6, with the signatures of RFC 8332."""
+    """An RSA key (RFC 4253 section 6.6), with the signatures of RFC 8332."""
 
     __slots__ = ("_key",)
 
@@ -265,7 +265,7 @@ _RSA_DIGESTS: Final = {"rsa-sha2-512": 512, "rsa-sha2-256": 256}
 
 
 class SecurityKey(PublicKey):
-    """What both kinds of FIDO key share: the application, the flags and the counter.
+    """A FIDO key of either kind; its signatures hold flags and a counter.
 
     ``application`` is the scope that the key was made for, 'ssh:' or 'ssh:something'; the
     device signs its hash, so a signature made for a web site never passes for one of SSH.
@@ -289,7 +289,7 @@ class SecurityKey(PublicKey):
 
 
 class SecurityEd25519Key(SecurityKey):
-    """PROTOCOL.u2f: ed25519 made by a FIDO device."""
+    """An ed25519 key of a FIDO device (PROTOCOL.u2f)."""
 
     __slots__ = ("_point",)
 
@@ -303,7 +303,7 @@ class SecurityEd25519Key(SecurityKey):
 
 
 class SecurityEcdsaKey(SecurityKey):
-    """PROTOCOL.u2f: ECDSA over nistp256 made by a FIDO device."""
+    """An ECDSA key over nistp256 of a FIDO device (PROTOCOL.u2f)."""
 
     __slots__ = ("_key",)
 
@@ -345,7 +345,7 @@ def _ecdsa_point(key_type: str, reader: Reader) -> EllipticCurvePublicKey:
 
 
 def _verify_ecdsa(key: EllipticCurvePublicKey, digest: int, signature: bytes, data: bytes) -> None:
-    """``signature`` is mpint r, mpint s (RFC 5656 section 3.1.2)."""
+    """Verifies a ``signature`` of mpint r and mpint s (RFC 5656 section 3.1.2), or raises."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
@@ -367,7 +367,7 @@ _LOADERS: Final[dict[bytes, Callable[[bytes, Reader], PublicKey]]] = {
 
 
 def load_public_key(blob: bytes) -> PublicKey:
-    """The key of a blob; raises MalformedMessage for whatever is not exactly one."""
+    """The key of a blob; raises MalformedMessage unless the blob is exactly one key."""
     reader = Reader(blob)
     loader = _LOADERS.get(reader.string())
     if loader is None:
@@ -443,7 +443,7 @@ def _sign(secret: Secret, algorithm: str, data: bytes) -> bytes:
 
 
 def generate(key_type: str, bits: int | None = None) -> PrivateKey:
-    """Make a key: 'ssh-ed25519', 'ssh-rsa' (3072 bits by default) or 'ecdsa-sha2-...'.
+    """Makes a key: 'ssh-ed25519', 'ssh-rsa' (3072 bits by default) or 'ecdsa-sha2-...'.
 
     Raises ValueError for a type that cannot be made or bits that it cannot have.
     """

@@ -1,15 +1,15 @@
-"""known_hosts: which keys a host is known by, and what a key that it shows means (sshd(8)).
+"""known_hosts: which keys a host is known by, and whether to trust the key it shows (sshd(8)).
 
 A line is ``[@marker] hosts type base64 [comment]``. ``hosts`` is a comma list of names and
 wildcards, or one name hashed as ``|1|salt|HMAC-SHA1(salt, name)``. A host on another port
-than 22 is called ``[host]:port``; where nothing is known under that name, a key known under
-the bare name is as good, as with OpenSSH. The text of the files comes in and decisions go
-out; who reads and writes the files is the client.
+than 22 is called ``[host]:port``; if no key is known under that name, a key known under the
+bare name is trusted, too, as with OpenSSH. This module works on the text of the files; the
+client reads and writes the files.
 
     decision   what is known of the host               what the client does
     TRUSTED    this very key                           goes on
-    UNKNOWN    no key                                  asks, or adds it, or refuses
-    CHANGED    another key, of whatever type           refuses, and names the line
+    UNKNOWN    no key                                  asks, or adds the key, or refuses
+    CHANGED    only other keys, of any type            refuses, and names the line
     REVOKED    this key, behind @revoked               refuses
 """
 
@@ -34,7 +34,7 @@ _REVOKED: Final = "@revoked"
 
 
 class Decision(Enum):
-    """What to make of the key that a host has shown."""
+    """The decision about the key that a host has shown."""
 
     TRUSTED = "trusted"
     UNKNOWN = "unknown"
@@ -62,7 +62,7 @@ class Line(NamedTuple):
     mistake: str = ""
 
     def load(self) -> PublicKey:
-        """The line's key; raises MalformedMessage. Few lines are ever asked for theirs."""
+        """The line's key; raises MalformedMessage. Called on demand: few lines' keys are needed."""
         try:
             key = load_public_key(a2b_base64(self.encoded.encode(), strict_mode=True))
         except (Base64Error, UnicodeEncodeError) as error:
@@ -73,13 +73,13 @@ class Line(NamedTuple):
 
 
 def host_name(host: str, port: int) -> str:
-    """How known_hosts calls a host: '[host]:port' unless the port is 22."""
+    """The name of a host in known_hosts: '[host]:port' unless the port is 22."""
     host = host.lower()
     return host if port == SSH_PORT else f"[{host}]:{port}"
 
 
 class Lookup:
-    """What one or several files know of one host; merge files with ``+``."""
+    """The keys of one host in one or several files; ``+`` merges files."""
 
     __slots__ = ("authorities", "bare_keys", "ignored", "keys", "name", "revoked")
 
@@ -102,12 +102,12 @@ class Lookup:
 
     @property
     def key_types(self) -> tuple[str, ...]:
-        """The types that the host is known by: ask for these first."""
+        """The key types that the host is known by; a client asks for these first."""
         known = self.keys or self.bare_keys
         return tuple(dict.fromkeys(each.key.key_type for each in known))
 
     def decide(self, key: PublicKey) -> Decision:
-        """What the host's showing ``key`` means."""
+        """The decision about ``key``, which the host has shown."""
         if any(each.key == key for each in self.revoked):
             return Decision.REVOKED
         if any(each.key == key for each in self.keys):
@@ -119,16 +119,16 @@ class Lookup:
         return Decision.UNKNOWN
 
     def offending(self, key: PublicKey) -> KnownKey | None:
-        """The line to name when the key has changed: of the same type, else the first."""
+        """The key whose line to name when ``key`` is CHANGED: of the same type, else the first."""
         same = [each for each in self.keys if each.key.key_type == key.key_type]
         return next(iter([*same, *self.keys]), None)
 
 
 def lookup(text: str, host: str, port: int, address: str | None = None) -> Lookup:
-    """What a file's text knows of a host.
+    """The keys of a host in a file's text.
 
-    ``address`` is where the host was reached; it counts only for @revoked, since a name is
-    what a person trusts. A HostKeyAlias goes in as ``host`` with port 22. Lines that cannot
+    ``address`` is the IP address at which the host was reached; it counts only for @revoked,
+    since people trust names. Pass a HostKeyAlias as ``host`` with port 22. Lines that cannot
     be read are listed in ``ignored``.
     """
     found = Lookup(host_name(host, port))
@@ -192,7 +192,7 @@ def _parse_line(line: str, number: int) -> Line:
 
 
 def matches_host(hosts: str, name: str) -> bool:
-    """Whether the first word of a line means the host of this name (see ``host_name``)."""
+    """Whether ``hosts``, of a line, cover the host of this name (see ``host_name``)."""
     if not hosts.startswith("|"):
         return matches_list(name, hosts.lower()) is True
     if not hosts.startswith(_HASH_MAGIC):
@@ -208,7 +208,7 @@ def _hashed(name: str, salt: bytes) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA1
     from cryptography.hazmat.primitives.hmac import HMAC
 
-    context = HMAC(salt, SHA1())  # the format's own: it hides names, and proves nothing
+    context = HMAC(salt, SHA1())  # the format's choice: it hides names, and proves nothing
     context.update(name.encode(errors="surrogateescape"))
     return context.finalize()
 
@@ -222,7 +222,7 @@ def hash_host(name: str, salt: bytes) -> str:
 def add_line(host: str, port: int, key: PublicKey, hashed: bool = False, salt: bytes = b"") -> str:
     """The line, without its end, that makes ``key`` known for the host.
 
-    Raises UsageError for a name that would mean other hosts as well.
+    Raises UsageError for a name that would match other hosts as well.
     """
     name = host_name(host, port)
     if hashed:
@@ -235,10 +235,10 @@ def add_line(host: str, port: int, key: PublicKey, hashed: bool = False, salt: b
 def update(
     text: str, host: str, port: int, keys: Sequence[PublicKey], hashed: bool, salts: Iterator[bytes]
 ) -> str | None:
-    """The text in which the host is known by exactly ``keys``; None if it has to stay as it is.
+    """The text, changed so that the host is known by exactly ``keys``; None to leave it unchanged.
 
-    A host is left alone where it shares a line with others, by a list or a wildcard, or where
-    nothing is known of it. ``salts`` are of SALT_BYTES random bytes.
+    None if the host shares a line with others, by a list or a wildcard, or is not known at all.
+    Each of ``salts`` is SALT_BYTES random bytes.
     """
     name = host_name(host, port)
     kept: list[str] = []
@@ -265,7 +265,10 @@ def update(
 
 
 def remove(text: str, host: str, port: int) -> tuple[str, tuple[Line, ...]]:
-    """The text without the host's keys, and the lines that went; markers stay, as they must."""
+    """The text without the host's keys, and the removed lines; lines with a marker stay.
+
+    Without its line, a key behind @revoked would be accepted again.
+    """
     name = host_name(host, port)
     kept: list[str] = []
     removed: list[Line] = []

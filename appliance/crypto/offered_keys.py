@@ -1,6 +1,6 @@
-"""What a peer may offer as its key: a plain key, or a certificate.
+"""The keys that a peer may offer: a plain key, or a certificate.
 
-The code for certificates is imported when one is met, because start-up pays for it.
+The code for certificates is imported when a certificate comes, because it makes the start slower.
 """
 
 from ..wire.codec import Reader
@@ -10,7 +10,7 @@ from .keys import PublicKey, is_certificate_name, load_public_key
 def load_offered_key(blob: bytes) -> PublicKey:
     """Returns the key or the Certificate of a blob; raises MalformedMessage.
 
-    A Certificate vouches for nothing until ``Certificate.check`` was asked.
+    Do not trust a Certificate before ``Certificate.check`` was called.
     """
     if not is_certificate_name(Reader(blob).string().decode("latin-1")):
         return load_public_key(blob)

@@ -11,7 +11,7 @@ def matches(text: str, pattern: str) -> bool:
     """Whether the pattern covers the whole text; takes at most len(text) * len(pattern) steps."""
     at = 0  # in text
     place = 0  # in pattern
-    star = -1  # the last * seen, from which to try again with one character more
+    star = -1  # the last * seen: after a mismatch it covers one character more
     resume = 0
     while at < len(text):
         # '*' first: a text that holds one matches it as a wildcard, too

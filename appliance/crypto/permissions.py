@@ -1,7 +1,7 @@
 """What the holder of a key may do, as options of authorized_keys and certificates restrict it.
 
-Both say it in words of their own, and become ``Permissions``. Where several count (a line and a
-certificate, two keys that are required) what all of them grant is permitted.
+Both kinds of options have names of their own, and become ``Permissions``. If several apply (a line
+and a certificate, or two required keys), only what all of them grant is permitted.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ class Permissions(NamedTuple):
     """What the holder of a key may do; the defaults are those of a line without options."""
 
     pty: bool = True
-    command: str | None = None  # runs in place of whatever is asked for
+    command: str | None = None  # runs instead of the requested program
     environment: tuple[tuple[str, str], ...] = ()
     port_forwarding: bool = True
     agent_forwarding: bool = True
     x11_forwarding: bool = True
     user_rc: bool = True
-    tunnel_allowed: bool = True  # tun@openssh.com at all
+    tunnel_allowed: bool = True  # any tunnel at all
     tunnel: int | None = None  # the only unit allowed; TUNNEL_ANY: only an open for 'any'
-    from_patterns: tuple[str, ...] = ()  # for from_matches, each of them
-    expires: int | None = None  # seconds since 1970, from which on the key is not accepted
+    from_patterns: tuple[str, ...] = ()  # each must match, see from_matches
+    expires: int | None = None  # seconds since 1970; from then on the key is not accepted
     touch_required: bool = True  # of a security key
     verify_required: bool = False
     # Host and port pairs; port 0 and host '*' stand for any. None: everything is permitted.
@@ -34,9 +34,9 @@ class Permissions(NamedTuple):
     permit_listen: tuple[tuple[str, int], ...] | None = None  # where tcpip-forward may listen
 
     def restricted_by(self, other: Permissions) -> Permissions | None:
-        """What both grant, as of a line and a certificate, or of two keys that are required.
+        """The permissions that both grant: a line and a certificate, or two required keys.
 
-        None if they force different commands: obeying one would break the other's word.
+        None if they force different commands: to run one would break the other's restriction.
         The environment is that of the first which has one.
         """
         if None not in (self.command, other.command) and self.command != other.command:
@@ -61,14 +61,14 @@ class Permissions(NamedTuple):
         )
 
     def refusal(self, address: str, now: float) -> str:
-        """Why they do not hold for a client at ``address`` now (seconds since 1970), or ''."""
+        """Why a client at ``address`` is refused at ``now`` (seconds since 1970), or ''."""
         for patterns in self.from_patterns:
             if not from_matches(patterns, address, None):
                 return f"not from {address}"
         return "expired" if self.expires is not None and now >= self.expires else ""
 
 
-# What restricts nothing, not even by asking for a touch: a certificate's own word counts.
+# Restricts nothing, not even by requiring a touch: a certificate then decides about that itself.
 UNRESTRICTED: Final = Permissions(touch_required=False)
 
 Pairs = tuple[tuple[str, int], ...] | None

@@ -1,9 +1,10 @@
-"""Keys and certificates that are not to be believed any more (OpenSSH's PROTOCOL.krl).
+"""Lists of keys and certificates that are revoked (OpenSSH's PROTOCOL.krl).
 
-A list is a KRL, which is binary, or a text with a public key a line. A key is revoked as itself
-or by its hash, a certificate by its serial number or key id, each under its authority or under
-any, and also by its key and by its authority's key. The reader is strict, because half a list
-would let in what the other half revokes: whoever gets MalformedMessage refuses every key.
+A list is a KRL, which is binary, or a text with one public key on each line. A key is revoked
+itself or by its hash. A certificate is revoked by its serial number or key id, under its authority
+or under any authority, and also by its key or its authority's key. The reader is strict, because
+half a list would let in keys that the other half revokes: a caller that gets MalformedMessage must
+refuse every key.
 
 ::
 
@@ -74,7 +75,7 @@ class _Bitmap(Record):
 
 
 class RevokedCertificates:
-    """Those of one authority."""
+    """The revoked certificates of one authority."""
 
     __slots__ = ("bitmaps", "key_ids", "ranges", "serials")
 
@@ -85,7 +86,7 @@ class RevokedCertificates:
         self.key_ids: set[str] = set()
 
     def add_range(self, low: int, high: int) -> None:
-        """Revoke the serials from ``low`` to ``high``; MalformedMessage if there are none."""
+        """Revokes the serials from ``low`` to ``high``; MalformedMessage if there are none."""
         if not 0 < low <= high <= _SERIAL_MAXIMUM:
             raise MalformedMessage("a range of serial numbers is empty, or begins with 0")
         if low == high:
@@ -94,12 +95,12 @@ class RevokedCertificates:
             self.ranges.append((low, high))
 
     def contains(self, certificate: Certificate) -> bool:
-        """Whether this certificate, which is of this authority, is among them."""
+        """Whether a certificate of this authority is revoked."""
         terms = certificate.terms
         serial = terms.serial
         if terms.key_id in self.key_ids:
             return True
-        return serial != 0 and (  # 0: the authority does not count
+        return serial != 0 and (  # 0: the authority does not number its certificates
             serial in self.serials
             or any(low <= serial <= high for low, high in self.ranges)
             or any(serial >= at and bits >> (serial - at) & 1 for at, bits in self.bitmaps)
@@ -107,7 +108,7 @@ class RevokedCertificates:
 
 
 class RevocationList:
-    """What is revoked."""
+    """The revoked keys and certificates."""
 
     __slots__ = ("certificates", "comment", "keys", "sha1", "sha256", "version")
 
@@ -134,11 +135,11 @@ class RevocationList:
         return (
             key.blob in self.keys
             or hashlib.sha256(key.blob).digest() in self.sha256
-            or hashlib.sha1(key.blob).digest() in self.sha1  # the format's own
+            or hashlib.sha1(key.blob).digest() in self.sha1  # the format's choice
         )
 
     def certificates_of(self, authority: PublicKey | None) -> RevokedCertificates:
-        """To be added to; None for any authority."""
+        """The revoked certificates of an authority (None: of any); the caller may add some."""
         blob = b"" if authority is None else authority.blob
         return self.certificates.setdefault(blob, RevokedCertificates())
 
@@ -182,7 +183,7 @@ def load(data: bytes) -> RevocationList:
 
 
 def _load_text(data: bytes) -> RevocationList:
-    """A key a line. It need not be of a type that is supported here, to be revoked."""
+    """Reads one key from each line; also keys of unsupported types can be revoked."""
     revoked = RevocationList()
     for number, line in enumerate(data.split(b"\n"), 1):
         words = line.split()
@@ -224,12 +225,12 @@ def _load_krl(data: bytes) -> RevocationList:
         read(revoked, body)
         body.end()
     if signers and all(map(revoked.revokes, signers)):
-        raise MalformedMessage("the revocation list revokes those who signed it")
+        raise MalformedMessage("the revocation list revokes the keys that signed it")
     return revoked
 
 
 def _signer(data: bytes, blob: bytes, reader: Reader) -> PublicKey:
-    """Who signed what stands before ``reader``, which is then behind the signature."""
+    """The key that signed all bytes before ``reader``; reads the signature, and checks it."""
     key = load_public_key(blob)
     signed = data[: reader.offset]
     signature = reader.string()
@@ -265,7 +266,7 @@ def _hashes(body: Reader, length: int) -> Iterator[bytes]:
 
 def _read_extension(_: object, body: Reader) -> None:
     body.name()
-    if body.boolean():  # whoever does not know it must not use the list
+    if body.boolean():  # critical: a program that does not know it must not use the list
         raise MalformedMessage("the revocation list has a critical extension that is not known")
     body.string()
 

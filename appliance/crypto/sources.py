@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def sources(patterns: str) -> Iterator[tuple[bool, str, IPv4Network | IPv6Network | None]]:
-    """Negation, pattern and network (if it is one) of each; ValueError(pattern) for a bad one."""
+    """Yields negation, pattern and network (if it is one) of each; raises ValueError(pattern)."""
     from ipaddress import ip_network
 
     for pattern in patterns.split(","):
@@ -24,13 +24,13 @@ def sources(patterns: str) -> Iterator[tuple[bool, str, IPv4Network | IPv6Networ
         try:
             yield negated, pattern, ip_network(pattern)
         except ValueError as error:
-            if slash:  # a host in place of a network, or no address at all
+            if slash:  # a network with host bits, or no address at all
                 raise ValueError(pattern) from error
             yield negated, pattern, None
 
 
 def from_matches(patterns: str, address: str, hostname: str | None) -> bool:
-    """Whether a client may come from there, as a ``from`` option means it.
+    """Whether a ``from`` option with ``patterns`` lets in a client from ``address``.
 
     ``patterns`` is a comma list of addresses, networks (192.0.2.0/24) and wildcards, each
     perhaps behind '!', which outweighs the others; ``hostname`` is the client's name if it was
@@ -43,7 +43,7 @@ def from_matches(patterns: str, address: str, hostname: str | None) -> bool:
         peer = ip_address(address.partition("%")[0])
         peer = getattr(peer, "ipv4_mapped", None) or peer
         address = str(peer)
-    except ValueError:  # 'UNKNOWN' behind a pipe
+    except ValueError:  # 'UNKNOWN', of a client that comes through a pipe
         peer = None
     names = {address.lower(), (hostname or address).lower()}
     found = False

@@ -28,12 +28,12 @@ SIGNATURES: Final = (  # of a user's key, and of an authority under a certificat
 )
 HOST_KEY_ALGORITHMS: Final = (*_HOST_SIGNATURES, *map(certificate_name, _HOST_SIGNATURES))
 USER_KEY_ALGORITHMS: Final = (*SIGNATURES, *map(certificate_name, SIGNATURES))
-MINIMUM_RSA_BITS: Final = {"default": 2048, "hardened": 3072}  # of a profile, any key's
+MINIMUM_RSA_BITS: Final = {"default": 2048, "hardened": 3072}  # of any key, by profile
 COMPRESSIONS: Final = ("none", "zlib@openssh.com")
 
 
 class Algorithms(NamedTuple):
-    """What one side offers, most wanted first; both directions alike."""
+    """The algorithms that one side offers, the preferred one first; the same in both directions."""
 
     key_exchange: tuple[str, ...]
     host_key: tuple[str, ...]
@@ -41,7 +41,7 @@ class Algorithms(NamedTuple):
     cipher: tuple[str, ...]
     mac: tuple[str, ...]
     compression: tuple[str, ...]
-    authority: tuple[str, ...] = SIGNATURES  # under certificates
+    authority: tuple[str, ...] = SIGNATURES  # of signatures under certificates
 
 
 DEFAULT: Final = Algorithms(
@@ -50,8 +50,8 @@ DEFAULT: Final = Algorithms(
 
 _HARDENED_HOST_SIGNATURES: Final = ("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256")
 _HARDENED_SIGNATURES: Final = (*_HARDENED_HOST_SIGNATURES, "sk-ssh-ed25519@openssh.com")
-# What a post-quantum audit accepts. Each name is here because somebody looked at it: what is added
-# to the lists above does not come in by itself.
+# The algorithms that a post-quantum audit accepts. Each name was checked by a person; an algorithm
+# that is added to the lists above does not become part of this one.
 HARDENED: Final = Algorithms(
     key_exchange=("mlkem768x25519-sha256",),
     host_key=(*_HARDENED_HOST_SIGNATURES, *map(certificate_name, _HARDENED_HOST_SIGNATURES)),
@@ -71,7 +71,7 @@ _PROFILES: Final = {"default": DEFAULT, "hardened": HARDENED}
 
 
 class Choice(NamedTuple):
-    """What was agreed upon for one direction."""
+    """The algorithms that were agreed upon for one direction."""
 
     cipher: str
     mac: str
@@ -81,7 +81,7 @@ class Choice(NamedTuple):
 def default_algorithms(aes_is_fast: bool, profile: str = "default") -> Algorithms:
     """The lists of a profile; ChaCha20 comes first where the CPU has no AES instructions.
 
-    Whoever sees a key holds it against MINIMUM_RSA_BITS.
+    The code that receives a key compares it with MINIMUM_RSA_BITS.
     """
     algorithms = _PROFILES[profile]
     if aes_is_fast:

@@ -1,8 +1,8 @@
-"""One-time codes that change with the time (RFC 6238), of a secret that a telephone shares.
+"""One-time codes that change with the time (RFC 6238), from a secret that a telephone shares.
 
-A code is the truncated HMAC-SHA1 of how many steps of 30 seconds have passed since 1970 (RFC
-4226 section 5.3): HMAC does not need a hash without collisions. Clocks differ, so the codes of
-the step before and of the one after count as well; none counts twice.
+A code is the truncated HMAC-SHA1 of the number of steps of 30 seconds since 1970 (RFC 4226
+section 5.3). SHA-1 is enough here: HMAC does not need a hash without collisions. Clocks differ,
+so the codes of the step before and the step after are accepted as well; no code is accepted twice.
 """
 
 import hmac
@@ -30,8 +30,8 @@ def code(secret: bytes, counter: int) -> str:
 def matching_step(secret: bytes, given: bytes, now: float, last: int) -> int | None:
     """The step whose code was given at ``now`` (seconds since 1970), None if there is none.
 
-    ``last`` is the step whose code was accepted last: neither it nor one before it counts. All
-    codes are compared, whichever matches.
+    ``last`` is the step whose code was accepted last: neither it nor an earlier one is accepted
+    again. All codes are compared, so that the time taken does not tell which one matched.
     """
     present = int(now) // STEP
     found = None
@@ -42,7 +42,7 @@ def matching_step(secret: bytes, given: bytes, now: float, last: int) -> int | N
 
 
 def read_secret(text: str) -> bytes:
-    """The bytes of a secret in base32, blanks and case aside; raises ValueError."""
+    """The bytes of a secret in base32; blanks and case are ignored. Raises ValueError."""
     from base64 import b32decode
 
     compact = text.replace(" ", "").rstrip("=").upper()
@@ -56,13 +56,13 @@ def read_secret(text: str) -> bytes:
 
 
 def write_secret(secret: bytes) -> str:
-    """The secret in base32, as telephones take it."""
+    """The secret in base32, as telephones expect it."""
     from base64 import b32encode
 
     return b32encode(secret).decode().rstrip("=")
 
 
 def address(secret: bytes, user: str, host: str) -> str:
-    """The otpauth:// address, which a telephone reads as a picture."""
+    """The otpauth:// address, which a telephone scans as a QR code."""
     label = quote(f"{user}@{host}", safe="@")
     return f"otpauth://totp/{label}?secret={write_secret(secret)}&issuer=Culvert"
