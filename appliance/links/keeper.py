@@ -17,7 +17,10 @@ import ctypes
 import fcntl
 import logging
 import os
+import select
+import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -36,13 +39,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_CREDENTIALS: Final = struct.Struct("iII")  # unix(7), ucred: process, user, group
+
 # Our own choices
 _PATIENCE: Final = 10.0  # seconds for one request; a small board needs half of one
+_STARTS: Final = 3  # of a process that ends before it has answered
 _REQUEST_LIMIT: Final = 4 << 20  # bytes: a table for some 100 000 networks
 _POLL: Final = 0.05  # seconds
 _COPY: Final = "-held"  # what the name of a copy ends with
 
-_DONE: Final = "held by process"
+_DONE: Final = b"done"
 _NO_COPY: Final = "a flush of the ruleset opens kill switches for a moment: %s"
 
 # This very package, wherever it is, and nothing of the current directory.
@@ -79,25 +85,24 @@ class Keeper:
         if self._told.get(table) == body:
             return
         try:
-            self._hold(table, body)
+            process = self._hold(table, body)
+            self._told[table] = body
+            self._follow(process)
         except (CulvertError, OSError) as error:
+            self._told.pop(table, None)
             if not self._warned:
                 _log.warning(_NO_COPY, error)
             self._warned = True
-            return
-        self._told[table] = body
 
     def release(self, table: str) -> None:
-        """Let a table's copy go, whoever had it made."""
+        """Let a table's copy go, whoever had it made. Raises CulvertError if it stays."""
         self._told.pop(table, None)
-        try:
-            _request(table, "")
-        except (CulvertError, OSError) as error:
-            _log.error("%s is not released: %s", copy_of(table), error)
+        self._release(table, copy_of(table))
 
     def release_all(self) -> None:
-        """Let all copies go, whoever had them made; returns when they are gone."""
-        self.release("")
+        """Let all copies go, whoever had them made. Raises CulvertError if one stays."""
+        self._told.clear()
+        self._release("", "what the keeper holds")
 
     def close(self) -> None:
         """Watch no more; what is held stays held."""
@@ -114,33 +119,55 @@ class Keeper:
             if self._watch is not None:
                 self._process_descriptor = os.pidfd_open(process)
                 self._watch(self._process_descriptor, self._ended)
+            self._hold_again()  # what the one before held, of whose end we may not know yet
 
     def _ended(self) -> None:
         """Have another keeper hold what this one held for us."""
         self.close()
         self.process = 0
+        self._hold_again()
+
+    def _hold_again(self) -> None:
         told, self._told = self._told, {}
         for table, body in told.items():
             self.hold(table, body)
 
-    def _hold(self, table: str, body: str) -> None:
-        """Raises CulvertError and OSError."""
-        deadline = time.monotonic() + _PATIENCE
+    def _hold(self, table: str, body: str) -> int:
+        """The keeper's process id. Raises CulvertError and OSError."""
+        deadline = 0.0
+        starts = 0
         while (process := _request(table, body)) is None:
+            deadline = deadline or time.monotonic() + _PATIENCE
             try:
                 self._start()
             except BlockingIOError:  # another one begins or ends
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
-        self._follow(process)
+                continue
+            starts += 1
+            if starts > _STARTS:
+                raise CulvertError("the process that would prevent it ends at once")
+        return process
+
+    def _release(self, table: str, what: str) -> None:
+        """Raises CulvertError."""
+        deadline = 0.0
+        try:
+            while _request(table, "") is None and _is_locked():  # one begins or ends
+                deadline = deadline or time.monotonic() + _PATIENCE
+                if time.monotonic() > deadline:
+                    raise CulvertError("no keeper answers")
+                time.sleep(_POLL)
+        except (CulvertError, OSError) as error:
+            raise CulvertError(f"{what} is not released: {error}") from error
 
     def _start(self) -> None:
         """Raises OSError."""
         lock = _lock()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with _listen() as listening:
+            with _bind() as listening:
                 sys.stdout.flush()  # or what waits there is written twice
                 child = os.fork()
                 if child == 0:
@@ -166,37 +193,84 @@ def _become_keeper(lock: int, listening: int) -> NoReturn:
 def _request(table: str, body: str) -> int | None:
     """Ask the keeper; returns its process id, None if there is none.
 
-    Raises CulvertError with its answer, and OSError.
+    One that does not answer is ended. Raises CulvertError with its answer, and OSError.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_PATIENCE)
         try:
             sock.connect(str(_socket_path()))
-            sock.sendall(f"{table}\n{body}".encode())
-            sock.shutdown(socket.SHUT_WR)
-            answer = _read_all(sock)
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            process: int = _CREDENTIALS.unpack(credentials)[0]
+            try:
+                sock.sendall(f"{table}\n{body}".encode())
+                sock.shutdown(socket.SHUT_WR)
+                answer = _read_all(sock)
+            except TimeoutError:
+                _log.warning("the keeper, process %d, does not answer and is ended", process)
+                _end(process)
+                return None
         except (FileNotFoundError, ConnectionError):
             return None
     if not answer:  # it ended before it read this
         return None
-    done, _, process = answer.decode().rpartition(" ")
-    if done != _DONE:
+    if answer != _DONE:
         raise CulvertError(answer.decode())
-    return int(process)
+    return process
+
+
+def _end(process: int) -> None:
+    """End a keeper; what it holds goes with it. Raises OSError."""
+    try:
+        descriptor = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    try:
+        # SIGTERM, which a service manager takes for no reason to start it again.
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        if not ended.poll(_PATIENCE * 1000):
+            raise TimeoutError(f"process {process} does not end")
+    finally:
+        os.close(descriptor)
 
 
 def _lock() -> int:
     """The file whose lock the keeper has. Raises OSError."""
-    path = runtime_directory() / "keeper.lock"
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(_lock_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_locked() -> bool:
+    """Whether there is a keeper. Raises OSError."""
+    try:
+        lock = os.open(_lock_path(), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _lock_path() -> Path:
+    return runtime_directory() / "keeper.lock"
 
 
 def _socket_path() -> Path:
     return runtime_directory() / "keeper.sock"
 
 
-def _listen() -> socket.socket:
-    """The socket of the keeper, which root alone can reach. The caller has the lock."""
+def _bind() -> socket.socket:
+    """The socket of the keeper, which root alone can reach. The caller has the lock.
+
+    Nobody is let in before the keeper itself listens, which makes the process that SO_PEERCRED
+    names the keeper's.
+    """
     path = _socket_path()
     with contextlib.suppress(FileNotFoundError):
         path.unlink()  # of one that was killed
@@ -206,7 +280,6 @@ def _listen() -> socket.socket:
         listening.bind(str(path))
     finally:
         os.umask(before)
-    listening.listen()
     return listening
 
 
@@ -245,7 +318,7 @@ def stay(closed: Callable[[], Iterable["Rules"]]) -> NoReturn:
         notify("READY=1")
         fcntl.flock(lock, fcntl.LOCK_EX)
     copies = Copies()
-    with _listen() as listening:
+    with _bind() as listening:
         for rules in closed():
             try:
                 copies.hold(rules.table, rules.body)
@@ -261,6 +334,7 @@ def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) ->
 
     Then another keeper can be started as soon as the last request is answered.
     """
+    listening.listen()
     while True:
         asking, _ = listening.accept()
         with asking:
@@ -268,15 +342,15 @@ def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) ->
             try:
                 table, _, body = _read_all(asking).decode().partition("\n")
                 copies.answer(table, body)
-                answer = f"{_DONE} {os.getpid()}"
+                answer = _DONE
             except (CulvertError, OSError, UnicodeDecodeError) as error:
-                answer = str(error)
+                answer = str(error).encode()
             ends = not copies and not stays
             if ends:
                 _socket_path().unlink(missing_ok=True)
                 os.close(lock)
             with contextlib.suppress(OSError):
-                asking.sendall(answer.encode())
+                asking.sendall(answer)
         if ends:
             return
 

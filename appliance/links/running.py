@@ -161,7 +161,7 @@ class RunningLink:
         self._happened(LinkEvent.START)
 
     def stop(self, stays_closed: bool = False) -> None:
-        """End the connection and undo every change; raises NetworkError for what stays.
+        """End the connection and undo every change; raises CulvertError for what stays.
 
         A kill switch that ``stays_closed`` is left for the next supervisor, or for `down`.
         """

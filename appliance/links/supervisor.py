@@ -411,7 +411,7 @@ def left_closed(earlier: bool = False) -> dict[Path, Rules]:
 
 
 def open_again(path: Path, keeper: Keeper) -> None:
-    """Undo all that a record names, its kill switch last. Raises NetworkError."""
+    """Undo all that a record names, its kill switch last. Raises CulvertError."""
     try:
         reconcile_apart(path, ())
     finally:

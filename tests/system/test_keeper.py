@@ -1,8 +1,11 @@
 """The process that holds copies of kill switches: what it holds, for whom, and until when."""
 
 import os
+import signal
 import socket
 import stat
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,7 +92,7 @@ def test_a_bad_request_is_answered_and_changes_nothing(
         try:
             send(sock)
             sock.shutdown(socket.SHUT_WR)
-            assert not sock.recv(4096).startswith(keeper._DONE.encode())
+            assert sock.recv(4096) != keeper._DONE
         except ConnectionError:  # it reads no more
             pass
     assert held(space) == before
@@ -112,3 +115,40 @@ def test_where_nothing_can_be_held_one_line_says_so(
     (line,) = caplog.messages
     assert "a flush of the ruleset opens kill switches for a moment: " in line
     assert wait_until(lambda: not space.processes())
+
+
+def test_a_keeper_that_hangs_is_followed_by_another_that_holds_everything(
+    space: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_PATIENCE", 1.0)
+    client = Keeper()
+    hold(space, client, TABLE, "a")
+    hold(space, client, f"{TABLE}2", "b")
+    (old,) = space.processes()
+    os.kill(old, signal.SIGSTOP)
+    hold(space, client, TABLE, "c")
+    assert old not in space.processes()
+    assert "chain c" in held(space)
+    assert "chain b" in held(space)
+
+
+def test_a_keeper_that_hangs_keeps_nothing_closed(
+    space: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_PATIENCE", 1.0)
+    hold(space, Keeper(), TABLE, "a")
+    (old,) = space.processes()
+    os.kill(old, signal.SIGSTOP)
+    space.inside(lambda: Keeper().release(TABLE))
+    assert held(space) == ""
+
+
+def test_a_keeper_that_cannot_start_is_not_waited_for(
+    space: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")  # as in the midst of an upgrade
+        hold(space, Keeper(), TABLE, "a")
+    assert time.monotonic() - began < 5
+    assert "ends at once" in caplog.text
