@@ -18,7 +18,7 @@ from .. import log
 from ..config.links import Link, LinksConfig
 from ..errors import CulvertError, UsageError
 from ..links import lock
-from ..links.control import Answer, NotRunning, request
+from ..links.control import Answer, NotRunning, is_running, request
 from ..links.status import LinkStatus, from_json, to_table
 from .options import Option, Options, help_text, parse
 
@@ -206,8 +206,8 @@ def _close(path: str, names: Sequence[str], stays: bool) -> int:
             result = 1
         result |= _make(switches, not stays)
     if stays:
-        # A supervisor has its own held.
-        keeper.stay(lambda: () if _declarations_in_use() else left_closed().values())
+        # A supervisor has its own held. It may wait for this process, and is asked nothing.
+        keeper.stay(lambda: () if is_running() else left_closed().values())
     return result
 
 

@@ -126,6 +126,16 @@ class _Client:
         self._sock.close()
 
 
+def is_running() -> bool:
+    """Whether a supervisor listens; one that is busy does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(str(socket_path()))
+        except OSError:
+            return False
+    return True
+
+
 def request(method: str, path: str) -> Answer:
     """Ask the supervisor; raises NotRunning."""
     where = socket_path()

@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -308,6 +309,35 @@ def test_a_keeper_that_stays_is_a_service_of_its_own(sites: Routed) -> None:
     assert not west.space.succeeds(*held)
     assert keeper.poll() is None
     end(keeper)
+
+
+def test_a_keeper_that_takes_over_does_not_wait_for_a_supervisor_that_waits_for_it(
+    sites: Routed,
+) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    (old,) = west.keepers()
+    keeper = west.start("up", "--close", "-F", "-c", str(west.links))
+    lock = west.folder / "run" / "keeper.lock"
+    assert wait_until(lambda: f"{lock.stat().st_ino} " in waiting_locks())
+    busy = supervisor(west)
+    os.kill(busy, signal.SIGSTOP)
+    os.kill(old, signal.SIGKILL)
+    pause(0.5)
+    os.kill(busy, signal.SIGCONT)
+    began = time.monotonic()
+    pause(0.2)
+    west.culvert("status")
+    assert time.monotonic() - began < 5
+    held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+    assert wait_until(lambda: west.space.succeeds(*held))
+    assert west.keepers() == []
+    end(keeper)
+
+
+def waiting_locks() -> str:
+    """The lines of proc(5)'s /proc/locks that tell of a process which waits."""
+    return "\n".join(each for each in Path("/proc/locks").read_text().splitlines() if "->" in each)
 
 
 def test_a_mistake_in_the_declarations_opens_nothing_at_boot(sites: Routed) -> None:
