@@ -10,7 +10,8 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -333,13 +334,21 @@ def _down(options: Options) -> int:
     stays_closed = "closed" in options
     if stays_closed and names:
         raise UsageError("--closed is for all links at once")
-    try:
-        if stays_closed:
-            _raise_unless_done(request("POST", "/end"))
-        for path in [] if stays_closed else [f"/down/{name}" for name in names] or ["/down"]:
-            _raise_unless_done(request("POST", path))
-    except NotRunning:
-        return 0 if stays_closed else _undo(names)
+    wanted = ["/end"] if stays_closed else [f"/down/{name}" for name in names] or ["/down"]
+    deadline = time.monotonic() + END_SECONDS
+    while True:
+        try:
+            for path in wanted:
+                _raise_unless_done(request("POST", path))
+            break
+        except NotRunning as error:
+            try:
+                with lock.without_supervisor():
+                    return 0 if stays_closed else _undo(names)
+            except lock.Taken:  # one begins or ends
+                if time.monotonic() > deadline:
+                    raise error from None
+                time.sleep(POLL)
     if not names:  # so that another can be started
         lock.wait_until_free(END_SECONDS)
     return 0
@@ -357,13 +366,20 @@ def _undo(names: Sequence[str]) -> int:
     if names:
         left = [path for path in left if path in {record_of(name) for name in names}]
     keeper = Keeper()
-    for path in left:
-        open_again(path, keeper)
-    removed: Sequence[str] = ()
+    removed: list[str] = []
+    steps: list[Callable[[], object]] = [partial(open_again, path, keeper) for path in left]
     if not names:
         # A record may be lost, or could not be written.
-        keeper.release_all()
-        removed = remove_unrecorded(network_records())
+        steps.append(keeper.release_all)
+        steps.append(lambda: removed.extend(remove_unrecorded(network_records())))
+    wrong = []
+    for step in steps:
+        try:
+            step()
+        except CulvertError as error:  # the others are undone all the same
+            wrong.append(str(error))
+    if wrong:
+        raise CulvertError("; ".join(wrong))
     if not (left or removed):
         raise UsageError("no link is up")
     return 0

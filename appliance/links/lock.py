@@ -5,20 +5,29 @@ The locked file says which declarations the last one had.
 
 import contextlib
 import fcntl
+import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from ..config.directories import runtime_directory
 from ..errors import UsageError
+
+_log = logging.getLogger(__name__)
+
 
 # Our own choices
 _FILE: Final = "links.lock"
 _POLL: Final = 0.05  # seconds
 
 
+class Taken(UsageError):
+    """Another process is the supervisor, or keeps others from becoming it."""
+
+
 def take(declarations: str = "") -> int:
-    """Return the lock's descriptor; raises UsageError if another process has it.
+    """Return the lock's descriptor; raises Taken, and UsageError where there can be none.
 
     ``declarations`` is the path of those that it is taken for.
     """
@@ -31,13 +40,33 @@ def take(declarations: str = "") -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
-        raise UsageError(f"{directory}: another supervisor of links runs") from error
+        raise Taken(f"{directory}: another supervisor of links runs") from error
     if declarations:
         # Where there is no room, the next one takes any declarations for those of the last.
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, os.fsencode(declarations), 0)
     return lock
+
+
+@contextlib.contextmanager
+def without_supervisor(declarations: str = "") -> Iterator[None]:
+    """Keep others from becoming the supervisor meanwhile, where there can be a lock.
+
+    Raises Taken.
+    """
+    try:
+        lock = take(declarations)
+    except Taken:
+        raise
+    except UsageError as error:  # a switch is to be closed, and opened, all the same
+        _log.warning("%s", error)
+        lock = -1
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
 
 
 def last_declarations() -> str:

@@ -80,11 +80,15 @@ def closed_rules(link: Link) -> tuple[Rules, ...]:
 
 
 def close(link: Link, keeper: Keeper) -> None:
-    """Close a link's kill switch, if it has one, and undo all else of it. Raises NetworkError."""
+    """Close a link's kill switch, if it has one, and undo all else of it. Raises CulvertError."""
     rules = closed_rules(link)
     for each in rules:
         keeper.hold(each.table, each.body)
-    reconcile_apart(record_of(link.name), rules)
+    try:
+        reconcile_apart(record_of(link.name), rules)
+    finally:
+        if not rules:
+            keeper.release(table_of(owner_of(link)))
 
 
 class RunningLink:

@@ -289,6 +289,11 @@ class Supervisor:
                 open_again(path, self._keeper)
             except CulvertError as error:
                 wrong.append(str(error))
+        if not name:
+            try:
+                self._keeper.release_all()  # of links whose records are lost, too
+            except CulvertError as error:
+                wrong.append(str(error))
         if not self._links:
             self._loop.stop()
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")

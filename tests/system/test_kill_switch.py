@@ -712,6 +712,57 @@ def test_a_lost_record_keeps_no_rules_from_coming_back_nor_from_going(sites: Rou
     assert west.space.run("ip", "route", "show", "table", "198", check=False) == ""
 
 
+OTHER = CLIENT.replace("tun0", "tun1").replace("255", "254")
+
+
+def test_a_switch_that_is_declared_no_more_does_not_outlast_down(sites: Routed) -> None:
+    """Its record went as the link was not to be started, its copy did not."""
+    west = sites["west"]
+    before = west.snapshot()
+    sites.serve("east", SERVER)
+    both = [sites.link("east", CLIENT + EAGER), sites.link("east", OTHER, name="other")]
+    sites.declare("west", *both)
+    west.culvert("up", "--close", "-c", str(west.links))
+    sites.declare("west", both[0], both[1].replace("kill_switch = true", ""))
+    west.culvert("up", "-c", str(west.links), "east")
+    assert "link-other" not in west.space.run("nft", "list", "tables")
+    west.culvert("down")
+    assert west.snapshot() == before
+
+
+def test_what_cannot_be_undone_keeps_no_other_switch_closed(sites: Routed) -> None:
+    west = sites["west"]
+    both = [sites.link("east", CLIENT + EAGER), sites.link("east", OTHER, name="other")]
+    sites.declare("west", *both)
+    west.culvert("up", "--close", "-c", str(west.links))
+    record = west.folder / "state/network/link-east.json"
+    data = json.loads(record.read_text())
+    mtu = {"kind": "Mtu", "device": OUTER, "mtu": 1400}
+    data["changes"].append({"change": mtu, "before": {"mtu": "9999999"}})
+    record.write_text(json.dumps(data))
+    said = west.culvert("down", status=1)
+    assert f"not undone: ip link set dev {OUTER} mtu 1400" in said
+    assert "culvert" not in west.space.run("nft", "list", "tables")
+
+
+@pytest.mark.parametrize("words", [("down",), ("down", "--closed")], ids=" ".join)
+def test_down_ends_a_supervisor_that_has_only_begun(sites: Routed, words: tuple[str, ...]) -> None:
+    sites.serve("east", SERVER)
+    west = sites["west"]
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    begun = west.start("up", "-F", "-c", str(west.links))
+    lock = west.folder / "run" / "links.lock"
+    assert wait_until(lambda: lock.exists() and lock.read_text())
+    begun.send_signal(signal.SIGSTOP)
+    assert not (west.folder / "run" / "links.sock").exists()
+    going = threading.Timer(1, begun.send_signal, [signal.SIGCONT])
+    going.start()
+    west.culvert(*words, status=None)
+    going.join()
+    assert begun.wait(10) == 0
+    assert ("culvert" in west.space.run("nft", "list", "tables")) == (len(words) > 1)
+
+
 def test_ipv6_that_is_switched_on_later_is_guarded(sites: Routed) -> None:
     sites.serve("east", SERVER)
     west = sites["west"]
