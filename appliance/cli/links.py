@@ -109,7 +109,7 @@ def _up(options: Options) -> int:
         return _show_changes(chosen)
     _require_root()
     if running is None:
-        _refuse_to_open(path, config)
+        _refuse_to_open(path)
         return _start(options, path, chosen)
     if running != path:
         raise UsageError(f"the links of {running} are up: 'culvert down' ends them")
@@ -190,26 +190,53 @@ def _close(path: str, names: Sequence[str], stays: bool) -> int:
     Where the declarations cannot be read, what was closed when they last could be.
     """
     from ..links import keeper
+    from ..links.supervisor import left_closed
+
+    result = 0
+    if (used := _declarations_in_use()) is None:
+        with lock.without_supervisor("" if lock.last_declarations() else path):
+            result = _close_declared(path, names, not stays)
+    elif not stays:
+        _require_closed(path, names, used)
+    if stays:
+        try:
+            # A supervisor has its own held. It may wait for this process, and is asked nothing.
+            keeper.stay(lambda: () if is_running() else left_closed().values())
+        except OSError as error:
+            raise UsageError(f"no rules are held: {error}") from error
+    return result
+
+
+def _require_closed(path: str, names: Sequence[str], used: str) -> None:
+    """Raise UsageError for a kill switch that is open while the links of ``used`` are up."""
+    from ..links.declarations import read
+    from ..links.running import record_of
+    from ..links.supervisor import left_closed
+
+    closed = left_closed()
+    wanted = [link for link in _chosen(read(path), names, path) if link.kill_switch]
+    if found := [link.name for link in wanted if record_of(link.name) not in closed]:
+        raise UsageError(
+            f"the kill switch of {', '.join(found)} is open: 'culvert up' closes it, as the links "
+            f"of {used} are up"
+        )
+
+
+def _close_declared(path: str, names: Sequence[str], held: bool) -> int:
+    """Close what is declared, or was closed before; the exit status. No supervisor runs."""
     from ..links.declarations import read
     from ..links.running import closed_rules, record_of
     from ..links.supervisor import left_closed
 
-    supervised = _declarations_in_use() is not None
     result = 0
-    if not supervised:
-        os.close(lock.take("" if lock.last_declarations() else path))
-        try:
-            links = _chosen(read(path), names, path)
-            switches = {record_of(each.name): one for each in links for one in closed_rules(each)}
-        except UsageError as error:
-            print(f"culvert up: {error}", file=sys.stderr)
-            switches = left_closed(earlier=True)
-            result = 1
-        result |= _make(switches, not stays)
-    if stays:
-        # A supervisor has its own held. It may wait for this process, and is asked nothing.
-        keeper.stay(lambda: () if is_running() else left_closed().values())
-    return result
+    try:
+        links = _chosen(read(path), names, path)
+        switches = {record_of(each.name): one for each in links for one in closed_rules(each)}
+    except UsageError as error:
+        print(f"culvert up: {error}", file=sys.stderr)
+        switches = left_closed(earlier=True)
+        result = 1
+    return result | _make(switches, held)
 
 
 def _make(switches: "Mapping[Path, Rules]", held: bool) -> int:
@@ -232,13 +259,12 @@ def _make(switches: "Mapping[Path, Rules]", held: bool) -> int:
     return result
 
 
-def _refuse_to_open(path: str, config: LinksConfig) -> None:
-    """Raise UsageError where these declarations would open what others have closed."""
+def _refuse_to_open(path: str) -> None:
+    """Raise UsageError where other declarations have closed something, of whatever name."""
     from ..links.supervisor import left_closed, name_of
 
     last = lock.last_declarations()
-    declared = {link.name for link in config.link}
-    closed = sorted({name_of(each) for each in left_closed()} - declared)
+    closed = sorted(name_of(each) for each in left_closed())
     if closed and last not in ("", path):
         raise UsageError(
             f"the kill switch of {', '.join(closed)}, of {last}, is closed: 'culvert down' opens it"

@@ -16,7 +16,6 @@ from ..errors import UsageError
 
 _log = logging.getLogger(__name__)
 
-
 # Our own choices
 _FILE: Final = "links.lock"
 _POLL: Final = 0.05  # seconds

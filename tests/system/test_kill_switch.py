@@ -366,13 +366,17 @@ def test_other_declarations_open_nothing(sites: Routed) -> None:
     west = up(sites)
     west.culvert("down", "--closed")
     other = west.folder / "other.toml"
-    other.write_text("[[link]]\n" + sites.link("east", CLIENT + EAGER, name="other"))
+    less = CLIENT.replace("kill_switch = true", "").replace("0.0.0.0/0", "10.2.0.0/24")
+    other.write_text(
+        f"[[link]]\n{sites.link('east', CLIENT + EAGER, name='other')}"
+        f"[[link]]\n{sites.link('east', less.replace('tun0', 'tun1'))}"
+    )
     with watched(sites) as leaks:
-        said = west.culvert("up", "-c", str(other), status=1)
+        said = west.culvert("up", "-c", str(other), "east", status=1)
         assert f"the kill switch of east, of {west.links}, is closed" in said
         assert leaks() == {}
         west.culvert("down")
-        assert "other: up, tun0" in west.culvert("up", "-c", str(other))
+        assert "other: up, tun0" in west.culvert("up", "-c", str(other), "other")
 
 
 # -- names ------------------------------------------------------------------------------------
@@ -710,6 +714,36 @@ def test_a_lost_record_keeps_no_rules_from_coming_back_nor_from_going(sites: Rou
     assert "tun0" not in left
     assert "198" not in west.space.run("ip", "rule")
     assert west.space.run("ip", "route", "show", "table", "198", check=False) == ""
+
+
+def test_close_beside_a_supervisor_says_what_is_open(sites: Routed) -> None:
+    sites.serve("east", SERVER)
+    west = up(sites)
+    west.culvert("up", "--close", "-c", str(west.links))
+    other = sites.link("east", OTHER, name="other")
+    sites.declare("west", sites.link("east", CLIENT + EAGER), other)
+    said = west.culvert("up", "--close", "-c", str(west.links), status=1)
+    assert "the kill switch of other is open: 'culvert up' closes it" in said
+
+
+@pytest.mark.parametrize("words", [(), ("-F",)], ids=["once", "stays"])
+def test_a_runtime_directory_that_cannot_be_written_opens_nothing(
+    sites: Routed, words: tuple[str, ...]
+) -> None:
+    west = sites["west"]
+    run = west.folder / "run"
+    run.mkdir(exist_ok=True)
+    sites.declare("west", sites.link("east", CLIENT + EAGER))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(run)], check=True)
+    try:
+        west.culvert("up", "--close", *words, "-c", str(west.links), status=len(words))
+        with watched(sites) as leaks:
+            pause(0.3)
+            assert leaks() == {}
+        west.culvert("down")
+        assert "culvert" not in west.space.run("nft", "list", "tables")
+    finally:
+        subprocess.run(["umount", "-l", str(run)], check=True)
 
 
 OTHER = CLIENT.replace("tun0", "tun1").replace("255", "254")
