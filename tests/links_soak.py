@@ -173,7 +173,7 @@ class Soak:
     def kill_the_keeper(self) -> None:
         self._wait_for_the_table()
         self._signal(self._west.keepers(), signal.SIGKILL)
-        held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+        held = ("nft", "list", "table", "inet", "culvert-link-east/held")
         if not wait_until(lambda: self._west.space.succeeds(*held)):
             raise Failed("the kill switch's copy is not held again")
 

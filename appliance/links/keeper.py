@@ -46,7 +46,7 @@ _PATIENCE: Final = 10.0  # seconds for one request; a small board needs half of 
 _STARTS: Final = 3  # of a process that ends before it has answered
 _REQUEST_LIMIT: Final = 4 << 20  # bytes: a table for some 100 000 networks
 _POLL: Final = 0.05  # seconds
-_COPY: Final = "-held"  # what the name of a copy ends with
+_COPY: Final = "/held"  # what the name of a copy ends with; no link's name has a slash
 
 _DONE: Final = b"done"
 _NO_COPY: Final = "a flush of the ruleset opens kill switches for a moment: %s"

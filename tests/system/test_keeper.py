@@ -56,6 +56,16 @@ def test_a_copy_lasts_until_it_is_released_by_whomever(space: Namespace) -> None
     assert "chain c" in held(space)
 
 
+def test_a_copy_has_no_name_that_another_links_table_may_have(space: Namespace) -> None:
+    """Or that link's switch could not be made."""
+    hold(space, Keeper(), TABLE, "a")
+    space.run("nft", "add", "table", "inet", f"{TABLE}-held")
+    hold(space, Keeper(), f"{TABLE}-held", "b")
+    assert "chain a" in held(space)
+    assert "chain b" in held(space)
+    space.run("nft", "delete", "table", "inet", f"{TABLE}-held")
+
+
 def test_a_keeper_that_ends_is_followed_by_another_at_once(space: Namespace) -> None:
     client = Keeper()
     for _ in range(10):

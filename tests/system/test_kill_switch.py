@@ -275,7 +275,7 @@ def test_a_killed_keeper_is_started_again(sites: Routed) -> None:
     (old,) = west.keepers()
     with watched(sites) as leaks:
         os.kill(old, signal.SIGKILL)
-        held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+        held = ("nft", "list", "table", "inet", "culvert-link-east/held")
         assert wait_until(lambda: old not in west.keepers() and west.space.succeeds(*held))
         flush(west)
         pause(0.3)
@@ -292,7 +292,7 @@ def test_a_keeper_that_stays_is_a_service_of_its_own(sites: Routed) -> None:
     sites.declare("west", sites.link("east", CLIENT + EAGER))
     links = ("-c", str(west.links))
     keeper = west.start("up", "--close", "-F", *links)
-    held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+    held = ("nft", "list", "table", "inet", "culvert-link-east/held")
     assert wait_until(lambda: west.space.succeeds(*held))
     with watched(sites) as leaks:
         west.culvert("up", *links)
@@ -329,7 +329,7 @@ def test_a_keeper_that_takes_over_does_not_wait_for_a_supervisor_that_waits_for_
     pause(0.2)
     west.culvert("status")
     assert time.monotonic() - began < 5
-    held = ("nft", "list", "table", "inet", "culvert-link-east-held")
+    held = ("nft", "list", "table", "inet", "culvert-link-east/held")
     assert wait_until(lambda: west.space.succeeds(*held))
     assert west.keepers() == []
     end(keeper)
@@ -610,7 +610,7 @@ def test_the_copy_of_the_rules_follows_a_reload(sites: Routed) -> None:
         west.links.write_text(text.replace(f"port = {PORT}", f"port = {PORT + 1}"))
         os.kill(supervisor(west), signal.SIGHUP)
         pause(1)
-        held = west.space.run("nft", "list", "table", "inet", "culvert-link-east-held")
+        held = west.space.run("nft", "list", "table", "inet", "culvert-link-east/held")
         assert f"tcp dport {PORT + 1} return" in held
         assert f"tcp dport {PORT} return" not in held
         flush(west)
