@@ -1,10 +1,10 @@
-"""What is forwarded, as -L, -R and -D write it (ssh(1)).
+"""Forwards, in the notation of -L, -R and -D (ssh(1)).
 
     [address:]port:host:port    [address:]port:/socket
     /socket:host:port           /socket:/socket
     [address:]port  /socket     for -D, and for -R: SOCKS
 
-An IPv6 address stands in brackets. ``''`` or ``'*'`` as the address is every address.
+An IPv6 address stands in brackets. The address ``''`` or ``'*'`` means every address.
 """
 
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ _FORMS: Final = {
 
 
 class TcpPlace(NamedTuple):
-    """A host, None if nothing was said, and a port."""
+    """A host and a port; the host is None if none was given."""
 
     host: str | None
     port: int
@@ -38,7 +38,7 @@ Place = TcpPlace | str  # a str is the path of a Unix-domain socket
 
 
 class Forward(NamedTuple):
-    """Where to listen, and what to connect to: None where each connection says it (SOCKS)."""
+    """The place to listen at, and the target; None if each connection names its own (SOCKS)."""
 
     direction: str  # LOCAL, REMOTE or DYNAMIC
     listen: Place
@@ -49,7 +49,7 @@ class Forward(NamedTuple):
 
 
 def forward(direction: str, text: str) -> Forward:
-    """The parts of a forward; raises ValueError, whose text says what is expected."""
+    """Returns the parsed forward; raises ValueError, whose text says what is expected."""
     try:
         if "\0" in text:
             raise ValueError("a NUL")
@@ -65,7 +65,7 @@ def forward(direction: str, text: str) -> Forward:
 
 
 def _halves(fields: list[str]) -> tuple[list[str], list[str]]:
-    """Where to listen, and what to connect to: perhaps nothing."""
+    """Returns the fields of the place to listen at, and those of the target, which may be none."""
     if _is_path(fields[0]):
         size = len(fields) - 1
     elif len(fields) > 1 and _is_path(fields[-1]):
@@ -77,7 +77,7 @@ def _halves(fields: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _fields(text: str) -> list[str]:
-    """What stands between the colons, but for those in brackets."""
+    """Returns the fields between colons; a colon inside brackets separates nothing."""
     fields = []
     rest = text
     while True:

@@ -1,15 +1,15 @@
 """Hosts, users and proxies as people write them, on the command line and in files.
 
-All are checked before anything else sees them: they become arguments and parts of
-command lines. An error is a ValueError whose text says what is expected; it never holds
-what was written, which may contain a password.
+Every value is checked before other code sees it, because it becomes an argument or a part of a
+command line. An error is a ValueError whose text says what is expected; the text never repeats
+the value, which may contain a password.
 """
 
 import re
 from typing import Final, NamedTuple
 
-# The characters that OpenSSH refuses in names (ssh.c, valid_hostname and valid_ruser), and more:
-# what a shell would take for something else.
+# The characters that OpenSSH refuses in names (ssh.c, valid_hostname and valid_ruser), and the
+# others that are special to a shell.
 _SPECIAL: Final = "'\"`$\\;&<>|(){}*?!#~,"
 _PROXY: Final = re.compile(
     r"(?P<scheme>http|socks5)://"
@@ -23,7 +23,7 @@ _SOCKS_LIMIT: Final = 255  # bytes of a name: RFC 1928 section 5, RFC 1929 secti
 
 
 class Destination(NamedTuple):
-    """``[user@]host[:port]``, as -J takes it; '' and 0 for what is not said."""
+    """``[user@]host[:port]``, as -J takes it; '' and 0 for parts that are not given."""
 
     user: str
     host: str
@@ -38,7 +38,7 @@ class Endpoint(NamedTuple):
 
 
 class Proxy(NamedTuple):
-    """An HTTP or SOCKS5 proxy; ``user`` is None if it asks for nobody."""
+    """An HTTP or SOCKS5 proxy; ``user`` is None for a proxy without authentication."""
 
     scheme: str  # 'http' or 'socks5'
     host: str
@@ -47,21 +47,21 @@ class Proxy(NamedTuple):
     password: bytes
 
     def __repr__(self) -> str:
-        """Without the password."""
+        """Returns the URL without the password."""
         user = "" if self.user is None else self.user.decode(errors="replace") + ":...@"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{user}{host}:{self.port}"
 
 
 def host_name(text: str) -> str:
-    """The name or address of a host, if it is harmless; no brackets."""
+    """Returns the name or address of a host, no brackets; raises ValueError if it is unsafe."""
     if text.startswith("-") or not _is_one_word(text) or set(text) & set("@/[]" + _SPECIAL):
         raise ValueError("expected the name or address of a host")
     return text
 
 
 def user_name(text: str) -> str:
-    """The name of a user, if it is harmless."""
+    """Returns the name of a user; raises ValueError if it is unsafe."""
     if text.startswith("-") or not _is_one_word(text) or set(text) & set("@/:" + _SPECIAL):
         raise ValueError("expected the name of a user")
     return text

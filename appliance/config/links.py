@@ -20,12 +20,12 @@ from .reader import mistakes_in, read_table, structured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link(TunnelNetwork):
-    """One tunnel to one server. What is not said here comes from ssh_config(5)."""
+    """One tunnel to one server; ssh_config(5) supplies the settings that are not given here."""
 
     name: str
     host: str
     port: int = 0  # 0: ssh_config's, or 22
-    user: str = ""  # '': ssh_config's, or our own
+    user: str = ""  # '': ssh_config's, or the local user
     identity_file: str = ""
     host_key: str = ""  # the server's public key, as in known_hosts; '': known_hosts decides
     known_hosts_file: str = ""
@@ -34,24 +34,24 @@ class Link(TunnelNetwork):
     proxy: str = field(default="", repr=False)  # http://[user:password@]host:port or socks5://...
     proxy_command: str = field(default="", repr=False)  # as ssh_config(5) has it
     remote_device: str = "any"  # tunN or tapN at the server
-    from_server: bool = False  # addresses, routes, MTU and DNS are what the server hands out
+    from_server: bool = False  # the server hands out addresses, routes, MTU and DNS
     server_alive_interval: int = 15  # seconds
-    server_alive_count_max: int = 3  # times without an answer until the server is given up
+    server_alive_count_max: int = 3  # unanswered probes before the server is given up
     connect_timeout: int = 15  # seconds
-    kill_switch: bool = False  # nothing for the routes leaves another way
-    ipv6_outside: bool = False  # a full tunnel for IPv4 alone is meant
+    kill_switch: bool = False  # block these routes outside the tunnel
+    ipv6_outside: bool = False  # accept a full tunnel for IPv4 while IPv6 stays outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinksConfig:
-    """The whole file."""
+    """All settings of links.toml."""
 
     link: tuple[Link, ...] = ()
     metrics_port: int = 0  # OpenMetrics on this port of 127.0.0.1, too; 0: on the socket only
 
 
 # Our own choice
-HANDED_OUT_LIMIT: Final = 64  # of each kind: what a server may have us do
+HANDED_OUT_LIMIT: Final = 64  # entries of each kind that are accepted from a server
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _LINK_RANGES: Final = {
@@ -97,7 +97,7 @@ def _check_link(link: Link) -> None:
 
 
 def _check_from_server(link: Link) -> None:
-    """What the server hands out cannot be given as well: neither would be sure to win."""
+    """Raises Mistake for a key that the server hands out, too: it is unclear which value counts."""
     for key in ("addresses", "peer", "routes", "dns", "domains"):
         if getattr(link, key):
             raise Mistake("comes from the server because of from_server = true", key)
@@ -108,7 +108,7 @@ def _check_from_server(link: Link) -> None:
 
 
 def _check_way(link: Link) -> None:
-    """How the server is reached."""
+    """Checks host, user, jump hosts and proxy: there must be one way to the server."""
     _check_with(hosts.host_name, link.host, "host")
     if link.user:
         _check_with(hosts.user_name, link.user, "user")
@@ -155,7 +155,10 @@ def _check_routes(link: Link) -> None:
 
 
 def with_handed_out(link: Link, table: Mapping[str, object]) -> Link:
-    """The link with what its server hands out: keys of TunnelNetwork. Raises UsageError."""
+    """Returns the link with the settings of TunnelNetwork that its server hands out.
+
+    Raises UsageError.
+    """
     with mistakes_in("the server hands out", dict(table)):
         given = structured(TunnelNetwork, dict(table))
         for key in ("addresses", "peer", "routes", "dns", "domains"):

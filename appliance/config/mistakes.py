@@ -9,7 +9,7 @@ SHOWN: Final = 80  # characters of a wrong value
 
 
 class Mistake(Exception):
-    """What is wrong, and the keys and indices that lead there from where it is raised."""
+    """A text, and the place of a wrong value: keys and indices below the table being checked."""
 
     def __init__(self, text: str, *place: str | int) -> None:
         super().__init__(text)
@@ -19,7 +19,7 @@ class Mistake(Exception):
 
 @contextmanager
 def within(*place: str | int) -> Iterator[None]:
-    """Mistakes of what is inside come from ``place``."""
+    """Puts ``place`` in front of the place of each Mistake that is raised inside."""
     try:
         yield
     except Mistake as mistake:
@@ -27,7 +27,7 @@ def within(*place: str | int) -> Iterator[None]:
 
 
 def shown(value: object) -> str:
-    """A value on one line and not without end, whatever it is; of a table no more than that."""
+    """Returns a value as one line of at most SHOWN characters, without the content of tables."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
@@ -48,9 +48,9 @@ def check_ranges(entry: object, ranges: Mapping[str, tuple[int, int]]) -> None:
 
 
 def check_unique(values: Iterable[object], *place: str, key: str = "") -> None:
-    """Raises Mistake at ``place``, the index, and ``key`` of a value that was there before.
+    """Raises Mistake for a value that occurs twice; its place is ``place``, the index and ``key``.
 
-    None may be there any number of times.
+    None may occur any number of times.
     """
     seen = set()
     for index, value in enumerate(values):

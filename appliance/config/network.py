@@ -1,4 +1,4 @@
-"""What one end of a tunnel sets up on its own machine, and what is wrong with it."""
+"""The network settings of one end of a tunnel, for its own machine, and their checks."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -32,29 +32,29 @@ _DOMAIN: Final = re.compile(  # RFC 1123 section 2.1, and _ for names of service
 )
 
 # Our own choice
-_DEVICE_NUMBER: Final = "(0|[1-9][0-9]{0,5})"  # within what fits an interface's name
+_DEVICE_NUMBER: Final = "(0|[1-9][0-9]{0,5})"  # short enough for an interface's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelNetwork:
-    """The device, and what the machine does with it."""
+    """A tunnel device, and the settings that this machine applies to it."""
 
     mode: Mode = "point-to-point"
     device: str = "any"  # tunN or tapN, or 'any' for the next free one
     addresses: tuple[Interface, ...] = ()  # of the device: 10.9.0.1/30
-    peer: tuple[Address, ...] = ()  # the other end's addresses, one a family
-    routes: tuple[Network, ...] = ()  # what lies behind the other end
-    any_source: bool = False  # packets of the peer may have others' addresses, and go to them
+    peer: tuple[Address, ...] = ()  # the other end's addresses, at most one per family
+    routes: tuple[Network, ...] = ()  # networks behind the other end
+    any_source: bool = False  # the peer may send from any address, and get packets for any
     mtu: int = 1500  # bytes
     bridge: str = ""  # an ethernet device becomes a port of this bridge, made if missing
-    forward: tuple[Network, ...] = ()  # what lies behind this end; packets are passed on for these
-    masquerade: Masquerade = "no"  # whose packets take this machine's address on their way out
+    forward: tuple[Network, ...] = ()  # networks behind this end; packets are forwarded for them
+    masquerade: Masquerade = "no"  # which forwarded packets get this machine's address as source
     dns: tuple[Address, ...] = ()  # name servers while the tunnel is up
-    domains: tuple[str, ...] = ()  # names to ask them for; none: all
+    domains: tuple[str, ...] = ()  # names that these servers resolve; (): all names
 
 
 class _Addressing(Protocol):
-    """What both ends of a tunnel have, whoever sets it up."""
+    """The fields that both ends of a tunnel have: TunnelNetwork and ClientNetwork."""
 
     @property
     def addresses(self) -> tuple[Interface, ...]: ...
@@ -71,7 +71,7 @@ class _Addressing(Protocol):
 
 
 def check_network(network: TunnelNetwork) -> None:
-    """Raises Mistake for what cannot be set up."""
+    """Raises Mistake for settings that cannot be applied."""
     check_texts(network)
     check_device("device", network.device, network.mode)
     if network.bridge:
@@ -91,7 +91,7 @@ def check_network(network: TunnelNetwork) -> None:
 
 
 def check_own_addresses(network: TunnelNetwork) -> None:
-    """Raises Mistake where nothing says which addresses are the other end's, so that none is."""
+    """Raises Mistake if no key says which addresses the other end may use, so that it has none."""
     said = network.addresses or network.peer or network.routes
     if network.mode == "point-to-point" and not (said or network.any_source):
         raise Mistake(
@@ -102,7 +102,7 @@ def check_own_addresses(network: TunnelNetwork) -> None:
 
 
 def check_texts(entry: object) -> None:
-    """Raises Mistake for a string of the dataclass that is more than a line."""
+    """Raises Mistake for a string of the dataclass that is not one printable line."""
     for field in fields(entry):  # type: ignore[arg-type]
         value = getattr(entry, field.name)
         for text in value if isinstance(value, tuple) else (value,):
@@ -204,7 +204,7 @@ def _versions(*groups: Sequence[Interface | Address | Network]) -> set[int]:
 
 
 def reached_through(network: _Addressing) -> list[Network]:
-    """What the tunnel leads to: its routes, and the networks that its addresses are in."""
+    """Returns the networks behind the tunnel: its routes, and the networks of its addresses."""
     return [*network.routes, *(address.network for address in network.addresses)]
 
 
@@ -216,7 +216,7 @@ def is_everything(routes: Iterable[Network], version: int) -> bool:
 
 
 def without_ipv6(network: TunnelNetwork) -> TunnelNetwork:
-    """What is left of it on a machine whose IPv6 is switched off."""
+    """Returns the settings without IPv6, for a machine whose IPv6 is switched off."""
     fields = ("addresses", "peer", "routes", "forward", "dns")
     kept: dict[str, Any] = {
         name: tuple(each for each in getattr(network, name) if each.version == 4) for name in fields

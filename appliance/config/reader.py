@@ -1,14 +1,14 @@
-"""How a TOML file becomes frozen dataclasses, and how a mistake in it is told.
+"""Turns a TOML file into frozen dataclasses, and reports mistakes in the file.
 
-A field is optional when it has a default, and secret when its class's repr leaves it out. A nested
-dataclass is a table, ``[tunnel.client]``, a tuple of dataclasses an array of tables,
-``[[link]]``. A field whose metadata are GIVEN is no key: it gets the names of the keys that the
-table has. Nothing is converted but lists, names of addresses and networks: a number is not
-a string, nor a truth value a number. cattrs checks the single values; it and tomllib are
-imported late, because the programs that have no file to read start without them.
+A field with a default is optional; a field with ``repr=False`` is secret. A nested dataclass is a
+table, ``[tunnel.client]``; a tuple of dataclasses is an array of tables, ``[[link]]``. A field
+with the metadata GIVEN is no key of the file: it gets the names of the keys that the table has.
+Only lists, addresses and networks are converted: a number is no string, and a boolean is no
+number. cattrs checks the single values. cattrs and tomllib are imported late, because programs
+that read no file start without them.
 
-What values must have to do with each other is checked by the caller. An error is one line that
-names the file, the entry by its name or number, the key, and what is expected:
+The caller checks the values against each other. An error is one line that names the file, the
+entry by its name or number, the key, and what is expected:
 
     links.toml: link 'office': routes[1]: expected a network such as 192.168.2.0/24
 """
@@ -29,7 +29,7 @@ T = TypeVar("T")
 Table = dict[str, Any]
 
 GIVEN: Final = {"given": True}
-_NAMES: Final = ("name", "device")  # the keys by which a person knows an entry
+_NAMES: Final = ("name", "device")  # the keys that name an entry in a message
 
 _WORDS: Final[dict[Any, str]] = {
     str: "a string",
@@ -47,7 +47,7 @@ _WORDS: Final[dict[Any, str]] = {
 
 
 def read_table(path: str) -> Table:
-    """The whole file; raises UsageError."""
+    """Returns the whole file as a table; raises UsageError."""
     import tomllib
 
     try:
@@ -57,13 +57,13 @@ def read_table(path: str) -> Table:
         raise UsageError(f"{path}: {error.strerror}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: not a TOML file: too deeply nested") from error
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and numbers without end
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of too many digits
         raise UsageError(f"{path}: not a TOML file: {error}") from error
 
 
 @contextmanager
 def mistakes_in(path: str, table: Table) -> Iterator[None]:
-    """Turn a Mistake whose place begins at the top of the file into a UsageError."""
+    """Turns a Mistake, whose place begins at the top of the file, into a UsageError."""
     try:
         yield
     except Mistake as mistake:
@@ -72,7 +72,7 @@ def mistakes_in(path: str, table: Table) -> Iterator[None]:
 
 
 def _entry_and_key(table: Table, place: tuple[str | int, ...]) -> Iterator[str]:
-    """The place in a person's words: "link 'office'", "client.routes[1]"."""
+    """Yields the place in words for a message: "link 'office'", "client.routes[1]"."""
     match place:
         case (str(key), int(index), *rest) if type(table[key][index]) is dict:
             entry = table[key][index]
@@ -87,7 +87,7 @@ def _entry_and_key(table: Table, place: tuple[str | int, ...]) -> Iterator[str]:
 
 
 def structured(kind: type[T], table: object) -> T:
-    """The table as a ``kind``; raises Mistake for what the types do not allow."""
+    """Returns the table as a ``kind``; raises Mistake for a value of the wrong type."""
     if type(table) is not dict:
         raise Mistake(f"expected a table, not {shown(table)}")
     every: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def structured(kind: type[T], table: object) -> T:
 
 
 def _value(field: Field[Any], kind: Any, value: object) -> object:
-    """The value of a field, or one that stands in its list, as a ``kind``."""
+    """Returns the value of a field, or one element of its list, as a ``kind``."""
     if is_dataclass(kind):
         return structured(kind, value)  # type: ignore[arg-type]
     element = kind.__args__[0] if get_origin(kind) is tuple else None
@@ -120,9 +120,9 @@ def _value(field: Field[Any], kind: Any, value: object) -> object:
         return tuple(values)
     try:
         if element is not None and type(value) is not list:
-            raise TypeError("not a list")  # cattrs would take a string's letters
+            raise TypeError("not a list")  # cattrs would split a string into letters
         return _converter().structure(value, kind)
-    except Exception as error:  # a whole tree of them: cattrs has no common root
+    except Exception as error:  # cattrs raises many classes without a common base
         text = f"expected {_expected(kind)}"
         if field.repr:  # it holds no secret
             text += f", not {shown(value)}{_close_to(kind, value)}"
@@ -152,7 +152,7 @@ def _strict(plain: type) -> Any:
 
 
 def _parsed(kind: Any, value: object) -> object:
-    """An address or a network from its name: no number, no netmask, no zone."""
+    """Returns the address or network that a string names; refuses numbers, netmasks and zones."""
     pattern = {
         Interface: r"[0-9a-fA-F.:]+(/[0-9]{1,3})?",
         Address: r"[0-9a-fA-F.:]+",
@@ -166,7 +166,7 @@ def _parsed(kind: Any, value: object) -> object:
 
 
 def _close_to(kind: Any, value: object) -> str:
-    """What somebody who wrote an address with a network's bits, or without, will have meant."""
+    """Returns a hint for an address with a prefix length too many or too few; '' for none."""
     try:
         interface = _parsed(Interface, value)
     except ValueError:
@@ -178,7 +178,7 @@ def _close_to(kind: Any, value: object) -> str:
 
 
 def _expected(kind: Any) -> str:
-    """A type in a reader's words."""
+    """Returns the description of a type for a message."""
     if kind in _WORDS:
         return _WORDS[kind]
     arguments: tuple[Any, ...] = kind.__args__

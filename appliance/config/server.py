@@ -1,4 +1,4 @@
-"""The server's settings, and how a TOML file becomes them.
+"""The server's settings, and how they are read from a TOML file.
 
 Every key is optional, has the name of the field below, and means what sshd_config's key of
 that name means. An error names the file, the key and what is expected.
@@ -35,7 +35,7 @@ DEFAULT_HOST_KEY: Final = "/etc/culvert/ssh_host_ed25519_key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientNetwork:
-    """What the server hands to the client of a tunnel, which may take it."""
+    """The settings that the server hands out to the client of a tunnel; the client may use them."""
 
     addresses: tuple[Interface, ...] = ()
     peer: tuple[Address, ...] = ()
@@ -49,17 +49,17 @@ class ClientNetwork:
 class Tunnel(TunnelNetwork):
     """A device that the server makes when it starts, for one client at a time.
 
-    Without ``key`` and ``user`` it is for root's logins.
+    Without ``key`` and ``user``, only logins as root may use it.
     """
 
     key: str = ""  # only the client with this public key, or its SHA256: fingerprint
-    user: str = ""  # only who logs in as this user
+    user: str = ""  # only logins as this user
     client: ClientNetwork = ClientNetwork()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionConfig:
-    """What may differ from connection to connection; durations in seconds, 0 for never."""
+    """Settings that a Match may change for a connection; durations in seconds, 0 for never."""
 
     allow_users: tuple[str, ...] = ()  # patterns, also USER@ADDRESS and USER@NETWORK; () is all
     deny_users: tuple[str, ...] = ()
@@ -68,13 +68,13 @@ class ConnectionConfig:
     permit_root_login: PermitRootLogin = "yes"
     password_authentication: bool = True
     permit_empty_passwords: bool = False
-    # Each of them is a list with commas, of which every method is required, in its order.
+    # Each string is a list with commas: all of its methods are required, in this order.
     authentication_methods: tuple[str, ...] = ()  # () is any one method
     totp_file: str = ""  # lines of user:base32, for keyboard-interactive:totp
     password_file: str = ""  # lines of user:argon2id-hash, in place of the system's hashes
     authorized_keys_directory: str = "~/.ssh"
-    trusted_user_ca_keys: str = ""  # a file: authorities whose certificates let users in
-    authorized_principals_file: str = ""  # %u, %h, %U: for whom such certificates must be
+    trusted_user_ca_keys: str = ""  # a file: authorities whose user certificates are accepted
+    authorized_principals_file: str = ""  # %u, %h, %U; certificates must name a principal in it
     revoked_keys: str = ""  # a file: a revocation list, or public keys
     pubkey_accepted_algorithms: tuple[str, ...] = ()  # () is the profile's
     ca_signature_algorithms: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class ConnectionConfig:
     permit_user_rc: bool = True
     # Variables that authorized_keys may set, a pattern list; () is PermitUserEnvironment's no.
     permit_user_environment: tuple[str, ...] = ()
-    disable_forwarding: bool = False  # all that follow and tunnels, whatever they say
+    disable_forwarding: bool = False  # overrides all forwarding keys below, tunnels included
     allow_tcp_forwarding: Forwarding = "yes"  # "local" is -L and -D, "remote" is -R
     allow_stream_local_forwarding: Forwarding = "yes"
     allow_agent_forwarding: bool = True
@@ -97,16 +97,16 @@ class ConnectionConfig:
     permit_listen: tuple[str, ...] = ()  # host:port of -R
     permit_tunnel: PermitTunnel = "no"
 
-    client_alive_interval: int = 0  # until a silent client is asked whether it is there
-    client_alive_count_max: int = 3  # questions without an answer
+    client_alive_interval: int = 0  # of silence, until the server sends a probe
+    client_alive_count_max: int = 3  # unanswered probes before the connection ends
     idle_timeout: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match(ConnectionConfig):
-    """Settings in place of the server's for connections that all of its patterns cover.
+    """Settings that replace the server's for connections that match all of its criteria.
 
-    Each is a comma list as Match of sshd_config(5) has it, empty for whatever it is.
+    Each criterion is a list of patterns with commas, as in Match of sshd_config(5); '' matches all.
     """
 
     user: str = ""
@@ -122,36 +122,36 @@ CRITERIA: Final = ("user", "group", "address", "local_address", "local_port")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(ConnectionConfig):
-    """What ``culvert sshd`` does; durations in seconds, 0 for never."""
+    """All settings of ``culvert sshd``; durations in seconds, 0 for never."""
 
     listen: tuple[str, ...] = ("22",)  # [address:]port
     host_keys: tuple[str, ...] = (DEFAULT_HOST_KEY,)
-    make_host_keys: bool = False  # those of host_keys that are missing
-    host_certificates: tuple[str, ...] = ()  # files, each of one of host_keys
+    make_host_keys: bool = False  # make the files of host_keys that are missing
+    host_certificates: tuple[str, ...] = ()  # files, each for one of host_keys
     pid_file: str = "/run/culvert.pid"
     profile: Profile = "default"
-    sandbox: Sandbox = "wanted"  # whether a server starts where system calls cannot be filtered
+    sandbox: Sandbox = "wanted"  # 'wanted': start even if system calls cannot be filtered
 
-    kex_algorithms: tuple[str, ...] = ()  # () is the profile's without finite fields
+    kex_algorithms: tuple[str, ...] = ()  # () is the profile's, without finite-field groups
     login_grace_time: int = 120
     max_startups: tuple[int, int, int] = (10, 30, 100)  # start, percent, full
     per_source_max_startups: int = 20
     per_source_net_block_size: tuple[int, int] = (32, 64)  # bits of IPv4 and IPv6
     per_source_penalties: bool = True
-    # What comes from this machine is often a proxy in front of everybody.
+    # Connections from this machine often come from a proxy that all clients share.
     per_source_penalty_exempt_list: tuple[str, ...] = ("127.0.0.0/8", "::1")
 
     trace: bool = False  # the log names each message of each connection, never its content
-    audit_file: str = ""  # one JSON object a line, see appliance/server/audit.py
-    audit_commands: bool = False  # with the commands that users run
+    audit_file: str = ""  # one JSON object per line, see appliance/server/audit.py
+    audit_commands: bool = False  # the audit file also has the commands that users run
 
     banner: str = ""  # a file's name
     print_motd: bool = True
-    pass_environment: bool = False  # the server's own, to the user's programs
+    pass_environment: bool = False  # the users' programs get the server's environment
     tunnel: tuple[Tunnel, ...] = ()
     match: tuple[Match, ...] = ()
 
-    merge_memory: bool = False  # equal pages of connections, by the kernel (KSM)
+    merge_memory: bool = False  # the kernel merges equal pages of connections (KSM)
     receive_window: int = 2 << 20
     rekey_bytes: int = 4 << 30
     rekey_seconds: int = 3600
@@ -230,7 +230,7 @@ def _check_connection(config: ConnectionConfig) -> None:
 
 
 def _check_pattern(pattern: str, of_users: bool) -> None:
-    """No list and no '!', which would do nothing here: what is denied has a key of its own."""
+    """Raises Mistake for a list or a '!', which have no effect here: use the deny keys instead."""
     name, at, address = pattern.rpartition("@") if of_users else ("", "", pattern)
     words = (name, address) if at else (address,)
     if not all(words) or set(pattern) & set("!,") or not pattern.isprintable() or " " in pattern:
@@ -241,7 +241,7 @@ def _check_pattern(pattern: str, of_users: bool) -> None:
 
 
 def _check_address(pattern: str) -> None:
-    """A pattern, or a network without bits of a host."""
+    """Raises Mistake for a pattern with '/' that is no network, or has bits of a host."""
     try:
         if "/" in pattern:
             ip_network(pattern)
