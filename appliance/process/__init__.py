@@ -1,1 +1,1 @@
-"""A process that reads from the network: what it gives up, what it shares, and whom it tells."""
+"""Parts of processes that read from the network: sandbox, merged memory, passed log lines."""

@@ -1,11 +1,11 @@
-"""A process of its own, apart from the terminal and the caller that it was started by."""
+"""Detaches a process from the terminal and from its caller."""
 
 import os
 import sys
 
 
 def daemonize() -> None:
-    """Leave the terminal and the caller; standard descriptors go to /dev/null."""
+    """Leaves the terminal and the caller; standard descriptors lead to /dev/null."""
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork():

@@ -1,13 +1,13 @@
-"""One copy of what connections hold in common: the kernel's samepage merging (KSM).
+"""Keeps equal memory pages of connections only once: the kernel's samepage merging (KSM).
 
-The two processes of a connection hold 8 MiB, nearly all of it pages that the listener has, too, and
-that were copied because Python counts references in them. Once a login is over, most counts are
-what they were. The kernel's ksmd finds such pages, in its own time, and keeps one of each.
+The two processes of a connection hold 8 MiB. The listener has nearly all of these pages, too; they
+were copied because Python counts references in them. After a login, most counts have their old
+values again. The kernel's ksmd finds equal pages, in its own time, and keeps one of each.
 
-How long it takes to write to a page tells whether another process had an equal one. Who can fill
-a page, and guess all that stands in somebody else's, could so find out whether the guess is right.
-Therefore this is for who asks for it (``merge_memory``); a connection has no part in it before it
-is logged in, and neither have users' programs.
+The time that a write to a page takes tells whether another process had an equal page. An attacker
+who fills a page with a guess of another process's page could learn whether the guess is right.
+Therefore merging is off unless ``merge_memory`` is set. A connection takes no part in it before
+its login, and users' programs never do.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _SWITCH: Final = "/sys/kernel/mm/ksm/run"
 
 
 def obstacle() -> str:
-    """Why no page would be merged; '' if nothing speaks against it."""
+    """Returns why no page would be merged; '' if pages would be."""
     if _libc.prctl(_PR_GET_MEMORY_MERGE, 0, 0, 0, 0) < 0:
         return "the kernel cannot do it for a process (Linux 6.4 can, with CONFIG_KSM)"
     with contextlib.suppress(OSError), open(_SWITCH, encoding="ascii") as file:
@@ -34,10 +34,10 @@ def obstacle() -> str:
 
 
 def begin() -> None:
-    """Merge this process's pages, if the kernel can."""
+    """Starts to merge this process's pages, if the kernel can."""
     _libc.prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
 
 
 def end() -> None:
-    """Have all pages to oneself again: a program that is executed would inherit it, too."""
+    """Stops merging this process's pages: an executed program would inherit the merging."""
     _libc.prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0)

@@ -1,7 +1,7 @@
-"""The lines that a confined process has for the log: one that is not confined writes them.
+"""The log lines of a confined process, which an unconfined process writes for it.
 
-That one can reach the system's log also after it was started again, and a process that was taken
-over can neither fill the log nor write a line that passes for another's.
+The unconfined process still reaches the system's log after the log was restarted. A compromised
+process can neither fill the log nor forge a line of another process.
 """
 
 import logging
@@ -11,21 +11,21 @@ from .. import log
 
 _log = logging.getLogger(__name__)
 
-# Our own choices: a busy connection with -v says less
+# Our own choices: a busy connection with -v writes less
 LINES_AT_ONCE: Final = 1000
 LINES_A_SECOND: Final = 50.0
 
 
 class PassedLines:
-    """The lines of one process, ``who`` it is in the log."""
+    """The log lines of one process, which is named ``who`` in the log."""
 
     def __init__(self, who: str) -> None:
         self._who = who
         self._allowance = log.Allowance(LINES_AT_ONCE, LINES_A_SECOND)
 
     def write(self, level: int, text: bytes) -> None:
-        """Write a line, unless there were too many."""
-        if level == log.TRACE:  # the log limits it by itself, so it takes no other line's place
+        """Writes a line, unless there were too many."""
+        if level == log.TRACE:  # the log limits traces itself, so they take no other line's place
             log.write_for(self._who, level, text[: log.LINE_LIMIT])
             return
         if not self._allowance.take():

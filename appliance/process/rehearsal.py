@@ -1,7 +1,7 @@
-"""A connection of the server with itself, in memory: whatever it needs is then loaded.
+"""Connects the server with itself, in memory, to load everything that a connection needs.
 
-Modules that are imported late, and OpenSSL's tables, are touched once in the listener;
-the forked workers share them, and need no file of the root directory that they lost.
+The listener loads late imports and OpenSSL's tables once. The forked workers share them, and need
+no files, which they can no longer open.
 """
 
 import os
@@ -16,7 +16,7 @@ from ..ssh.settings import ClientSide, ServerSide, Settings
 
 
 class _Authority:
-    """Lets everybody in who has a key."""
+    """Accepts every user with a key."""
 
     def begin(self, user: str) -> Outcome:
         return Outcome(False, ("publickey",))
@@ -39,7 +39,7 @@ class _Authority:
 
 
 class _Credentials:
-    """One key."""
+    """The client's credentials: one key."""
 
     def __init__(self, key: PrivateKey) -> None:
         self._key = key
@@ -58,7 +58,7 @@ class _Credentials:
 
 
 def rehearse(algorithms: Algorithms) -> None:
-    """Run through every cipher, MAC and key exchange once."""
+    """Runs every cipher, MAC and key exchange once."""
     key = generate("ssh-ed25519")
     macs = algorithms.mac * len(algorithms.cipher)
     for cipher, mac in zip(algorithms.cipher, macs, strict=False):
@@ -72,7 +72,7 @@ def _connect(key: PrivateKey, algorithms: Algorithms) -> None:
     settings = Settings(algorithms._replace(host_key=("ssh-ed25519",)))
 
     def trust(_: PublicKey) -> None:
-        """Ourselves."""
+        """Accepts any host key: the server is this process."""
 
     host_keys = {"ssh-ed25519": key.public.blob}
     sides = (

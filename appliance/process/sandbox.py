@@ -1,8 +1,8 @@
-"""What a worker gives up before it reads its first byte from the network.
+"""The privileges that a worker gives up before it reads its first byte from the network.
 
-As root: its identity, its groups and every file (its root directory is one that was
-deleted, so nothing can even be created in it). Always: new privileges, new processes,
-core dumps, and unbounded memory; and with a filter, most system calls.
+A worker that runs as root gives up its identity, its groups and every file (its root directory was
+deleted, so no file can even be created in it). Every worker gives up new privileges, new
+processes, core dumps and unbounded memory, and with a filter most system calls.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 # Our own choices
-USERS: Final = ("culvert", "sshd", "nobody")  # the first that exists
-DATA_LIMIT: Final = 512 << 20  # bytes of a worker's heap: far above what its limits let it need
+USERS: Final = ("culvert", "sshd", "nobody")  # the first one that exists is used
+DATA_LIMIT: Final = 512 << 20  # bytes of a worker's heap: its other limits let it need far less
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SandboxUser(NamedTuple):
-    """Whom a worker runs as, and the directory that it is locked into."""
+    """The user and group that a worker runs as, and a descriptor of its root directory."""
 
     uid: int
     gid: int
@@ -41,30 +41,30 @@ class SandboxUser(NamedTuple):
 
 
 class Confinement(NamedTuple):
-    """What a process is to be held to, for ``enter``."""
+    """The restrictions of a process, for ``enter``."""
 
     identity: SandboxUser | None
     calls: bytes | None
-    resolver: SandboxUser | None  # for who asks for names, which takes files
+    resolver: SandboxUser | None  # for the child that resolves names, which needs files
 
     @property
     def resolver_uid(self) -> int:
-        """The user who asks for names."""
+        """The user of the child that resolves names."""
         return os.geteuid() if self.resolver is None else self.resolver.uid
 
 
 def prepare(users: Sequence[str] = USERS, spare: int = 0) -> SandboxUser | None:
-    """Called once, as root; None for an ordinary user, who cannot give up more.
+    """Returns a user and an empty root directory for ``enter``; None if this process is not root.
 
-    ``users`` are the names to choose from; without any of them it is the number ``spare``, which
-    needs no name, or one of the next, which has none either.
+    Called once. ``users`` are the names to choose from. If none of them exists, the user is the
+    first number from ``spare`` on that no user or group has; RuntimeError without ``spare``.
     """
     if os.geteuid():
         return None
     uid, gid = _choose(users, spare)
     directory = runtime_directory()
     try:
-        # In memory: a full disk must not keep us from starting.
+        # In memory: a full disk must not prevent a start.
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         path = tempfile.mkdtemp(prefix="culvert-", dir=directory)
     except OSError:
@@ -89,7 +89,7 @@ def _choose(users: Sequence[str], spare: int) -> tuple[int, int]:
 
 
 def become(identity: SandboxUser | None) -> None:
-    """Give up root and its groups, but no files: for a child that needs some of them."""
+    """Gives up root and its groups, but not the files, for a child that needs some of them."""
     if identity is not None:
         os.setgroups([])
         os.setresgid(identity.gid, identity.gid, identity.gid)
@@ -99,9 +99,9 @@ def become(identity: SandboxUser | None) -> None:
 
 
 def enter(identity: SandboxUser | None, calls: bytes | None = None) -> None:
-    """Give everything up, for good; raises OSError when anything cannot be given up.
+    """Gives up all privileges for good; raises OSError if one of them cannot be given up.
 
-    ``calls`` is a program of ``seccomp``, after which no other may be called.
+    ``calls`` is a filter from ``seccomp.program``, which blocks all other system calls.
     """
     if identity is not None:
         os.fchdir(identity.directory)
@@ -111,7 +111,7 @@ def enter(identity: SandboxUser | None, calls: bytes | None = None) -> None:
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
     hide()
-    end_with_parent()  # once more: a change of identity forgets it
+    end_with_parent()  # once more: the kernel clears it when the identity changes
     for limit, value in (
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
@@ -125,35 +125,36 @@ def enter(identity: SandboxUser | None, calls: bytes | None = None) -> None:
 
 
 def confine() -> None:
-    """Of a child that became the user: what it has in its memory stays its own."""
+    """Hides the memory of a child that became the user, and ends the child with its parent."""
     hide()
     end_with_parent()
 
 
 def hide() -> None:
-    """Let no other process look into the memory, but root's."""
+    """Lets only root's processes read this process's memory, and forbids new privileges."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def descriptors(identity: SandboxUser | None) -> set[int]:
-    """What ``enter`` needs to be open."""
+    """Returns the descriptors that ``enter`` needs open."""
     return set() if identity is None else {identity.directory}
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends; ``enter`` does so, too."""
+    """Has the kernel kill this process when its parent ends; ``enter`` does so, too."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of whatever our descendants leave behind."""
+    """Makes this process the parent of its descendants' orphans."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_children_but(kept: Collection[int]) -> None:
-    """Kill the children that are not ``kept``: commands that a sandboxed process started before
-    it gave up the right to end them.
+    """Kills the children that are not ``kept``.
+
+    They are commands that a sandboxed process started before it gave up the right to kill them.
     """
     with open("/proc/thread-self/children", encoding="ascii") as children:
         for pid in map(int, children.read().split()):
@@ -163,22 +164,22 @@ def end_children_but(kept: Collection[int]) -> None:
 
 
 def forget_signals() -> None:
-    """Have the usual effect of signals again: a fork inherits its parent's handlers."""
+    """Restores the default effect of signals: a fork inherits its parent's handlers."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
 
 
 def close_all_but(kept: Collection[int]) -> None:
-    """Close every descriptor but the standard ones and ``kept``: a fork inherits them all."""
+    """Closes every descriptor but the standard ones and ``kept``: a fork inherits them all."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in kept:
-            with contextlib.suppress(OSError):  # the one that reads this folder is gone again
+            with contextlib.suppress(OSError):  # the listing's own descriptor is closed already
                 os.close(int(name))
 
 
 def keep_descriptors(kept: Collection[int]) -> None:
-    """Close every descriptor but ``kept``; standard ones that are closed lead to /dev/null."""
+    """Closes every descriptor but ``kept``; standard ones that are closed lead to /dev/null."""
     close_all_but(kept)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):

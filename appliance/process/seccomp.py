@@ -1,35 +1,36 @@
-"""Which system calls a worker may make: those that its work needs, none that opens anything.
+"""The system calls that a worker may make: those that its work needs, none that opens anything.
 
-A worker holds its connection, its monitor's socket and what the monitor gave it. It needs memory,
-time and random numbers, and to wait, read, write, send, receive, accept and close. It has no
-business to open a file, to make a socket or connect one, to start a process or a thread, or to
-signal another process, and where a call that it needs could do so by an argument (MSG_FASTOPEN
-connects, O_ASYNC signals), the arguments are looked at as well.
+A worker holds its connection, its monitor's socket and the descriptors that the monitor gave it. It
+needs memory, time and random numbers, and to wait, read, write, send, receive, accept and close. It
+never needs to open a file, to make or connect a socket, to start a process or a thread, or to
+signal another process. Where a call that it needs could do so by an argument (MSG_FASTOPEN
+connects, O_ASYNC signals), the filter checks the arguments as well.
 
-Somebody who has taken it over still can use the descriptors that it has: talk to its client, to the
+An attacker who has taken over a worker can still use its descriptors: talk to its client and to the
 programs, forwards and tunnel devices of this connection, and read what passes through; accept where
-it listens; and ask the monitor for what its table allows: lines in the log, host keys' signatures,
-attempts to log in, and all that the user who is logged in may have. They can use up memory to the
-limit of ``sandbox``, and the processor's time. And they can look for mistakes of the kernel's in
-the calls that are left.
+it listens; and send the requests that the monitor's table allows: lines in the log, host keys'
+signatures, attempts to log in, and everything that the logged-in user may have. The attacker can
+use up memory to the limit of ``sandbox``, and processor time, and can look for bugs of the kernel
+in the calls that are left.
 
-What is not in the list fails, so that what libraries try now and then (a file for a traceback) does
-not cost the connection: a path with ENOENT, as in the empty directory that a worker of root's is
-locked into, all else with EPERM. What only somebody who has taken the worker over would try (FATAL)
-ends it, with SIGSYS, which the monitor counts as a crash, and the source pays for that.
+A call that is not in the list fails, so that an attempt of a library (to open a file for a
+traceback) does not end the connection. A call with a path fails with ENOENT, as in the empty root
+directory of a worker that was started as root; any other fails with EPERM. A call that only an
+attacker would try (FATAL) ends the worker with SIGSYS; the monitor counts that as a crash, and
+penalizes the source.
 
-libseccomp knows the calls' numbers on each architecture and writes the program for the kernel. That
-happens once, in the listener; a worker has no files, and only hands the kernel the ready program.
+libseccomp knows the calls' numbers on each architecture and writes the program for the kernel. The
+listener does this once; a worker has no files, and only passes the finished program to the kernel.
 
 The list comes from tracing workers on x86-64: in sessions with and without a terminal, forwards,
 the agent, tunnels, compression, rekeying, ends by idleness, the system's log, and an exception with
 its traceback. On emulated boards with Debian 13 (Python 3.13, glibc 2.41, libseccomp 2.6) all of
-that works as well, and a worker that was taken over is refused the same: on arm64 (Linux 6.12.117)
+that works as well, and a compromised worker is refused the same calls: on arm64 (Linux 6.12.117)
 and on armhf with its 64-bit time (Linux 6.12.107). Sessions, forwards, the agent and tunnels were
 also run with the libraries of Debian 12 (Python 3.11, glibc 2.36, libseccomp 2.5.4), those of arm64
 and of armhf, both on the arm64 kernel. No call of a traced worker was refused in any of these.
-Other C libraries and other versions of Python make other calls for the same; those on the list were
-added by what is known of them. The tests run under it.
+Other C libraries and other versions of Python make other calls for the same purpose; the list has
+those that are known. The tests run under this filter.
 """
 
 import ctypes
@@ -63,7 +64,7 @@ _AT_EMPTY_PATH: Final = 0x1000
 ALLOWED: Final = (
     # memory
     *("brk", "mremap", "munmap", "madvise"),
-    # time, random numbers, who we are
+    # time, random numbers, identity
     *("clock_gettime", "clock_gettime64", "clock_getres", "clock_getres_time64", "gettimeofday"),
     *("clock_nanosleep", "clock_nanosleep_time64", "nanosleep", "time", "getrandom"),
     *("getpid", "gettid", "getppid", "getuid", "geteuid", "getgid", "getegid", "sysinfo"),
@@ -71,23 +72,23 @@ ALLOWED: Final = (
     *("epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "poll", "ppoll", "ppoll_time64"),
     *("select", "_newselect", "pselect6", "pselect6_time64", "sched_yield", "restart_syscall"),
     *("futex", "futex_time64"),
-    # what is open
+    # open descriptors
     *("read", "readv", "write", "writev", "close", "close_range", "lseek", "_llseek"),
     *("dup", "dup2", "dup3", "fstat", "fstat64"),
     *("recv", "recvfrom", "recvmsg", "shutdown", "accept", "accept4"),
     *("getsockname", "getpeername", "getsockopt"),
-    # signals to us, and the end
+    # receiving signals, and exit
     *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigreturn", "sigaltstack"),
     *("exit", "exit_group"),
 )
 
-# Calls with a path.
+# Calls with a path: they fail with ENOENT.
 MISSING: Final = (
     *("open", "openat", "openat2", "access", "faccessat", "faccessat2", "readlink", "readlinkat"),
     *("stat", "stat64", "lstat", "lstat64"),
 )
 
-# A call; and of each argument that is looked at its number, a mask, and what must stand under it.
+# System call; for each checked argument: index, mask, required value.
 _WORD: Final = 0xFFFFFFFF
 _POINTER: Final = 0xFFFFFFFFFFFFFFFF
 IOCTLS: Final = (
@@ -100,23 +101,23 @@ _FCNTLS: Final = (
 _Condition = tuple[int, int, int]
 CONDITIONS: Final[tuple[tuple[str, *tuple[_Condition, ...]], ...]] = (
     *(("ioctl", (1, _WORD, request)) for request in IOCTLS),
-    # No flags and no address: MSG_FASTOPEN connects, any socket, even one that listened before. An
-    # address in what sendmsg points to cannot be seen here; a worker has no use for that call.
+    # No flags and no address: MSG_FASTOPEN connects any socket, even one that listened before. A
+    # filter cannot see the address that sendmsg points to; a worker does not need that call.
     ("send", (3, _WORD, 0)),
     ("sendto", (3, _WORD, 0), (4, _POINTER, 0)),
-    # O_ASYNC sends a signal, by F_SETSIG any one, by F_SETOWN to any process of the same user: to
-    # the workers of others.
+    # O_ASYNC sends a signal: with F_SETSIG any signal, with F_SETOWN to any process of the same
+    # user, which the workers of other connections are.
     *((name, (1, _WORD, command)) for name in ("fcntl", "fcntl64") for command in _FCNTLS),
     *((name, (1, _WORD, fcntl.F_SETFL), (2, os.O_ASYNC, 0)) for name in ("fcntl", "fcntl64")),
     ("setsockopt", (1, _WORD, socket.IPPROTO_TCP), (2, _WORD, socket.TCP_NODELAY)),
-    # nothing that was written becomes a program
+    # written memory never becomes executable
     *((name, (2, mmap.PROT_EXEC, 0)) for name in ("mmap", "mmap2", "mprotect")),
 )
 
-# Only where memory is merged: how long it takes to write to a page tells who else has an equal one.
+# Only with merge_memory: the time of a write to a page reveals equal pages of other processes.
 MERGING: Final[tuple[str, _Condition]] = ("prctl", (0, _WORD, PR_SET_MEMORY_MERGE))
 
-# A call that takes a descriptor or a path, and the argument that says by a flag which of them.
+# Calls that take a descriptor or a path, and the index of the flags that say which (AT_EMPTY_PATH).
 EITHER: Final = (("newfstatat", 3), ("fstatat64", 3), ("statx", 2))
 
 FATAL: Final = (
@@ -151,11 +152,11 @@ class _Program(ctypes.Structure):
 
 
 def program(merging: bool) -> bytes:
-    """The filter for this machine, for ``load``; raises Unsupported.
+    """Returns the filter for this machine, for ``load``; raises Unsupported.
 
-    With ``merging``, a process may have its pages merged with others'.
+    With ``merging``, a process may merge its pages with others'.
     """
-    # An invalid program: EFAULT says that the kernel would look at one.
+    # This program is invalid on purpose: EFAULT says that the kernel has filters.
     _libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, None, 0, 0)
     if ctypes.get_errno() != errno.EFAULT:
         raise Unsupported("the kernel has no seccomp filters")
@@ -216,7 +217,7 @@ def _exported(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:
 
 
 def load(instructions: bytes) -> None:
-    """Have the kernel hold this process to the program, for good; raises OSError."""
+    """Applies a filter to this process for good; raises OSError."""
     wanted = _Program(len(instructions) // _INSTRUCTION, instructions)
     if _libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(wanted), 0, 0):
         number = ctypes.get_errno()
