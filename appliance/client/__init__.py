@@ -1,1 +1,1 @@
-"""What an SSH client is: its settings, whom it trusts, the login, and what comes after it."""
+"""The SSH client: its settings, its trust in hosts, the login, and what comes after it."""

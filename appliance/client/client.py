@@ -1,4 +1,4 @@
-"""A client with a connection of its own: from the login to what was asked for."""
+"""A client with a connection of its own: the login, then a session, a tunnel or forwards."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Client(ConnectionHandler):
-    """One run: log in, do what was asked, and report."""
+    """Owns one run of the client: its login, its connection and its session."""
 
     def __init__(self, options: HostOptions, command: str, quiet: bool) -> None:
         self._options = options
@@ -32,10 +32,10 @@ class Client(ConnectionHandler):
         self._session: ClientSession | None = None
         self._connection: Connection | None = None
         self._told_keys = False
-        self._host_keys = b""  # that came with the end of the login
+        self._host_keys = b""  # an announcement that came before authenticate() returned
 
     def run(self, window: int | None) -> int:
-        """The exit status; ``window``: bytes of a channel."""
+        """Runs the client and returns its exit status; ``window``: bytes of a channel."""
         options = self._options
         tunnel = None
         if options.tunnel != "no":
@@ -85,7 +85,7 @@ class Client(ConnectionHandler):
             return None
 
     def _become_master(self) -> HostOptions:
-        """In the background, without a session of our own."""
+        """Goes to the background as a master without a session; returns its options."""
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
@@ -99,13 +99,13 @@ class Client(ConnectionHandler):
         return options
 
     def _first_client(self) -> int:
-        """What we are when the master has gone to the background."""
+        """Runs the session as a client of the master that has gone to the background."""
         from .control_client import ControlClient
 
         return ControlClient(self._options).run(self._command, self._quiet, is_first=True)
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
-        if self._session is None:  # right behind the login, before anything was asked for
+        if self._session is None:  # just after the login, before a session was requested
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
         else:
             self._session.channel_open(channel, type_data)
@@ -114,7 +114,7 @@ class Client(ConnectionHandler):
         wanted = self._options.update_host_keys != "no" and self._options.user_known_hosts_files
         if name == HOSTKEYS and wanted and not self._told_keys:
             self._told_keys = True
-            if self._connection is None:  # the login is just about to be over
+            if self._connection is None:  # authenticate() has not returned yet
                 self._host_keys = data
             else:
                 self._update_host_keys(self._connection, data)
@@ -123,7 +123,7 @@ class Client(ConnectionHandler):
     def _update_host_keys(self, connection: Connection, data: bytes) -> None:
         from .host_keys_update import HostKeysUpdate
 
-        with contextlib.suppress(MalformedMessage):  # which hurts nobody
+        with contextlib.suppress(MalformedMessage):  # only the update is skipped
             HostKeysUpdate(self._options, connection).announced(data)
 
     def banner(self, text: str) -> None:

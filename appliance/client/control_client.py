@@ -1,4 +1,4 @@
-"""A client that shares the connection of another one (ControlPath of ssh_config(5)), and -O."""
+"""A client that uses the connection of another client (ControlPath of ssh_config(5)), and -O."""
 
 import contextlib
 import os
@@ -44,18 +44,18 @@ _ANSWERS: Final = {kind.number: kind for kind in (Running, Done, Say, Raw, Cooke
 
 
 class NoMaster(CulvertError):
-    """Nobody answers at the control socket: who wants to may connect by themselves."""
+    """No master is listening at the control socket; the caller may connect directly."""
 
 
 class MasterGone(CulvertError):
-    """The master went away after it was asked for something, which may have been done."""
+    """The master ended after it got a request, which it may have carried out."""
 
 
 class ControlClient:
     """One connection to a master."""
 
     def __init__(self, options: HostOptions) -> None:
-        """Raises NoMaster."""
+        """Connects to the master at ControlPath; raises NoMaster."""
         path = options.control_path
         assert path is not None
         self._options = options
@@ -75,7 +75,7 @@ class ControlClient:
             raise NoMaster(f"control socket {path}: {why}")
 
     def command(self, name: str) -> int:
-        """Carry out -O; the exit status."""
+        """Carries out the command of -O; returns the exit status."""
         if name == "check":
             self._send(Check())
             answer = self._receive()
@@ -100,7 +100,7 @@ class ControlClient:
         return 0
 
     def _forward(self, wanted: Forward, kind: type[AddForward] | type[CancelForward]) -> str:
-        """'' if it worked."""
+        """Has the master add or cancel a forward; returns why that failed, or ''."""
         listen = wanted.listen
         if self._options.gateway_ports and isinstance(listen, TcpPlace) and listen.host is None:
             wanted = wanted._replace(listen=TcpPlace("*", listen.port))
@@ -115,9 +115,9 @@ class ControlClient:
         return answer.why
 
     def run(self, command: str, quiet: bool, is_first: bool = False) -> int:
-        """A session, or what there is in its place; the exit status.
+        """Adds forwards, and runs a session or -W; returns the exit status.
 
-        ``is_first``: the master is there for us.
+        ``is_first``: the master was started for this client, and exits on a forward's failure.
         """
         options = self._options
         for each in options.forwards:
@@ -156,11 +156,14 @@ class ControlClient:
         return ended.status
 
     def _serve_terminal(self) -> Ended | None:
-        """Do with our terminal what the master says, until the session has ended."""
+        """Sets our terminal's mode as the master says, until the session ends.
+
+        Returns None if the master has ended.
+        """
         terminal = RawTerminal() if os.isatty(0) else None
 
         def resized(number: int, frame: FrameType | None) -> None:
-            with contextlib.suppress(MasterGone):  # which the next receive finds out, too
+            with contextlib.suppress(MasterGone):  # the next receive notices it as well
                 self._send(WindowSize(*get_size(0)))
 
         def killed(number: int, frame: FrameType | None) -> None:
@@ -199,7 +202,7 @@ class ControlClient:
             raise MasterGone(f"the master of the connection: {error.strerror}") from error
 
     def _receive(self) -> Message | None:
-        """None once the master is gone."""
+        """Returns the next message; None if the master is gone, or sent an invalid one."""
         try:
             data = self._socket.recv(PACKET)
         except OSError:
@@ -212,10 +215,10 @@ class ControlClient:
 
 
 def _distrust(path: str, sock: socket.socket) -> str:
-    """Why what listens at ``path`` may not have our commands and descriptors, '' if it may.
+    """Returns why the listener at ``path`` may not get our commands and descriptors, or ''.
 
-    Whoever may write the folder can put a socket of theirs there, or a link to one of ours that
-    leads to another host.
+    Another user who can write to the directory can put a socket there, or a link to a socket of
+    ours that leads to another host.
     """
     mine = (0, os.getuid())
     try:
@@ -231,7 +234,7 @@ def _distrust(path: str, sock: socket.socket) -> str:
 
 
 def _remove_dead(path: str, found: tuple[int, int, int]) -> None:
-    """Remove the socket that nobody answered at, but not one that was made meanwhile."""
+    """Removes the dead socket ``found``, but not a new one that has taken its place."""
     aside = f"{path}.{secrets.token_hex(8)}"
     with contextlib.suppress(OSError):
         os.rename(path, aside)

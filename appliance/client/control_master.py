@@ -41,10 +41,10 @@ _log = logging.getLogger(__name__)
 
 
 class ControlSocket:
-    """The socket at ControlPath, listened on before anybody looks for it."""
+    """The socket at ControlPath; it listens before it gets that name."""
 
     def __init__(self, path: str) -> None:
-        """Raises UsageError; FileExistsError if another master is there."""
+        """Listens at ``path``; raises UsageError, or FileExistsError if another master is there."""
         place = os.fsencode(path)
         beside = place + b"." + secrets.token_hex(8).encode()
         try:
@@ -64,11 +64,11 @@ class ControlSocket:
 
     @property
     def socket(self) -> socket.socket:
-        """Where clients connect."""
+        """The listening socket, to which clients connect."""
         return self._file.socket
 
     def remove(self) -> None:
-        """Let nobody find it any more."""
+        """Removes the socket's file, so that no client finds it any more."""
         self._file.remove()
 
 
@@ -85,7 +85,7 @@ class ControlMaster:
         changed: Callable[[], None],
         leave: Callable[[], None],
     ) -> None:
-        """``ask``: the user, before each session; ``leave``: end the connection."""
+        """``ask``: ask the user before each session; ``leave`` ends the connection."""
         self._control = control
         self._host = host
         self._ask = ask
@@ -99,14 +99,12 @@ class ControlMaster:
 
     @property
     def sessions(self) -> int:
-        """How many others use the connection now."""
+        """The number of clients that have a session or a -W forward now."""
         return sum(client.has_session for client in self._clients)
 
     @property
     def is_left(self) -> bool:
-        """Whether there are no clients, not even those who have yet to say what they want, and no
-        more will come.
-        """
+        """Whether no client is connected, even one without a request, and no more will come."""
         return self._stopped and not self._clients
 
     def _accepted(self, sock: socket.socket) -> None:
@@ -118,32 +116,35 @@ class ControlMaster:
         self._clients.add(_Client(self, sock))
 
     def allows(self) -> bool:
-        """Whether the user says yes, if they want to be asked."""
+        """Whether the user allows a session; asks only if ``ask`` was set."""
         if not self._ask:
             return True
         answer = prompts.line(f"Allow shared connection to {self._host}? ")
         return answer is not None and answer.lower() in ("y", "yes", "")
 
     def ended(self, client: "_Client") -> None:
-        """A client is done."""
+        """Forgets a client that is done."""
         self._clients.discard(client)
         self._changed()
 
     def stop(self) -> None:
-        """Take no more clients."""
+        """Takes no more clients."""
         self._stopped = True
         self._listener.close()
         self._control.remove()
 
     def close(self) -> None:
-        """Leave every client alone, too."""
+        """Stops, and closes the connections of all clients."""
         self.stop()
         for client in tuple(self._clients):
             client.close()
 
 
 class _Client:
-    """Another client; the terminal that its SessionClient sees is at its end of the socket."""
+    """One client of the master.
+
+    It acts as the terminal of its SessionClient; the real one is at the other end of the socket.
+    """
 
     def __init__(self, master: ControlMaster, sock: socket.socket) -> None:
         self._master = master
@@ -156,7 +157,7 @@ class _Client:
 
     @property
     def has_session(self) -> bool:
-        """Whether it has more than a question."""
+        """Whether the client has a session or a -W forward."""
         return self._session is not None or self._stdio_forward is not None
 
     def _on_readable(self) -> None:
@@ -166,7 +167,7 @@ class _Client:
             return
         except OSError:
             data, fds = b"", []
-        if self._descriptors:  # it has what it needs
+        if self._descriptors:  # it has its descriptors, and gets no more
             for fd in fds:
                 os.close(fd)
         else:
@@ -184,7 +185,7 @@ class _Client:
         self._master.driver.flush()
 
     def _send(self, message: Message) -> None:
-        with contextlib.suppress(OSError):  # it may be gone; its end of file says so
+        with contextlib.suppress(OSError):  # the client may be gone; the next read shows that
             self._sock.send(message.encode(), socket.MSG_DONTWAIT)
 
     def _check(self, request: Check) -> None:
@@ -245,9 +246,10 @@ class _Client:
         session.start(driver.connection.open_channel("session", b"", session))
 
     def _unblock(self, place: int) -> None:
-        """Have a terminal that stands still (^S) stop its own session only.
+        """Makes a terminal non-blocking, so that ^S on it stops only its own session.
 
-        It is opened once more: the mode of the other client's own descriptor is its affair.
+        The terminal is opened once more, as O_NONBLOCK on the client's descriptor would affect the
+        client, too.
         """
         fd = self._descriptors[place]
         if os.isatty(fd):
@@ -296,19 +298,19 @@ class _Client:
         self._send(Say(text))
 
     def enter(self) -> None:
-        """The terminal is to be raw."""
+        """Tells the client to set its terminal to raw mode."""
         self._send(Raw())
 
     def restore(self) -> None:
-        """The terminal is to be as it was."""
+        """Tells the client to restore its terminal's mode."""
         self._send(Cooked())
 
     def suspend(self) -> None:
-        """The client is to stop for a while."""
+        """Tells the client to suspend itself."""
         self._send(Suspend())
 
     def close(self) -> None:
-        """It went away, or is done."""
+        """Ends what the client uses, and closes its socket and descriptors."""
         if self._closed:
             return
         self._closed = True

@@ -1,10 +1,10 @@
-"""What passes over a control socket between clients that share one connection.
+"""The messages on a control socket between clients that share one connection.
 
-Each message is one packet of a Unix-domain SOCK_SEQPACKET socket. The descriptors that a
-session uses come beside NewSession and NewStdioForward.
+Each message is one packet of a Unix-domain SOCK_SEQPACKET socket. NewSession and NewStdioForward
+carry the descriptors that the session uses.
 
     client -> master   one of the requests; for a session also WindowSize, as often as it changes
-    master -> client   Running, Done; for a session Say, Raw, Cooked, Suspend, and at last Ended
+    master -> client   Running, Done; for a session Say, Raw, Cooked, Suspend, and finally Ended
 """
 
 from typing import Final
@@ -16,7 +16,7 @@ PACKET: Final = 192 << 10  # bytes: the longest command (128 KiB) and its enviro
 
 
 class Check(Message, number=1):
-    """Answered with Running."""
+    """Ask whether the master is alive; answered with Running."""
 
 
 class Exit(Message, number=2):
@@ -28,21 +28,21 @@ class Stop(Message, number=3):
 
 
 class AddForward(Message, number=4):
-    """Answered with Done."""
+    """Add a forward; answered with Done."""
 
     direction: Text
     text: Text
 
 
 class CancelForward(Message, number=5):
-    """Answered with Done."""
+    """Cancel a forward; answered with Done."""
 
     direction: Text
     text: Text
 
 
 class NewSession(Message, number=6):
-    """With three descriptors."""
+    """Start a session; carries three descriptors: standard input, output and error."""
 
     kind: Text
     command: String
@@ -55,7 +55,7 @@ class NewSession(Message, number=6):
 
 
 class NewStdioForward(Message, number=7):
-    """With two descriptors."""
+    """Start the forward of -W; carries two descriptors: standard input and output."""
 
     host: Text
     port: UInt32
@@ -74,7 +74,7 @@ class Running(Message, number=20):
 
 
 class Done(Message, number=21):
-    """'' if it worked, otherwise why not; and a port that was allocated, or 0."""
+    """The result of a request: why it failed, or ''; and the allocated port, or 0."""
 
     why: Text = ""
     port: UInt32 = 0
@@ -87,15 +87,15 @@ class Say(Message, number=22):
 
 
 class Raw(Message, number=23):
-    """Have every key go to the program."""
+    """Set the terminal to raw mode, so that every key goes to the program."""
 
 
 class Cooked(Message, number=24):
-    """Have the terminal as it was."""
+    """Restore the terminal's mode."""
 
 
 class Suspend(Message, number=25):
-    """Stop, until the shell says to go on."""
+    """Stop, until the shell continues the client."""
 
 
 class Ended(Message, number=26):

@@ -1,4 +1,4 @@
-"""Where the client's secrets come from: key files, an agent, and the user's memory."""
+"""The client's secrets, from key files, an agent, and questions to the user."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class UserCredentials:
         self._options = options
         self._trust = trust
         self._passwords = 0
-        self._added: set[bytes] = set()  # the keys that the agent was offered
-        self.connection: Connection | None = None  # that they are for, once there is one
+        self._added: set[bytes] = set()  # blobs of the keys that were offered to the agent
+        self.connection: Connection | None = None  # the connection of this login, once it exists
 
     # -- keys ------------------------------------------------------------------------
 
     def identities(self) -> Iterator[Identity]:
-        """Certificates, the agent's keys that a file names, its others, then the files.
+        """Yields certificates, the agent's keys that a file names, its other keys, then key files.
 
-        A certificate of a file is used with whoever has its key, the agent or a key file.
+        A certificate from a file is used with the agent or the key file that has its key.
         """
         options = self._options
         publics = [(path, self._public_of(path)) for path in options.identity_files]
@@ -82,7 +82,7 @@ class UserCredentials:
                     yield found
 
     def _certificates(self) -> Iterator[Certificate]:
-        """Those of CertificateFile, and those that stand beside the identity files."""
+        """Yields the certificates of CertificateFile, and those beside the identity files."""
         options = self._options
         beside = [f"{path}-cert.pub" for path in options.identity_files]
         for path in (*options.certificate_files, *beside):
@@ -127,11 +127,11 @@ class UserCredentials:
                     return agent.sign(key, algorithm, data)
                 return None
 
-            # one of many, or one to be touched: ask the server first
+            # Ask the server first: the key may be one of many, or one that must be touched.
             yield Identity(public.blob, public.signature_algorithms, sign, True, comment)
 
     def _public_of(self, path: str) -> PublicKey | None:
-        """The public half of a key file, when it can be had without a passphrase."""
+        """Returns the public key of a key file; None if that needs a passphrase or fails."""
         with contextlib.suppress(OSError, KeyFileError), open(path + ".pub", "rb") as beside:
             return load_public_line(beside.readline(FILE_LIMIT).decode(errors="replace"))[0]
         with contextlib.suppress(OSError, KeyFileError), open(path, "rb") as private:
@@ -163,7 +163,7 @@ class UserCredentials:
         return self._at_hand(key, path)
 
     def _at_hand(self, key: PrivateKey, path: str) -> Identity:
-        """A key that can be used at once: no question to the server is needed first."""
+        """Returns an identity that can sign at once, without asking the server first."""
 
         def sign(algorithm: str, signed: bytes) -> bytes:
             self._add_to_agent(key, path)
@@ -173,7 +173,7 @@ class UserCredentials:
         return Identity(public.blob, public.signature_algorithms, sign, False, path)
 
     def _add_to_agent(self, key: PrivateKey, path: str) -> None:
-        """AddKeysToAgent of ssh_config(5)."""
+        """Adds a key to the agent if AddKeysToAgent says so (ssh_config(5))."""
         options = self._options
         wanted = options.add_keys_to_agent
         place = _agent_path(options)
@@ -217,7 +217,7 @@ class UserCredentials:
 
         def sign(algorithm: str, signed: bytes) -> bytes | None:
             nonlocal key
-            if key is None:  # asked for once, though a certificate and the key itself may sign
+            if key is None:  # ask once, though a certificate and its key may both sign
                 key = self._unlock(path, data)
             if key is None:
                 return None
@@ -244,7 +244,7 @@ class UserCredentials:
     # -- passwords -------------------------------------------------------------------
 
     def password(self) -> str | None:
-        """Asked for as often as NumberOfPasswordPrompts says."""
+        """Asks for a password, at most NumberOfPasswordPrompts times; None if it may not ask."""
         options = self._options
         if self._passwords >= options.number_of_password_prompts or not self._may_ask():
             return None
@@ -254,13 +254,13 @@ class UserCredentials:
         return prompts.secret(f"{options.user}@{options.host}'s password: ")
 
     def _may_ask(self) -> bool:
-        """Never for a host whose key has changed, whatever StrictHostKeyChecking says."""
+        """Whether secrets may be asked for: never if the host's key has changed."""
         return not self._options.batch_mode and self._trust.passwords_are_safe
 
     def answers(
         self, name: str, instruction: str, questions: tuple[tuple[str, bool], ...]
     ) -> tuple[str, ...] | None:
-        """Keyboard-interactive: the server's questions, after its own words."""
+        """Shows the server's texts and asks its questions (keyboard-interactive)."""
         if questions and not self._may_ask():
             return None
         for text in (name, instruction):
@@ -281,7 +281,7 @@ def _is_certified(held: AgentKey) -> bool:
 
 
 def _key_within(key: PublicKey) -> bytes:
-    """The blob of a key, of a certificate's key when it is one."""
+    """Returns the blob of a key; of a certificate, the blob of the key within."""
     if not is_certificate_name(key.key_type):
         return key.blob
     from ..crypto.certificates import Certificate
@@ -291,7 +291,7 @@ def _key_within(key: PublicKey) -> bytes:
 
 
 def _certified(certificate: Certificate, holder: Identity) -> Identity:
-    """A certificate, signed with by whoever holds its key."""
+    """Returns the identity of a certificate; the holder of its key signs."""
 
     def sign(algorithm: str, data: bytes) -> bytes | None:
         return holder.sign(plain_name(algorithm), data)
@@ -306,7 +306,7 @@ def _certified(certificate: Certificate, holder: Identity) -> Identity:
 
 
 def _agent_path(options: HostOptions) -> str:
-    """'' for no agent."""
+    """Returns the path of the agent's socket; '' for no agent."""
     path = options.identity_agent
     return os.environ.get("SSH_AUTH_SOCK", "") if path is None else path
 

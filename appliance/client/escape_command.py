@@ -14,7 +14,7 @@ HELP: Final = """Commands:
 
 
 def carry_out(text: str, forwards: ForwardClient, done: Callable[[str], None]) -> None:
-    """One command; ``done`` gets what to tell, now or later."""
+    """Carries out one command; ``done`` gets the text to show, now or later."""
     words = text.strip().removeprefix("-")
     if not words or words in ("h", "?"):
         done(HELP if words else "")
@@ -41,6 +41,6 @@ def carry_out(text: str, forwards: ForwardClient, done: Callable[[str], None]) -
 
 
 def listening(direction: str, text: str) -> Forward:
-    """The forward that listens there, whatever it leads to; raises ValueError."""
+    """Returns the forward that listens there, with a dummy target; raises ValueError."""
     dummy = "" if direction != LOCAL else ":localhost:1"
     return forward(direction, text + dummy)._replace(target=TcpPlace("localhost", 1))

@@ -1,7 +1,7 @@
-"""UpdateHostKeys: the server tells all its keys, and we note those that it proves to have.
+"""UpdateHostKeys: the server announces its keys, and the client notes those that it proves to have.
 
-Only where the host was known before by a line of its own in the user's first file, so that
-nothing is learned that was not trusted. A key that the server has no more is forgotten.
+This needs a line for the host in the user's first known_hosts file, so that only a host that was
+trusted before can add keys. A key that the server no longer announces is removed.
 """
 
 import logging
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class HostKeysUpdate:
-    """One server's keys, from its announcement to the file."""
+    """Owns one update, from the server's announcement to the known_hosts file."""
 
     def __init__(self, options: HostOptions, connection: Connection) -> None:
         self._options = options
@@ -33,11 +33,11 @@ class HostKeysUpdate:
         self._path = options.user_known_hosts_files[0]
 
     def announced(self, data: bytes) -> None:
-        """The server has these keys; raises MalformedMessage."""
+        """Handles the server's announcement of its keys; raises MalformedMessage."""
         keys = list(_usable(read_strings(data)))
         current = self._connection.transport.host_binding.host_key
         if current not in (key.blob for key in keys):
-            return  # it used a certificate, or will not have this key any more
+            return  # it used a certificate, or is about to drop this key
         text = self._read()
         found = lookup(text, self._host, self._port)
         known = [each.key for each in found.keys]
@@ -72,7 +72,7 @@ class HostKeysUpdate:
                 )
                 for key, signature in zip(keys, read_strings(answer), strict=True)
             )
-        except (MalformedMessage, ValueError):  # ValueError: too few of them, or too many
+        except (MalformedMessage, ValueError):  # ValueError: too few signatures, or too many
             return False
 
     def _read(self) -> str:
@@ -98,7 +98,7 @@ class HostKeysUpdate:
             _log.info("learned the new host key %s %s", key.key_type, key.fingerprint())
 
     def _updated(self, keys: list[PublicKey]) -> str | None:
-        """What the file is to be; None if it has to stay as it is."""
+        """Returns the file's new text; None if the file must stay as it is."""
         salts: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES)  # noqa: E731
         return update(
             self._read(), self._host, self._port, keys, self._options.hash_known_hosts,
@@ -126,7 +126,7 @@ def _usable(blobs: list[bytes]) -> list[PublicKey]:
 
 
 def _replace(path: str, text: str) -> None:
-    """Write the file as a whole or not at all, with the mode that it had."""
+    """Writes the file as a whole or not at all, with the mode that it had."""
     path = os.path.realpath(path)
     mode = os.stat(path).st_mode & 0o777
     fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".known_hosts-")

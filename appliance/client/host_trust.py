@@ -1,10 +1,9 @@
-"""Is this the host that we know? StrictHostKeyChecking over the known_hosts files, or the one
-key that somebody wrote down.
+"""Decides whether a host key is trusted, by StrictHostKeyChecking and known_hosts, or by one key.
 
-Whatever goes wrong here raises, and the connection ends: the only way on is a key that
-is known, or one that the user, or the configuration, takes on trust. A certificate is good if
-a line with @cert-authority knows who signed it; one that is not good is no more than the key
-within, which is then looked up as any other (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
+Every failure raises and ends the connection: a key is accepted only if it is known, or if the user
+or the configuration takes it on trust. A certificate is good if a line with @cert-authority has the
+key that signed it. Of any other certificate only the key within counts, and is looked up like a
+plain key (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ REVOKED_LIMIT: Final = 16 << 20  # bytes of a revocation list
 
 
 class HostTrust:
-    """What the files know of one host."""
+    """Owns the keys that the known_hosts files have for one host."""
 
     def __init__(self, options: HostOptions) -> None:
-        """Raises UsageError if ``options.host_key_line`` is none."""
+        """Reads the files; raises UsageError if ``options.host_key_line`` is no key."""
         self._options = options
         self._host = options.host_key_alias or options.host_name
         self._port = 22 if options.host_key_alias else options.port
         self.passwords_are_safe = True
         self._lookups: list[tuple[str, Lookup]] = []
-        self._unread = ""  # a file that may know the host as well
+        self._unread = ""  # a file that may have a line for the host, but cannot be read
         self._only: PublicKey | None = None
         self._authorities: set[PublicKey] = set()
         self._revoked = self._load_revoked()
@@ -78,7 +77,7 @@ class HostTrust:
             self._authorities.update(each.key for each in found.authorities)
 
     def _load_revoked(self) -> RevocationList | None:
-        """RevokedHostKeys; raises UsageError, since half a list would trust what is revoked."""
+        """Loads RevokedHostKeys; raises UsageError, since half a list would trust revoked keys."""
         path = self._options.revoked_host_keys
         if path is None:
             return None
@@ -97,18 +96,18 @@ class HostTrust:
 
     @property
     def knows_authority(self) -> bool:
-        """Whether a certificate of the host can be good: ask for one first."""
+        """Whether a certificate of the host can be good, and should be asked for first."""
         return bool(self._authorities)
 
     @property
     def known_types(self) -> tuple[str, ...]:
-        """Key types that the host is known by, to be asked for first."""
+        """The types of the host's known keys, which should be asked for first."""
         if self._only is not None:
             return (self._only.key_type,)
         return tuple(dict.fromkeys(t for _, found in self._lookups for t in found.key_types))
 
     def check(self, key: PublicKey) -> None:
-        """Return if ``key`` may be the host's; raise HostKeyRejected otherwise."""
+        """Returns if ``key`` may be the host's; raises HostKeyRejected otherwise."""
         name = self._host if self._port == 22 else f"[{self._host}]:{self._port}"
         _log.debug("Server host key: %s %s", key.key_type, key.fingerprint(self._hash))
         parts = [key]
@@ -139,7 +138,7 @@ class HostTrust:
         return max(self._options.required_rsa_size, MINIMUM_RSA_BITS[self._options.profile])
 
     def _vouches(self, certificate: Certificate, name: str) -> bool:
-        """Whether an authority that is known for the host says that this is its key."""
+        """Whether an authority that is known for the host has certified this key."""
         if certificate.authority not in self._authorities:
             return False
         from ..crypto.certificates import CertType
@@ -212,7 +211,7 @@ class HostTrust:
         self._withhold()
 
     def _withhold(self) -> None:
-        """Switch off what somebody in between could use, as OpenSSH does and in its words."""
+        """Disables what a man in the middle could use, as OpenSSH does and in its words."""
         options = self._options
         self.passwords_are_safe = False
         options.is_impostor = True

@@ -1,4 +1,4 @@
-"""A known_hosts file that several clients write: what one has added, no other loses."""
+"""A known_hosts file that several clients write, without losing each other's lines."""
 
 import contextlib
 import fcntl
@@ -9,14 +9,15 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[BinaryIO]:
-    """The file, at its end and open to be added to, which no other client changes or replaces
-    meanwhile. It is made if it is not there. Raises OSError.
+    """Opens the file at its end, for appending, and makes it if it is missing. Raises OSError.
+
+    No other client changes or replaces the file meanwhile.
     """
     while True:
         with open(path, "a+b") as file:
             with contextlib.suppress(OSError):  # on a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(path, file):  # who had the lock has replaced it
+            if not _is_at(path, file):  # the last holder of the lock has replaced it
                 continue
             file.seek(0, os.SEEK_END)
             yield file

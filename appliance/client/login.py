@@ -1,12 +1,12 @@
 """From the settings for a host to an authenticated connection, in steps.
 
-    load_identities   reads the keys, for who cannot open files any more later
-    dial              a socket to the host, its proxy, or a command (ProxyCommand, ProxyJump)
-    authenticate      the proxy's handshake, the server's key, and the user's
+    load_identities   reads the keys, for callers that cannot open files later
+    dial              connects to the host, its proxy, or a command (ProxyCommand, ProxyJump)
+    authenticate      talks to the proxy, checks the server's key, and logs the user in
 
-What is needed of files, modules and processes is there once ``dial`` is done: between
-it and ``authenticate``, which reads the first byte from the network, privileges can be
-given up. ProxyJump is a command as in OpenSSH: this program once more, with -W.
+After ``dial``, no more files, modules or processes are needed: privileges can be given up between
+``dial`` and ``authenticate``, which reads the first byte from the network. ProxyJump is a command
+as in OpenSSH: this program once more, with -W.
 """
 
 import contextlib
@@ -50,9 +50,9 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 JUMPS_LIMIT: Final = 16  # jump hosts on the way to one host
-COMMAND_GRACE: Final = 1.0  # seconds that a command's end may lag behind that of its output
+COMMAND_GRACE: Final = 1.0  # seconds that a command may take to end after it closed its output
 
-# This very package, wherever it is, and nothing of the current directory.
+# Imports this package from where it is, and nothing from the current directory.
 _OURSELVES: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from appliance.multicall import main;"
     " sys.exit(main())"
@@ -62,10 +62,10 @@ _OURSELVES: Final = (
 class Login:
     """One attempt to log in; its steps are called in order, ``close`` at the end."""
 
-    _depth = 0  # of how many hosts this is a jump host, one within the other
+    _depth = 0  # of nested jump hosts: 0 for the host itself
 
     def __init__(self, options: HostOptions, window: int | None = None) -> None:
-        """``window``: bytes of a channel. Raises UsageError."""
+        """``window``: bytes of a channel; None for the default. Raises UsageError."""
         self._options = options
         self._trust = HostTrust(options)
         self._credentials = _Credentials(options, self._trust)
@@ -77,19 +77,19 @@ class Login:
             trace=options.log_level == "DEBUG3",
         )
         if any(map(is_certificate_name, self._settings.algorithms.host_key)):
-            # One may arrive when there are no files to import from any more.
+            # A certificate may arrive when modules can no longer be imported.
             import_module("..crypto.certificates", __package__)
         if window is not None:
             self._settings = self._settings._replace(window=window)
         self._handshake: ProxyHandshake | None = None
         self._dialled = 0.0  # when connecting began
         self._process: subprocess.Popen[bytes] | None = None
-        self._starter = 0  # the process that started it
-        self._watch = -1  # a descriptor of it
+        self._starter = 0  # the pid of the process that started the command
+        self._watch = -1  # the command's pidfd
 
     @property
     def first_hop(self) -> tuple[str, int] | None:
-        """Host and port of what is connected to first; None if only a command knows."""
+        """Host and port of the first connection; None if only ProxyCommand knows them."""
         options = self._options
         if (jump := self.jump()) is not None:
             return jump[0].first_hop
@@ -100,7 +100,7 @@ class Login:
         return options.host_name, options.port
 
     def jump(self) -> tuple["Login", tuple[str, int]] | None:
-        """The login to the last jump host, which nobody is asked about, and where that connects to.
+        """Returns a login to the last jump host, which asks the user nothing, and its target.
 
         None without ProxyJump.
         """
@@ -125,19 +125,19 @@ class Login:
         return via, (options.host_name, options.port)
 
     def load_identities(self) -> tuple[Identity, ...]:
-        """Read all keys now; ``authenticate`` opens no more files for them."""
+        """Reads all keys now; ``authenticate`` opens no more files for them."""
         identities = tuple(self._credentials.identities())
         self._credentials.use(identities)
         return identities
 
     def use_identities(self, identities: Sequence[Identity]) -> None:
-        """Have ``authenticate`` try these, and read no files for others."""
+        """Has ``authenticate`` try these identities, and read no files for others."""
         self._credentials.use(tuple(identities))
 
     def dial(self, addresses: Sequence[str] = (), mark: int = 0) -> socket.socket:
-        """A socket to the first hop, by ``addresses`` if there are any; raises DialFailed.
+        """Returns a socket to the first hop, at ``addresses`` if any are given; raises DialFailed.
 
-        ``mark`` is the socket's, and needs privileges; see ``aio.dial``.
+        ``mark`` is set on the socket, which needs privileges; see ``aio.dial``.
         """
         options = self._options
         self._dialled = time.monotonic()
@@ -170,13 +170,14 @@ class Login:
             raise
 
     def _start(self, argv: list[str]) -> socket.socket:
-        """Run a command that is the connection, by its standard input and output."""
+        """Runs a command whose standard input and output are the connection."""
         import subprocess
 
         ours, theirs = socket.socketpair()
         self._starter = os.getpid()
         _log.debug("the connection is a command's: %s", self._command_name)
-        # One that stays in the background must not keep ours open; as OpenSSH, ssh_proxy_connect.
+        # A command that stays in the background must not keep our standard error open; as OpenSSH
+        # (sshconnect.c, ssh_proxy_connect).
         options, is_debugging = self._options, _log.isEnabledFor(logging.DEBUG)
         stays = options.control_path is not None and options.control_persist is not None
         error_output = subprocess.DEVNULL if stays and not is_debugging else None
@@ -188,7 +189,7 @@ class Login:
             self._watch = os.pidfd_open(self._process.pid)
         except OSError as error:
             ours.close()
-            if self._process is not None:  # it runs, but there is no descriptor of it
+            if self._process is not None:  # the command runs, but has no pidfd
                 self._process.kill()
                 self._process.wait()
                 self._process = None
@@ -197,14 +198,14 @@ class Login:
 
     @property
     def _command_name(self) -> str:
-        """Of the command, which may hold a password itself."""
+        """A name of the command for messages; the command itself may hold a password."""
         jumps = self._options.proxy_jump
         return f"ssh to the jump host {jumps[-1]}" if jumps else "ProxyCommand"
 
     def authenticate(self, sock: socket.socket, handler: ConnectionHandler) -> Connection:
-        """The connection, open for channels; raises CulvertError and closes ``sock``."""
+        """Returns the connection, open for channels; closes ``sock`` if it raises CulvertError."""
         options = self._options
-        self._dialled = self._dialled or time.monotonic()  # a jump host has connected us
+        self._dialled = self._dialled or time.monotonic()  # if a jump host made the connection
         try:
             if self._handshake is not None:
                 self._handshake.run(sock, self._patience.handshake)
@@ -233,7 +234,7 @@ class Login:
 
     @property
     def _patience(self) -> Patience:
-        """What is left of ConnectTimeout for the handshake; ServerAlive* limits any silence."""
+        """Limits: the rest of ConnectTimeout for the handshake, ServerAlive* for any silence."""
         options = self._options
         by_command = bool(options.proxy_jump or options.proxy_command)
         handshake = math.inf if by_command else HANDSHAKE_SECONDS
@@ -254,7 +255,7 @@ class Login:
         return explained
 
     def _ended(self) -> str:
-        """How the command ended, if it did."""
+        """Returns how the command ended, for a message; '' if that is unknown."""
         if self._process is None or os.getpid() != self._starter:
             return ""
         import subprocess
@@ -267,13 +268,13 @@ class Login:
         return f"; {self._command_name} ended with {how}"
 
     def abandon(self) -> None:
-        """The connection is another process's now, and so is the command."""
+        """Leaves the connection and its command to another process."""
         self._process = None
 
     def close(self) -> None:
-        """End the command, once the connection is over.
+        """Ends the command, after the connection is over.
 
-        After a fork it is no child of ours, and nobody waits for its end.
+        After a fork the command is no child of this process, which does not wait for its end.
         """
         if self._process is None:
             return
@@ -294,7 +295,7 @@ class Login:
 
 
 def _jump(options: HostOptions) -> list[str]:
-    """The client that connects us, as OpenSSH would call it (ssh.c, jump_host)."""
+    """Returns the command line of the jump, as OpenSSH has it (ssh.c, jump_host)."""
     from ..config.hosts import destination
 
     *earlier, last = options.proxy_jump
@@ -319,11 +320,11 @@ def _jump(options: HostOptions) -> list[str]:
 
 
 def _check_jump(options: HostOptions, jump: str) -> None:
-    """Raise UsageError for a jump host that is the host itself."""
+    """Raises UsageError for a jump host that is the host itself."""
     from ..config.hosts import destination
 
     user, host, port = destination(jump)
-    # What the jump host's name does not say comes from the files, which said it for us.
+    # The files supply the port and user that the jump host's name lacks, as for the host.
     if (host, port or options.port, user or options.user) == (
         options.host,
         options.port,
@@ -333,12 +334,12 @@ def _check_jump(options: HostOptions, jump: str) -> None:
 
 
 class _Credentials(UserCredentials):
-    """The user's secrets, of which the keys may have been read before."""
+    """The user's secrets; the keys may have been read before."""
 
     _loaded: tuple[Identity, ...] | None = None
 
     def use(self, identities: tuple[Identity, ...]) -> None:
-        """Try these keys."""
+        """Sets the identities to try."""
         self._loaded = identities
 
     def identities(self) -> Iterable[Identity]:  # type: ignore[override]
@@ -346,7 +347,7 @@ class _Credentials(UserCredentials):
 
 
 def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
-    """What to offer; certificates and the types that the host is known by come first."""
+    """Returns the algorithms to offer; certificates and known types of the host come first."""
     base = default_algorithms(aes_is_fast(), options.profile)
     plain = [name for name in base.host_key if not is_certificate_name(name)]
     certified = [name for name in base.host_key if is_certificate_name(name)]
@@ -367,9 +368,9 @@ def _algorithms(options: HostOptions, trust: HostTrust) -> Algorithms:
 
 
 def _methods(options: HostOptions) -> tuple[str, ...]:
-    """The methods to try, in order; those that need somebody to ask only if there is one."""
+    """Returns the methods to try, in order; with BatchMode, none that asks the user."""
     methods = options.preferred_authentications
-    if methods is None:  # but "," is none: ssh-copy-id then only wants to see the server
+    if methods is None:  # "," gives (), no methods: ssh-copy-id only wants to see the server
         methods = ("publickey", "keyboard-interactive", "password")
     can_ask = not options.batch_mode
     enabled = {

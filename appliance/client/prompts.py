@@ -9,12 +9,12 @@ from ..log import harmless
 
 
 def secret(prompt: str) -> str | None:
-    """A line that is not shown; None when nobody can be asked, or gave up."""
+    """Asks for a line without echo; None if the user cannot be asked, or gives up."""
     return _ask(harmless(prompt), echo=False)
 
 
 def line(prompt: str) -> str | None:
-    """A line that is shown."""
+    """Asks for a line with echo; None as for ``secret``."""
     return _ask(harmless(prompt), echo=True)
 
 
@@ -71,14 +71,14 @@ def _askpass(program: str, prompt: str) -> str | None:
 
 
 def tell(text: str) -> None:
-    """A line for the user, on standard error; safe while the terminal is in raw mode."""
+    """Writes a line to standard error; safe while the terminal is in raw mode."""
     end = "\r\n" if os.isatty(2) else "\n"
     show(text.replace("\n", end) + end)
 
 
 def show(text: str) -> None:
-    """Write to standard error, also while a session has made that non-blocking."""
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    """Writes to standard error, also while a session has made it non-blocking."""
+    with contextlib.suppress(OSError):  # standard error may be closed
         is_blocking = os.get_blocking(2)
         os.set_blocking(2, True)
         try:

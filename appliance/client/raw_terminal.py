@@ -1,4 +1,4 @@
-"""Our own terminal, when a program far away is at its other end."""
+"""The local terminal, while a program on the server uses it."""
 
 import contextlib
 import os
@@ -13,23 +13,23 @@ from ..wire.session import PtyRequest
 
 
 class RawTerminal:
-    """The terminal that standard input is."""
+    """Owns the mode of the terminal that is standard input."""
 
     def __init__(self) -> None:
         self._before: list[Any] = termios.tcgetattr(0)
 
     def enter(self) -> None:
-        """Every key goes to the program at once."""
+        """Sets raw mode: every key goes to the program at once."""
         tty.setraw(0, termios.TCSADRAIN)
 
     def restore(self) -> None:
-        """As it was."""
+        """Restores the mode that the terminal had before."""
         with contextlib.suppress(termios.error):
             termios.tcsetattr(0, termios.TCSADRAIN, self._before)
         sys.stdout.flush()
 
     def suspend(self) -> None:
-        """Until the shell has us go on; the window may have another size then."""
+        """Stops this process until the shell continues it; the window's size may have changed."""
         self.restore()
         os.kill(os.getpid(), signal.SIGTSTP)
         self.enter()
@@ -37,7 +37,7 @@ class RawTerminal:
 
 
 def pty_request() -> PtyRequest:
-    """What asks for a terminal like ours, or for a plain one if ours is none."""
+    """Returns a request for a terminal like standard input; for a plain one if that is none."""
     local = os.isatty(0)
     size = get_size(0) if local else (80, 24, 0, 0)
     term = os.environ.get("TERM", "dumb")

@@ -1,4 +1,4 @@
-"""What the client does once it is logged in: a session, a tunnel, forwards; or -W."""
+"""The client after its login: a session, a tunnel and forwards, or -W."""
 
 import contextlib
 import logging
@@ -63,12 +63,12 @@ class ClientSession:
         self._forwards_to_come = 0
         self._failed = False
         self._master: ControlMaster | None = None
-        self._patience: Timer | None = None  # of a master that nobody uses
+        self._patience: Timer | None = None  # ControlPersist of an unused master
         if control is not None:
             self._share(control)
 
     def run(self) -> int:
-        """The exit status."""
+        """Runs the event loop and returns the exit status."""
         try:
             return self._run()
         finally:
@@ -118,7 +118,7 @@ class ClientSession:
     # -- forwards ----------------------------------------------------------------------
 
     def _start_forwards(self, forwards: tuple[Forward, ...]) -> None:
-        """And go to the background, if that is wanted, once it is known what became of them."""
+        """Starts forwards; with -f, goes to the background once all have started or failed."""
         self._forwards_to_come = 1 + len(forwards)
         for forward in forwards:
             self._client().add(forward, partial(self._forward_started, forward))
@@ -145,7 +145,7 @@ class ClientSession:
             _go_to_background()
 
     def _client(self) -> "ForwardClient":
-        """The forwards, which most sessions do not have."""
+        """Returns the forwards; made when first used, as most sessions have none."""
         if self._forwards is None:
             from ..services.forward_client import ForwardClient, ForwardSettings
 
@@ -164,12 +164,12 @@ class ClientSession:
         return self._forwards
 
     def _tell(self, text: str) -> None:
-        """Something that only informs."""
+        """Tells the user something that -q suppresses."""
         if not self._quiet:
             prompts.tell(text)
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
-        """The server opens a channel."""
+        """Handles a channel that the server opens."""
         if self._forwards is None and not self._options.forward_agent:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
         else:
@@ -217,7 +217,7 @@ class ClientSession:
         session.start(connection.open_channel("session", b"", session))
 
     def _escape_command(self, text: str, done: Callable[[str], None]) -> None:
-        """A line of ~C."""
+        """Carries out a command line of ~C."""
         from .escape_command import carry_out
 
         carry_out(text, self._client(), done)
@@ -233,7 +233,10 @@ class ClientSession:
         self._leave_when_over()
 
     def _leave_when_over(self) -> None:
-        """Forwarded connections and other clients may outlive the session they came with."""
+        """Ends the loop once nothing uses the connection, or after ControlPersist.
+
+        Forwarded connections and other clients may outlive the session.
+        """
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
@@ -259,12 +262,12 @@ class ClientSession:
 
     @property
     def _has_no_use(self) -> bool:
-        """Whether a connection that others shared can have no more of them (-O stop)."""
+        """Whether a master without a use of its own has no clients, and takes no more (-O stop)."""
         own = self._session or self._stdio_forward or self._tunnel
         return not own and self._master is not None and self._master.is_left
 
     def _share(self, control: "ControlSocket") -> None:
-        """Let other clients use the connection."""
+        """Lets other clients use the connection."""
         from .control_master import ControlMaster
 
         options = self._options

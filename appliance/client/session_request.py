@@ -1,4 +1,4 @@
-"""What a command line asks of a session: its program, terminal and environment."""
+"""The session that a command line asks for: its program, terminal and environment."""
 
 import fnmatch
 import os
@@ -9,7 +9,7 @@ from .raw_terminal import pty_request
 
 
 def session_request(options: HostOptions, command: str) -> Wanted:
-    """``command``: of the command line, or the subsystem's name."""
+    """Returns the session to request; ``command`` is a command line or a subsystem's name."""
     kind = "shell"
     if options.session_type == "subsystem":
         kind = "subsystem"
@@ -34,7 +34,7 @@ def session_request(options: HostOptions, command: str) -> Wanted:
 
 
 def _environment_to_send(options: HostOptions) -> tuple[tuple[bytes, bytes], ...]:
-    """SendEnv's variables, then SetEnv's."""
+    """Returns the variables of SendEnv and SetEnv; the values of SetEnv win."""
     sent = {
         name: value
         for name, value in os.environ.items()

@@ -1,9 +1,9 @@
-"""ssh_config: what is set for one host, from -o, ~/.ssh/config and /etc/ssh/ssh_config.
+"""ssh_config: the settings for one host, from -o, ~/.ssh/config and /etc/ssh/ssh_config.
 
-The first value found for a keyword counts, so what is given on the command line is read
-first and the system's file last; only IdentityFile, CertificateFile, SendEnv and the forwards
-collect. Lines count while the ``Host`` or ``Match`` above them applies. A ``Match final``
-makes everything be read a second time, now with the host name that the first turn found.
+The first value found for a keyword counts, so the command line is read first and the system's file
+last; only IdentityFile, CertificateFile, SendEnv and the forwards collect values. A line counts if
+the ``Host`` or ``Match`` above it applies. With a ``Match final``, everything is read a second
+time, with the host name that the first turn found.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FILE_LIMIT: Final = 1 << 20  # bytes of one file
 
 
 def split_keyword(line: str) -> tuple[str, str]:
-    """Keyword in lower case, and what follows behind blanks and at most one '='."""
+    """Returns the keyword in lower case, and the text after blanks and at most one '='."""
     line = line.strip(" \t\r\f")
     if line.startswith('"'):
         keyword, _, rest = line[1:].partition('"')
@@ -55,9 +55,9 @@ def split_keyword(line: str) -> tuple[str, str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Words as ssh_config(5) separates them: quotes of both kinds, \\ before those, # ends.
+    """Returns the words as ssh_config(5) separates them; raises ValueError for an open quote.
 
-    Raises ValueError if a quote is not closed.
+    Both kinds of quotes group words, \\ escapes quotes, and # begins a comment.
     """
     words: list[str] = []
     at = 0
@@ -88,7 +88,7 @@ def split_words(text: str) -> list[str]:
 
 
 class Person(NamedTuple):
-    """Who asks, and from where; a value for the tests to set."""
+    """The local user and machine; tests give their own."""
 
     name: str
     uid: int
@@ -97,7 +97,7 @@ class Person(NamedTuple):
 
     @classmethod
     def current(cls) -> Person:
-        """The user that this process runs as: the account's home, as OpenSSH, not $HOME."""
+        """Returns this process's user, with the account's home and not $HOME, as OpenSSH does."""
         import pwd
 
         uid = os.getuid()
@@ -110,7 +110,7 @@ class Person(NamedTuple):
 
 
 class _Reader:
-    """One turn or two through all sources; ``found`` has the first value of each field."""
+    """Reads all sources, in one turn or two; ``found`` has the first value of each field."""
 
     def __init__(self, host: str, person: Person) -> None:
         self.host = host
@@ -123,7 +123,7 @@ class _Reader:
         self._where = ""
 
     def option(self, text: str) -> None:
-        """The argument of an -o."""
+        """Reads the argument of an -o."""
         self._active = True
         self._where = "command line"
         keyword, _ = split_keyword(text)
@@ -132,13 +132,13 @@ class _Reader:
         self._line(text, 0, user=True)
 
     def setting(self, keyword: str, value: str) -> None:
-        """A value that a command line letter gave: taken as it is, quotes and all."""
+        """Stores the value of a command line's letter as it is, quotes included."""
         self._active = True
         self._where = "command line"
         self._store(SETTINGS[keyword.lower()], [value])
 
     def file(self, path: str, depth: int, *, user: bool, check: bool, needed: bool) -> None:
-        """A configuration file and all that it includes; ``check``: its owner and mode."""
+        """Reads a file and all that it includes; ``check``: check owner and mode as well."""
         try:
             with open(path, "rb") as stream:
                 status = os.fstat(stream.fileno())
@@ -171,7 +171,7 @@ class _Reader:
     def _line(
         self, line: str, depth: int, *, user: bool, check: bool = False, outer: bool = True
     ) -> None:
-        """``outer``: whether the Host or Match around an included file applies."""
+        """Reads a line; ``outer``: whether the Host or Match around an included file applies."""
         keyword, rest = split_keyword(line)
         if not keyword or keyword.startswith("#"):
             return
@@ -240,7 +240,7 @@ class _Reader:
         elif row.field == "send_env":
             patterns = self.found.setdefault(row.field, [])
             for pattern in value:
-                if pattern.startswith("-"):  # takes back what was collected so far
+                if pattern.startswith("-"):  # removes patterns that were collected so far
                     patterns[:] = [p for p in patterns if not matches_list(p, pattern[1:])]
                 elif pattern not in patterns:
                     patterns.append(pattern)
@@ -294,7 +294,7 @@ class _Reader:
         return applies
 
     def _criterion(self, word: str) -> list[str]:
-        """'host=x' is as good as 'host x'."""
+        """Splits 'host=x', which means the same as 'host x'."""
         name, equals, value = word.partition("=")
         return [name, value] if equals and name.removeprefix("!").isalpha() else [word]
 
@@ -321,7 +321,7 @@ class _Reader:
         return path
 
     def current_host_name(self) -> str:
-        """Where HostName, as far as it is known by now, leads."""
+        """Returns the host name by the HostName that was found so far."""
         if "host_name" not in self.found:
             return self.host
         return expand(self.found["host_name"], {"h": self.host}, "HostName")
@@ -329,20 +329,21 @@ class _Reader:
 
 # -- tokens ------------------------------------------------------------------------------
 
-# None of these comes from a file's author alone, so a value must not lead a path elsewhere.
+# Tokens have values that the file's author did not write: such a value must not change where a
+# path leads, or what a command does.
 _UNSAFE: Final = frozenset("'`\"$\\;&<>|(){}")
-_GLOBS: Final = frozenset("*?[!#~")  # which a shell takes for something else, too
+_GLOBS: Final = frozenset("*?[!#~")  # special to a shell as well
 
 
 def check_host(name: str) -> str:
-    """The name, if it can be a host's; UsageError for shell characters and blanks."""
+    """Returns the name of a host; raises UsageError for shell characters and blanks."""
     if not name or name.startswith("-") or _has_unsafe(name):
         raise UsageError(f"{name!r} is not the name of a host")
     return name
 
 
 def check_user(name: str) -> str:
-    """The name, if it can be a remote user's."""
+    """Returns the name of a remote user; raises UsageError for one that cannot be."""
     harmful = any(c in "'`\";&<>|(){}" or not c.isprintable() for c in name)
     if not name or name.startswith("-") or harmful or " -" in name or name.endswith("\\"):
         raise UsageError(f"{name!r} is not the name of a user")
@@ -430,7 +431,7 @@ def load(
 
 
 def _resolve(reader: _Reader) -> HostOptions:
-    """Fill in the defaults that depend on the user, and expand what may hold tokens."""
+    """Fills in the defaults that depend on the user, and expands tokens."""
     person = reader.person
     settings = HostOptions()
     for row in SETTINGS.values():
@@ -467,7 +468,10 @@ def _resolve(reader: _Reader) -> HostOptions:
         return expand_environment(expand(reader.tilde(text), known, keyword), keyword)
 
     def command(text: str, known: dict[str, str], keyword: str) -> str:
-        """``$IFS-x`` as a user's name would be an option of the program that a shell runs."""
+        """Expands a shell command; refuses values of tokens that are special to a shell.
+
+        A user named ``$IFS-x`` would become an option of the program that the shell runs.
+        """
         for letter in "hknru":
             value = tokens[letter]
             if f"%{letter}" in text and (_has_unsafe(value) or _GLOBS.intersection(value)):
@@ -506,7 +510,7 @@ def _resolve(reader: _Reader) -> HostOptions:
         settings.user_known_hosts_files = tuple(
             path(each, "UserKnownHostsFile") for each in settings.user_known_hosts_files
         )
-        # Somebody who names a file may not want it to be changed (ssh_config(5)).
+        # A user who names a file may not want it to be changed (ssh_config(5)).
         settings.update_host_keys = reader.found.get("update_host_keys", "no")
     else:
         settings.user_known_hosts_files = tuple(

@@ -1,4 +1,4 @@
-"""-w, Tunnel and TunnelDevice: a VPN tunnel of one call of the client."""
+"""-w, Tunnel and TunnelDevice: a VPN tunnel that lasts as long as the client runs."""
 
 import logging
 import os
@@ -17,20 +17,20 @@ _log = logging.getLogger(__name__)
 
 
 class ClientTunnel:
-    """Owns the device, which ends with us."""
+    """Owns the tunnel device, which ends with this process."""
 
     def __init__(self, options: HostOptions) -> None:
-        """Open the device; raises UsageError."""
+        """Opens the device; raises UsageError."""
         self._mode = MODES[options.tunnel]
         local, self._remote_unit = options.tunnel_device
         self._device, self.name = open_device(self._mode, local)
         _log.info("tunnel device %s", self.name)
 
     def start(self, driver: Driver, refused: Callable[[], None]) -> None:
-        """Ask for the channel; ``refused`` is called if the server never gives one."""
+        """Asks for the channel; ``refused`` is called if the server refuses it."""
 
         def opened(_: HandedOut | None) -> None:
-            """The addresses are those that somebody typed."""
+            """Ignores addresses that the server hands out: the user sets them by hand."""
 
         def failed(why: str) -> None:
             prompts.tell(f"culvert: the server refuses the tunnel: {harmless(why)}")
@@ -48,5 +48,5 @@ class ClientTunnel:
         ).start()
 
     def close(self) -> None:
-        """Remove the device."""
+        """Removes the device."""
         os.close(self._device)
