@@ -38,10 +38,10 @@ COMMON: Final = (
     Option("v", None, "tell what happens; -vvv names each message as well", True),
     Option("V", None, "show the version"),
 )
-# What is set where input and output are connected to a place, not to a session.
+# Settings of -W and -B, which connect input and output to a place and not to a session.
 NO_SESSION: Final[tuple[Setting, ...]] = (("SessionType", "none"), ("RequestTTY", "no"))
 
-# letter -> keyword of ssh_config(5); a flag has its value here
+# letter -> keyword of ssh_config(5), and the value that a flag sets; '' takes the argument
 KEYWORDS: Final = {
     "p": ("Port", ""),
     "l": ("User", ""),
@@ -63,7 +63,7 @@ class CommandLine:
     """Options, destination and command of one call."""
 
     def __init__(self, arguments: list[str], spec: tuple[Option, ...], command: str) -> None:
-        """``command`` is what the program is called; raises UsageError."""
+        """Parses ``arguments``; ``command`` is the program's name. Raises UsageError."""
         self._program = command
         self.options = Options([], [])
         rest = list(arguments)
@@ -88,9 +88,9 @@ class CommandLine:
     def given(
         self, destination: Sequence[Setting], keywords: Mapping[str, tuple[str, str]]
     ) -> list[str | Setting]:
-        """Return what is set, for ssh_config.load: by the ``destination``, then by options.
+        """Returns settings for ssh_config.load: those of the ``destination``, then of the options.
 
-        ``keywords`` are those of the program's letters, as KEYWORDS has them.
+        ``keywords`` maps the program's letters to keywords, as KEYWORDS does.
         """
         given: list[str | Setting] = []
         if verbose := self.options.count("v"):
@@ -118,7 +118,7 @@ def main(
     spec: tuple[Option, ...],
     call: Callable[[CommandLine], int],
 ) -> int:
-    """Have ``call`` do what a command line asks for; returns the exit status."""
+    """Parses the command line and runs ``call`` with it; returns the exit status."""
     try:
         line = CommandLine(arguments, spec, command)
         if "help" in line.options:
@@ -141,7 +141,7 @@ def main(
 
 
 def host_and_port(option: str, text: str) -> tuple[str, int]:
-    """Return the place that our input and output are connected to; raises UsageError."""
+    """Returns the host and port of -W or -B; raises UsageError."""
     from ..config import hosts
 
     with contextlib.suppress(ValueError):
@@ -152,7 +152,7 @@ def host_and_port(option: str, text: str) -> tuple[str, int]:
 
 
 def run(options: HostOptions, line: CommandLine, window: int | None = None) -> int:
-    """Do what was asked: over a connection that is there, or over one of our own."""
+    """Runs the command, over a shared connection or a new one; returns the exit status."""
     command = line.command or options.remote_command or ""
     quiet = "q" in line.options
     if options.session_type == "subsystem" and not command:

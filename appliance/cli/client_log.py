@@ -1,4 +1,4 @@
-"""What the client tells with -v, -E and LogLevel, in the form of OpenSSH's: 'debug1: ...'."""
+"""The client's log, by -v, -E and LogLevel, in OpenSSH's form: 'debug1: ...'."""
 
 import logging
 import sys
@@ -25,21 +25,21 @@ _PREFIXES: Final = {
 
 
 class _Line(logging.Formatter):
-    """A line whose words may be a peer's."""
+    """Formats a line; a peer's text in it is made harmless."""
 
     def format(self, record: logging.LogRecord) -> str:
         return harmless(_PREFIXES.get(record.levelno, "") + super().format(record))
 
 
 class _StandardError(logging.Handler):
-    """Standard error, whatever mode the terminal is in."""
+    """Writes to standard error, also while the terminal is in raw mode."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prompts.tell(self.format(record))
 
 
 class _File(logging.StreamHandler[TextIO]):
-    """The file of -E; a full disk is no reason to fail."""
+    """Writes to the file of -E; a full disk does not end the client."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -47,7 +47,7 @@ class _File(logging.StreamHandler[TextIO]):
 
 
 def set_up(log_level: str, path: str | None) -> None:
-    """Tell what ``log_level`` says, in this file if there is one; raises UsageError."""
+    """Starts the log at this level, in the file ``path`` if it is given; raises UsageError."""
     handler: logging.Handler = _StandardError()
     if path is not None:
         try:

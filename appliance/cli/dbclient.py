@@ -20,7 +20,7 @@ SPEC: Final = (
     Option("J", "command", "connect by a command's input and output: dbclient's ProxyCommand"),
     Option("A", None, "let programs there use our agent"),
     Option("I", "seconds", "end after so long without traffic"),
-    Option("z", None, ""),  # no traffic classes: there are none
+    Option("z", None, ""),  # disables traffic classes, which Culvert does not set
     Option("B", "host:port", "connect our input and output to this place, from the server"),
     Option("b", "address", "connect from this address of ours"),
     Option("W", "bytes", "receive window of a channel"),
@@ -30,7 +30,7 @@ _KEYWORDS: Final = {**KEYWORDS, "K": ("ServerAliveInterval", "")}
 
 
 def main(arguments: list[str], name: str) -> int:
-    """Run the client; returns its exit status."""
+    """Runs the client; returns its exit status."""
     return client_command.main(arguments, name, SPEC, _call)
 
 
@@ -41,7 +41,7 @@ def _call(line: CommandLine) -> int:
 
 
 def _settings(line: CommandLine) -> HostOptions:
-    """The command line's settings, then those of the files."""
+    """Returns the settings of the command line, then those of the files."""
     hops, _, last = line.destination.rpartition(",")
     host, port = _hop(last)
     user, at, after = host.rpartition("@")
@@ -83,14 +83,14 @@ def _seconds(option: str, text: str) -> int:
 
 
 def _hop(text: str) -> tuple[str, str]:
-    """``[user@]host`` and the port of one of dbclient's hosts: behind '^', or '/' as of old."""
+    """Returns ``[user@]host`` and the port of a hop; '^' is before the port, once '/' was."""
     user, at, place = text.rpartition("@")
     host, _, port = place.replace("^", "/").partition("/")
     return user + at + host, port
 
 
 def _as_jumps(hops: str) -> str:
-    """Dropbear's list of hosts, as -J of ssh writes it."""
+    """Returns Dropbear's list of hosts in the form of ssh's -J."""
     jumps = []
     for host, port in map(_hop, hops.split(",")):
         user, at, name = host.rpartition("@")
@@ -99,13 +99,13 @@ def _as_jumps(hops: str) -> str:
 
 
 def _same_everywhere(options: Options) -> list[str]:
-    """What holds for every hop."""
+    """Returns the options that apply to every hop."""
     keys = [word for key in options.values("i") for word in ("-i", key)]
     return keys + ["-y"] * options.count("y")
 
 
 def _person() -> Person:
-    """dbclient looks for its files in $HOME, where ssh takes the account's home."""
+    """Returns the local user, with the home of $HOME as dbclient does; ssh uses the account's."""
     person = Person.current()
     return person._replace(home=os.environ.get("HOME") or person.home)
 

@@ -1,7 +1,7 @@
 """culvert keygen: make keys, show them, change their passphrases; ssh-keygen's options.
 
-What else it does stands in files of its own, which are read when wanted: certificates, revocation
-lists, known_hosts files, and what it does as dropbearkey and dropbearconvert.
+Its other jobs have files of their own, which are imported when used: certificates, revocation
+lists, known_hosts files, dropbearkey and dropbearconvert.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .options import Option, Options, help_text, parse
 
 
 def _passphrase(options: Options, letter: str) -> bytes | None:
-    """The argument of -N or -P in the bytes that the shell passed."""
+    """Returns the argument of -N or -P as the bytes that the shell passed; None if not given."""
     value = options.value(letter)
     return None if value is None else os.fsencode(value)
 
 
 def _ask_new(options: Options) -> bytes:
-    """A new passphrase, asked for twice unless it was given with -N."""
+    """Returns a new passphrase: that of -N, or one that the user types twice."""
     given = _passphrase(options, "N")
     if given is not None:
         return given
@@ -78,7 +78,7 @@ _OPTIONS: Final = (
     Option("c", None, "change the comment of a private key"),
     Option("F", "HOST", "find a host in known_hosts; [HOST]:PORT for another port than 22"),
     Option("R", "HOST", "remove a host from known_hosts"),
-    Option("H", None, "hash all names in known_hosts, so that it betrays nobody"),
+    Option("H", None, "hash all names in known_hosts, so that it does not reveal them"),
     Option("s", "AUTHORITY", "sign the keys in FILES with this private key: certificates"),
     Option("I", "ID", "the certificates' name in the logs of servers"),
     Option("n", "NAMES", "the users, or hosts, that they are good for, with commas between"),
@@ -199,7 +199,7 @@ def _dump(key: PrivateKey, passphrase: bytes, options: Options) -> bytes:
 
 
 def _key_path(options: Options) -> str:
-    """The file of -f, or the first of the usual ones."""
+    """Returns the file of -f, or asks for it and proposes the first usual one that exists."""
     path = options.value("f")
     if path is None:
         usual = [home_file(f"id_{kind}") for kind in ("ed25519", "ecdsa", "rsa")]
@@ -246,7 +246,7 @@ def _show_fingerprints(options: Options) -> None:
 
 
 def _make_secret(options: Options) -> None:
-    """A comment with the address for the telephone, and the line for the server's file."""
+    """Prints a comment with the otpauth URI for the phone, and the line for totp_file."""
     from ..crypto.totp import SECRET_BYTES, address, write_secret
 
     user = options.value("totp") or ""
@@ -269,7 +269,7 @@ def _show_certificates(options: Options) -> None:
 
 
 def _comment_beside(path: str, public: PublicKey) -> str:
-    """The comment in the .pub file, if it is there and of this key."""
+    """Returns the comment in the .pub file; '' if the file is missing or has another key."""
     try:
         key, comment = key_files.load_public_line(read_file(f"{path}.pub").decode())
     except (OSError, UnicodeDecodeError, CulvertError):
@@ -326,7 +326,7 @@ def _is_encrypted(data: bytes) -> bool:
     except key_files.PassphraseNeeded:
         return True
     except KeyFileError:
-        return False  # which loading in earnest will explain
+        return False  # the caller's own loading explains the error
     return False
 
 
@@ -334,7 +334,7 @@ _DROPBEAR: Final = ("dropbearkey", "dropbearconvert")
 
 
 def main(arguments: list[str], name: str = "keygen") -> int:
-    """Run keygen, dropbearkey or dropbearconvert; returns the exit status, 0 or 1."""
+    """Runs keygen, dropbearkey or dropbearconvert; returns the exit status, 0 or 1."""
     command = name if name in _DROPBEAR else "culvert keygen"
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes

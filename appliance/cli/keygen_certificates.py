@@ -39,7 +39,7 @@ BACKDATED: Final = 59  # seconds that -V +TIME begins earlier, for clocks that a
 
 
 def sign(options: Options) -> None:
-    """keygen -s: a certificate beside each public key of the operands; raises CulvertError."""
+    """Writes a certificate beside each public key of the operands (-s); raises CulvertError."""
     key_id = options.value("I")
     if key_id is None:
         raise UsageError("a certificate needs a name for the logs: -I ID")
@@ -85,7 +85,7 @@ def sign(options: Options) -> None:
 
 
 def _public_key(path: str) -> tuple[PublicKey, str, str]:
-    """Key and comment of a .pub file, or of the one beside a private key; and the target."""
+    """Returns key and comment of a .pub file, or of that beside a private key; and the target."""
     beside = f"{path}.pub"
     if not path.endswith(".pub") and os.path.exists(beside):
         path = beside
@@ -97,7 +97,7 @@ def _public_key(path: str) -> tuple[PublicKey, str, str]:
 
 
 def _serial(text: str) -> tuple[int, int]:
-    """The first serial, and what to add for the next certificate."""
+    """Returns the first serial, and the step to the next certificate's."""
     digits = text.removeprefix("+")
     if not digits.isascii() or not digits.isdigit() or len(digits) > 20:
         raise UsageError(f"option -z: expected a number, perhaps behind +, not {text!r}")
@@ -109,7 +109,7 @@ def _serial(text: str) -> tuple[int, int]:
 def _options(
     given: list[str], certificate_kind: CertType
 ) -> tuple[tuple[tuple[str, bytes], ...], tuple[tuple[str, bytes], ...]]:
-    """Critical options and extensions of -O; a user's certificate permits what is not taken."""
+    """Returns critical options and extensions; a user's has all permits that -O does not remove."""
     critical: dict[str, bytes] = {}
     extensions: dict[str, bytes] = {}
     if certificate_kind is CertType.USER:
@@ -145,7 +145,7 @@ def _options(
 
 
 def _validity(text: str | None, now: int) -> tuple[int, int]:
-    """First second and the one after the last of -V, as ssh-keygen(1) describes it."""
+    """Returns the first second of -V and the one after the last (ssh-keygen(1))."""
     if text is None:
         return 0, FOREVER
     start, colon, end = text.partition(":")
@@ -199,14 +199,14 @@ def _date(seconds: int) -> str:
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
-        return f"second {seconds}"  # beyond what a calendar knows
+        return f"second {seconds}"  # later than localtime can convert
 
 
 # -- showing -----------------------------------------------------------------------------
 
 
 def show(path: str, hash: str) -> None:
-    """keygen -L: every certificate of a file."""
+    """Prints every certificate of a file (-L)."""
     found = 0
     for line in read_file(path).decode(errors="replace").splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -255,5 +255,5 @@ def _option(name: str, data: bytes) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text of an authority's, made harmless for the terminal."""
+    """Returns an authority's text, made harmless for the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -91,5 +91,5 @@ def _dropbearconvert(arguments: list[str], name: str) -> None:
 
 
 def run(arguments: list[str], name: str) -> None:
-    """Be dropbearkey or dropbearconvert; raises CulvertError and OSError."""
+    """Runs dropbearkey or dropbearconvert; raises CulvertError and OSError."""
     (_dropbearkey if name == "dropbearkey" else _dropbearconvert)(arguments, name)

@@ -1,8 +1,7 @@
 """Key files as a command reads and writes them.
 
-A file that is written appears whole or not at all: it is made under another name in the same
-directory, 0600, never through a link that somebody left there, and takes its place when it is on
-the disk.
+A file is written whole or not at all: it is made under another name in the same directory, 0600,
+never through a link that another user left there, and is renamed once it is on the disk.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ PROMPTS: Final = 3  # how often a passphrase is asked for before we give up
 
 
 def write_whole(path: str, data: bytes, mode: int = 0o600, replace: bool = False) -> None:
-    """Write a file whole or not at all; raises FileExistsError unless it may be replaced.
+    """Writes a file whole or not at all; raises FileExistsError unless it may be replaced.
 
-    Whoever looks at ``path``, at whatever moment and after whatever crash, finds what was there
-    before or all of ``data``. A link in its place is replaced and never followed.
+    At any moment, and after any crash, ``path`` has its old content or all of ``data``. A link in
+    its place is replaced and never followed.
     """
     temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -49,12 +48,12 @@ def write_whole(path: str, data: bytes, mode: int = 0o600, replace: bool = False
             os.fsync(directory)
         finally:
             os.close(directory)
-    except OSError as error:  # a person knows nothing of the temporary name
+    except OSError as error:  # the user does not know the temporary name
         raise OSError(error.errno, error.strerror, path) from error
 
 
 def _rename_to_nothing(source: str, target: str) -> None:
-    """Rename unless there is a target, even one that appears this moment."""
+    """Renames unless there is a target, even one that appears at this moment."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -71,7 +70,7 @@ def _rename_to_nothing(source: str, target: str) -> None:
 
 
 def read_file(path: str, private: bool = False) -> bytes:
-    """A file's bytes, '-' for standard input; a private key must be its owner's alone."""
+    """Returns a file's bytes ('-': standard input); others must have no access to a private key."""
     if path == "-":
         return sys.stdin.buffer.read(FILE_LIMIT)
     with open(path, "rb") as stream:
@@ -89,7 +88,7 @@ def read_file(path: str, private: bool = False) -> bytes:
 
 
 def load_private(path: str, passphrase: bytes | None) -> PrivateKey:
-    """The key of a file, asking for its passphrase unless one is given."""
+    """Returns the private key of a file; asks for its passphrase unless one is given."""
     data = read_file(path, private=True)
     try:
         if passphrase is not None:
@@ -107,11 +106,11 @@ def load_private(path: str, passphrase: bytes | None) -> PrivateKey:
 
 
 def ask(what: str) -> bytes:
-    """What a person types unseen; raises UsageError when there is nobody."""
+    """Asks for a line without echo; raises UsageError if nobody can be asked."""
     import getpass
     import warnings
 
-    with warnings.catch_warnings():  # of an echo: there is no terminal, so nobody to see it
+    with warnings.catch_warnings():  # about echo: without a terminal nobody sees it
         warnings.simplefilter("ignore", getpass.GetPassWarning)
         try:
             return os.fsencode(getpass.getpass(f"Enter {what}: "))
@@ -120,7 +119,7 @@ def ask(what: str) -> bytes:
 
 
 def home_file(name: str) -> str:
-    """A file in ~/.ssh, of the account and not of $HOME, as ssh-keygen has it."""
+    """Returns a file's path in ~/.ssh of the account's home, not $HOME, as ssh-keygen does."""
     import pwd
 
     return os.path.join(pwd.getpwuid(os.getuid()).pw_dir, ".ssh", name)

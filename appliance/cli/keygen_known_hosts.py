@@ -14,19 +14,19 @@ from .options import Options
 
 
 def run(options: Options) -> None:
-    """Do what one of -F, -R and -H asks for; raises CulvertError and OSError."""
+    """Carries out one of -F, -R and -H; raises CulvertError and OSError."""
     job = _find_host if "F" in options else _remove_host if "R" in options else _hash_hosts
     job(options)
 
 
 def _known_hosts(options: Options) -> tuple[str, str]:
-    """Path and text of the file."""
+    """Returns path and text of the file."""
     path = options.value("f") or home_file("known_hosts")
     return path, read_file(path).decode(errors="surrogateescape")
 
 
 def _host(text: str) -> tuple[str, int]:
-    """Host and port of 'host' or '[host]:port'."""
+    """Returns host and port of 'host' or '[host]:port'."""
     host, bracket, port = text.removeprefix("[").partition("]:")
     if not text.startswith("[") or not bracket:
         return text, known_hosts.SSH_PORT
@@ -36,7 +36,7 @@ def _host(text: str) -> tuple[str, int]:
 
 
 def _find_host(options: Options) -> None:
-    """Print the lines of a host; Silent if there are none."""
+    """Prints the lines of a host; raises Silent if there are none."""
     text = options.value("F") or ""
     name = known_hosts.host_name(*_host(text))
     path, content = _known_hosts(options)
@@ -71,7 +71,7 @@ def _write_text(text: str) -> None:
 
 
 def _remove_host(options: Options) -> None:
-    """Remove the lines of a host, and keep the old file beside the new one."""
+    """Removes the lines of a host, and keeps the old file beside the new one."""
     text = options.value("R") or ""
     path, content = _known_hosts(options)
     kept, removed = known_hosts.remove(content, *_host(text))
@@ -84,7 +84,7 @@ def _remove_host(options: Options) -> None:
 
 
 def _hash_hosts(options: Options) -> None:
-    """Replace all names by hashes, so that the file betrays nobody."""
+    """Replaces all names by hashes, so that the file does not reveal them."""
     path, content = _known_hosts(options)
     lines: list[str] = []
     for line in known_hosts.parse(content):

@@ -1,4 +1,4 @@
-"""culvert keygen -k and -Q: make lists of what is revoked, and ask them (ssh-keygen(1))."""
+"""culvert keygen -k and -Q: make revocation lists, and look keys up in them (ssh-keygen(1))."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _DIRECTIVES: Final = ("serial", "id", "key", "sha1", "sha256", "hash")
 
 
 class _BadLine(Exception):
-    """What is wrong with a line; the reader adds where it stands."""
+    """A mistake in a line; the caller adds file and line number."""
 
 
 def run(options: Options) -> None:
-    """keygen -k or -Q; raises CulvertError, or Silent when a key is revoked."""
+    """Carries out -k or -Q; raises CulvertError, or Silent when a key is revoked."""
     path = options.value("f")
     if path is None:
         raise UsageError("the revocation list is missing: -f LIST")
@@ -71,7 +71,7 @@ def _make(path: str, options: Options) -> None:
 
 
 def _certificates(revoked: RevocationList, path: str | None) -> RevokedCertificates | None:
-    """Those of the authority of -s, whose key is in a file; 'none' stands for every authority."""
+    """Returns the revoked certificates of the authority of -s: a key file, or 'none' for all."""
     if path is None:
         return None
     if path.lower() == "none":
@@ -86,7 +86,7 @@ def _certificates(revoked: RevocationList, path: str | None) -> RevokedCertifica
 
 
 def _revoke(revoked: RevocationList, certificates: RevokedCertificates | None, line: str) -> None:
-    """One line of a KRL specification, or one public key."""
+    """Revokes what one line of a KRL specification names, or one public key."""
     directive, colon, value = line.partition(":")
     directive, value = directive.strip().lower(), value.strip()
     if not colon or directive not in _DIRECTIVES:
@@ -115,7 +115,7 @@ def _revoke(revoked: RevocationList, certificates: RevokedCertificates | None, l
 
 
 def _revoke_key(revoked: RevocationList, key: PublicKey) -> None:
-    """A certificate by its serial, or by its key id if it has none; a key as itself."""
+    """Revokes a certificate by its serial, or by its key id if it has none; a key by its blob."""
     if not isinstance(key, Certificate):
         revoked.keys.add(key.blob)
         return
@@ -138,7 +138,7 @@ def _digest(fingerprint: str) -> bytes:
 
 
 def _number(text: str, what: str) -> int:
-    """A decimal, hexadecimal (0x) or octal (0) number of 64 bits."""
+    """Reads a decimal, hexadecimal (0x) or octal (0) number of 64 bits; raises UsageError."""
     text = text.strip()
     base = 16 if text[:2].lower() == "0x" else 8 if text[:1] == "0" and len(text) > 1 else 10
     try:

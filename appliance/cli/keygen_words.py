@@ -13,11 +13,11 @@ _ECDSA_TYPES: Final = {bits: f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 52
 
 
 class Silent(Exception):
-    """Exit status 1 without another word, as of ssh-keygen -F for a host that is not there."""
+    """Exit status 1 without a message, as ssh-keygen -F has for an unknown host."""
 
 
 def default_comment() -> str:
-    """user@host, of the account that runs this."""
+    """Returns user@host, with the account that runs this process."""
     import pwd
 
     try:
@@ -28,7 +28,7 @@ def default_comment() -> str:
 
 
 def kind(key: PublicKey) -> str:
-    """ED25519, ECDSA, RSA, or one of these with -SK or -CERT."""
+    """Returns ED25519, ECDSA, RSA, or one of these with -SK or -CERT."""
     name = key.key_type.removeprefix("sk-").removeprefix("ssh-").partition("-")[0]
     name = name.partition("@")[0].upper()
     if key.key_type.startswith("sk-"):
@@ -37,10 +37,10 @@ def kind(key: PublicKey) -> str:
 
 
 def wanted_type(name: str, bits: int | None) -> tuple[str, int | None]:
-    """What to pass to ``new_key`` for -t and -b; raises UsageError."""
+    """Returns the arguments of ``new_key`` for -t and -b; raises UsageError."""
     name = name.lower()
     if name in ("ed25519", ED25519):
-        return ED25519, None  # ssh-keygen passes over the bits, too
+        return ED25519, None  # ssh-keygen ignores the bits, too
     if name in ("rsa", RSA, "rsa-sha2-256", "rsa-sha2-512"):
         return RSA, bits
     if name == "ecdsa":
@@ -53,7 +53,7 @@ def wanted_type(name: str, bits: int | None) -> tuple[str, int | None]:
 
 
 def number(text: str | None, option: str) -> int | None:
-    """The argument of ``option``, if it was given; raises UsageError."""
+    """Returns the argument of ``option``, None if it was not given; raises UsageError."""
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) == int(text[:12]):
@@ -62,7 +62,7 @@ def number(text: str | None, option: str) -> int | None:
 
 
 def new_key(key_type: str, bits: int | None) -> PrivateKey:
-    """Make a key; raises UsageError for a size that it cannot have."""
+    """Makes a key; raises UsageError for a size that it cannot have."""
     try:
         return generate(key_type, bits)
     except ValueError as error:
@@ -70,14 +70,14 @@ def new_key(key_type: str, bits: int | None) -> PrivateKey:
 
 
 def checked_comment(comment: str) -> str:
-    """The comment, if it can stand behind a key; raises UsageError."""
+    """Returns the comment; raises UsageError if it cannot follow a key on its line."""
     if not comment.isprintable():
         raise UsageError("a comment is one line of printable characters")
     return comment
 
 
 def hash_name(options: Options) -> str:
-    """The hash of -E; raises UsageError."""
+    """Returns the hash of -E; raises UsageError."""
     name = (options.value("E") or "sha256").lower()
     if name not in ("sha256", "md5"):
         raise UsageError(f"option -E: expected sha256 or md5, not {name!r}")

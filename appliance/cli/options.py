@@ -1,12 +1,12 @@
-"""Command lines, from one table of rows that serves the parser and the help text alike.
+"""Parses command lines, and writes help texts, from one table of options.
 
-The grammar is getopt's, which every peer of ours speaks: letters may be joined (-tt,
+The grammar is getopt's, which OpenSSH and Dropbear use as well: letters may be joined (-tt,
 -4v), an argument follows its letter at once or as the next word, ``--`` ends the
 options, and so does the first operand (``ssh host -p 22 command`` is parsed in two
 turns by its caller). Long names take ``--name value`` or ``--name=value``.
 
 The standard library's getopt would do, but it imports gettext and re, which costs more
-than the rest of a small command, and its messages cannot name the argument missed.
+than the rest of a small command, and its messages cannot name the missing argument.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ WIDTH = 88  # columns of the help text: fits any terminal that people use
 class Option(NamedTuple):
     """One row of a command's table.
 
-    ``name`` is a letter or a long name, without dashes. ``argument`` names what follows
-    it, None for a flag. A row without help text is parsed but not shown. ``repeatable``
-    is for the reader of the help text: that it may be given several times.
+    ``name`` is a letter or a long name, without dashes. ``argument`` is the name of its
+    argument, None for a flag. A row without help text is parsed but not shown. With
+    ``repeatable`` the help text says that the option may be given several times.
     """
 
     name: str
@@ -43,7 +43,7 @@ HELP = Option("help", None, "show this text")
 
 
 class Options:
-    """What a command line held: options in their order, then the operands."""
+    """A parsed command line: options in their order, then the operands."""
 
     __slots__ = ("given", "operands")
 
@@ -59,24 +59,24 @@ class Options:
         return any(name == each for each, _ in self.given)
 
     def count(self, name: str) -> int:
-        """How often an option was given: -vv is 2."""
+        """Returns how often an option was given: -vv is 2."""
         return sum(name == each for each, _ in self.given)
 
     def values(self, name: str) -> list[str]:
-        """All arguments of a repeatable option."""
+        """Returns all arguments of a repeatable option."""
         return [value for each, value in self.given if each == name]
 
     def value(self, name: str) -> str | None:
-        """The argument of an option; the last one counts."""
+        """Returns the argument of an option; the last one counts."""
         values = self.values(name)
         return values[-1] if values else None
 
 
 def parse(arguments: Sequence[str], spec: Sequence[Option], command: str = "") -> Options:
-    """Read options up to the first operand; raise UsageError for one not in ``spec``.
+    """Reads options up to the first operand; raises UsageError for one not in ``spec``.
 
-    ``--help`` is always known: see whether ``"help"`` is in the result. ``command`` is
-    what the error tells people to call with --help.
+    ``--help`` is always accepted, as ``"help"`` in the result. An error message tells the
+    user to call ``command`` with --help.
     """
     rows = {row.name: row for row in (HELP, *spec)}
     hint = f"; try '{command} --help'" if command else "; try --help"
@@ -124,12 +124,12 @@ def parse(arguments: Sequence[str], spec: Sequence[Option], command: str = "") -
 
 
 def _shown(text: str) -> str:
-    """Text of the user's, made harmless for the terminal."""
+    """Returns the user's text, made harmless for the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def help_text(usage: str, about: str, spec: Sequence[Option], footer: str = "") -> str:
-    """The text for --help: usage line, what it is for, a line or more for each row, footer.
+    """Returns the text for --help: usage, description, a line or more for each row, footer.
 
     Options stand in the order of ``spec``; ``usage`` may hold several lines.
     """

@@ -1,4 +1,4 @@
-"""-Q: what is supported, a name a line, as ``ssh -Q`` prints it."""
+"""-Q: the supported algorithms, one name on each line, as ``ssh -Q`` prints them."""
 
 from typing import Final
 
@@ -21,7 +21,7 @@ _LISTS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def answer(what: str) -> int:
-    """Print the list; returns the exit status."""
+    """Prints the list ``what``; returns the exit status, or raises UsageError."""
     names = tuple(_LISTS) if what == "help" else _LISTS.get(what)
     if names is None:
         raise UsageError(f"-Q {what}: expected one of {', '.join(_LISTS)}")

@@ -20,7 +20,7 @@ SPEC: Final = (
     Option("g", None, "let other hosts use the ports of -L and -D"),
     Option("M", None, "let other clients share the connection; -MM: ask before each", True),
     Option("S", "path", "the socket by which clients share a connection, or none"),
-    Option("O", "command", "tell who shares: check, exit, stop, forward or cancel (-L -R -D)"),
+    Option("O", "command", "control the master: check, exit, stop, forward or cancel (-L -R -D)"),
     Option("w", "local[:remote]", "a VPN tunnel between tun devices; numbers, or 'any'"),
     Option("4", None, "IPv4 only"),
     Option("6", None, "IPv6 only"),
@@ -62,7 +62,7 @@ _KEYWORDS: Final = {
 
 
 def main(arguments: list[str], name: str) -> int:
-    """Run the client; returns its exit status."""
+    """Runs the client; returns its exit status."""
     command = "culvert ssh" if name == "ssh" else name
     return client_command.main(arguments, command, (*SPEC, *_LATER), _call)
 
@@ -87,7 +87,7 @@ def _call(line: CommandLine) -> int:
 
 
 def _settings(line: CommandLine) -> HostOptions:
-    """The command line's settings, then those of the files."""
+    """Returns the settings of the command line, then those of the files."""
     host = line.destination
     destination: list[Setting] = []
     if host.startswith("ssh://"):
@@ -119,7 +119,7 @@ _DIRECTIONS: Final = {"localforward": "L", "remoteforward": "R", "dynamicforward
 
 
 def _described(settings: HostOptions) -> str:
-    """-G: a line for each setting, in the style of ``ssh -G``."""
+    """Returns a line for each setting (-G), in the style of ``ssh -G``."""
     rows = [f"host {settings.host}"]
     for name, setting in SETTINGS.items():
         value = getattr(settings, setting.field)
@@ -141,7 +141,7 @@ def _described(settings: HostOptions) -> str:
 
 
 def _tell_master(command: str, settings: HostOptions) -> int:
-    """-O: the exit status."""
+    """Sends the command of -O to the master; returns the exit status."""
     from ..client.control_client import COMMANDS, ControlClient
 
     if command not in COMMANDS:

@@ -66,7 +66,7 @@ _FLAGS: Final[dict[str, tuple[str, Any]]] = {
     "e": ("pass_environment", True),
     "a": ("gateway_ports", "clientspecified"),
 }
-# what remains of a permission when one direction is taken from it
+# option -> what it leaves of allow_tcp_forwarding, by the value before
 _LESS: Final[dict[str, dict[Forwarding, Forwarding]]] = {
     "j": {"yes": "remote", "local": "no"},
     "k": {"yes": "local", "remote": "no"},
@@ -90,7 +90,7 @@ _CHOICES: Final = {
 
 
 def main(arguments: list[str], name: str) -> int:
-    """Run the server; returns its exit status."""
+    """Runs the server; returns its exit status."""
     command = f"culvert {name}" if name == "sshd" else name
     try:
         options = parse(arguments, SPEC, command)
@@ -111,7 +111,7 @@ def main(arguments: list[str], name: str) -> int:
 
 
 def _settings(options: Options, path: str | None) -> ServerConfig:
-    """The file's settings, and over them those of the command line."""
+    """Returns the file's settings, which those of the command line override."""
     config = ServerConfig()
     if path is not None:
         config = load_server_config(path, config)
@@ -156,7 +156,7 @@ def _serve(options: Options) -> int:
     from ..server.listener import Listener, bind
 
     if (path := options.value("config")) is not None:
-        path = os.path.abspath(path)  # a daemon leaves this directory, and may read it again
+        path = os.path.abspath(path)  # a daemon changes its directory, and may read the file again
 
     def settings() -> ServerConfig:
         return _settings(options, path)
@@ -166,13 +166,13 @@ def _serve(options: Options) -> int:
     level = logging.DEBUG if "v" in options else logging.INFO
     inetd = "i" in options
     connection = _take_standard_descriptors() if inetd else None
-    # what goes wrong at the start is told to whoever started it
+    # errors at the start go to the caller's standard error
     log.set_up("culvert", level, to_stderr)
     if connection is not None:
         try:
             with contextlib.closing(Listener(config, settings)) as listener:
                 listener.serve_one(*connection)
-        except UsageError as error:  # of which nobody may see standard error
+        except UsageError as error:  # nobody may see standard error, so the log has it, too
             logging.getLogger(__name__).error("%s", error)
             raise
         return 0
@@ -199,9 +199,9 @@ def _serve(options: Options) -> int:
 
 
 def _take_standard_descriptors() -> tuple[int, int]:
-    """The connection of -i: what to read, and what to write; nothing else may use it any more.
+    """Returns the descriptors to read and write the connection of -i; nothing else uses it then.
 
-    A super-server may have made standard error the connection, too: no line of ours belongs there.
+    Standard error may be the connection, too (inetd): no message must be written there.
     """
     taken = os.dup(0), os.dup(1)
     error = os.fstat(2)
@@ -213,7 +213,7 @@ def _take_standard_descriptors() -> tuple[int, int]:
 
 
 def _write_pid(path: str) -> bool:
-    """Whether it was written; a server is worth more than its file, and starts without, too."""
+    """Writes the pid file, and returns whether that worked; the server starts without it, too."""
     if not path:
         return False
     try:
@@ -228,7 +228,7 @@ def _write_pid(path: str) -> bool:
 
 
 def _remove_pid(path: str) -> None:
-    """Unless a server that was started since then has written its own there."""
+    """Removes the pid file, unless a newer server has written its own pid there."""
     with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
         if int(file.read()) == os.getpid():
             os.unlink(path)
