@@ -110,7 +110,7 @@ class ControlMaster:
     def _accepted(self, sock: socket.socket) -> None:
         uid = peer_uid(sock)
         if uid not in (0, os.getuid()):
-            _log.warning("somebody else (uid %d) wants to share the connection", uid)
+            _log.warning("refused: another user (uid %d) wants to share the connection", uid)
             sock.close()
             return
         self._clients.add(_Client(self, sock))

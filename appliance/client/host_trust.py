@@ -191,7 +191,7 @@ class HostTrust:
             )
         if strict == "accept-new" and self._unread:
             raise HostKeyRejected(
-                f"nobody can tell whether {name} is new: {self._unread} could not be read"
+                f"it is not known whether {name} is new: {self._unread} could not be read"
             )
         if strict == "ask":
             self._ask(name, shown)

@@ -141,8 +141,8 @@ def _check_routes(link: Link) -> None:
         link.kill_switch or is_everything(reached, 4) or is_everything(reached, 6)
     ):
         raise Mistake(
-            "nobody can tell what it connects to, which must stay outside of the tunnel: use proxy"
-            " or proxy_jump",
+            "the address that it connects to is not known, and must stay outside the tunnel: use"
+            " proxy or proxy_jump",
             "proxy_command",
         )
     everything = is_everything(reached, 4) and not is_everything(reached, 6)

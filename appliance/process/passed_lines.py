@@ -31,6 +31,6 @@ class PassedLines:
         if not self._allowance.take():
             return
         if lost := self._allowance.lost:
-            _log.warning("%d lines of the %s's are lost: it has too many", lost, self._who)
+            _log.warning("%d lines of the %s are lost: it wrote too many", lost, self._who)
             self._allowance.lost = 0
         log.write_for(self._who, level, text[: log.LINE_LIMIT])

@@ -283,11 +283,11 @@ V6 = {"addresses": ["fd00:9::1/64"]}
         ),
         (
             {"proxy_command": "nc %h %p", "kill_switch": True, "routes": ["10.2.0.0/24"]},
-            "proxy_command: nobody can tell what it connects to",
+            "proxy_command: the address that it connects to is not known",
         ),
         (
             {"proxy_command": "nc %h %p", "routes": ["0.0.0.0/0", "::/0"]},
-            "proxy_command: nobody can tell what it connects to",
+            "proxy_command: the address that it connects to is not known",
         ),
         (
             {"proxy_command": "nc %h %p", "proxy": "http://a:1"},

@@ -30,7 +30,7 @@ def test_a_worker_that_was_taken_over_cannot_fill_the_log(
     for _ in range(3):
         it.write(20, b"another")
     assert caplog.messages == [
-        "500 lines of the worker's are lost: it has too many",
+        "500 lines of the worker are lost: it wrote too many",
         "worker: another",
         "worker: another",
     ]
