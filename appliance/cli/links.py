@@ -193,7 +193,10 @@ def _close(path: str, names: Sequence[str], stays: bool) -> int:
     from ..links.supervisor import left_closed
 
     result = 0
-    if (used := _declarations_in_use()) is None:
+    used = _declarations_in_use()
+    if stays and keeper.has_run():
+        pass  # it is started again: what 'down' has opened meanwhile stays open
+    elif used is None:
         with lock.without_supervisor("" if lock.last_declarations() else path):
             result = _close_declared(path, names, not stays)
     elif not stays:

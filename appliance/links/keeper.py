@@ -7,8 +7,9 @@ The keeper is that process:
 
     culvert up --close, supervisor --"table and rules", over a unix socket--> keeper (root)
 
-It outlives the supervisor, whose end, restart or crash must not open a switch, and ends when its
-last copy is released, as `culvert down` does. Where the system cannot have such tables, there is
+It outlives the supervisor, whose end, restart or crash must not open a switch, makes a table again
+that was flushed while no supervisor runs, and ends when its last copy is released, as `culvert
+down` does. Where the system cannot have such tables, there is
 no keeper, and a flush opens a switch until the supervisor has made its rules again.
 """
 
@@ -33,6 +34,7 @@ from ..aio.service_manager import notify
 from ..config.directories import runtime_directory
 from ..errors import CulvertError
 from ..process.daemon import daemonize
+from ..services.tunnel.rules_watch import RulesWatch
 
 if TYPE_CHECKING:
     from ..services.tunnel.network import Rules
@@ -95,7 +97,10 @@ class Keeper:
             self._warned = True
 
     def release(self, table: str) -> None:
-        """Let a table's copy go, whoever had it made. Raises CulvertError if it stays."""
+        """Let a table's copy go, whoever had it made. Raises CulvertError if it stays.
+
+        As long as a copy is held, its table is made again when it is removed.
+        """
         self._told.pop(table, None)
         self._release(table, copy_of(table))
 
@@ -257,6 +262,11 @@ def _is_locked() -> bool:
     return False
 
 
+def has_run() -> bool:
+    """Whether there has been a keeper since the machine's start."""
+    return _lock_path().exists()
+
+
 def _lock_path() -> Path:
     return runtime_directory() / "keeper.lock"
 
@@ -335,7 +345,17 @@ def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) ->
     Then another keeper can be started as soon as the last request is answered.
     """
     listening.listen()
+    watch = RulesWatch()
+    events = select.poll()
+    for descriptor in (listening.fileno(), watch.fileno()):
+        events.register(descriptor, select.POLLIN)
     while True:
+        ready = [descriptor for descriptor, _ in events.poll()]
+        if watch.fileno() in ready:
+            watch.take()
+            copies.restore()
+        if listening.fileno() not in ready:
+            continue
         asking, _ = listening.accept()
         with asking:
             asking.settimeout(_PATIENCE)
@@ -388,6 +408,15 @@ class Copies:
         script = f"delete {copy}\n" if table in self._held else ""
         self._run(f"{script}{copy} {{\n\tflags owner\n{body}}}\n")
         self._held[table] = body
+
+    def restore(self) -> None:
+        """Make tables again that another program has removed."""
+        from ..services.tunnel.network import Rules
+
+        for table, body in self._held.items():
+            # One transaction, which fails if the table is there.
+            with contextlib.suppress(CulvertError):
+                self._run(f"create table inet {table}\n{Rules(table, body).script}")
 
     def _release(self, table: str) -> None:
         if table in self._held:

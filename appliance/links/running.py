@@ -85,10 +85,10 @@ def close(link: Link, keeper: Keeper) -> None:
     for each in rules:
         keeper.hold(each.table, each.body)
     try:
-        reconcile_apart(record_of(link.name), rules)
-    finally:
         if not rules:
             keeper.release(table_of(owner_of(link)))
+    finally:
+        reconcile_apart(record_of(link.name), rules)
 
 
 class RunningLink:
@@ -176,9 +176,9 @@ class RunningLink:
             close(self.link, self._keeper)
             return
         try:
-            reconcile_apart(self._record, ())
-        finally:
             self._keeper.release(table_of(owner_of(self.link)))
+        finally:
+            reconcile_apart(self._record, ())
 
     def network_changed(self) -> None:
         """Whatever we wait for may be there now."""

@@ -75,6 +75,7 @@ class Supervisor:
         self._counters: dict[str, _Counter] = {}
         self._metrics: tuple[int, socket.socket] | None = None
         self._names: set[str] | None = None  # that are to be up; None for all
+        self._opened: set[str] = set()  # of links that 'down NAME' ended
 
     def run(self, names: Collection[str] | None) -> None:
         """Keep the links ``names``, or all, until SIGTERM or 'down'."""
@@ -188,11 +189,12 @@ class Supervisor:
         self._start(names)
 
     def _close_switches(self) -> None:
-        """Close every declared kill switch that is not made yet, wanted now or not."""
+        """Close every declared kill switch that is not made yet, but those that 'down' opened."""
         for link in self._config.link:
             path = record_of(link.name)
             try:
-                if link.name not in self._links and not tables(recorded(path)):
+                is_settled = link.name in self._links or link.name in self._opened
+                if not is_settled and not tables(recorded(path)):
                     close(link, self._keeper)
             except CulvertError as error:
                 _log.error("link %s: its kill switch is open: %s", link.name, error)
@@ -205,6 +207,7 @@ class Supervisor:
             if name not in declared:
                 raise UsageError(f"no link '{name}' is declared")
         self._config = config
+        self._opened -= declared if names is None else set(names)
         if names is None:
             self._names = None
         elif self._names is not None:
@@ -283,6 +286,7 @@ class Supervisor:
             return Answer(404, f"no link '{name}' is up\n", "text/plain")
         wanted = set(self._links) if self._names is None else self._names
         self._names = wanted - {name}
+        self._opened.add(name)
         wrong = self._stop(links)
         for path in closed:
             try:
@@ -418,6 +422,6 @@ def left_closed(earlier: bool = False) -> dict[Path, Rules]:
 def open_again(path: Path, keeper: Keeper) -> None:
     """Undo all that a record names, its kill switch last. Raises CulvertError."""
     try:
-        reconcile_apart(path, ())
-    finally:
         keeper.release(table_of(path.stem))
+    finally:
+        reconcile_apart(path, ())
