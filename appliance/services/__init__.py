@@ -1,1 +1,1 @@
-"""What a channel can be: a session, a tunnel."""
+"""The services that a channel can carry: sessions, forwarded connections, tunnels."""

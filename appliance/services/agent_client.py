@@ -1,4 +1,6 @@
-"""Keys that an agent holds (draft-ietf-sshm-ssh-agent): list them, have it sign."""
+"""A client of an authentication agent (draft-ietf-sshm-ssh-agent): lists its keys, and asks it
+for signatures.
+"""
 
 import socket
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ _RSA_FLAGS: Final = {"rsa-sha2-256": 2, "rsa-sha2-512": 4}
 # Our own choices
 ANSWER_LIMIT: Final = 256 << 10  # bytes, OpenSSH's
 KEYS_LIMIT: Final = 2048
-TIMEOUT: Final = 60.0  # seconds: a key may want to be touched
+TIMEOUT: Final = 60.0  # seconds: a hardware key may wait for a touch
 
 
 class _SignRequest(Message, number=13):
@@ -41,7 +43,7 @@ class _Extension(Message, number=27):
 
 
 class _SessionBind(Record):
-    """OpenSSH PROTOCOL.agent 1: what follows the extension's name."""
+    """The fields that follow the extension's name (OpenSSH PROTOCOL.agent 1)."""
 
     host_key: String
     session_id: String
@@ -50,24 +52,25 @@ class _SessionBind(Record):
 
 
 def session_bind(binding: HostBinding, forwarding: bool) -> bytes:
-    """The request that says which connection this is for, so that the agent can use keys that are
-    restricted to some hosts (ssh-add -h); an older agent does not understand, and says so.
+    """Returns the request that tells the agent which SSH connection it serves.
 
-    ``forwarding``: whether a host further away will talk to the agent.
+    The agent needs it for keys that are restricted to some hosts (ssh-add -h). An older agent
+    does not know the request and answers with a failure. ``forwarding`` is true when programs at
+    the server will talk to the agent.
     """
     bind = _SessionBind(*binding, forwarding)
     return _Extension(b"session-bind@openssh.com").encode() + bind.encode()
 
 
 class AgentKey(NamedTuple):
-    """A key of the agent's."""
+    """A key that the agent holds."""
 
     public: PublicKey  # or a Certificate
     comment: str
 
 
 class Agent:
-    """One connection to an agent; any failure of it is an OSError."""
+    """One connection to an agent; each failure of the connection is an OSError."""
 
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -79,15 +82,15 @@ class Agent:
             raise
 
     def close(self) -> None:
-        """Let the agent go."""
+        """Closes the connection to the agent."""
         self._sock.close()
 
     def bind(self, binding: HostBinding) -> None:
-        """Say which connection this is for."""
+        """Tells the agent which SSH connection it serves."""
         self._ask(session_bind(binding, forwarding=False))
 
     def keys(self) -> Iterator[AgentKey]:
-        """The keys that we can use."""
+        """Returns the agent's keys whose types Culvert knows."""
         reader = self._ask(_REQUEST_IDENTITIES)
         try:
             if reader.byte() != _IDENTITIES_ANSWER:
@@ -97,14 +100,15 @@ class Agent:
                 try:
                     yield AgentKey(load_offered_key(blob), comment.decode(errors="replace"))
                 except MalformedMessage:
-                    continue  # of a type that we do not know
+                    continue  # a key of an unknown type
         except MalformedMessage as error:
             raise OSError("the agent's answer is malformed") from error
 
     def add(self, key: PrivateKey, comment: str, confirm: bool, lifetime: int) -> bool:
-        """Have the agent hold a key, if it will; ``lifetime`` in seconds, 0 for ever.
+        """Adds a key to the agent; returns False if the agent refuses.
 
-        ``confirm``: it is to ask its user before each use.
+        ``lifetime`` is in seconds, 0 for no limit. With ``confirm`` the agent asks its user before
+        each use of the key.
         """
         constraints = b"".join(
             (
@@ -117,7 +121,7 @@ class Agent:
         return self._ask(request).rest() == _SUCCESS
 
     def sign(self, key: PublicKey, algorithm: str, data: bytes) -> bytes | None:
-        """A signature blob, or None when the agent refuses."""
+        """Returns a signature blob, or None when the agent refuses."""
         request = _SignRequest(key.blob, data, _RSA_FLAGS.get(plain_name(algorithm), 0))
         answer = self._ask(request.encode()).rest()
         try:

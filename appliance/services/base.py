@@ -1,4 +1,4 @@
-"""What the services of a server need done with privileges that they do not have."""
+"""The privileged calls of a server's services, which run without privileges themselves."""
 
 import socket
 from typing import NamedTuple, Protocol
@@ -7,7 +7,7 @@ from ..aio.connecting import Attempt
 
 
 class Process(NamedTuple):
-    """A process that was started for the user; the descriptors are the caller's to close.
+    """A process that was started for the user; the caller closes the descriptors.
 
     On a terminal, ``stdin`` and ``stdout`` are both its master side and ``stderr`` is None.
     ``status`` yields the wait status as four bytes, most significant first, when the
@@ -22,26 +22,26 @@ class Process(NamedTuple):
 
 
 class Listening(NamedTuple):
-    """Sockets that are listened on for the user; they are the caller's to close."""
+    """Listening sockets of the user; the caller closes them."""
 
-    number: int  # by which it ends
+    number: int  # for ``stop_listening``
     port: int  # 0 for a Unix-domain socket
     sockets: list[socket.socket]
 
 
 class Refused(Exception):
-    """The privileged side says no; the text says why."""
+    """The privileged side refused a call; the text gives the reason."""
 
 
 class SessionPrivileges(Protocol):
-    """Each call may raise Refused, and blocks until it is done."""
+    """The privileged calls of a session; each one blocks, and may raise Refused."""
 
     def open_pty(self) -> int:
-        """The master side of a new terminal, for ``spawn`` or ``close_pty``."""
+        """Returns the master side of a new terminal, for ``spawn`` or ``close_pty``."""
         ...
 
     def close_pty(self, master: int) -> None:
-        """No program is to have this terminal; its master side is still the caller's to close."""
+        """Gives up a terminal that no program was started on; the caller closes ``master``."""
         ...
 
     def spawn(
@@ -51,37 +51,37 @@ class SessionPrivileges(Protocol):
         environment: tuple[tuple[bytes, bytes], ...],
         master: int | None,
     ) -> Process:
-        """Start 'shell', 'exec' or 'subsystem' as the user who is logged in."""
+        """Starts a program as the logged-in user; ``kind``: 'shell', 'exec' or 'subsystem'."""
         ...
 
     def signal(self, process: int, name: str) -> None:
-        """Send a signal by its name without SIG (RFC 4254 section 6.10)."""
+        """Sends a signal by its name without SIG (RFC 4254 section 6.10)."""
         ...
 
 
 class ForwardPrivileges(Protocol):
-    """The same, for forwards."""
+    """The privileged calls of forwards; each one blocks, and may raise Refused."""
 
     def connect(self, host: str, port: int) -> Attempt:
-        """Begin to connect to a TCP port."""
+        """Begins to connect to a TCP port."""
         ...
 
     def connect_local(self, path: bytes) -> Attempt:
-        """Begin to connect to a Unix-domain socket."""
+        """Begins to connect to a Unix-domain socket."""
         ...
 
     def listen(self, address: str, port: int) -> Listening:
-        """Listen on a TCP port; the address means what ``bind_addresses`` says."""
+        """Listens on a TCP port; ``bind_addresses`` says what the address means."""
         ...
 
     def listen_local(self, path: bytes) -> Listening:
-        """Listen on a new Unix-domain socket."""
+        """Listens on a new Unix-domain socket."""
         ...
 
     def listen_agent(self) -> socket.socket:
-        """A Unix-domain socket that programs which are spawned later take for their agent's."""
+        """Listens on a Unix-domain socket that later programs use as their agent's."""
         ...
 
     def stop_listening(self, number: int) -> None:
-        """The sockets of a Listening are closed."""
+        """Forgets a Listening, whose sockets the caller has closed."""
         ...

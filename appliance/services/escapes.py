@@ -1,7 +1,7 @@
 """The escapes of a terminal session (ssh(1), ESCAPE CHARACTERS).
 
-On a terminal that is in raw mode, the escape character at the start of a line commands the client
-itself.
+When the terminal is in raw mode, the escape character at the start of a line begins a command for
+the client itself.
 """
 
 import os
@@ -14,26 +14,26 @@ from ..wire.codec import write_uint32
 
 
 class Terminal(Protocol):
-    """The terminal that the descriptors are."""
+    """The user's terminal."""
 
     def enter(self) -> None:
-        """Have every key go to the program at once."""
+        """Enters raw mode, so that each key goes to the program at once."""
         ...
 
     def restore(self) -> None:
-        """Have it as it was."""
+        """Restores the terminal's former mode."""
         ...
 
     def suspend(self) -> None:
-        """Stop, until somebody says to go on (SIGTSTP)."""
+        """Stops the client (SIGTSTP) until a SIGCONT."""
         ...
 
 
-CommandLine = Callable[[str, Callable[[str], None]], None]  # a line, and who gets the answer
+CommandLine = Callable[[str, Callable[[str], None]], None]  # gets a line, and prints the answer
 
 
 class Escapes:
-    """Takes the commands to the client out of the typed bytes, and carries them out."""
+    """Takes commands for the client out of the typed bytes, and carries them out."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Escapes:
         disconnect: Callable[[], None],
         command_line: CommandLine | None,
     ) -> None:
-        """``command_line`` carries out what is typed after ~C."""
+        """``command_line`` carries out the line that the user types after ~C."""
         self._escape = escape  # one character
         self._stdin = stdin
         self._stderr = stderr
@@ -59,7 +59,7 @@ class Escapes:
         self._escaping = False
 
     def for_program(self, data: bytes) -> bytes:
-        """What of the typed bytes is for the program; carries out the rest."""
+        """Returns the typed bytes that are for the program; carries out the escapes."""
         escape = self._escape[0]
         output = bytearray()
         for byte in data:
@@ -78,7 +78,7 @@ class Escapes:
         return bytes(output)
 
     def _command(self, byte: int) -> bool:
-        """Carry out an escape; False when it is none."""
+        """Carries out an escape; returns False if ``byte`` is no known escape."""
         action = {
             ord("."): self._end,
             0x1A: self._terminal.suspend,
@@ -106,7 +106,7 @@ class Escapes:
         self._print("\r\n".join(("The following connections are open:", *rows)))
 
     def _read_command(self) -> None:
-        """What is typed next is for us, up to the end of the line."""
+        """Reads a command for the client from the terminal, up to the end of the line."""
         if self._command_line is None:
             self._print("commandline disabled")
             return

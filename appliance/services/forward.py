@@ -1,8 +1,8 @@
 """A forwarded connection: descriptors here, a channel, and a socket at the peer's side.
 
-Each direction ends on its own, as a TCP connection's do: the end of what is read here
-becomes the channel's EOF, and the channel's EOF ends what is written here. Neither side
-holds more than a window of what the other has not taken.
+Each direction ends on its own, as in a TCP connection: the end of the input here becomes the
+channel's EOF, and the channel's EOF ends the output here. Neither side buffers more than a window
+of data that the other side has not taken.
 """
 
 import contextlib
@@ -18,14 +18,17 @@ from ..wire.messages import CONNECT_FAILED
 
 
 class Splice(ChannelHandler):
-    """Two descriptors, which may be one, and a channel that ``attach`` names."""
+    """Copies data both ways between a channel and two descriptors, which may be the same one.
+
+    The caller calls ``attach`` first.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._input_over = self._output_over = self._closed = False
 
     def attach(self, channel: Channel, read_fd: int, write_fd: int) -> None:
-        """These belong together; nothing is read before ``opened``."""
+        """Sets the channel and the descriptors; nothing is read before ``opened``."""
         self._channel = channel
         self._source = Source(read_fd, channel, self._driver, self._input_ended)
         self._sink = Sink(write_fd, channel, self._driver, self._broken)
@@ -72,11 +75,11 @@ class Splice(ChannelHandler):
 
     @abstractmethod
     def _end_output(self) -> None:
-        """Tell whoever reads what we write that this was all."""
+        """Tells the reader of the output that there is no more."""
 
     @abstractmethod
     def _release(self) -> None:
-        """The channel is closed, and everything is written."""
+        """Frees the descriptors: the channel is closed, and everything is written."""
 
 
 class SocketSplice(Splice):
@@ -91,7 +94,7 @@ class SocketSplice(Splice):
         self._ended = ended
 
     def join(self, channel: Channel) -> None:
-        """This is the channel."""
+        """Attaches the socket to its channel."""
         self.attach(channel, self._sock.fileno(), self._sock.fileno())
 
     def _end_output(self) -> None:
@@ -104,9 +107,9 @@ class SocketSplice(Splice):
 
 
 class Arriving(ChannelHandler):
-    """A channel that the peer opens, while the connection that it is for comes about.
+    """A channel that the peer opens, while we connect to its destination.
 
-    ``ended`` is called with it when that fails, or when the connection is over.
+    ``ended`` is called with this handler when connecting fails, or when the connection is over.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class Arriving(ChannelHandler):
         ended: Callable[[ChannelHandler], None],
         say: Callable[[str], None],
     ) -> None:
-        """``say`` is told what came of it: '', or why it failed."""
+        """``say`` gets the result of connecting: '', or why it failed."""
         self._channel = channel
         self._driver = driver
         self._ended = ended
@@ -146,9 +149,9 @@ class Arriving(ChannelHandler):
 
 
 def originator(sock: socket.socket) -> tuple[str, int]:
-    """Who is connected, as a channel's opening names it (RFC 4254 section 7.2)."""
-    with contextlib.suppress(OSError):  # it may be gone again
+    """Returns the originator's address and port for a channel's opening (RFC 4254 section 7.2)."""
+    with contextlib.suppress(OSError):  # the peer may be gone already
         address = sock.getpeername()
         if isinstance(address, tuple):
             return address[0], address[1]
-    return "127.0.0.1", 65535  # of a Unix-domain socket, as OpenSSH names it
+    return "127.0.0.1", 65535  # OpenSSH's originator for a Unix-domain socket

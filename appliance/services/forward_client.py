@@ -1,5 +1,7 @@
-"""The client's forwards: ports here that lead to places the server reaches (-L, -D), and ports
-there that lead to places we reach (-R); RFC 4254 section 7, OpenSSH PROTOCOL 2.4.
+"""The client's forwards (RFC 4254 section 7, OpenSSH PROTOCOL 2.4).
+
+The client listens, and the server connects to the destination (-L, -D); or the server listens,
+and the client connects (-R).
 """
 
 import contextlib
@@ -47,26 +49,26 @@ from .forwarded_agent import ArrivingAgent
 _log = logging.getLogger(__name__)
 
 # Our own choices
-SOCKS_SECONDS: Final = 60  # that a client may take to say what it wants
+SOCKS_SECONDS: Final = 60  # for a SOCKS client to name its destination
 _SOCKS_READ: Final = 4096  # bytes
-_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: do not end the connection, break it off
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close with a reset instead of an end
 
-Done = Callable[[str, int], None]  # gets '' or why it failed, and a port that was allocated
+Done = Callable[[str, int], None]  # gets '' or why it failed, and the allocated port or 0
 
 
 class ForwardSettings(NamedTuple):
-    """What ssh_config(5) says about all forwards."""
+    """The settings of ssh_config(5) that concern all forwards."""
 
     gateway_ports: bool = False
     stream_local_bind_mask: int = 0o177
     stream_local_bind_unlink: bool = False
-    agent: str = ""  # the path of the one that programs there may use
+    agent: str = ""  # path of the agent that programs at the server may use; '': none
     permit_remote_open: tuple[tuple[str, int], ...] | None = None  # None: any place
-    refusal: str = ""  # why there are to be no forwards at all
+    refusal: str = ""  # why all forwards are refused; '': they are not
 
 
 class ForwardClient:
-    """The forwards of one connection; owns the sockets that listen, and their files."""
+    """The forwards of one connection; owns the listening sockets and their files."""
 
     def __init__(
         self,
@@ -87,11 +89,11 @@ class ForwardClient:
 
     @property
     def connections(self) -> int:
-        """How many are open, or about to be."""
+        """Returns how many forwarded connections are open or being opened."""
         return len(self._connections)
 
     def add(self, forward: Forward, done: Done) -> None:
-        """Begin to forward."""
+        """Begins to forward."""
         if self._settings.refusal:
             done(self._settings.refusal, 0)
             return
@@ -106,7 +108,7 @@ class ForwardClient:
             done("", 0)
 
     def cancel(self, forward: Forward, done: Done) -> None:
-        """Forward no new connections; what ``forward`` leads to does not matter."""
+        """Stops forwarding new connections; the target of ``forward`` does not matter."""
         if forward.direction == REMOTE:
             self._cancel_remote(forward, done)
         elif forward.listen in self._listeners:
@@ -116,7 +118,7 @@ class ForwardClient:
             done(f"nothing listens on {forward.listen}", 0)
 
     def close(self) -> None:
-        """Listen no more; connections live on."""
+        """Stops listening; connections that exist go on."""
         self._by_name.close()
         for listener, file in self._listeners.values():
             self._close(listener, file)
@@ -128,7 +130,7 @@ class ForwardClient:
         if file is not None:
             file.remove()
 
-    # -- ports here --------------------------------------------------------------------
+    # -- the client listens ------------------------------------------------------------
 
     def _add_local(self, forward: Forward) -> None:
         if forward.listen in self._listeners:
@@ -157,8 +159,9 @@ class ForwardClient:
         )
 
     def _connect(self, sock: socket.socket, target: Place, first: bytes = b"") -> None:
-        """Have the server connect to a place for who is connected to ``sock``, and tell it
-        ``first`` before all that is read there.
+        """Asks the server to connect to ``target`` for the program at ``sock``.
+
+        ``first`` is sent before the bytes that are read from ``sock``.
         """
         opening: Record
         if isinstance(target, str):
@@ -177,7 +180,7 @@ class ForwardClient:
         if not self._connections:
             self._idle()
 
-    # -- ports there -------------------------------------------------------------------
+    # -- the server listens ------------------------------------------------------------
 
     def _add_remote(self, forward: Forward, done: Done) -> None:
         listen = forward.listen
@@ -224,7 +227,7 @@ class ForwardClient:
         self._driver.flush()
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
-        """The server has a connection: for us, if we asked for it."""
+        """Takes a channel that the server opens, if we asked for its forward; rejects others."""
         if channel.channel_type == AUTH_AGENT and self._settings.agent:
             self._reach(self._settings.agent, channel, ArrivingAgent)
             return
@@ -247,7 +250,10 @@ class ForwardClient:
             self._reach(forward.target, channel)
 
     def _forward_to(self, address: str, port: int) -> Forward | None:
-        """The forward with this address; if the server writes it otherwise, with this port."""
+        """Returns the forward of this address and port.
+
+        If the server writes the address differently, the only forward of this port counts.
+        """
         exactly = self._remote.get(TcpPlace(address, port))
         if exactly is not None:
             return exactly
@@ -259,7 +265,7 @@ class ForwardClient:
         return found[0] if len(found) == 1 else None
 
     def _reach(self, target: Place, channel: Channel, arriving: type[Arriving] = Arriving) -> None:
-        """Connect to a place here, for a channel of the server's."""
+        """Connects to a place that we reach, for a channel that the server opens."""
         try:
             attempt = self._attempt(target)
         except OSError as error:
@@ -274,7 +280,7 @@ class ForwardClient:
         self._connections.add(arriving(channel, self._driver, attempt, self._over, say))
 
     def _attempt(self, target: Place) -> Attempt:
-        """Begin to connect to a place here; raises OSError."""
+        """Begins to connect to a place that we reach; raises OSError."""
         if isinstance(target, str):
             return connect_local(os.fsencode(target))
         assert target.host is not None
@@ -282,7 +288,7 @@ class ForwardClient:
         return attempt or self._by_name.connect(target.host, target.port)
 
     def _permitted(self, place: TcpPlace) -> bool:
-        """Whether the server may name this place (ssh_config(5), PermitRemoteOpen)."""
+        """Whether the server may choose this place (ssh_config(5), PermitRemoteOpen)."""
         rules = self._settings.permit_remote_open
         return rules is None or any(
             host in ("*", place.host) and port in (0, place.port) for host, port in rules
@@ -290,7 +296,7 @@ class ForwardClient:
 
 
 class _Leaving(SocketSplice):
-    """A connection to a port here, on its way to a place that the server reaches."""
+    """A connection that the client accepted, which the server passes on to its target."""
 
     def __init__(
         self,
@@ -308,7 +314,7 @@ class _Leaving(SocketSplice):
         self.resume()
 
     def resume(self) -> None:
-        while self._first and (room := self._channel.sendable()):  # the server's window is small
+        while self._first and (room := self._channel.sendable()):  # the window may be small
             self._channel.send(self._first[:room])
             self._first = self._first[room:]
         if not self._first:
@@ -316,16 +322,16 @@ class _Leaving(SocketSplice):
 
     def open_failed(self, reason_code: int, description: str) -> None:
         self._say(f"channel {self._channel.number}: open failed: {harmless(description)}")
-        # the program here takes itself for connected: a reset is no end of what it reads
+        # The program here believes that it is connected: a reset tells it of the failure, which
+        # a normal close would not.
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 class _SocksClient:
-    """A connection to a port of -D, until it says where it wants to go.
+    """A connection to a port of -D, until the SOCKS client names its destination.
 
-    It is told at once that it is connected, as by OpenSSH: what it says next then leaves with
-    the answer of the server, and not a round trip later. If the server cannot connect, its
-    connection is reset.
+    The client is told at once that it is connected, as OpenSSH does: it then sends its first
+    data a round trip earlier. If the server cannot connect, the client's connection is reset.
     """
 
     def __init__(
@@ -341,7 +347,7 @@ class _SocksClient:
         self._dialogue = Dialogue()
         self._patience = loop.call_later(SOCKS_SECONDS, self._close)
         loop.watch_reader(sock.fileno(), self._on_readable)
-        loop.call_soon(self._on_readable)  # it has mostly spoken by now
+        loop.call_soon(self._on_readable)  # the client has usually sent its request by now
 
     def _on_readable(self) -> None:
         try:
@@ -375,7 +381,10 @@ class _SocksClient:
 
 
 class _RemoteSocks(ChannelHandler):
-    """A connection to a port of -R without a target, until it is where it wants to go."""
+    """A connection to a port of -R without a target, until we have connected to the destination.
+
+    The destination is named in SOCKS by the program at the server.
+    """
 
     def __init__(
         self,
@@ -394,7 +403,7 @@ class _RemoteSocks(ChannelHandler):
         self._say = say
         self._dialogue = Dialogue()
         self._connecting: Connecting | None = None
-        self._early = bytearray()  # what came while we connect
+        self._early = bytearray()  # data that came while we connect
         self._patience = driver.loop.call_later(SOCKS_SECONDS, self._give_up)
         channel.accept(self)
 
@@ -404,7 +413,7 @@ class _RemoteSocks(ChannelHandler):
 
     def data(self, view: memoryview) -> None:
         if self._connecting is not None:
-            self._early += view  # at most a window: who takes it gives the window back
+            self._early += view  # at most a window: SocketSplice gives the window back later
             return
         try:
             self._dialogue.receive(view)
@@ -455,7 +464,7 @@ class _RemoteSocks(ChannelHandler):
         self._driver.flush()
 
     def eof(self) -> None:
-        """It wants nothing any more."""
+        """Closes the channel: the program gave up before it was connected."""
         self._give_up()
 
     def closed(self) -> None:
@@ -466,20 +475,20 @@ class _RemoteSocks(ChannelHandler):
 
 
 def _asked_for(place: TcpPlace) -> str:
-    """The address to send to the server: without one, it is to be local (ssh(1), -R)."""
+    """Returns the listen address to ask the server for; the default is localhost (ssh(1), -R)."""
     if place.host is None:
         return "localhost"
     return "" if place.host == "*" else place.host
 
 
 def _address(host: str) -> str:
-    """The address of a name of this machine; raises OSError."""
+    """Returns the IP address of a name of this machine; raises OSError."""
     if is_address(host):
         return host
     return str(look_up(host, 0)[0][1][0])
 
 
 def _tell(sock: socket.socket, data: bytes) -> None:
-    """A few bytes, for which there is always room; the client may be gone."""
+    """Sends a few bytes, for which a new socket has room; the client may be gone."""
     with contextlib.suppress(OSError):
         sock.send(data)

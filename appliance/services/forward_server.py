@@ -1,8 +1,8 @@
-"""What a server forwards: connections that the client asks for, and ports that it has us
+"""The server's forwards: connections that the client asks for, and ports that it asks us to
 listen on (RFC 4254 section 7, OpenSSH PROTOCOL 2.4).
 
-Whether something may be connected to or listened on is not decided here: its privileges say
-no, or gives a socket that was made as the user.
+Permissions are not decided here: the privileged side refuses, or returns a socket that it made as
+the user.
 """
 
 import logging
@@ -38,9 +38,9 @@ from .forward import Arriving, SocketSplice, originator
 _log = logging.getLogger(__name__)
 
 # Our own choice
-OFFERED_LIMIT: Final = 200  # channels that the client has not answered; what comes then is closed
+OFFERED_LIMIT: Final = 200  # unanswered channels; further connections are closed at once
 
-_Key = tuple[str, int] | bytes  # address and port as they were asked for, or a path
+_Key = tuple[str, int] | bytes  # the requested address and the port, or a path
 
 
 class ForwardServer:
@@ -51,19 +51,19 @@ class ForwardServer:
         self._privileges = privileges
         self._listeners: dict[_Key, tuple[int, ListeningSocket]] = {}
         self._agent: ListeningSocket | None = None
-        self._agent_refusal: Refused | None = None  # which is asked for once a connection
+        self._agent_refusal: Refused | None = None  # kept: listen_agent is called only once
         self._offered: set[ChannelHandler] = set()  # channels that the client has not answered
 
-    # -- the client wants a connection -------------------------------------------------
+    # -- the client asks us to connect -------------------------------------------------
 
     def open_tcpip(self, channel: Channel, type_data: bytes) -> None:
-        """A direct-tcpip channel."""
+        """Connects to a TCP port for a direct-tcpip channel."""
         wanted = DirectTcpip.decode(type_data)
         place = f"{harmless(wanted.host)}:{wanted.port}"
         self._open(channel, place, lambda: self._privileges.connect(wanted.host, wanted.port))
 
     def open_streamlocal(self, channel: Channel, type_data: bytes) -> None:
-        """A direct-streamlocal channel."""
+        """Connects to a Unix-domain socket for a direct-streamlocal channel."""
         path = DirectStreamlocal.decode(type_data).path
         place = harmless(path.decode(errors="replace"))
         self._open(channel, place, lambda: self._privileges.connect_local(path))
@@ -84,10 +84,10 @@ class ForwardServer:
 
         Arriving(channel, self._driver, attempt, _forgotten, say)
 
-    # -- the client wants us to listen -------------------------------------------------
+    # -- the client asks us to listen --------------------------------------------------
 
     def global_request(self, name: str, data: bytes) -> bytes | None:
-        """The answer to one of REQUESTS, None for no."""
+        """Returns the answer to one of REQUESTS; None refuses it."""
         try:
             return _REQUESTS[name](self, data)
         except Refused as refusal:
@@ -127,7 +127,7 @@ class ForwardServer:
         self._listeners[key] = (listening.number, listener)
 
     def forward_agent(self) -> None:
-        """Let programs of the sessions to come reach the client's agent; raises Refused."""
+        """Lets programs of later sessions reach the client's agent; raises Refused."""
         if self._agent_refusal is not None:
             raise self._agent_refusal
         if self._agent is None:
@@ -167,7 +167,7 @@ class ForwardServer:
 
 
 class _Offered(SocketSplice):
-    """A connection to a port here, which the client may take."""
+    """A connection that the server accepted and offers to the client."""
 
     def __init__(self, sock: socket.socket, driver: Driver, offered: set[ChannelHandler]) -> None:
         super().__init__(sock, driver, offered.discard)
@@ -180,7 +180,7 @@ class _Offered(SocketSplice):
 
 
 def _forgotten(handler: ChannelHandler) -> None:
-    """A forwarded connection is over: nobody counts them, but the limit of channels."""
+    """Does nothing when a connection ends: only the limit of channels counts connections."""
 
 
 _REQUESTS: Final[Mapping[str, Callable[[ForwardServer, bytes], bytes]]] = {

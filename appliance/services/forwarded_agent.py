@@ -1,4 +1,7 @@
-"""The agent, as programs at the server reach it: it first hears for whom it is to work."""
+"""The client's agent as programs at the server reach it (agent forwarding).
+
+The agent is first told which SSH connection it serves.
+"""
 
 import socket
 from typing import Final
@@ -9,13 +12,13 @@ from .agent_client import ANSWER_LIMIT, session_bind
 from .forward import Arriving
 
 # Our own choice
-BIND_SECONDS: Final = 5.0  # that it may take to answer
+BIND_SECONDS: Final = 5.0  # for the agent's answer
 
 
 class ArrivingAgent(Arriving):
-    """A channel that the server opens to the agent, until the agent has heard whose it is.
+    """A channel that the server opens to the agent, until the agent has answered session-bind.
 
-    What it answers does not matter: one that does not understand works all the same.
+    The content of the answer does not matter: an agent that does not know session-bind works, too.
     """
 
     _patience: Timer | None = None
@@ -23,13 +26,13 @@ class ArrivingAgent(Arriving):
     def _connected(self, sock: socket.socket) -> None:
         loop = self._driver.loop
         self._sock = sock
-        self._answer = b""  # as much as has come
-        self._wanted = 4  # bytes: its length, and then all of it
+        self._answer = b""  # the part that has arrived
+        self._wanted = 4  # bytes: first the length field, then the whole answer
         self._patience = loop.call_later(BIND_SECONDS, self._give_up, "it does not answer")
         loop.watch_reader(sock.fileno(), self._on_readable)
         bind = session_bind(self._driver.connection.transport.host_binding, forwarding=True)
         try:
-            sock.sendall(write_string(bind))  # for which a new socket has room
+            sock.sendall(write_string(bind))  # a new socket has room for it
         except OSError as error:
             self._give_up(error.strerror or str(error))
 

@@ -34,10 +34,10 @@ from .terminal import apply_modes, set_size
 _log = logging.getLogger(__name__)
 
 # Our own choices
-ENVIRONMENT_LIMIT: Final = 100  # variables of a peer's
-VARIABLE_LIMIT: Final = 4096  # bytes of one
-TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may lag behind the exit
-STATUS_GRACE: Final = 0.2  # seconds that the exit may lag behind the output's end
+ENVIRONMENT_LIMIT: Final = 100  # variables from the client
+VARIABLE_LIMIT: Final = 4096  # bytes of one variable
+TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may come after the exit
+STATUS_GRACE: Final = 0.2  # seconds that the exit may come after the output's end
 
 
 class _SessionState(Enum):
@@ -71,8 +71,8 @@ class Session(ChannelHandler):
         self._state = _SessionState.NEW
         self._stdin: Sink | None = None
         self._output: Source | None = None
-        self._sources: set[Source] = set()  # whose end has not been seen
-        self._descriptors: set[int] = set()  # that are ours to close
+        self._sources: set[Source] = set()  # those that have not reached their end
+        self._descriptors: set[int] = set()  # those that this session must close
         self._status: int | None = None
 
     def request(self, request_type: str, request_data: bytes) -> bool:
@@ -150,7 +150,7 @@ class Session(ChannelHandler):
         if process.stderr is not None:
             self._source(process.stderr, EXTENDED_DATA_STDERR)
         self._loop.watch_reader(process.status, self._on_status)
-        self._loop.call_soon(self.resume)  # behind the answer to this request
+        self._loop.call_soon(self.resume)  # so that the answer to this request is sent first
         return True
 
     def _source(self, fd: int, extended: int | None = None) -> Source:
@@ -162,7 +162,7 @@ class Session(ChannelHandler):
 
     def data(self, view: memoryview) -> None:
         if self._stdin is None:
-            self._channel.consume(len(view))  # before the program: nobody wants it
+            self._channel.consume(len(view))  # no program runs yet: the data is dropped
         else:
             self._stdin.write(view)
 
@@ -201,12 +201,15 @@ class Session(ChannelHandler):
     def _break(self, data: bytes) -> bool:
         if self._master is None or self._state is not _SessionState.RUNNING:
             return False
-        with contextlib.suppress(OSError):  # full, or nobody there
+        with contextlib.suppress(OSError):  # the terminal is full, or has no program
             os.write(self._master, b"\x03")
         return True
 
     def _end_of_write(self, data: bytes) -> bool:
-        """eow@openssh.com: the client's reader is gone, so the program's is (PROTOCOL 2.1)."""
+        """Closes the program's output: eow@openssh.com says that the client's reader is gone.
+
+        OpenSSH PROTOCOL 2.1.
+        """
         if self._process is not None and self._output is not None and self._master is None:
             self._output.stop()
             self._close(self._process.stdout)
@@ -219,18 +222,18 @@ class Session(ChannelHandler):
         assert self._process is not None
         try:
             data = os.read(self._process.status, 4)
-        except BlockingIOError:  # meant for another descriptor that had this number
+        except BlockingIOError:  # the event was for a closed descriptor of the same number
             return
         self._loop.watch_reader(self._process.status, None)
         self._status = int.from_bytes(data, "big") if len(data) == 4 else signal.SIGKILL
         if self._sources and self._master is not None:
-            # somebody in the background may hold the terminal open
+            # A process in the background may hold the terminal open.
             self._loop.call_later(TERMINAL_GRACE, self._finish_terminal)
         elif not self._sources:
             self._finish()
 
     def _finish_terminal(self) -> None:
-        """Once everything is sent that the terminal holds: the client may be slow."""
+        """Ends the session once the terminal's output is sent; waits while the client is slow."""
         if self._state is not _SessionState.RUNNING or self._master is None:
             return
         poll = select.poll()

@@ -1,7 +1,7 @@
-"""A session channel on the client: three descriptors here, and a program far away.
+"""A session channel on the client: connects three descriptors with a program at the server.
 
-They are our own, or those of another client that shares our connection. escapes.py takes what is
-typed for the client itself.
+The descriptors are our own, or those of another client that shares our connection. escapes.py
+takes the typed commands for the client itself.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ CONNECTION_FAILED: Final = 255  # ssh(1), EXIT STATUS
 
 
 class Wanted(NamedTuple):
-    """What the user asks for."""
+    """The session that the user asks for."""
 
     kind: str  # shell, exec, subsystem
     command: bytes
     environment: tuple[tuple[bytes, bytes], ...]
-    terminal: PtyRequest | None  # to have one at the other end
-    stdin: bool  # read ours
-    escape: bytes  # one character, or none
-    agent: bool  # let the program use ours
+    terminal: PtyRequest | None  # None: the program gets no terminal
+    stdin: bool  # whether our standard input is read
+    escape: bytes  # the escape character, or b"" for none
+    agent: bool  # whether the program may use our agent
 
 
 class Streams(NamedTuple):
@@ -56,7 +56,7 @@ class SessionClient(ChannelHandler):
         say: Callable[[str], None],
         command_line: CommandLine | None = None,
     ) -> None:
-        """``command_line`` carries out what is typed after ~C."""
+        """``command_line`` carries out the line that the user types after ~C."""
         self._wanted = wanted
         self._streams = streams
         self._terminal = terminal
@@ -77,11 +77,11 @@ class SessionClient(ChannelHandler):
 
     @property
     def on_terminal(self) -> bool:
-        """Whether our terminal serves the session."""
+        """Whether the user's terminal is in raw mode for this session."""
         return self._is_raw
 
     def start(self, channel: Channel) -> None:
-        """Prepare, while the channel is being opened."""
+        """Prepares the descriptors, while the channel is being opened."""
         self._channel = channel
         _, stdout, stderr = self._streams
         for fd in (stdout, stderr):
@@ -157,20 +157,23 @@ class SessionClient(ChannelHandler):
             self._source.start()
 
     def _output_broken(self) -> None:
-        """Our reader is gone: tell the program, as a pipe would (OpenSSH PROTOCOL 2.1)."""
+        """Tells the program that the reader of its output is gone, as a pipe would.
+
+        OpenSSH PROTOCOL 2.1.
+        """
         self._is_broken = True
         if self._driver.connection.transport.peer_takes_end_of_write:
             self._channel.request("eow@openssh.com")
         else:
-            self._channel.ask_data_ended()  # its end may have arrived already, with its status
+            self._channel.ask_data_ended()  # the program's exit status may have arrived already
 
     def data_ended(self) -> None:
-        """The program can learn that nobody reads it from the channel's end only."""
+        """Closes the channel, which is the only way to tell the program that nobody reads it."""
         self._channel.close()
         self.closed()
 
     def resized(self, columns: int, rows: int, width: int, height: int) -> None:
-        """The window has another size now: in characters, and in pixels."""
+        """Tells the server the window's new size: in characters, and in pixels."""
         size = WindowChange(columns, rows, width, height)
         self._channel.request("window-change", size.encode())
         self._driver.flush()
@@ -188,7 +191,7 @@ class SessionClient(ChannelHandler):
                 name = harmless(ExitSignal.decode(request_data).signal)
             except MalformedMessage:  # some servers leave the last fields out
                 name = "?"
-            if not (self._is_broken and name == "PIPE"):  # as a pipe's writer ends
+            if not (self._is_broken and name == "PIPE"):  # SIGPIPE is expected then
                 self._say(f"the program was ended by signal {name}")
             return True
         return False
@@ -198,10 +201,10 @@ class SessionClient(ChannelHandler):
         self._finish()
 
     def eof(self) -> None:
-        """Nothing: the status may still come."""
+        """Does nothing: the exit status may still come."""
 
     def abandon(self) -> None:
-        """Whose descriptors they are went away: hang up."""
+        """Closes the session, as the client that owns the descriptors is gone."""
         if self._source is not None:
             self._source.stop()
         for sink in (self._stdout, self._stderr):
@@ -222,7 +225,7 @@ class SessionClient(ChannelHandler):
             self._ended()
 
     def restore(self) -> None:
-        """Leave terminal and descriptors as they were."""
+        """Restores the former modes of the terminal and the descriptors."""
         if self._is_raw and self._terminal is not None:
             self._terminal.restore()
         for fd in self._made_nonblocking:

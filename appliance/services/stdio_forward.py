@@ -1,4 +1,4 @@
-"""Two descriptors, and a port far away that the server connects to (ssh -W)."""
+"""Connects standard input and output with a port that the server connects to (ssh -W)."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from .forward import Splice
 
 
 class StdioForward(Splice):
-    """The channel; ``ended`` is called once it is closed and its output is written."""
+    """The forwarded channel; ``ended`` is called once it is closed and its output is written."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class StdioForward(Splice):
         ended: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
-        """``stdin``: None to send nothing."""
+        """``place`` is the host and port to connect to; without ``stdin`` nothing is sent."""
         super().__init__(driver)
         self._place = place
         self._stdin = stdin
@@ -36,9 +36,9 @@ class StdioForward(Splice):
         self._made_nonblocking = False
 
     def start(self) -> None:
-        """Ask for the channel."""
+        """Opens the channel."""
         host, port = self._place
-        # The originator of a channel without a socket of its own, as OpenSSH names it.
+        # OpenSSH's originator for a channel without a socket of its own.
         opening = DirectTcpip(host, port, "127.0.0.1", 65535)
         if wants_nonblocking(self._stdout) and os.get_blocking(self._stdout):
             os.set_blocking(self._stdout, False)
@@ -60,17 +60,17 @@ class StdioForward(Splice):
         self.failed = True
 
     def _end_output(self) -> None:
-        """Let the reader of our output know that there is no more."""
+        """Tells the reader of our output that there is no more."""
         fd = self._stdout
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as output:
                 output.shutdown(socket.SHUT_WR)
-        null = os.open(os.devnull, os.O_WRONLY)  # so that nothing else gets the number
+        null = os.open(os.devnull, os.O_WRONLY)  # so that no other file gets this descriptor
         os.dup2(null, fd)
         os.close(null)
 
     def abandon(self) -> None:
-        """Whose descriptors they are went away: hang up."""
+        """Closes the channel, as the client that owns the descriptors is gone."""
         self._source.stop()
         self._sink.stop()
         self.restore()
@@ -80,7 +80,7 @@ class StdioForward(Splice):
         self._ended()
 
     def restore(self) -> None:
-        """Leave the descriptors as they were."""
+        """Restores the former mode of the descriptors."""
         if self._made_nonblocking:
             with contextlib.suppress(OSError):
                 os.set_blocking(self._stdout, True)

@@ -1,4 +1,4 @@
-"""Terminal modes and sizes between RFC 4254's encoding and the system's termios.
+"""Converts terminal modes and sizes between RFC 4254's encoding and the system's termios.
 
 The encoding is opcode, uint32, opcode, uint32 ... and ends with opcode 0 (section 8).
 """
@@ -48,7 +48,7 @@ def _flag(name: str) -> int | None:
 
 
 def encode_modes(fd: int) -> bytes:
-    """The modes of the terminal ``fd``."""
+    """Returns the modes of the terminal ``fd`` in RFC 4254's encoding."""
     attributes = termios.tcgetattr(fd)
     items = [(_ISPEED, _baud(attributes[_IN_SPEED])), (_OSPEED, _baud(attributes[_OUT_SPEED]))]
     for opcode, name in _CHARACTERS.items():
@@ -72,7 +72,10 @@ def _baud(speed: int) -> int:
 
 
 def apply_modes(fd: int, modes: bytes) -> None:
-    """Set the terminal of ``fd`` (either side) as a peer asks; raises MalformedMessage."""
+    """Sets the modes that a peer asks for; raises MalformedMessage.
+
+    ``fd`` is either side of the terminal.
+    """
     reader = Reader(modes)
     wanted: dict[int, int] = {}
     while modes and (opcode := reader.byte()) != _END and opcode < _FIRST_UNDEFINED:
@@ -90,12 +93,12 @@ def apply_modes(fd: int, modes: bytes) -> None:
             mask = _flag(name)
             if mask is not None:
                 attributes[place] = attributes[place] & ~mask | (mask if value else 0)
-    with contextlib.suppress(termios.error):  # a value that this system does not have
+    with contextlib.suppress(termios.error):  # this system does not support a value
         termios.tcsetattr(fd, termios.TCSANOW, attributes)
 
 
 def get_size(fd: int) -> tuple[int, int, int, int]:
-    """Columns, rows, and width and height in pixels."""
+    """Returns columns and rows, and width and height in pixels."""
     rows, columns, width, height = struct.unpack(
         "HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
     )
@@ -103,6 +106,6 @@ def get_size(fd: int) -> tuple[int, int, int, int]:
 
 
 def set_size(fd: int, columns: int, rows: int, width: int, height: int) -> None:
-    """The inverse; sizes beyond 65535 are cut."""
+    """Sets columns and rows, and width and height in pixels; 65535 is the most of each."""
     limited = (min(value, 0xFFFF) for value in (rows, columns, width, height))
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", *limited))
