@@ -1,4 +1,4 @@
-"""Users of this system: who may log in, and how a process is one of them."""
+"""Users of this system: which of them may log in, and how a process takes on their identity."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def find(name: str, config: ServerConfig, address: str) -> pwd.struct_passwd | None:
-    """The user ``name``, when such a one may log in from there at all."""
+    """The user ``name``; None for a user that does not exist or may not log in from ``address``."""
     try:
         user = pwd.getpwnam(name)
     except (KeyError, ValueError, UnicodeError):  # ValueError: a NUL in the name
@@ -40,7 +40,7 @@ def find(name: str, config: ServerConfig, address: str) -> pwd.struct_passwd | N
 
 
 def _fault_of_shell(path: str) -> str:
-    """Why nothing can run by this shell, '' if it can; it need not stand in /etc/shells."""
+    """The reason why this shell cannot run, '' if it can; it need not be in /etc/shells."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -65,17 +65,17 @@ def groups_of(name: str) -> list[str]:
 
 @functools.lru_cache
 def _groups(name: str, group: int) -> list[int]:
-    """Read once a connection: the system's files cost more than all else that a forward needs."""
+    """The user's group ids; cached, since reading them takes longer than the rest of a forward."""
     return os.getgrouplist(name, group)
 
 
 @contextlib.contextmanager
 def as_user(user: pwd.struct_passwd) -> Iterator[None]:
-    """The file system as ``user`` sees it, when we are root."""
+    """Takes on the identity of ``user`` within the context, if this process is root."""
     if os.geteuid():
         yield
         return
-    # what the monitor does at a SIGTERM, it may do only as root
+    # the monitor's handler of SIGTERM needs root's rights
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     groups = os.getgroups()
     os.setgroups(_groups(user.pw_name, user.pw_gid))
@@ -91,7 +91,7 @@ def as_user(user: pwd.struct_passwd) -> Iterator[None]:
 
 
 def become(user: pwd.struct_passwd) -> None:
-    """Be ``user`` from now on, when we are root."""
+    """Takes on the identity of ``user`` for good, if this process is root."""
     if os.geteuid() == 0:
         os.initgroups(user.pw_name, user.pw_gid)
         os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)

@@ -1,17 +1,18 @@
-"""What an operator, and a program that reads logs, must be able to find a year later.
+"""The events that operators, and programs that read logs, must be able to find a year later.
 
-Each fact is one event, declared below: a line of the log, and where ``audit_file`` names a file,
-one JSON object on a line there. The name of an event and its fields stay as they are; more may be
-added.
+Each event is declared below. It is written as a line of the log and, if ``audit_file`` is set, as
+one JSON object on a line of that file. The names of events and fields never change; new ones may
+be added.
 
-Every object has ``time`` (UTC), ``event`` (the name) and ``pid``, those of a connection
-``connection`` (its number, which stands in the log's lines, too), ``address``, ``port``,
+Every object has ``time`` (UTC), ``event`` (the name) and ``pid``. The object of a connection also
+has ``connection`` (its number, which the log's lines have, too), ``address``, ``port``,
 ``local_address`` and ``local_port``, and after the login ``user``. Then come the event's fields, in
-the order of their declaration. What does not apply is None here, and left out there.
+the order of their declaration. A field that does not apply is None in the event, and left out of
+the object.
 
-In the log, a word that a peer chose stands without blanks, quotes and control characters, which
-are escaped as in Python: it ends where the next blank is, and nothing in it can pass for a line or
-a field. The pattern of ``refused`` is what conf/fail2ban looks for.
+In a log line, blanks, quotes and control characters in a word that a peer chose are escaped as in
+Python. So the word ends at the next blank, and nothing in it can pass for a line or a field.
+conf/fail2ban matches the text of ``refused``.
 """
 
 import contextlib
@@ -42,11 +43,11 @@ Fields = dict[str, Value]
 
 
 class Key(NamedTuple):
-    """The fields for a key, which stand among those of its event."""
+    """The fields for a key; the file shows them among the other fields of the event."""
 
     key_type: str  # the algorithm of its signature
     key: str  # its SHA256 fingerprint
-    certificate: str | None = None  # a key id
+    certificate: str | None = None  # the certificate's key id
     serial: int | None = None
     ca_type: str | None = None
     ca: str | None = None  # the key that signed the certificate
@@ -57,10 +58,10 @@ _WITH: Final = "[ {key_type} {key}][ ID {certificate} (serial {serial}) CA {ca_t
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Event:
-    """The base of all events, whose annotated names are their fields, all given by keyword.
+    """The base of all events; a subclass annotates its fields, which are given by keyword.
 
-    ``text`` may name a field of the connection, too. What stands in brackets there is left out when
-    a field in it is None.
+    ``text`` is the template of the log line, which may name the connection's fields, too. A part in
+    brackets is left out if a field in it is None.
     """
 
     name: ClassVar[str]
@@ -74,7 +75,7 @@ class Event:
         self.__dict__.update((name, fields[name]) for name in names)
 
     def fields(self) -> Fields:
-        """The fields as they stand in the file."""
+        """The event's own fields by their names in the file; those of a Key are among them."""
         told: Fields = {}
         for name, value in vars(self).items():
             told |= value._asdict() if isinstance(value, Key) else {name: value}
@@ -106,7 +107,7 @@ class NotReloaded(Event):
     reason: str
 
 
-class Stopped(Event):  # connections live on
+class Stopped(Event):  # connections go on
     name = "stopped"
     text = "stopped listening"
 
@@ -116,7 +117,7 @@ class Dropped(Event):
     text = "connection from {address} dropped: {reason}[, and {others} more]"
     address: str
     reason: str  # too many start-ups, a penalty, no process
-    others: int | None  # more since the last such line, which comes once a second at most
+    others: int | None  # also dropped since the last such line; there is at most one a second
 
 
 class Penalty(Event):
@@ -124,7 +125,7 @@ class Penalty(Event):
     text = "{address} is refused for a while: {reason} ({network})"
     level = logging.WARNING
     address: str
-    network: str  # what is refused: the address alone, or with others
+    network: str  # that is refused: the address alone, or a block around it
     reason: str  # how its last connection ended
 
 
@@ -148,7 +149,7 @@ class Refused(Event):
     with_key: Key | None
 
 
-class Partial(Event):  # one more method is wanted
+class Partial(Event):  # the login takes one more method
     name = "partial"
     text = (
         "user {user} from {address} port {port}: {method}" + _WITH + " accepted, one more required"
@@ -170,7 +171,7 @@ class Session(Event):
     name = "session"
     text = "user {user}: {kind}[ on {terminal}][: {command}]"
     kind: str  # shell, exec, subsystem
-    terminal: str | None  # its name
+    terminal: str | None  # the device's name
     command: str | None  # if audit_commands is set
 
 
@@ -178,7 +179,7 @@ class Forward(Event):
     name = "forward"
     text = "user {user}: {kind} {place} opened"
     kind: str  # such as direct-tcpip
-    place: str  # what was connected to or listened on
+    place: str  # the address or path that was connected to or listened on
 
 
 class ForwardRefused(Event):
@@ -193,7 +194,7 @@ class ForwardClosed(Event):
     name = "forward_closed"
     text = "user {user}: {kind} {place} closed"
     kind: str
-    place: str  # what was listened on, and is no longer
+    place: str  # the address or path that is no longer listened on
 
 
 class Tunnel(Event):
@@ -223,12 +224,12 @@ class Disconnected(Event):
     )
     seconds: float
     reason: str
-    received: int | None  # bytes on the wire, unless the worker was killed
+    received: int | None  # bytes on the wire, None if the worker was killed
     sent: int | None
 
 
 _PLAIN: Final = ("reason",)  # texts of our own, which may have blanks
-_QUOTED: Final = ("command",)  # texts of a peer's that would be hard to read without blanks
+_QUOTED: Final = ("command",)  # a peer's texts, which keep their blanks to be readable
 
 _file: int | None = None
 _everywhere: dict[str, Any] = {}
@@ -236,9 +237,9 @@ _held: list[tuple[Event, Fields]] | None = None
 
 
 def open_file(path: str) -> None:
-    """Write events to this file from now on, to none if it is ''; raises UsageError.
+    """Writes events to this file from now on, to none if ``path`` is ''; raises UsageError.
 
-    Also after a log was rotated: what was forked before keeps the old file.
+    Called again after a log rotation; processes that were forked before keep the old file.
     """
     global _file
     opened = None
@@ -256,7 +257,7 @@ def open_file(path: str) -> None:
 
 
 def close_file() -> None:
-    """Write no more events to a file: a worker has nothing to do with it."""
+    """Closes the file; a worker does this first, because it writes no events."""
     global _file
     if _file is not None:
         os.close(_file)
@@ -264,12 +265,12 @@ def close_file() -> None:
 
 
 def descriptors() -> set[int]:
-    """What events are written to, for who closes all other descriptors."""
+    """The audit file's descriptor, for a new process that closes all other descriptors."""
     return set() if _file is None else {_file}
 
 
 def serve_connection(number: int, peer: Peer) -> None:
-    """Have every event from now on name this connection."""
+    """Adds the connection's number and addresses to every event from now on."""
     _everywhere.update(
         connection=number,
         address=peer.address,
@@ -280,12 +281,12 @@ def serve_connection(number: int, peer: Peer) -> None:
 
 
 def serve_user(name: str) -> None:
-    """Have every event from now on name who is logged in."""
+    """Adds the logged-in user to every event from now on."""
     _everywhere["user"] = name
 
 
 def write(event: Event) -> None:
-    """Write down a fact, with what the connection knows by itself."""
+    """Writes an event, with the fields of the connection and the user."""
     told = _everywhere | event.fields()
     if _held is None:
         _write(event, told)
@@ -295,7 +296,7 @@ def write(event: Event) -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """What happens in here is written down at the end, so that nobody waits for the log."""
+    """Holds events back until the context ends, so that a worker does not wait for the log."""
     global _held
     events: list[tuple[Event, Fields]] = []
     _held = events
@@ -341,7 +342,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def of_key(algorithm: str, blob: bytes) -> Key:
-    """The fields for a key that a client named, whatever it is."""
+    """The fields for a key that a client offered; ``blob`` may be any bytes."""
     digest = b2a_base64(hashlib.sha256(blob).digest(), newline=False).rstrip(b"=")
     return Key(algorithm, f"SHA256:{digest.decode()}")
 

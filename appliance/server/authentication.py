@@ -1,7 +1,7 @@
-"""Who may log in: the monitor's part of authentication.
+"""The monitor's part of authentication: it decides which user may log in.
 
-It decides by what it put together itself: it verifies signatures over data that it makes,
-with keys that it read, so that a worker that was taken over lets nobody in.
+The monitor itself builds the data that a client must have signed, and itself reads the keys that
+verify the signature. So a worker that was taken over by an attacker cannot let anybody in.
 """
 
 import logging
@@ -41,22 +41,22 @@ from .user_keys import Grant, UserKeys
 _log = logging.getLogger(__name__)
 
 # Our own choice
-FAILURE_SECONDS: Final = 0.02  # a failed attempt takes a multiple of this, whatever failed
+FAILURE_SECONDS: Final = 0.02  # a failed attempt takes a multiple of this, which hides the cause
 
 _PROMPTS: Final = {factors.DIALOGUE: "Password: ", factors.CODE: "Verification code: "}
 
 
 class LoggedIn(NamedTuple):
-    """Who logged in, and what that allows."""
+    """A completed login: the user, and the permissions and settings that apply."""
 
     user: pwd.struct_passwd
-    permissions: Permissions  # of every key that signed
-    key: PublicKey | None  # that signed, the last one
+    permissions: Permissions  # that all keys that signed grant
+    key: PublicKey | None  # the one that signed last, None if none did
     config: ServerConfig
 
 
 class Authentication:
-    """The attempts of one connection; ``succeeded`` is called once."""
+    """The login attempts of one connection; calls ``succeeded`` once, at the end of the login."""
 
     def __init__(
         self,
@@ -72,9 +72,9 @@ class Authentication:
         self._session_id = b""
         self._signatures = 0
         self._go_by(config)
-        self._name: str | None = None  # that the client gave last
+        self._name: str | None = None  # the user name that the client gave last
         self._user: pwd.struct_passwd | None = None
-        self._permissions = Permissions()  # what every key that signed grants
+        self._permissions = Permissions()  # that all keys that signed grant
         self._used_keys: list[PublicKey] = []
         self.failures = 0
         self.is_over = False  # after max_auth_tries failures
@@ -82,11 +82,11 @@ class Authentication:
 
     @property
     def user_is_known(self) -> bool:
-        """Whether somebody was named who may log in."""
+        """Whether the client has named a user who may log in."""
         return self._user is not None
 
     def handlers(self) -> Handlers:
-        """What answers each request."""
+        """The handler of each request."""
         return {
             Sign: self.sign,
             Begin: self.begin,
@@ -110,7 +110,7 @@ class Authentication:
         return self._signed_by(key, request.algorithm, request.exchange_hash), []
 
     def prove_host_key(self, request: ProveHostKey) -> Reply:
-        """Answered with a signature by one of the host keys, for this connection only."""
+        """Answers with a signature by one of the host keys, for this connection only."""
         key = self._host_keys.by_blob.get(request.host_key)
         if key is None or request.algorithm not in key.public.signature_algorithms:
             raise Deny("no such host key")
@@ -126,19 +126,22 @@ class Authentication:
             raise Deny("no signature by the host key") from error
 
     def _go_by(self, config: ServerConfig) -> None:
-        """All of it or, with a UsageError, nothing."""
+        """Applies these settings; a UsageError leaves the former ones in force."""
         found = factors.Factors(config), UserKeys(config, self._peer.address)
         self._factors, self._keys = found
         self._config = config
 
     def _find(self, name: str) -> pwd.struct_passwd | None:
-        """The user, who stays the same for the whole connection."""
+        """The user ``name``, None if they may not log in.
+
+        Raises Deny if the client has named another user before who may log in.
+        """
         if self._user is not None and self._user.pw_name != name:
             raise Deny("the user changed")
         if name != self._name:
             try:
                 self._go_by(self._settings_for(name))
-            except UsageError as error:  # of two tables that do not go together
+            except UsageError as error:  # two [[match]] tables do not go together
                 _log.error("nobody can log in as %s: %s", audit.word(name), error)
                 raise Deny("no way to log in") from error
             self._name = name
@@ -162,11 +165,11 @@ class Authentication:
 
     def refuse_attempt(self, request: RefuseAttempt) -> Reply:
         self._find(request.user)
-        method = request.method[:64]  # as it came from the client
+        method = request.method[:64]  # the client's own text
         return self._failed(request.user, method, time.monotonic(), "not supported")
 
     def ask_prompt(self, request: AskPrompt) -> Reply:
-        """The same for everybody: it tells nothing of who exists."""
+        """Answers with the same text whether or not the user exists."""
         self._find(request.user)
         return write_text(_PROMPTS[self._factors.dialogue]), []
 
@@ -180,7 +183,7 @@ class Authentication:
         return self._failed(request.user, "publickey", started, "key not accepted", key)
 
     def _grant(self, request: ShowKey | UseKey) -> Grant | None:
-        """What the key would grant; one that was used already is no second factor."""
+        """What the key would grant, if anything; a used key is no second factor."""
         user = self._find(request.user)
         if user is None or factors.PUBLICKEY not in self._factors.next:
             return None
@@ -243,7 +246,10 @@ class Authentication:
     # -- outcomes --------------------------------------------------------------------
 
     def _satisfied_by(self, factor: str, key: audit.Key | None = None) -> Reply:
-        """``key`` is what the audit is to know about it, as for ``_failed``."""
+        """Counts a satisfied factor; after the last one the user is logged in.
+
+        ``key`` describes the key that signed, for the audit, as in ``_failed``.
+        """
         assert self._user is not None
         if not self._factors.satisfy(factor):
             audit.write(audit.Partial(user=self._user.pw_name, method=factor, with_key=key))
@@ -276,7 +282,7 @@ class Authentication:
         why: str,
         key: audit.Key | None = None,
     ) -> Reply:
-        """Count and log a failure; it takes the same time whatever was wrong."""
+        """Counts and logs a failure, then waits, so that the time does not tell the cause."""
         self.failures += 1
         audit.write(audit.Refused(user=user, method=method, reason=why, with_key=key))
         spent = time.monotonic() - started

@@ -1,10 +1,10 @@
-"""What a login takes: methods of authentication, one after the other (AuthenticationMethods).
+"""The sequences of authentication methods that complete a login (AuthenticationMethods).
 
-Each of authentication_methods is a sequence such as 'publickey,keyboard-interactive:totp'. Only
-what comes next in one of those that were begun can be tried, and the login is complete with the
-last method of any of them. Without that setting any single method is enough, and a code is none
-of them: six digits are no more than a second factor. Nor do they come first in a sequence, where
-anybody could guess at them, and keep their user out.
+Each entry of authentication_methods is a sequence such as 'publickey,keyboard-interactive:totp'. A
+client may try only the next method of a sequence that it has begun, and the login is complete after
+the last method of any sequence. Without that setting any single method is enough, except a one-time
+code: six digits are no more than a second factor. A code cannot come first in a sequence either:
+anybody could then guess codes, and so lock the user out.
 """
 
 from typing import Final
@@ -21,7 +21,7 @@ _KNOWN: Final = (*_USUAL, CODE)
 
 
 def sequences(config: ServerConfig) -> tuple[tuple[str, ...], ...]:
-    """The ways to log in; raises UsageError for a mistake, or when none is left."""
+    """The sequences that complete a login; raises UsageError for a mistake, or if none is left."""
     written = [tuple(text.split(",")) for text in config.authentication_methods]
     found = []
     for names in written or [(name,) for name in _USUAL]:
@@ -41,7 +41,7 @@ def sequences(config: ServerConfig) -> tuple[tuple[str, ...], ...]:
 
 
 class Factors:
-    """How far one connection has come."""
+    """The methods that one connection has satisfied, and those that it may try next."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._sequences = sequences(config)
@@ -56,16 +56,16 @@ class Factors:
 
     @property
     def method_names(self) -> tuple[str, ...]:
-        """The same as the protocol calls them, for USERAUTH_FAILURE."""
+        """The names of ``next`` in the protocol, for USERAUTH_FAILURE."""
         return tuple(dict.fromkeys(name.partition(":")[0] for name in self.next))
 
     @property
     def dialogue(self) -> str:
-        """What keyboard-interactive asks for now."""
+        """The method that keyboard-interactive means now: a password or a code."""
         return next((name for name in self.next if name in (DIALOGUE, CODE)), DIALOGUE)
 
     def satisfy(self, method: str) -> bool:
-        """One of ``next`` was satisfied; whether the login is complete."""
+        """Records that a method of ``next`` is satisfied; returns whether the login is complete."""
         assert method in self.next
         self._satisfied += (method,)
         return self._satisfied in self._sequences

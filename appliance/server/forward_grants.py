@@ -1,8 +1,9 @@
 """Sockets for the user who is logged in: the monitor's part of forwarding.
 
-Each is made with the user's identity, so that a forward reaches no file and no port that
-the user's own programs could not. The rules are those of sshd_config(5) and of the key's
-line; what a client names is compared with them, and otherwise only handed to the kernel.
+The monitor makes each socket with the user's identity, so that a forward reaches no file and no
+port that the user's own programs could not reach. The rules are those of sshd_config(5) and of the
+key's line in authorized_keys. The monitor compares the client's host, port or path with them, and
+otherwise only passes it on.
 """
 
 import contextlib
@@ -48,14 +49,14 @@ Places = tuple[tuple[str, int], ...]  # host and port; '*' and 0 stand for any
 
 
 class _Listening(NamedTuple):
-    """What the worker listens on."""
+    """A TCP port or a Unix-domain socket that the worker listens on."""
 
     place: str
     local: LocalListener | None  # None: a TCP port
-    sockets: Sequence[socket.socket]  # ours of the worker's
+    sockets: Sequence[socket.socket]  # the monitor's copies
 
     def stop(self) -> None:
-        """End it, whether the worker has closed its own descriptors or only says so."""
+        """Ends the listening, even if the worker has not closed its own descriptors."""
         for sock in self.sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -63,7 +64,7 @@ class _Listening(NamedTuple):
 
 
 class ForwardGrants:
-    """What one connection may reach, and what it listens on."""
+    """The addresses that one connection may connect to and listen on, and its listeners."""
 
     def __init__(self, login: LoggedIn) -> None:
         self._login = login
@@ -76,7 +77,7 @@ class ForwardGrants:
         self._by_name = name_connector.NameConnector(self._become)
 
     def handlers(self) -> Handlers:
-        """What answers each request."""
+        """The handler of each request."""
         return {
             Connect: self._told(DIRECT_TCPIP, self.connect),
             ConnectLocal: self._told(DIRECT_STREAMLOCAL, self.connect_local),
@@ -92,7 +93,7 @@ class ForwardGrants:
 
     @staticmethod
     def _told(kind: str, grant: Callable[[Any], Reply]) -> Callable[[Any], Reply]:
-        """The handler ``grant``, whose outcome is told to the audit trail."""
+        """Returns ``grant`` as a handler that also writes the outcome to the audit."""
 
         def handler(request: Request) -> Reply:
             place = _place(request)
@@ -109,7 +110,7 @@ class ForwardGrants:
     # -- connecting --------------------------------------------------------------------
 
     def connect(self, request: Connect) -> Reply:
-        """Answered with whether it goes by a name, and a descriptor."""
+        """Answers with the fields of an Attempt: whether it is by name, and a descriptor."""
         if not self._allows(self._login.config.allow_tcp_forwarding, "local"):
             raise Deny("port forwarding is not allowed")
         if not 0 < request.port < 65536:
@@ -128,10 +129,10 @@ class ForwardGrants:
         return write_boolean(attempt.by_name), [attempt.sock.detach()]
 
     def connect_local(self, request: ConnectLocal) -> Reply:
-        """Answered with a descriptor."""
+        """Answers with a descriptor."""
         if (
             not self._allows(self._login.config.allow_stream_local_forwarding, "local")
-            or self._permit_open  # a path is none of these places
+            or self._permit_open  # this permits hosts and ports, but no path
         ):
             raise Deny("forwarding of sockets is not allowed")
         try:
@@ -154,7 +155,7 @@ class ForwardGrants:
     # -- listening ---------------------------------------------------------------------
 
     def listen(self, request: Listen) -> Reply:
-        """Answered with a number, the port, and a descriptor or two."""
+        """Answers with a number, the port, and one or two descriptors."""
         if not self._allows(self._login.config.allow_tcp_forwarding, "remote"):
             raise Deny("port forwarding is not allowed")
         if request.port > 65535:
@@ -174,7 +175,7 @@ class ForwardGrants:
         return write_uint32(number) + write_uint32(port), [sock.detach() for sock in sockets]
 
     def listen_local(self, request: ListenLocal) -> Reply:
-        """Answered with a number, and a descriptor."""
+        """Answers with a number, and a descriptor."""
         if (
             not self._allows(self._login.config.allow_stream_local_forwarding, "remote")
             or self._permit_listen
@@ -207,7 +208,7 @@ class ForwardGrants:
         return self._listeners_made
 
     def stop_listening(self, request: StopListening) -> Reply:
-        """Answered with nothing."""
+        """Ends a listener; the answer is empty."""
         if request.listener not in self._listeners:
             raise Deny("no such forward")
         listening = self._listeners.pop(request.listener)
@@ -220,7 +221,7 @@ class ForwardGrants:
     # -- the client's agent --------------------------------------------------------------
 
     def listen_agent(self, request: ListenAgent) -> Reply:
-        """Answered with a descriptor; programs find the socket in SSH_AUTH_SOCK."""
+        """Answers with a descriptor; programs find the socket in SSH_AUTH_SOCK."""
         if (
             not self._login.permissions.agent_forwarding
             or not self._login.config.allow_agent_forwarding
@@ -240,11 +241,11 @@ class ForwardGrants:
         return b"", [self._agent.socket.detach()]
 
     def environment(self) -> dict[bytes, bytes]:
-        """What programs need to know of all this."""
+        """The environment variables that programs need for agent forwarding."""
         return {} if self._agent is None else {b"SSH_AUTH_SOCK": self._agent.path}
 
     def close(self) -> None:
-        """Let the child go, and remove the files of the sockets that are left."""
+        """Ends the child that resolves names, and removes the files of the remaining sockets."""
         self._by_name.close()
         if self._agent is not None:
             self._remove(self._agent)
@@ -262,7 +263,7 @@ class ForwardGrants:
 
 
 def _copies(sockets: Sequence[socket.socket]) -> list[socket.socket]:
-    """A descriptor more of each; raises OSError and closes all if there are not so many left."""
+    """Duplicates the sockets; if descriptors run out, closes all of them and raises OSError."""
     with contextlib.ExitStack() as undo:
         for sock in sockets:
             undo.callback(sock.close)
@@ -272,7 +273,7 @@ def _copies(sockets: Sequence[socket.socket]) -> list[socket.socket]:
 
 
 def _place(request: Request) -> str:
-    """What is asked for, in words."""
+    """The requested address or path, as the audit shows it."""
     if isinstance(request, Connect):
         return f"{request.host}:{request.port}"
     if isinstance(request, Listen):
@@ -283,7 +284,7 @@ def _place(request: Request) -> str:
 
 
 def _rules(configured: tuple[str, ...], of_key: Places | None) -> list[Places]:
-    """The lists of places that must each hold what is asked for."""
+    """The lists of permitted places; a request must match one place of each list."""
     rules: list[Places] = []
     if configured:
         rules.append(tuple(endpoint(text) for text in configured))

@@ -1,6 +1,7 @@
-"""The server's host keys: read, or made on first use, whole or not at all; their certificates.
+"""The server's host keys, which are read or made on first use, and their certificates.
 
-Only the key holder reads them (key_holder.py); the others know who signs.
+A new key file appears complete or not at all. Only the key holder (key_holder.py) reads the key
+files; the other processes have it sign.
 """
 
 import logging
@@ -18,17 +19,17 @@ _log = logging.getLogger(__name__)
 
 
 class HostKeySigner(Protocol):
-    """A key that signs: a PrivateKey, or where only the key holder may have that, a HeldKey."""
+    """A key that signs: a PrivateKey, or a HeldKey in processes without the private half."""
 
     public: PublicKey
 
     def sign(self, algorithm: str, data: bytes) -> bytes:
-        """A signature blob; raises OSError if there is nobody to make it."""
+        """A signature blob; raises OSError if the key holder does not answer."""
         ...
 
 
 class HostKey(NamedTuple):
-    """A key, and how it is shown: as itself, or as a certificate of it."""
+    """A key, and what the server shows for it: the public key itself or a certificate."""
 
     signer: HostKeySigner
     public: PublicKey  # or a Certificate
@@ -46,11 +47,11 @@ class HostKeys(NamedTuple):
 
 
 def arrange(keys: Sequence[HostKeySigner], certificates: Sequence[str], shortest: int) -> HostKeys:
-    """What signs under each name; ``certificates`` are files. Raises UsageError.
+    """Chooses the key or certificate for each signature algorithm; raises UsageError.
 
-    A certificate that is not for a host, or of none of the keys, is a mistake; one that has
-    expired is named in the log, and left to clients to refuse. RSA keys have ``shortest``
-    bits or more.
+    ``certificates`` are paths. A certificate that is not for hosts, or for none of the keys, is a
+    mistake. One that is not valid now is only named in the log, because clients refuse it. RSA
+    keys must have ``shortest`` bits or more.
     """
     found: dict[str, HostKey] = {}
     for key in keys:
@@ -76,10 +77,10 @@ def _with_certificate(keys: Sequence[HostKeySigner], path: str) -> HostKey:
     except OSError as error:
         raise UsageError(f"host certificate {path}: {error.strerror}") from error
     if not isinstance(certificate, Certificate) or certificate.terms.kind is not CertType.HOST:
-        raise UsageError(f"host certificate {path}: it is no certificate for hosts")
+        raise UsageError(f"host certificate {path}: it is not a host certificate")
     key = next((key for key in keys if key.public == certificate.key), None)
     if key is None:
-        raise UsageError(f"host certificate {path}: it is of none of the host keys")
+        raise UsageError(f"host certificate {path}: it certifies none of the host keys")
     if not certificate.terms.valid_after <= time.time() < certificate.terms.valid_before:
         _log.warning("host certificate %s is not valid now", path)
     return HostKey(key, certificate)
@@ -116,7 +117,7 @@ def _read(path: str) -> PrivateKey:
 
 
 def _make(path: str) -> PrivateKey:
-    """Generate the kind of key that the file's name tells; ed25519 when it tells none."""
+    """Generates a key of the type that the file's name contains, or else an ed25519 key."""
     name = os.path.basename(path)
     kind = "ssh-ed25519"
     if "ecdsa" in name:

@@ -5,14 +5,14 @@
         +--fork--> monitor (root) + a socket for each signature
                       +--fork--> worker (nobody)
 
-A fork has whatever its parent ever read, also what was freed: a private key's numbers and the lines
-of its file. So nobody that a worker is forked from reads a key file. The key holder does, in a fork
-that ends there, and answers with the public keys.
+A fork has all of its parent's memory, freed memory included: a private key's numbers and the lines
+of its file. So no process that workers are forked from reads a key file. The key holder reads them,
+forks nothing, and tells the listener the public keys.
 
-Listener and monitors share the socket on which it takes requests. A request brings the socket that
-its answer goes to. The key holder ends when nobody has the other end of the first socket any more:
-after a SIGHUP the old one lives as long as connections that began with its keys. It is no child of
-the listener's, which may become a daemon, and may end before its connections.
+The listener and the monitors share the socket that takes requests. A request carries the socket for
+its answer. The key holder ends when all other processes have closed the first socket: after a
+SIGHUP the old key holder lives as long as connections that began with its keys. It is not a child
+of the listener, because the listener may become a daemon, and may end before its connections.
 """
 
 import errno
@@ -32,21 +32,21 @@ from . import host_keys
 _log = logging.getLogger(__name__)
 
 # Our own choices
-REQUEST_LIMIT: Final = 16 << 10  # bytes: a public key, and what host keys sign, a hash or a proof
+REQUEST_LIMIT: Final = 16 << 10  # bytes: a public key, and the hash or proof to sign
 SIGNATURE_LIMIT: Final = 8 << 10  # bytes
-ANSWER_SECONDS: Final = 30.0  # for a signature, behind those that others asked for
+ANSWER_SECONDS: Final = 30.0  # for a signature, which may wait for those of other connections
 _LOADED: Final = b"\0"
 _FAILED: Final = b"\1"
 
 
 class _Loaded(Record):
-    """The key holder's first words: what it has."""
+    """The key holder's first message: the public halves of its keys."""
 
     public_keys: Strings
 
 
 class _Request(Record):
-    """What to sign, with which key."""
+    """A request to sign ``data`` with one of the keys."""
 
     public_key: String
     algorithm: Name
@@ -61,7 +61,7 @@ class HeldKey:
         self._requests = requests
 
     def sign(self, algorithm: str, data: bytes) -> bytes:
-        """Return a signature blob; raises OSError if the key holder does not answer."""
+        """A signature blob; raises OSError if the key holder does not answer."""
         request = _Request(self.public.blob, algorithm, data).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
@@ -78,9 +78,9 @@ class KeyHolder:
     """The listener's and the monitors' end of a key holder."""
 
     def __init__(self, paths: Sequence[str], make: bool) -> None:
-        """Start one, which reads these files; with ``make``, it makes those that are missing.
+        """Starts a key holder that reads these files; with ``make``, it makes missing ones.
 
-        Raises UsageError with what is wrong with a file.
+        Raises UsageError, whose text says what is wrong with a file.
         """
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests.settimeout(ANSWER_SECONDS)
@@ -109,16 +109,16 @@ class KeyHolder:
         ]
 
     def fileno(self) -> int:
-        """Return the descriptor of the requests' socket: a poll tells when the holder is gone."""
+        """The descriptor of the requests' socket, which hangs up when the key holder ends."""
         return self._requests.fileno()
 
     def close(self) -> None:
-        """Need no more signatures."""
+        """Closes this process's end; called when it needs no more signatures."""
         self._requests.close()
 
 
 def _fork(requests: socket.socket, told: int, paths: Sequence[str], make: bool) -> None:
-    """Start the key holder as a child of a child that has ended; raises OSError."""
+    """Starts the key holder as a child of a child that has ended; raises OSError."""
     pid = os.fork()
     if pid:
         os.waitpid(pid, 0)
@@ -133,9 +133,12 @@ def _fork(requests: socket.socket, told: int, paths: Sequence[str], make: bool) 
 
 
 def _hold(requests: socket.socket, told: int, paths: Sequence[str], make: bool) -> None:
-    """In the new process: read the keys, say which, sign until nobody is left, and end."""
+    """In the new process: reads the keys, tells the public halves, signs, and never returns.
+
+    It exits when all other processes have closed the requests' socket.
+    """
     try:
-        os.setsid()  # what ends the terminal of a listener's start does not end the key holder
+        os.setsid()  # a hangup of the listener's first terminal must not end the key holder
         sandbox.forget_signals()
         sandbox.keep_descriptors({requests.fileno(), told, *log.descriptors()})
         sandbox.hide()
@@ -146,7 +149,7 @@ def _hold(requests: socket.socket, told: int, paths: Sequence[str], make: bool) 
             return
         os.write(told, _LOADED + _Loaded(tuple(key.public.blob for key in keys)).encode())
         os.close(told)
-        os.chdir("/")  # whose file system nobody wants to unmount
+        os.chdir("/")  # so that no other file system stays busy
         _serve(requests, keys)
     except Exception:  # the root of a process
         _log.exception("the key holder failed")
@@ -160,12 +163,12 @@ def _serve(requests: socket.socket, keys: Sequence[PrivateKey]) -> None:
         data, descriptors, _, _ = socket.recv_fds(requests, REQUEST_LIMIT, 1)
         if not data:
             return
-        if not descriptors:  # there was none left for it
+        if not descriptors:  # this process had no free descriptor for it
             continue
         with socket.socket(fileno=descriptors[0]) as answer:
             request = _Request.decode(data)
             signature = by_blob[request.public_key].sign(request.algorithm, request.data)
             try:
                 answer.send(signature)
-            except OSError as error:  # who asked is gone
-                _log.debug("a signature that nobody wants: %s", error.strerror)
+            except OSError as error:
+                _log.debug("the process that asked for a signature is gone: %s", error.strerror)
