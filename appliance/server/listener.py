@@ -1,12 +1,12 @@
-"""The server's first process: binds, loads, accepts, and forks a monitor a connection.
+"""The server's first process: binds, loads, accepts, and forks a monitor for each connection.
 
-It reads not one byte from the network. Everything that a connection will need is
-imported and tried once before the first accept, and the heap is frozen, so that a fork
-shares nearly all of its memory.
+It does not read a single byte from the network. Before the first accept it imports and runs once
+everything that a connection needs, and freezes the heap, so that a fork shares nearly all of its
+memory.
 
     listener (root) --fork--> monitor (root) --fork--> worker (nobody, locked in)
 
-Nor does it read a private key, of which forks would have traces; see key_holder.py.
+It does not read private keys either, because forks would have traces of them; see key_holder.py.
 """
 
 import errno
@@ -45,15 +45,15 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 BACKLOG: Final = 128
-RETRY_SECONDS: Final = 1.0  # after which keys that could not be read are tried again
-DROPS_INTERVAL: Final = 1.0  # seconds: a flood of connections must not become one of log lines
+RETRY_SECONDS: Final = 1.0  # until host keys that could not be read are tried again
+DROPS_INTERVAL: Final = 1.0  # seconds between lines: a flood of connections must not flood the log
 _PID: Final = struct.Struct("i")
 
 
 def bind(listen: Sequence[str], kept: Sequence[socket.socket] = ()) -> list[socket.socket]:
     """A socket for each '[address:]port'; a port alone means every address. Raises UsageError.
 
-    Those of ``kept`` that listen there already are taken as they are.
+    Sockets of ``kept`` that already listen there are used again.
     """
     listening = {(sock.family, *sock.getsockname()[:2]): sock for sock in kept}
     sockets: list[socket.socket] = []
@@ -109,13 +109,13 @@ def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
 
 
 class _Settings:
-    """The server's settings, and all that the listener makes of them.
+    """The server's settings, and all objects that the listener makes from them.
 
-    A SIGHUP makes a new one, which takes the place of the old one as a whole.
+    A SIGHUP makes a new object, which replaces the old one as a whole.
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        """Has the host keys read, or made if that is wanted; raises UsageError."""
+        """Starts a key holder, which reads or makes the host keys; raises UsageError."""
         self.config = config
         self.key_holder = KeyHolder(config.host_keys, config.make_host_keys)
         try:
@@ -125,7 +125,7 @@ class _Settings:
             raise
 
     def begin(self, before: "_Settings | None" = None) -> None:
-        """Be what the listener goes by, in place of ``before``."""
+        """Puts these settings into force, and closes ``before``, which they replace."""
         if self.config.merge_memory and (obstacle := merging.obstacle()):
             _log.warning("merge_memory: %s", obstacle)
         if before is None:
@@ -135,7 +135,7 @@ class _Settings:
             self.penalties.go_on_from(before.penalties)
 
     def close(self) -> None:
-        """Be no longer, or never, what the listener goes by."""
+        """Closes the socket to the key holder; for settings that are replaced or not used."""
         self.key_holder.close()
 
     def _arrange(self, config: ServerConfig) -> None:
@@ -146,7 +146,7 @@ class _Settings:
         algorithms = user_keys.algorithms(config, aes_is_fast())
         if not set(algorithms.host_key) & set(self.host_keys.by_algorithm):
             raise UsageError("no host key that this profile accepts")
-        # the monitor knows who may use which key; the worker lets all of them through
+        # the worker accepts the algorithms of every [[match]]; the monitor checks the user's
         accepted = dict.fromkeys(algorithms.user_key)
         for number, match in enumerate(config.match, 1):
             special = matching.with_match(config, match)
@@ -172,10 +172,10 @@ class _Settings:
 
 
 class Listener:
-    """The accept loop and what it counts."""
+    """The accept loop, with its settings, sockets and counts of connections."""
 
     def __init__(self, config: ServerConfig, read_again: Callable[[], ServerConfig]) -> None:
-        """``read_again`` gives the settings for a SIGHUP; both raise UsageError."""
+        """``read_again`` reads the settings at a SIGHUP. It and this raise UsageError."""
         self._read_again = read_again
         self._identity = sandbox.prepare()
         if config.tunnel and self._identity is None:
@@ -188,10 +188,10 @@ class Listener:
         self._open_audit(self._settings)
         self._settings.begin()
         self._connections = 0
-        # Monitors whose peer is not authenticated, and its blocks_of.
+        # Process ids of monitors whose peer is not authenticated -> blocks_of the peer's address.
         self._starting: dict[int, tuple[int, ...]] = {}
         self._per_block: Counter[int] = Counter()
-        self._monitors: dict[int, str] = {}  # all of them, and where their peers are
+        self._monitors: dict[int, str] = {}  # process id -> the peer's address
         self._sockets: list[socket.socket] = []
         self._drops_untold = 0
         self._tells_drops_at = 0.0
@@ -209,11 +209,11 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Need no more signatures; connections have them made as before."""
+        """Closes the listener's socket to the key holder; connections keep theirs."""
         self._settings.close()
 
     def serve_one(self, reading: int, writing: int) -> None:
-        """Inetd mode: one connection, by a socket or by two pipes, then return."""
+        """Serves one connection, over a socket or two pipes, and returns (inetd mode)."""
         self._preload()
         if stat.S_ISSOCK(os.fstat(reading).st_mode):
             os.close(writing)
@@ -224,7 +224,10 @@ class Listener:
         pipes.close()
 
     def run(self, sockets: list[socket.socket]) -> None:
-        """Accept until SIGTERM; connections live on without us, but those of declared devices."""
+        """Accepts until SIGTERM or SIGINT.
+
+        Then connections go on, except those that use declared tunnel devices.
+        """
         self._sockets = sockets
         if self._identity is not None:
             self._declared.set_up()
@@ -276,8 +279,9 @@ class Listener:
             self._declared.take_down()
 
     def _watch(self, poll: select.poll, by_fd: dict[int, socket.socket | None]) -> None:
-        """Have ``by_fd``, and what is polled, be the sockets that listen now, and the key holder's,
-        which is None there.
+        """Has ``poll`` watch the current listening sockets and the socket to the key holder.
+
+        ``by_fd`` maps their descriptors to the sockets, and the key holder's to None.
         """
         for fd in by_fd:
             poll.unregister(fd)
@@ -287,10 +291,10 @@ class Listener:
             poll.register(sock, select.POLLIN)
         key_holder = self._settings.key_holder
         by_fd[key_holder.fileno()] = None
-        poll.register(key_holder, 0)  # it hangs up when it ends
+        poll.register(key_holder, 0)  # for POLLHUP alone, which comes when the key holder ends
 
     def _begin_key_holder(self) -> None:
-        """The key holder has ended, as nothing of ours does: start another one."""
+        """Starts another key holder after one has ended, which is never planned."""
         _log.error("the process that holds the host keys has ended; another one is started")
         try:
             self._take(_Settings(self._settings.config))
@@ -305,11 +309,11 @@ class Listener:
             audit.write(audit.Listening(local_address=address, local_port=port))
 
     def _reload(self) -> None:
-        """Go on with what the file says now, or as before if there is a mistake in it.
+        """Reads the settings again; keeps the old ones if the new ones have a mistake.
 
         Connections keep the settings that they began with.
         """
-        # sd_notify(3): a service that is reloaded says so, and when
+        # sd_notify(3): a service tells that it reloads, and the time
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._begin_again()
@@ -320,11 +324,11 @@ class Listener:
         notify("READY=1")
 
     def _begin_again(self) -> None:
-        """All of it or, with a UsageError, nothing."""
+        """Puts the new settings into force; a UsageError leaves everything as it was."""
         config = self._read_again()
         tunnel = self._settings.config.tunnel
         if config.tunnel != tunnel:
-            _log.warning("what has changed in [[tunnel]] counts when the server starts again")
+            _log.warning("changes in [[tunnel]] take effect when the server starts again")
             config = replace(config, tunnel=tunnel)
         old = self._sockets
         new = bind(config.listen, kept=old)
@@ -341,7 +345,7 @@ class Listener:
         self._tell_places(sock for sock in new if sock not in old)
 
     def _preload(self) -> None:
-        """Do once what every connection does, so that forks find it in memory."""
+        """Does once what every connection does, so that forks share the memory for it."""
         from ..process.rehearsal import rehearse
 
         rehearse(self._settings.job.algorithms)
@@ -351,10 +355,10 @@ class Listener:
     def _accept(self, listening: socket.socket, told: int) -> None:
         try:
             sock, address = listening.accept()
-        except OSError as error:  # gone again, or out of descriptors
+        except OSError as error:  # the client is gone, or no descriptor is left
             _log.warning("accept: %s", error.strerror)
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                time.sleep(0.1)  # the connection waits in the queue, and so can we
+                time.sleep(0.1)  # the connection stays in the queue: do not spin
             return
         with sock:
             source = str(address[0])
@@ -388,11 +392,11 @@ class Listener:
         self._drops_untold = 0
 
     def _drops(self, blocks: tuple[int, ...]) -> bool:
-        """MaxStartups of sshd_config(5), random early drop, and a limit for each source.
+        """Whether to drop a connection: MaxStartups of sshd_config(5), and a limit for each source.
 
-        A wider block than a source's has twice the limit of the next narrower. No block keeps
-        others out alone: it has at most three quarters of the places, and for others it counts as
-        no more than a quarter of what begins the random drop.
+        ``blocks`` are the source's own block, then wider ones, each with twice the limit of the one
+        before. No block alone keeps others out: it may take at most three quarters of the places,
+        and in the random early drop of others it counts as at most a quarter of ``start``.
         """
         config = self._settings.config
         start, percent, full = config.max_startups
@@ -411,7 +415,7 @@ class Listener:
         return random.random() * 100 < chance
 
     def _others(self, blocks: tuple[int, ...]) -> set[int]:
-        """The widest blocks with start-ups that the source of ``blocks`` has no part in."""
+        """The widest blocks with start-ups that do not contain the source of ``blocks``."""
         found = set()
         for others in self._starting.values():
             pairs = zip(reversed(others), reversed(blocks), strict=False)
@@ -419,7 +423,7 @@ class Listener:
         return found - {blocks[0]}
 
     def _release(self, pid: int) -> None:
-        """A monitor's peer is authenticated, or it ended."""
+        """Stops counting a monitor that has ended, or whose peer is authenticated."""
         self._per_block -= Counter(self._starting.pop(pid, ()))
 
     def _reap(self) -> None:
@@ -428,7 +432,7 @@ class Listener:
             self._punish(self._monitors.pop(pid, ""), os.waitstatus_to_exitcode(status))
 
     def _punish(self, source: str, status: int) -> None:
-        """A connection of ``source`` ended; a negative status is a signal's."""
+        """Adds the penalty for the end of a connection; a negative status is a signal's."""
         penalties = self._settings.penalties
         if penalties is None or not source:
             return
@@ -437,7 +441,7 @@ class Listener:
             audit.write(audit.Penalty(address=source, network=network, reason=ending.name.lower()))
 
     def _child(self, sock: socket.socket, told: int) -> None:
-        """In the new process: become a monitor, and never return."""
+        """In the new process: becomes a monitor, and never returns."""
         status = Ending.CRASH
         try:
             sandbox.forget_signals()
@@ -471,7 +475,7 @@ class Listener:
         return Monitor(settings.config, settings.host_keys, peer, ours, pid, authenticated).run()
 
     def _worker(self, sock: socket.socket, to_monitor: socket.socket) -> None:
-        """In the new process: give everything up, serve, and never return."""
+        """In the new process: gives up all privileges, serves, and never returns."""
         status = 0
         try:
             audit.close_file()
@@ -495,7 +499,7 @@ class Listener:
 
 
 def _permitted_calls(config: ServerConfig) -> bytes | None:
-    """What a worker may ask of the kernel, None where that cannot be limited."""
+    """The filter for a worker's system calls, None where the kernel cannot limit them."""
     try:
         return seccomp.program(config.merge_memory)
     except seccomp.Unsupported as error:

@@ -1,7 +1,7 @@
-"""Which settings hold for whom: the [[match]] tables, and the lists of users and groups.
+"""The settings for a user and an address: [[match]] tables, and lists of users and groups.
 
-Patterns are those of ssh_config(5); a client's address is never looked up, so that what stands
-for a host is an address, a pattern of one, or a network.
+Patterns are those of ssh_config(5). The name of a client's host is never looked up, so a host is
+given as an address, a pattern of addresses, or a network.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,14 @@ from ..crypto.patterns import matches, matches_list
 from ..crypto.sources import from_matches
 from .peer import Peer
 
-Groups = Callable[[], Sequence[str]]  # the names of a user's groups, which may take a while
+Groups = Callable[[], Sequence[str]]  # gives the names of a user's groups; may be slow
 
 
 def effective(config: ServerConfig, user: str, groups: Groups, peer: Peer) -> ServerConfig:
-    """The settings for this connection: those of the tables that cover it, then the others.
+    """The settings for this connection: ``config``, changed by the tables that cover it.
 
-    Of two tables the first counts, key by key, as in sshd_config(5). The user need not exist.
+    If two tables set the same key, the first one counts, as in sshd_config(5). The user need not
+    exist.
     """
     changes: dict[str, Any] = {}
     for match in config.match:
@@ -29,7 +30,7 @@ def effective(config: ServerConfig, user: str, groups: Groups, peer: Peer) -> Se
 
 
 def with_match(config: ServerConfig, match: Match) -> ServerConfig:
-    """The settings where this table is the only one that counts."""
+    """The settings as if only this table covered the connection."""
     return replace(config, **_settings_of(match))
 
 
@@ -48,13 +49,16 @@ def _covers(match: Match, user: str, groups: Groups, peer: Peer) -> bool:
 
 
 def _covers_groups(patterns: str, groups: Sequence[str]) -> bool:
-    """One of the groups matches, and none a pattern behind '!'."""
+    """Whether one of the groups matches, and none matches a pattern behind '!'."""
     found = [matches_list(group, patterns) for group in groups]
     return True in found and False not in found
 
 
 def refusal(config: ConnectionConfig, user: str, groups: Groups, address: str) -> str:
-    """Why this user may not log in from there, '' if they may; in the order of sshd_config(5)."""
+    """The reason why this user may not log in from ``address``, '' if they may.
+
+    The checks have the order of sshd_config(5).
+    """
     if any(_is_user(user, address, pattern) for pattern in config.deny_users):
         return "denied by deny_users"
     if config.allow_users and not any(

@@ -1,8 +1,8 @@
 """The privileged half of one connection: a loop over the request table.
 
-It runs as root and reads nothing from the network. The worker, which does, asks for
-what it may not do itself; the monitor decides by the table, by what was authenticated,
-and by the system's own files.
+It runs as root and reads nothing from the network. The worker reads from the network, and asks the
+monitor for all that it may not do itself. The monitor decides by the table, by the user and keys
+that were authenticated, and by the system's own files.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """One connection's privileges."""
+    """Answers the requests of one connection's worker, and ends a worker that breaks the rules."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Monitor:
         self._sock = sock
         self._sock.setblocking(False)
         self._worker = worker
-        self._worker_status: int | None = None  # once it has ended
+        self._worker_status: int | None = None  # its wait status, once it has ended
         self._tell_listener = authenticated
         self._counts: dict[int, int] = {}
         self._told_to_end = False
@@ -77,7 +77,7 @@ class Monitor:
         self._sessions: SessionGrants | None = None
         self._forwards: ForwardGrants | None = None
         self._tunnels: TunnelGrants | None = None
-        self._questioned = False  # by another connection's monitor, and not passed on yet
+        self._questioned = False  # by another connection's monitor; the worker does not know yet
         self._answer_by: float | None = None  # when the client must have answered
         self._deadline = (
             time.monotonic() + config.login_grace_time if config.login_grace_time else None
@@ -98,7 +98,7 @@ class Monitor:
     # -- the loop --------------------------------------------------------------------
 
     def run(self) -> Ending:
-        """Serve until the worker ends."""
+        """Serves until the worker ends; returns how the connection ended."""
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write)
@@ -119,7 +119,7 @@ class Monitor:
         return ending
 
     def _loop(self, poll: select.poll, wake_read: int) -> bool:
-        """Whether the grace time ended it."""
+        """Serves requests until the connection ends; returns whether the grace time ended it."""
         while True:
             timeout = None
             deadlines = [due for due in (self._deadline, self._answer_by) if due is not None]
@@ -135,7 +135,7 @@ class Monitor:
                 return False
             if self._answer_by is not None and time.monotonic() >= self._answer_by:
                 self._answer_by = None
-                _log.info("the client has come back, and does not answer here any more")
+                _log.info("the client does not answer, and another connection wants its tunnel")
                 self._on_term()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 audit.write(audit.Late(grace_time=self._config.login_grace_time))
@@ -167,25 +167,25 @@ class Monitor:
         self._questioned = True
 
     def _ask_client(self) -> None:
-        """Somebody else wants our tunnel's device: is our client alive?
+        """Asks whether the client is alive, because another connection wants its tunnel's device.
 
-        The worker passes the question on; if no answer comes in time, both of us end.
+        The worker passes the question on. If no answer comes in time, monitor and worker end.
         """
         self._questioned = False
         if self._answer_by is None:
             self._answer_by = time.monotonic() + tunnels.ANSWER_SECONDS
-            with contextlib.suppress(OSError):  # it has ended, or will have because it is silent
+            with contextlib.suppress(OSError):  # the worker has ended, or does not read
                 self._sock.send(QUESTION)
 
     def client_answers(self, request: ClientAnswers) -> Reply:
-        """Answered with nothing."""
+        """Notes that the client is alive; the answer is empty."""
         self._answer_by = None
         if self._tunnels is not None:
             self._tunnels.tell_client_answers()
         return b"", []
 
     def _on_term(self, *_: object) -> None:
-        """Somebody else is to have our tunnel's device; the worker ends, and so do we."""
+        """Ends the worker, and so the connection: its tunnel's device is to become free."""
         self._told_to_end = True
         self._kill_worker()
 
@@ -195,7 +195,7 @@ class Monitor:
                 os.kill(self._worker, signal.SIGKILL)
 
     def _ending(self, late: bool) -> Ending:
-        """What the listener is to know; the worker is gone, or about to go."""
+        """How the connection ended, for the listener; waits for the worker, which is ending."""
         if self._worker_status is None:
             _, self._worker_status = os.waitpid(self._worker, 0)
         self._reap()
@@ -219,7 +219,7 @@ class Monitor:
     def _serve(self) -> bool:
         try:
             data = self._sock.recv(DATAGRAM)
-        except ConnectionResetError:  # it was killed before it read our last answer
+        except ConnectionResetError:  # the worker was killed before it read the last answer
             return False
         if not data:
             return False
@@ -232,7 +232,7 @@ class Monitor:
         count = self._counts[data[0]] = self._counts.get(data[0], 0) + 1
         if count > row.limit:
             return self._end_worker(f"it asked too often for {row.message.__name__}")
-        # a login is written down before anybody learns of it
+        # before authentication, events are written at once: a login before the worker learns of it
         with audit.held() if now is When.AFTER else contextlib.nullcontext():
             return self._answer(row, data)
 
@@ -245,7 +245,7 @@ class Monitor:
         except Deny as denial:
             answer, descriptors = str(denial).encode(), []
             first = FAILED if isinstance(denial, Failed) else REFUSED
-        except Exception:  # the root of a request: no worker ends its monitor by what it asks for
+        except Exception:  # the root of a request: no request may end the monitor
             _log.exception("%s failed", row.message.__name__)
             answer, descriptors = b"the server could not do this", []
             first = REFUSED
@@ -253,7 +253,7 @@ class Monitor:
             return True
         try:
             socket.send_fds(self._sock, [first + answer], descriptors)
-        except BlockingIOError:  # one that waits for its answer has room for it
+        except BlockingIOError:  # a worker that waits for its answer has room for it
             return self._end_worker("it does not take its answers")
         except OSError:
             return False
@@ -263,7 +263,7 @@ class Monitor:
         return True
 
     def _end_worker(self, why: str) -> bool:
-        """A worker that breaks the rules was taken over; the answer is for ``_serve``."""
+        """Kills the worker, which was taken over if it breaks the rules; returns False."""
         _log.warning("the worker is ended: %s", why)
         self._kill_worker()
         return False

@@ -1,4 +1,4 @@
-"""What a worker asks of its monitor, over a socketpair, and how it reads the answers."""
+"""The worker's side of the requests to its monitor, over a socketpair."""
 
 import socket
 from collections.abc import Callable
@@ -47,7 +47,7 @@ from .requests import (
 
 
 class MonitorClient:
-    """The Authority and the Privileges of a worker: each call is one request."""
+    """The Authority, SessionPrivileges and ForwardPrivileges of a worker: a call is a request."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -55,14 +55,14 @@ class MonitorClient:
         self._questioned: Callable[[], None] = lambda: None
 
     def watch(self, loop: Loop, questioned: Callable[[], None]) -> None:
-        """Call ``questioned`` when the monitor wants to know whether the client is still there."""
+        """Calls ``questioned`` when the monitor asks whether the client is still alive."""
         self._questioned = questioned
         loop.watch_reader(self._sock.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
         try:
             data = self._sock.recv(DATAGRAM, socket.MSG_DONTWAIT)
-        except BlockingIOError:  # a request of this turn's met it
+        except BlockingIOError:  # a request in this turn of the loop has read it already
             return
         if data != QUESTION:
             raise MonitorGone("the monitor ended")
@@ -72,11 +72,11 @@ class MonitorClient:
         return ask(self._sock, request, *descriptors, questioned=self._questioned)
 
     def end_sessions(self, open_sessions: int) -> None:
-        """Begin no programs but those of the sessions that are open now."""
+        """Has the monitor start no programs except for the sessions that are open now."""
         self._ask(EndSessions(open_sessions))
 
     def client_answers(self) -> None:
-        """The client is still there."""
+        """Tells the monitor that the client is still alive."""
         self._ask(ClientAnswers())
 
     def sign(self, algorithm: str, exchange_hash: bytes) -> bytes:
@@ -104,7 +104,7 @@ class MonitorClient:
         return Reader(self._ask(AskPrompt(user))[0]).text()
 
     def settings(self, config: ServerConfig) -> ServerConfig:
-        """The server's settings as they are for the user who is logged in."""
+        """The server's settings, changed to those for the user who is logged in."""
         reply = SettingsReply.decode(self._ask(LearnSettings())[0])
         return replace(
             config,
@@ -116,7 +116,7 @@ class MonitorClient:
         )
 
     def report_totals(self, received: int, sent: int) -> None:
-        """How many bytes the connection has carried; it ends."""
+        """Tells the monitor, at the end, how many bytes the connection has carried."""
         self._ask(ReportTotals(received, sent))
 
     def open_pty(self) -> int:

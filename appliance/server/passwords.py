@@ -1,4 +1,4 @@
-"""Whether a password is a user's: by the system's hashes, or by a file of our own."""
+"""Checks users' passwords, by the system's hashes or by a password file of Culvert's own."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ _NOBODYS_HASH: Final = "$y$j9T$aZ0vYcVbUkAeUgFdMZ6lb1$3Kb1pJyvXkJ5eGm9Oc0nGm1eTg
 
 
 def is_right(user: pwd.struct_passwd | None, password: bytes, config: ServerConfig) -> bool:
-    """Compare with the stored hash; an unknown user costs as much time as a known one."""
+    """Whether the password is the user's; takes as long for an unknown user as for a known one."""
     if config.password_file:
         kept, known = _argon2_hash(user.pw_name if user else "", config.password_file)
         right = _argon2(kept, password)
@@ -43,7 +43,7 @@ def has_no_password(user: pwd.struct_passwd | None) -> bool:
 
 
 def _somebodys_hash() -> str:
-    """A hash of the kind that this system makes, to spend as much time on as on a real one."""
+    """A hash of this system's method, so that checking an unknown user takes as much time."""
     for line in shadow.lines():
         stored = line.split(":")[1:2]
         if stored and stored[0].startswith("$"):
@@ -59,7 +59,7 @@ def _system_hash(user: pwd.struct_passwd | None) -> str:
 
 
 def _crypt(password: bytes, stored: str) -> bool:
-    """crypt(3), whatever method the hash names."""
+    """Whether crypt(3) makes ``stored`` of the password, by the method that the hash names."""
     for name in ("libcrypt.so.1", "libcrypt.so.2"):
         with contextlib.suppress(OSError):
             library = ctypes.CDLL(name)
@@ -74,7 +74,7 @@ def _crypt(password: bytes, stored: str) -> bool:
 
 
 def _argon2_hash(name: str, path: str) -> tuple[bytes, bool]:
-    """The user's hash, or somebody else's, to spend as much time on; and whether it is theirs."""
+    """The user's hash and True, or another user's and False, so that the check takes as long."""
     somebodys = b""
     try:
         with open(path, "rb") as file:
@@ -93,5 +93,5 @@ def _argon2(stored: bytes, password: bytes) -> bool:
 
     try:
         return pwhash.verify(stored, password)
-    except (exceptions.CryptoError, ValueError):  # wrong, or no hash at all
+    except (exceptions.CryptoError, ValueError):  # a wrong password, or not a hash
         return False

@@ -4,13 +4,13 @@ sshd_config(5), with OpenSSH's figures).
 A monitor's exit status says how its connection ended; each bad end costs the source some
 seconds. Once they add up to MINIMUM the source is refused until they have passed.
 
-They grow, or somebody who comes once a second would cost the server a key exchange a second for
-ever: each bad end makes the next one dearer, until the source has been free of penalties for
-a second for each of them.
+Penalties grow: each bad end makes the next one cost more. Otherwise a source that connects once a
+second would cost the server a key exchange a second for ever. For each second that the source
+spends without a penalty, one bad end is forgotten.
 
 A site with IPv6 has hundreds or thousands of sources. So the blocks of addresses that a site may
-have been assigned are counted and refused in the same way, each as if it were several sources. How
-many is a compromise: at a hoster, the other customers of such a block are somebody else.
+have been assigned are counted and refused in the same way, each as if it were several sources
+(SOURCES_OF_SITE). Their number is a compromise: at a hoster, a block has several customers.
 """
 
 from collections.abc import Iterable
@@ -41,25 +41,25 @@ SECONDS: Final[dict[Ending, float]] = {
     Ending.UNKNOWN_USER: 5,
     Ending.GRACE_TIME: 10,
 }
-MINIMUM: Final = 15.0  # seconds; what is less is forgiven
+MINIMUM: Final = 15.0  # seconds; no source is refused for less
 MAXIMUM: Final = 600.0
-# Records of each IP version (max-sources4, max-sources6), so that IPv6 has no IPv4 forgotten.
-# Beyond it those nearest to their end are (overflow:permissive).
+# Records of each IP version (max-sources4, max-sources6), so that IPv6 sources displace no IPv4
+# ones. Beyond this number, those nearest to their end are forgotten (overflow:permissive).
 RECORDS: Final = 65536
 
 # Our own choices
 SITES: Final = (64, 56, 48)  # bits of the networks that IPv6 sites are assigned, RFC 6177
-# The block next to a source's counts as so many sources, each wider one as twice as many. So one
-# source whose 20 connections all stay silent has nobody beside it refused.
+# The first block around a source counts as so many sources, each wider one as twice as many. So a
+# source whose 20 connections all stay silent does not get its neighbours refused.
 SOURCES_OF_SITE: Final = 16
-DOUBLE: Final = 8  # bad ends after which the next one costs twice as much; after twice so many, 3
+DOUBLE: Final = 8  # bad ends, after which the next one costs 2 times as much; after 16, 3 times
 
 
 def blocks_of(address: str, block: tuple[int, int]) -> tuple[int, ...]:
-    """Numbers for the blocks of addresses that this one is in: its source's, then wider ones.
+    """Numbers for the blocks that contain an address: its source's, then wider ones.
 
     ``block`` is how many leading bits all addresses of a source have in common, of IPv4 and of IPv6
-    (PerSourceNetBlockSize). What is no address counts as one source.
+    (PerSourceNetBlockSize). All texts that are not an address count as one source.
     """
     try:
         return _blocks_of(ip_address(address.partition("%")[0]), block)
@@ -69,14 +69,14 @@ def blocks_of(address: str, block: tuple[int, int]) -> tuple[int, ...]:
 
 def _blocks_of(address: IPv4Address | IPv6Address, block: tuple[int, int]) -> tuple[int, ...]:
     return tuple(
-        # A number of its own for each version and length.
+        # Version and length are parts of the number, so that no two blocks have the same one.
         (address.version << 8 | bits) << 128 | int(address) >> (address.max_prefixlen - bits)
         for bits in _lengths(address.version, block)
     )
 
 
 def _lengths(version: int, block: tuple[int, int]) -> tuple[int, ...]:
-    """The bits of each of ``blocks_of`` an address of this IP version."""
+    """How many leading bits each of ``blocks_of`` has, for this IP version."""
     if version == 4:
         return (block[0],)
     return (block[1], *(bits for bits in SITES if bits < block[1]))
@@ -84,21 +84,24 @@ def _lengths(version: int, block: tuple[int, int]) -> tuple[int, ...]:
 
 @dataclass(slots=True)
 class _Record:
-    """What a source has done, or a site."""
+    """The penalties of a source, or of a wider block."""
 
-    end: float  # of its penalties
-    bad_ends: float = 0  # those that still make the next one dearer
+    end: float  # when its penalties have passed, in monotonic seconds
+    bad_ends: float = 0  # those that still make the next one cost more
     refused: bool = False
 
     def lapse(self, now: float) -> None:
-        """Take off what has passed."""
+        """Once the penalties have passed, ends a refusal, and forgets a bad end for each second."""
         if self.end <= now:
             self.bad_ends = max(0.0, self.bad_ends - (now - self.end))
             self.end = now
             self.refused = False
 
     def add(self, seconds: float, share: float, now: float) -> bool:
-        """Count ``share`` of a bad end that costs so many seconds; whether a refusal begins."""
+        """Counts ``share`` of a bad end that costs so many seconds; returns whether to refuse now.
+
+        It returns False if the source is refused already.
+        """
         self.lapse(now)
         seconds *= share * (1 + self.bad_ends / DOUBLE)
         self.end = min(self.end + seconds, now + MAXIMUM)
@@ -110,7 +113,7 @@ class _Record:
 
 
 class Penalties:
-    """What each source has still to wait for."""
+    """The penalties of all sources."""
 
     def __init__(self, exempt: Iterable[str], block: tuple[int, int]) -> None:
         """``exempt`` are addresses and networks; raises UsageError for what is neither.
@@ -125,12 +128,12 @@ class Penalties:
             raise UsageError(f"per_source_penalty_exempt_list: {error}") from error
 
     def go_on_from(self, before: "Penalties") -> None:
-        """Take over what sources have still to wait for, if they are counted alike."""
+        """Takes over the penalties of ``before``, if the blocks have the same size."""
         if self._block == before._block:
             self._records = before._records
 
     def add(self, source: str, ending: Ending, now: float) -> str:
-        """Count how a connection of ``source`` ended.
+        """Counts how a connection of ``source`` ended.
 
         Returns the widest network that is refused from now on, '' if none is.
         """
@@ -164,7 +167,7 @@ class Penalties:
         return refused
 
     def _counted(self, source: str) -> IPv4Address | IPv6Address | None:
-        """The address of a source, None for one that is exempt."""
+        """The address of a source, None if it is exempt or not an address."""
         try:
             address: IPv4Address | IPv6Address = ip_address(source.partition("%")[0])
         except ValueError:
@@ -173,6 +176,6 @@ class Penalties:
 
 
 def _forget_some(records: dict[int, _Record]) -> None:
-    """Forget an eighth, those nearest to their end: to look for one each time would take long."""
+    """Forgets the eighth that is nearest to its end; to look for one each time would take long."""
     for block in sorted(records, key=lambda block: records[block].end)[: RECORDS // 8]:
         del records[block]

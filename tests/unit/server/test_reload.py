@@ -126,7 +126,7 @@ def test_declared_tunnels_wait_for_a_start_and_the_rest_does_not(
     server = our_server()
     text = "force_command = 'echo new'\n[[tunnel]]\ndevice = 'tun4711'\nany_source = true\n"
     reload(server, text)
-    assert "what has changed in [[tunnel]] counts when the server starts again" in server.log
+    assert "changes in [[tunnel]] take effect when the server starts again" in server.log
     assert not Path("/sys/class/net/tun4711").exists()
     ran = CLIENTS["openssh"].run(server, Login(account, user_keys.key()), "x")
     assert ran.stdout == b"new\n"
