@@ -1,6 +1,6 @@
-"""The chains of nftables that a tunnel's packets meet, as text.
+"""Writes the nftables chains that a tunnel's packets pass, as text.
 
-``network.py`` says which of them a tunnel has, and puts them into tables.
+``network.py`` decides which of them a tunnel needs, and puts them into tables.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,27 +13,30 @@ from .marks import DEVICE_GROUP, MARK
 
 KILL_SWITCH: Final = "kill_switch"  # the chain
 
-_ETHERNET_MTU: Final = 1500  # bytes; from here on no packet of a neighbour is too large
+_ETHERNET_MTU: Final = 1500  # bytes; a tunnel of this MTU has room for a neighbour's packets
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a link's own processes may send beside its tunnel."""
+    """The packets that a link's own processes may send outside its tunnel."""
 
-    servers: tuple[Address, ...] = ()  # where its connection may go
-    port: int = 0  # of what is dialled first; 0: nothing is
+    servers: tuple[Address, ...] = ()  # possible addresses of the first hop
+    port: int = 0  # of the first hop; 0: nothing is dialled
     resolvers: tuple[Address, ...] = ()  # name servers that may be asked outside the tunnel
-    uids: tuple[int, ...] = ()  # the users who may ask them
+    uids: tuple[int, ...] = ()  # the users that may ask the resolvers
 
 
 def passed_on(version: int) -> str:
-    """The chain of PassedOn: lets through what has to do with a device of the set ``tunnels``."""
+    """Returns the chain of PassedOn: forwards packets from and to devices of the set ``tunnels``.
+
+    All other forwarded packets are dropped.
+    """
     return _chain(
         "passed_on",
         "type filter hook forward priority filter",
         [
             f"meta nfproto != ipv{version} return",
-            # Other tunnels of ours, which do not forward.
+            # Our other tunnels, which have no ``forward``.
             f"iifgroup {DEVICE_GROUP} iifname != @tunnels drop",
             f"oifgroup {DEVICE_GROUP} oifname != @tunnels drop",
             "iifname @tunnels return",
@@ -44,7 +47,10 @@ def passed_on(version: int) -> str:
 
 
 def forwarding(network: TunnelNetwork, device: str) -> list[str]:
-    """What is passed on between the tunnel and others, and how it is changed on its way."""
+    """Returns the chains that filter forwarded packets, limit their TCP segments and masquerade.
+
+    Forwarded are packets between the tunnel and the networks of ``forward``.
+    """
     chains = _forwarded(network, device)
     if network.forward and network.mtu < _ETHERNET_MTU:
         clamp = "tcp flags syn / syn,rst tcp option maxseg size set rt mtu"
@@ -62,17 +68,17 @@ def forwarding(network: TunnelNetwork, device: str) -> list[str]:
 
 
 def _forwarded(network: TunnelNetwork, device: str) -> list[str]:
-    """Nothing is passed on but between the tunnel and ``forward``, and what answers that.
+    """Returns the filter that lets a tunnel's packets pass only from or to ``forward``.
 
-    A source counts only on the device that leads to it, so that nobody on another network poses as
-    one of ``forward``. The whole internet among those is for what comes out of the tunnel: nobody
-    there begins to talk into it.
+    Replies pass as well. A packet into the tunnel must arrive on the device that the route to its
+    source uses, so that a host of another network cannot use an address of ``forward``. A default
+    route in ``forward`` lets packets out of the tunnel go anywhere, but no new connection in.
     """
     if not network.forward:
         return []
     rules = [
         f'iifname != "{device}" oifname != "{device}" return',
-        f'iifname "{device}" oifname "{device}" return',  # as between a bridge's ports
+        f'iifname "{device}" oifname "{device}" return',  # such as between a bridge's ports
     ]
     for version, family in ((4, "ip"), (6, "ip6")):
         of_version = [each for each in network.forward if each.version == version]
@@ -93,11 +99,12 @@ def _forwarded(network: TunnelNetwork, device: str) -> list[str]:
 
 
 def own_addresses(network: TunnelNetwork, device: str, handed_out: Sequence[Address]) -> list[str]:
-    """The peer sends from its own addresses, and gets what is for them (any_source = false).
+    """Returns the chains that limit the peer to its own addresses (any_source = false).
 
-    Its own are ``peer``, what was handed out to it, and ``routes``; without a ``peer`` of an IP
-    version the networks of this end's addresses, too. Addresses that are good on the link alone,
-    which no router passes on, are everybody's.
+    The peer may send from its own addresses only, and receives only packets to them. These are
+    ``peer``, the addresses that were handed out to the peer, and ``routes``; if ``peer`` has none
+    of an IP version, also the networks of this end's addresses. Link-local addresses, which no
+    router forwards, are always permitted.
     """
     with_peer = {peer.version for peer in network.peer}
     own = [
@@ -110,13 +117,13 @@ def own_addresses(network: TunnelNetwork, device: str, handed_out: Sequence[Addr
         version: [each.ip for each in network.addresses if each.version == version]
         for version in (4, 6)
     }
-    # Multicast is where packets go, never where they come from.
+    # A multicast address can be a destination, never a source.
     on_link = {
         4: {"saddr": [], "daddr": ["224.0.0.0/24"]},
         6: {"saddr": ["fe80::/10"], "daddr": ["fe80::/10", "ff02::/16"]},
     }
     for version, family in ((4, "ip"), (6, "ip6")):
-        if ours[version]:  # whoever else uses it
+        if ours[version]:  # the peer must not use this end's addresses
             rules["saddr"].append(f"{_any_of(f'{family} saddr', ours[version])} drop")
         of_version = (each for each in own if each.version == version)
         theirs = [*map(str, collapse_addresses(of_version))]  # type: ignore[type-var]
@@ -142,7 +149,7 @@ def own_addresses(network: TunnelNetwork, device: str, handed_out: Sequence[Addr
 
 
 def answers(device: str, servers: Sequence[str], port: int) -> str:
-    """The chain that marks what servers send, for MarkedAnswers; of no use to IPv6."""
+    """Returns the chain that marks the servers' packets (see MarkedAnswers); IPv6 needs none."""
     servers = [server for server in servers if ":" not in server]
     rules = [f'iifname != "{device}" {_any_of("ip saddr", servers)} tcp sport {port} '
              f"meta mark set {MARK}"] if servers else []  # fmt: skip
@@ -154,18 +161,19 @@ def _any_of(match: str, values: Iterable[object]) -> str:
 
 
 def kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[str]:
-    """What is for the routes goes into the tunnel or nowhere; what came out of it is free.
+    """Returns the chains of the kill switch: they block packets to the routes outside the tunnel.
 
-    Exceptions are for what this machine itself sends: the link's connection, known by its mark,
-    which takes CAP_NET_ADMIN, the questions of its resolver, known by the user that it runs as, and
-    what keeps the local network alive. ``device`` may be ''.
+    Packets that came out of the tunnel are not blocked. Exceptions are for packets of this machine
+    itself: the link's connection, known by its mark, which needs CAP_NET_ADMIN; the queries of its
+    resolver, known by the user that it runs as; DHCP and neighbour discovery. ``device`` is ''
+    while it is not known.
     """
     devices = f'"lo", "{device}"' if device else '"lo"'
     exceptions = [
         "udp sport . udp dport { 67 . 68, 68 . 67, 546 . 547, 547 . 546 } return",  # DHCP
         "icmpv6 type { nd-router-solicit, nd-router-advert,"
         " nd-neighbor-solicit, nd-neighbor-advert } return",
-        # Without which some switches do not let neighbour discovery through.
+        # Some switches block neighbour discovery without these reports.
         "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } return",
     ]
     if outside.port:
@@ -176,7 +184,7 @@ def kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[s
                 f"{_any_of('meta skuid', outside.uids)} {_any_of(match, found)}"
                 " meta l4proto { tcp, udp } th dport { 53, 853 } return"
             )
-    # Collapsed, since a set of nftables takes no overlapping networks.
+    # Collapsed, because a set of nftables cannot have overlapping networks.
     guarded = reached_through(network)
     v4 = collapse_addresses(each for each in guarded if isinstance(each, IPv4Network))
     v6 = collapse_addresses(each for each in guarded if isinstance(each, IPv6Network))
@@ -198,7 +206,7 @@ def kill_switch(network: TunnelNetwork, device: str, outside: Outside) -> list[s
             "",
             [
                 f"oifname {{ {devices} }} return",
-                # Another link of ours may be declared for a part of the same network.
+                # Another of our links may carry a part of the same network.
                 f"oifgroup {DEVICE_GROUP} return",
                 *blocked,
             ],

@@ -1,13 +1,12 @@
-"""Packets between a tunnel device and a channel, in the order in which they meet it.
+"""Copies packets between a tunnel device and a channel.
 
-Packets are read in batches while they last, sealed into one buffer and sent at once.
-What the window does not take is dropped, as on any link that is full, and counted, like all that
-is dropped here (drops.py); while a key exchange runs or the socket is full, the device is not read
-and its own queue holds.
+Packets are read in batches, encrypted into one buffer and sent together. A packet for which the
+window has no room is dropped, as on any full link; drops.py counts each dropped packet. While a
+key exchange runs or the socket is full, the device is not read, and packets wait in its queue.
 
-    TunnelChannel     what both have in common
-    OpenSSHTunnel     tun@openssh.com: a packet of the device's MTU a message
-    OffloadTunnel     tun-offload@culvert.example: up to 64 KiB of one TCP flow a message
+    TunnelChannel     the common part
+    OpenSSHTunnel     tun@openssh.com: one packet of the device's MTU per message
+    OffloadTunnel     tun-offload@culvert.example: up to 64 KiB of one TCP flow per message
 """
 
 import logging
@@ -46,22 +45,22 @@ _IPV4: Final = IPV4.to_bytes(FAMILY_LENGTH, "big")
 _IPV6: Final = IPV6.to_bytes(FAMILY_LENGTH, "big")
 
 HEADER: Final = VNET_HEADER.size  # bytes in front of each packet of the device
-SLOT: Final = HEADER + 65536  # bytes: the largest packet that the device gives
+SLOT: Final = HEADER + 65536  # bytes: room for the device's largest packet
 _LENGTH: Final = struct.Struct(">I")
 
 # Our own choices
-BATCH: Final = 32  # packets a wake-up: beyond it nothing is gained, and others wait
+BATCH: Final = 32  # packets per wake-up: more gains nothing, and other channels wait
 BATCH_BYTES: Final = 192 << 10  # the same, for large packets
-ENOUGH: Final = OFFLOAD_MESSAGE - _LENGTH.size - SLOT  # bytes, above which a message is sent
+ENOUGH: Final = OFFLOAD_MESSAGE - _LENGTH.size - SLOT  # bytes: a longer message is sent at once
 
 
 class TunnelChannel(ChannelHandler):
-    """One direction of packets each way between the descriptor ``device`` and a channel.
+    """Copies packets both ways between the descriptor ``device`` and a channel.
 
-    The device is the caller's to close, when ``ended`` is called. ``drops`` counts what is dropped.
+    The caller closes the device after ``ended`` was called. ``drops`` counts dropped packets.
     """
 
-    offload = False  # what the device's kernel leaves to us
+    offload = False  # whether the device reads packets of up to 64 KiB (set_offload)
 
     def __init__(
         self,
@@ -80,10 +79,10 @@ class TunnelChannel(ChannelHandler):
         self.channel: Channel
         self._writer = Writer(device, not self._point_to_point, self._device_failed)
         self._reading = False
-        self._busy = False  # whether packets came in a row last time
+        self._busy = False  # whether the last wake-up read several packets
 
     def start(self, channel: Channel) -> None:
-        """Begin, once the channel is open."""
+        """Begins to copy packets; the channel is open."""
         self.channel = channel
         set_offload(self._device, self.offload)
         self.resume()
@@ -99,7 +98,7 @@ class TunnelChannel(ChannelHandler):
         self._on_readable()
 
     def _on_readable(self) -> None:
-        """Take a batch from the device to the channel."""
+        """Copies a batch of packets from the device to the channel."""
         raise NotImplementedError
 
     def _pause(self) -> None:
@@ -111,12 +110,12 @@ class TunnelChannel(ChannelHandler):
 
     def data_ended(self) -> None:
         self._writer.flush()
-        # The kernel may have an answer already: take it along in the same wake-up.
+        # The kernel may have an answer already: send it in the same wake-up.
         if self._reading:
             self._on_readable()
 
     def _device_failed(self, error: OSError, packets: int) -> None:
-        """Packets that the kernel refuses are dropped; a device that is gone ends the channel."""
+        """Counts packets that the kernel refused; closes the channel if the device is gone."""
         drop = drop_of(error)
         self._drops.count(drop, packets)
         if drop is Drop.DEVICE_GONE and self.channel.outbound is Flow.OPEN:
@@ -130,12 +129,12 @@ class TunnelChannel(ChannelHandler):
 
     def closed(self) -> None:
         self._pause()
-        self._writer.flush()  # of what arrived together with the end
+        self._writer.flush()  # packets that arrived together with the end
         self._ended()
 
 
 class OpenSSHTunnel(TunnelChannel):
-    """tun@openssh.com."""
+    """The tunnel of OpenSSH, tun@openssh.com."""
 
     def __init__(
         self, device: int, mode: int, driver: Driver, drops: Drops, ended: Callable[[], None]
@@ -159,7 +158,7 @@ class OpenSSHTunnel(TunnelChannel):
         pieces = []
         device, readv = self._device, os.readv
         point_to_point = self._point_to_point
-        # The virtio header says nothing, as we asked for no offloads: the family goes there.
+        # The virtio header is all zero without offloads: the address family overwrites it.
         start = HEADER - FAMILY_LENGTH if point_to_point else HEADER
         at_once = not self._busy
         packets = 0
@@ -167,7 +166,7 @@ class OpenSSHTunnel(TunnelChannel):
             for slot, target in self._slots:
                 size = readv(device, target)
                 packets += 1
-                if slot[:HEADER] != PLAIN:  # from before, when offloads were on
+                if slot[:HEADER] != PLAIN:  # queued while offloads were on
                     self._drops.count(Drop.STALE_OFFLOAD)
                     continue
                 if point_to_point:
@@ -177,7 +176,7 @@ class OpenSSHTunnel(TunnelChannel):
                     family = _IPV4 if slot[HEADER] >> 4 == 4 else _IPV6
                     slot[start:HEADER] = family
                 pieces.append(slot[start:size])
-                if at_once:  # a lone packet does not wait for a look at the next
+                if at_once:  # a lone packet is sent before the next read
                     at_once = False
                     self._send(pieces)
                     pieces = []
@@ -208,11 +207,14 @@ class OpenSSHTunnel(TunnelChannel):
         self.channel.ask_data_ended()
 
     def late_data(self, view: memoryview) -> None:
-        self._drops.count(Drop.DEVICE_GONE)  # for nothing else closes the channel before the peer
+        self._drops.count(Drop.DEVICE_GONE)  # the only reason for us to close the channel first
 
 
 class OffloadTunnel(TunnelChannel):
-    """tun-offload@culvert.example: packets pass with the header that the device gave them."""
+    """The tunnel of two Culverts, tun-offload@culvert.example.
+
+    Packets keep the virtio header that the sending device gave them.
+    """
 
     offload = True
 
@@ -228,7 +230,7 @@ class OffloadTunnel(TunnelChannel):
             self._pause()
             return
         device, readv, buffer, view = self._device, os.readv, self._buffer, self._view
-        enough = ENOUGH if self._busy else 0  # a lone packet does not wait for the next
+        enough = ENOUGH if self._busy else 0  # a lone packet is sent before the next read
         packets = end = total = 0
         try:
             while packets < BATCH and total < BATCH_BYTES:
@@ -295,7 +297,7 @@ class OffloadTunnel(TunnelChannel):
 
 
 def _packets_within(message: memoryview) -> int:
-    """Count the packets of a message of tun-offload, whose lengths may be wrong."""
+    """Counts the packets of a message of tun-offload, whose length fields may be wrong."""
     packets = at = 0
     while at + _LENGTH.size <= len(message):
         at += _LENGTH.size + _LENGTH.unpack_from(message, at)[0]

@@ -1,7 +1,7 @@
-"""The client's end of a VPN tunnel: asks for a channel, and again when the peer ended it.
+"""The client's end of a VPN tunnel: opens a channel, and another one when the peer has closed it.
 
-The device belongs to the caller and stays: the peer may end a channel at any time, and the
-addresses and routes of the device must not go with it.
+The device belongs to the caller and stays: the peer may close a channel at any time, and the
+device must keep its addresses and routes.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ LAST_RETRY: Final = 30.0
 
 
 class TunnelClient:
-    """One channel after another carries the packets of one device, while a connection lives.
+    """Carries the packets of one device, over one channel after another of one connection.
 
-    ``opened`` gets what a Culvert server hands out, or None from any other; ``refused`` gets
-    the server's words if it never gave a channel; ``ended`` is called after each channel.
-    ``drops`` counts what all of them drop.
+    ``opened`` gets what a Culvert server hands out, or None from other servers; it is called for
+    the first channel only. ``refused`` gets the server's reason if it refuses that channel.
+    ``ended`` is called after each channel. ``drops`` counts the dropped packets of all channels.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TunnelClient:
         self._was_open = False
 
     def start(self) -> None:
-        """Ask for the channel."""
+        """Opens a channel, unless the connection is closed."""
         connection, wanted = self._connection, self._wanted
         if connection.transport.phase is Phase.CLOSED:
             return
@@ -74,19 +74,19 @@ class TunnelClient:
         self._driver.flush()
 
     def confirmed(self, handed_out: HandedOut | None) -> None:
-        """The server has its device."""
+        """Reports the first channel that the server confirms."""
         self._retry = FIRST_RETRY
         if not self._was_open:
             self._was_open = True
             self._opened(handed_out)
 
     def failed(self, description: str) -> None:
-        """The server refused the channel."""
+        """Reports why the server refuses the channel, if none was open before."""
         if not self._was_open:
             self._refused(description)
 
     def ended(self) -> None:
-        """The channel is gone; have another one while the connection lives."""
+        """Opens another channel after a delay, while the connection is open."""
         self._ended()
         if self._connection.transport.phase is not Phase.CLOSED and self._was_open:
             self._driver.loop.call_later(self._retry, self.start)
@@ -94,7 +94,7 @@ class TunnelClient:
 
 
 class _Asked(TunnelChannel):
-    """A tunnel channel that we open ourselves."""
+    """A tunnel channel that the client opens."""
 
     client: TunnelClient
 

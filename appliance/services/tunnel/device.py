@@ -1,6 +1,6 @@
-"""A tun or tap device of Linux (Documentation/networking/tuntap).
+"""Opens a tun or tap device of Linux (Documentation/networking/tuntap).
 
-A device that open_device makes lives as long as its descriptor; one that was made before
+A device that open_device creates lives as long as its descriptor; a device that existed before
 (``ip tuntap add``) stays. Addresses and routes are not set here.
 """
 
@@ -32,25 +32,25 @@ IFF_TUN_EXCL: Final = 0x8000  # fail if the device exists
 IFREQ: Final = struct.Struct("16sH22x")
 _OFFLOADS: Final = 0x01 | 0x02 | 0x04 | 0x08  # TUN_F_CSUM, _TSO4, _TSO6 and _TSO_ECN
 
-UNIT_LIMIT: Final = 999_999  # so that the name fits; OpenSSH's own limit is higher, unused
+UNIT_LIMIT: Final = 999_999  # so that the name fits; OpenSSH permits more, which nobody uses
 
 
 def name_of(mode: int, unit: int) -> str:
-    """'tun0' or 'tap0'; 'tun%d', which the kernel fills in, for any unit."""
+    """Returns a name such as 'tun0' or 'tap0'; for any unit 'tun%d', which the kernel fills in."""
     kind = {POINT_TO_POINT: "tun", ETHERNET: "tap"}[mode]
     return kind + ("%d" if unit == ANY_UNIT else str(unit))
 
 
 def unit_of(device: str) -> int:
-    """The number in a name such as 'tun0'; ANY_UNIT for 'any'."""
+    """Returns the number in a name such as 'tun0'; ANY_UNIT for 'any'."""
     return ANY_UNIT if device == "any" else int(device[3:])
 
 
 def open_device(mode: int, unit: int) -> tuple[int, str]:
-    """A non-blocking descriptor and the device's name; packets have a virtio header.
+    """Returns a non-blocking descriptor and the device's name.
 
-    ``mode`` is POINT_TO_POINT or ETHERNET, ``unit`` a number or ANY_UNIT. Raises
-    UsageError with what to do about it, from the OSError if the kernel refused.
+    Each packet has a virtio header. ``mode`` is POINT_TO_POINT or ETHERNET, ``unit`` a number or
+    ANY_UNIT. Raises UsageError, whose text says what to do about it.
     """
     name = name_of(mode, unit)
     if unit != ANY_UNIT and not 0 <= unit <= UNIT_LIMIT:
@@ -91,7 +91,7 @@ def exists(name: str) -> bool:
 
 
 def is_attached(device: int) -> bool:
-    """Whether the descriptor still leads to its device; False once that was deleted."""
+    """Whether the descriptor still has its device; False once the device was deleted."""
     try:
         fcntl.ioctl(device, TUNGETIFF, bytes(IFREQ.size))
     except OSError:
@@ -100,9 +100,9 @@ def is_attached(device: int) -> bool:
 
 
 def set_offload(device: int, on: bool) -> None:
-    """Whether TCP packets of up to 64 KiB, without their checksum, may be read from ``device``.
+    """Permits or forbids ``device`` to return TCP packets of up to 64 KiB, without checksums.
 
-    A kernel that cannot do it goes on with packets of the device's MTU, which are right, too.
+    A kernel that does not support it returns packets of the device's MTU, which work as well.
     """
     with contextlib.suppress(OSError):
         fcntl.ioctl(device, TUNSETOFFLOAD, _OFFLOADS if on else 0)

@@ -1,16 +1,16 @@
-"""Makes the machine's network what a plan says, and what it was before.
+"""Changes the machine's network as a plan says, and undoes the changes.
 
-``reconcile`` is the one verb. ``kinds.py`` knows how to find, make and undo each kind of change;
-``record.py`` remembers which changes were ours. Undone is only what was made: what was true
-already stays, and has no record.
+``reconcile`` does both. ``kinds.py`` knows how to find, make and undo each kind of change;
+``record.py`` remembers which changes were ours. Only changes that we made are undone: what was
+there before stays, and has no record.
 
-Two links may want the same thing: one bridge, forwarding, the way around the tunnel to one
-server. It is made by the first and undone by the last, as each finds it in the other's
-record. Beyond the records, devices, routes and tables carry marks of ours (see marks.py), so
-that nobody else's are removed, and ours are known again when a record is lost.
+Two links may want the same change: one bridge, forwarding, one route around the tunnel to a
+server. The first link makes it and the last one undoes it, since each reads the other's record.
+Devices, routes and tables also carry our marks (see marks.py), so that we never remove those of
+other programs, and recognize our own when a record is lost.
 
-pyroute2 costs a small board seconds and 22 MiB: ``reconcile_apart`` lets a process pay that
-which ends at once.
+pyroute2 costs a small board seconds and 22 MiB: ``reconcile_apart`` uses it in a child process
+that ends at once.
 """
 
 import contextlib
@@ -35,37 +35,41 @@ from .rules import remove_tables
 
 _log = logging.getLogger(__name__)
 
-# What undoing meets when the thing is gone already, as is all of a device with the device.
+# Errors of undoing a change that is gone already: all of a device goes with the device.
 _GONE: Final = {
     errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL,
 }  # fmt: skip
 
 
 def reconcile(state_path: Path, wanted: Sequence[Change]) -> None:
-    """Make exactly ``wanted`` true, of all that the file's owner ever wanted.
+    """Makes the changes ``wanted``, and undoes all other changes of the same owner.
 
-    What the file ``state_path`` records and is wanted no more is undone first, in reverse order;
-    then what is missing is made, in order. Whatever is so already is left alone, and calling
-    this again does nothing. Without ``wanted`` everything is undone and the file removed.
+    First, recorded changes that are not in ``wanted`` are undone, in reverse order; then missing
+    changes are made, in order. Changes that are already in effect are left alone, so a second call
+    does nothing. If ``wanted`` is empty, everything is undone and the file removed.
 
-    The path ends in .json; all owners' files lie in one folder, which is made if it is missing,
-    and which outlives a reboot, so that /etc/resolv.conf is put back. Raises NetworkError: at
-    the first change that cannot be made, with all before it made and recorded; for changes that
-    cannot be undone, when everything else is done.
+    ``state_path`` is the owner's record and ends in .json. The records of all owners are in one
+    folder, which is created if it is missing, and which must survive a reboot, so that
+    /etc/resolv.conf is put back. Raises NetworkError at the first change that cannot be made, when
+    all changes before it are made and recorded; and for changes that cannot be undone, when
+    everything else is done.
     """
     with _reconciliation(state_path) as reconciliation:
         reconciliation.run(wanted)
 
 
 def pending(state_path: Path, wanted: Sequence[Change]) -> tuple[list[Change], list[Change]]:
-    """What ``reconcile`` would undo and what it would make. Raises NetworkError."""
+    """Returns the changes that ``reconcile`` would undo, and those that it would make.
+
+    Raises NetworkError.
+    """
     with _reconciliation(state_path) as reconciliation:
         return reconciliation.pending(wanted)
 
 
 @contextlib.contextmanager
 def _reconciliation(state_path: Path) -> Iterator["_Reconciliation"]:
-    """What compares a record with the kernel, alone in its folder. Raises NetworkError."""
+    """Yields a _Reconciliation, while the folder's lock is held. Raises NetworkError."""
     with record.locked(state_path.parent) as lock:
         try:
             netlink = Netlink()
@@ -78,11 +82,11 @@ def _reconciliation(state_path: Path) -> Iterator["_Reconciliation"]:
 
 
 def reconcile_apart(state_path: Path, wanted: Sequence[Change]) -> None:
-    """``reconcile`` in a process of its own, which has ended when this returns or raises.
+    """Calls ``reconcile`` in a child process, and waits for its end.
 
-    It takes half a second, or ten on a small board, in which this thread waits.
+    It takes half a second, or ten on a small board. Raises NetworkError.
     """
-    # What ends the parent must not end the child half way, nor run the parent's handlers in it.
+    # A signal must not end the child half way, nor run the parent's handlers in the child.
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -98,7 +102,7 @@ def reconcile_apart(state_path: Path, wanted: Sequence[Change]) -> None:
         try:
             answer = pipe.read()
         finally:
-            with contextlib.suppress(ChildProcessError):  # whoever waits for all children has it
+            with contextlib.suppress(ChildProcessError):  # it was waited for elsewhere
                 os.waitpid(pid, 0)
     if not answer:
         raise NetworkError(f"{state_path}: the process that changes the network was killed")
@@ -107,7 +111,7 @@ def reconcile_apart(state_path: Path, wanted: Sequence[Change]) -> None:
 
 
 def _reconcile_and_exit(state_path: Path, wanted: Sequence[Change], writer: int) -> None:
-    """The child of ``reconcile_apart``: never returns; answers '.' and the error's text."""
+    """Runs the child of ``reconcile_apart``: writes '.' and the error's text; never returns."""
     answer = b""
     try:
         reconcile(state_path, wanted)
@@ -122,7 +126,7 @@ def _reconcile_and_exit(state_path: Path, wanted: Sequence[Change], writer: int)
 
 
 def recorded(state_path: Path) -> list[Change]:
-    """The changes that ``state_path`` says are ours. Raises NetworkError."""
+    """Returns the changes that the record ``state_path`` names. Raises NetworkError."""
     try:
         return [each.change for each in record.load(state_path)]
     except OSError as error:
@@ -130,16 +134,16 @@ def recorded(state_path: Path) -> list[Change]:
 
 
 def recorded_device(state_path: Path) -> str | None:
-    """The device that ``state_path`` says was made, if it is there still. Raises NetworkError."""
+    """Returns the recorded device, or None if it does not exist any more. Raises NetworkError."""
     names = [each.name for each in recorded(state_path) if isinstance(each, Device)]
     return next((name for name in names if name in device_names()), None)
 
 
 def remove_unrecorded(folder: Path) -> list[str]:
-    """Remove what carries our marks and is in no record of ``folder``; returns what that was.
+    """Removes everything that carries our marks and is in no record of ``folder``.
 
-    These are tables of links, devices that no process has open, and the ways around tunnels.
-    Raises NetworkError.
+    These are the tables of links, devices that no process has open, and the routes around tunnels.
+    Returns the names of what was removed. Raises NetworkError.
     """
     with record.locked(folder) as lock:
         removed = remove_tables(table_of("link-"), Programs(lock))
@@ -160,7 +164,7 @@ def remove_unrecorded(folder: Path) -> list[str]:
 
 
 def free_device(mode: Mode) -> str:
-    """The first tunN or tapN that no device has."""
+    """Returns the first name tunN or tapN that no device has."""
     kind = "tun" if mode == "point-to-point" else "tap"
     taken = device_names()
     number = 0
@@ -192,7 +196,7 @@ class _Reconciliation:
             raise NetworkError("; ".join(failures))
 
     def _undo_all_but(self, keys: set[tuple[str, ...]]) -> list[str]:
-        """Undo what is not among ``keys``; return a line for each that could not be undone."""
+        """Undoes the changes whose key is not in ``keys``; returns a line for each failure."""
         failures = []
         unwritten = ""
         needed = {other.change.key for other in self._others}
@@ -210,16 +214,16 @@ class _Reconciliation:
             self._records.remove(one)
             try:
                 self._save()
-            except OSError as error:  # what is undone twice does no harm
+            except OSError as error:  # undoing a change twice does no harm
                 unwritten = f"{self._path}: {error.strerror}"
         if not self._records:
-            self._save()  # and so remove what a killed process may have left
+            self._save()  # also removes temporary files of a killed process
         elif unwritten:
             failures.append(unwritten)
         return failures
 
     def pending(self, wanted: Sequence[Change]) -> tuple[list[Change], list[Change]]:
-        """What ``run`` would undo and make."""
+        """Returns the changes that ``run`` would undo, and those that it would make."""
         keys = {change.key for change in wanted}
         undone = [one.change for one in reversed(self._records) if one.change.key not in keys]
         made = [
@@ -241,7 +245,7 @@ class _Reconciliation:
         except OSError:
             if not isinstance(change, Rules):
                 raise
-            # Rather a kill switch that nobody remembers than none; its name says that it is ours.
+            # A kill switch without a record is better than none; its name says that it is ours.
             _log.error("%s is made without a record", change.describe())
         if found is Found.MISSING or (own is not None and own.change != change):
             kind.make(change)

@@ -1,4 +1,4 @@
-"""How each kind of change to the machine's network is found, made and undone."""
+"""Finds, makes and undoes each kind of change to the machine's network."""
 
 import contextlib
 import enum
@@ -55,9 +55,9 @@ _SCOPE_LINK: Final = 253
 _UNICAST: Final = 1
 _RTNH_F_DEAD: Final = 0x1
 _RTNH_F_ONLINK: Final = 0x4
-_IPV6_METRIC: Final = 1024  # of a route for which none is said
+_IPV6_METRIC: Final = 1024  # the default metric of a route
 
-_NO_ADDRESS: Final = "00:00:00:00:00:00"  # of a bridge that has lost its last port
+_NO_ADDRESS: Final = "00:00:00:00:00:00"  # a bridge has it after losing its last port
 
 _SYSCTL: Final = Path("/proc/sys")
 
@@ -72,34 +72,34 @@ C = TypeVar("C", bound=Change)
 
 
 class Found(enum.Enum):
-    """Whether a change is true already, and who says that it was us."""
+    """Whether a change is in effect already, and whether we made it."""
 
     MISSING = enum.auto()
-    THEIRS = enum.auto()  # or ours, which only the record can tell
+    THEIRS = enum.auto()  # made by another program, or by us: only the record can tell
     OURS = enum.auto()  # it carries our mark
 
 
 class ChangeKind(Generic[C]):
-    """How changes of one kind are found, made and undone; every method may raise OSError."""
+    """Finds, makes and undoes changes of one kind; every method may raise OSError."""
 
     def find(self, change: C) -> Found:
-        """Whether the change is true already."""
+        """Returns whether the change is in effect already."""
         raise NotImplementedError
 
     def before(self, change: C) -> Before:
-        """What ``undo`` needs to know, asked just before ``make``."""
+        """Returns the former state that ``undo`` needs; called just before ``make``."""
         return {}
 
     def make(self, change: C) -> None:
-        """Make true what is not, or is so in another version of ours."""
+        """Makes the change; an earlier version of ours may be in effect."""
         raise NotImplementedError
 
     def undo(self, change: C, before: Before) -> None:
-        """Make it as it was, even if it was never made, or is gone already."""
+        """Restores the former state; the change may never have been made, or be gone already."""
         raise NotImplementedError
 
     def reason(self, change: C, error: OSError) -> str:
-        """Why ``make`` or ``undo`` failed, in one line."""
+        """Returns why ``make`` or ``undo`` failed, in one line."""
         where = f"{error.filename}: " if error.filename is not None else ""
         hint = f": {_HINTS[error.errno]}" if error.errno in _HINTS else ""
         return f"{where}{error.strerror or error}{hint}"
@@ -121,7 +121,7 @@ class _Tables(ChangeKind[Rules]):
 
 
 class _Links(ChangeKind[C]):
-    """What is a device, or is a property of one."""
+    """Changes of devices and of their properties."""
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
@@ -148,16 +148,16 @@ class _Devices(_Links[Device]):
             descriptor = os.open(TUN_PATH, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(change.name.encode(), flags))
-            # It goes with the descriptor until it is persistent, and so is never there without
-            # our mark, even if this process is killed.
+            # Until the device is persistent it goes with the descriptor, and so never stays
+            # without our mark, even if this process is killed.
             index = index_of(change.name)
             self._netlink.link("set", index=index, group=DEVICE_GROUP)
             if kind == IFF_TAP:
-                # A bridge takes the lowest address of its ports: one that begins with fe leaves
-                # it the one that its neighbours know.
+                # A bridge takes the lowest address of its ports. An address that begins with fe
+                # is high, so the bridge keeps the address that its neighbours know.
                 address = bytes([0xFE]) + secrets.token_bytes(5)
                 self._netlink.link("set", index=index, address=address.hex(":"))
-            # Without an owner it would be anybody's who may open /dev/net/tun, as all may.
+            # Without an owner any user could attach to it: all may open /dev/net/tun.
             fcntl.ioctl(descriptor, TUNSETOWNER, 0)
             fcntl.ioctl(descriptor, TUNSETPERSIST, 1)
 
@@ -236,7 +236,7 @@ class _Ups(_Links[Up]):
         index = index_of(change.device)
         kept = [m for m in self._netlink.addresses(index, 6) if m["scope"] == _SCOPE_UNIVERSE]
         self._netlink.link("set", index=index, state="down")
-        # IPv6 forgets the addresses of a device that goes down; somebody gave it these.
+        # IPv6 forgets the addresses of a device that goes down; these were set by somebody else.
         for message in kept:
             words = {"local": message.get("local"), "address": message.get("address")}
             with contextlib.suppress(FileExistsError):
@@ -259,7 +259,7 @@ class _Addresses(_Links[Address]):
         for message in self._netlink.addresses(found["index"], interface.version):
             address = message.get("address")  # the peer's, if there is one
             local = message.get("local") or address
-            # Somebody else may well have given it without a peer.
+            # Another program may have set the address without a peer.
             if (local, message["prefixlen"]) == wanted and address in (local, change.peer):
                 return Found.THEIRS
         return Found.MISSING
@@ -291,13 +291,13 @@ class _Addresses(_Links[Address]):
 
 
 def switch_of(version: int) -> Path:
-    """The switch for passing on packets of an IP version, of all devices."""
+    """Returns the sysctl file that switches the forwarding of an IP version, for all devices."""
     name = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
     return _SYSCTL / "net" / name
 
 
 class _Forwardings(ChangeKind[Forwarding]):
-    """The switch for all devices, which also sets what others may have set for each."""
+    """Forwarding of an IP version; its switch also overwrites the settings of each device."""
 
     def find(self, change: Forwarding) -> Found:
         on = switch_of(change.version).read_text().strip() != "0"
@@ -316,8 +316,8 @@ class _Forwardings(ChangeKind[Forwarding]):
 
     def make(self, change: Forwarding) -> None:
         if change.version == 6:
-            # A router does not learn its own routes from other routers, and forgets those that
-            # it learned, unless it is told that this is meant (2).
+            # A machine that forwards ignores router advertisements, and forgets the routes that
+            # it learned from them, unless accept_ra is 2.
             for path in (_SYSCTL / "net/ipv6/conf").glob("*/accept_ra"):
                 if path.parent.name not in ("all", "default") and path.read_text().strip() == "1":
                     path.write_text("2")
@@ -332,7 +332,7 @@ class _Forwardings(ChangeKind[Forwarding]):
 
 
 class _PassedOn(ChangeKind[PassedOn]):
-    """``everyones`` are the switches in all records, by which those that we turned are known."""
+    """``everyones`` are the Forwarding changes in all records: the switches that we turned on."""
 
     def __init__(self, programs: Programs, everyones: Sequence[Forwarding]) -> None:
         self._programs = programs
@@ -342,7 +342,7 @@ class _PassedOn(ChangeKind[PassedOn]):
         on = switch_of(change.version).read_text().strip() != "0"
         ours = change.version in self._ours or passed_on_devices(change, self._programs) is not None
         if on and not ours:
-            return Found.THEIRS  # who turned it on said what is passed on
+            return Found.THEIRS  # whoever turned it on decides what is forwarded
         return Found.OURS if holds(change, self._programs) else Found.MISSING
 
     def make(self, change: PassedOn) -> None:
@@ -431,10 +431,10 @@ class _MarkedAnswers(ChangeKind[MarkedAnswers]):
 
 
 class _Pins(_Links[Pin]):
-    """Routes around the tunnel, which follow the network when they are looked at again.
+    """Routes around the tunnel; each call of ``make`` adapts them to the machine's other routes.
 
-    ``everyones`` are the pins in all records: where two links have one server, the way must
-    take neither tunnel, and the pin is needed while one of the two needs it.
+    ``everyones`` are the pins in all records: if two links have the same server, the route must
+    use neither tunnel, and the pin is needed while one of the links needs it.
     """
 
     def __init__(self, netlink: Netlink, everyones: Sequence[Pin]) -> None:
@@ -483,7 +483,7 @@ class _Pins(_Links[Pin]):
         )
 
     def _look(self, change: Pin) -> tuple[Message | None, list[Message]]:
-        """The way that the pin must take, None where none is needed; and the pins that exist."""
+        """Returns the route that the pin must copy, or None if no pin is needed; and the pins."""
         server = ip_address(change.server)
         same = [change, *(pin for pin in self._everyones if pin.key == change.key)]
         tunnels = set()
@@ -496,8 +496,8 @@ class _Pins(_Links[Pin]):
                 ways.append(message)
         pins = self._leading_to(server, PIN_TABLE)
         if not ways:
-            # Nothing leads there, so that there is nothing to hold on to. A pin that was good
-            # may be so again.
+            # No route leads to the server, so there is none to copy. An earlier pin stays: it may
+            # become right again.
             return (pins[0] if pins else None), pins
         best = min(ways, key=lambda way: (-way["dst_len"], way.get("priority") or 0))
         needed = best["dst_len"] <= max(pin.covered for pin in same)
@@ -516,13 +516,13 @@ def _host(server: str) -> str:
 
 
 def _network(message: Message, version: int) -> Any:
-    """The network that a route leads to; a default route names none."""
+    """Returns the destination network of a route; a default route's message names none."""
     anything = "0.0.0.0" if version == 4 else "::"
     return ip_network(f"{message.get('dst') or anything}/{message['dst_len']}")
 
 
 def _way(message: Message) -> dict[str, Any]:
-    """What a route says of the way; of several ways at once, the first."""
+    """Returns a route's next hop and device; of a multipath route, those of the first hop."""
     hops = message.get("multipath")
     hop = hops[0] if hops else message
     return {
@@ -535,7 +535,7 @@ def _way(message: Message) -> dict[str, Any]:
 
 
 class _NameServers(ChangeKind[NameServers]):
-    """``others`` are those of the other links."""
+    """Name servers; ``others`` are the changes of the other links."""
 
     def __init__(self, resolver: Resolver, others: Sequence[NameServers]) -> None:
         self._resolver = resolver
@@ -559,9 +559,9 @@ def kinds_of_changes(
     everyones: Sequence[Change],
     others: Sequence[Change],
 ) -> dict[type[Change], ChangeKind[Any]]:
-    """How each kind is found, made and undone.
+    """Returns the ChangeKind of each kind of change.
 
-    ``everyones`` are the changes that any record names, ``others`` those of other owners.
+    ``everyones`` are the changes in all records, ``others`` those of other owners.
     """
     return {
         Rules: _Tables(programs),

@@ -1,4 +1,4 @@
-"""By which numbers and names what is ours is known, even where no record of it is left.
+"""The numbers and names that mark what we made, so that it is known even without a record.
 
 None of these numbers has a name in /etc/iproute2 or in linux/rtnetlink.h.
 """
@@ -9,5 +9,5 @@ DEVICE_GROUP: Final = 197  # of the devices that we made: `ip link show group 19
 ROUTE_PROTOCOL: Final = 197  # of the routes into tunnels: `ip route show proto 197`
 PIN_PROTOCOL: Final = 198  # of the routes around tunnels, to their servers
 MARK: Final = 197  # of the packets of links' own connections (SO_MARK): `ip rule show fwmark 197`
-PIN_TABLE: Final = 198  # of those routes, which such packets alone take: `ip route show table 198`
-TABLE_PREFIX: Final = "culvert-"  # of all tables of ours in nftables
+PIN_TABLE: Final = 198  # of those routes, which only MARK uses: `ip route show table 198`
+TABLE_PREFIX: Final = "culvert-"  # of the names of our nftables tables

@@ -1,6 +1,6 @@
-"""The kernel's tables of devices, addresses and routes, through pyroute2.
+"""Reads and changes the kernel's devices, addresses and routes, through pyroute2.
 
-It is imported only when it is used, as it costs a small board seconds and 22 MiB.
+pyroute2 is imported only when it is used, as it costs a small board seconds and 22 MiB.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ MAIN_TABLE: Final = 254
 _LOWER_UP: Final = 1 << 16  # of a tun device: a process has it open
 
 # Our own choice
-_DUMP_ATTEMPTS: Final = 5  # a listing is torn when something changes meanwhile
+_DUMP_ATTEMPTS: Final = 5  # a change during a listing makes it incomplete
 
 Message = Any  # of pyroute2, which has no types
 
@@ -35,7 +35,7 @@ class Netlink:
             self._ip = IPRoute()
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Closes the socket."""
         self._ip.close()
 
     @contextlib.contextmanager
@@ -46,34 +46,34 @@ class Netlink:
             raise OSError(error.code, os.strerror(error.code)) from error
 
     def link(self, verb: str, **words: Any) -> None:
-        """Change a device: ip(8)'s verb and words."""
+        """Changes a device, with the verb and words of ip-link(8)."""
         with self._as_os_error():
             self._ip.link(verb, **words)
 
     def address(self, verb: str, **words: Any) -> None:
-        """Change an address."""
+        """Changes an address."""
         with self._as_os_error():
             self._ip.addr(verb, **words)
 
     def route(self, verb: str, **words: Any) -> None:
-        """Change a route, of the main table without another ``table``."""
+        """Changes a route, of the main table unless ``table`` is given."""
         with self._as_os_error():
             self._ip.route(verb, **{"table": MAIN_TABLE, **words})
 
     def rule(self, verb: str, version: int, mark: int, table: int) -> None:
-        """Change the rule that packets with a mark take a table's routes first."""
+        """Changes the rule that makes packets with a mark use the routes of a table first."""
         with self._as_os_error():
             self._ip.rule(verb, family=family_of(version), priority=table, fwmark=mark, table=table)
 
     def rule_exists(self, version: int, mark: int, table: int) -> bool:
-        """Whether there is such a rule."""
+        """Whether a rule for this mark and table exists."""
         rules = self._dump(lambda: self._ip.get_rules(family=family_of(version)))
         return any((each.get("fwmark"), each.get("table")) == (mark, table) for each in rules)
 
     def remove_marked(self, group: int, kept: Collection[str], mark: int, table: int) -> list[str]:
-        """Remove the group's devices that nobody uses, and the mark's rules with their table.
+        """Removes the group's devices that no process uses, and the mark's rules and their table.
 
-        Devices called like one of ``kept`` stay. Returns the names of what was removed.
+        Devices whose names are in ``kept`` stay. Returns the names of what was removed.
         """
         removed = []
         for each in self._dump(lambda: self._ip.get_links(group=group)):
@@ -90,7 +90,7 @@ class Netlink:
         return removed
 
     def device(self, name: str) -> Message | None:
-        """What the kernel says of a device, if there is one of this name."""
+        """Returns the kernel's message about a device; None if there is none of this name."""
         try:
             index = socket.if_nametoindex(name)
         except OSError:
@@ -99,12 +99,12 @@ class Netlink:
         return found[0] if found else None
 
     def addresses(self, index: int, version: int) -> list[Message]:
-        """The addresses of a device."""
+        """Returns the addresses of a device."""
         everyones = self._dump(lambda: self._ip.get_addr(family=family_of(version)))
         return [message for message in everyones if message["index"] == index]
 
     def routes(self, version: int, table: int = MAIN_TABLE) -> list[Message]:
-        """The routes of a table."""
+        """Returns the routes of a table."""
         family = family_of(version)
         return self._dump(lambda: self._ip.get_routes(family=family, table=table))
 
@@ -117,17 +117,17 @@ class Netlink:
 
 
 def device_names() -> set[str]:
-    """All devices of this network namespace."""
+    """Returns the names of all devices in this network namespace."""
     return {name for _, name in socket.if_nameindex()}
 
 
 def family_of(version: int) -> int:
-    """The address family of an IP version."""
+    """Returns the address family of an IP version."""
     return socket.AF_INET if version == 4 else socket.AF_INET6
 
 
 def index_of(device: str) -> int:
-    """The number of a device. Raises OSError."""
+    """Returns the index of a device. Raises OSError."""
     try:
         return socket.if_nametoindex(device)
     except OSError as error:
@@ -135,8 +135,8 @@ def index_of(device: str) -> int:
 
 
 def ipv6_is_off() -> bool:
-    """Whether no device of this machine has IPv6 (ip-sysctl, disable_ipv6)."""
+    """Whether IPv6 is off for all devices of this machine (ip-sysctl, disable_ipv6)."""
     try:
         return Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() == "1"
-    except FileNotFoundError:  # the kernel has none
+    except FileNotFoundError:  # the kernel has no IPv6
         return True

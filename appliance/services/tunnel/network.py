@@ -1,13 +1,12 @@
-"""What a tunnel changes in the network of its machine, as a list of small changes.
+"""Plans the changes that a tunnel needs in the network of its machine, as a list of small changes.
 
-Nothing is done here: ``plan`` turns a TunnelNetwork into records, each of which says one thing
-that is to be true and reads as the command line that people know for it. ``kernel.py``
-makes them true, remembers which of them it made, and undoes those again; ``chains.py`` has the
-text of the rules.
+Nothing is done here: ``plan`` turns a TunnelNetwork into Change records. Each record names one
+wanted state, and describes itself as the well-known command line for it. ``kernel.py`` makes the
+changes, remembers them, and undoes them; ``chains.py`` has the text of the rules.
 
-Two changes with the same ``key`` cannot both be true: the later one takes the earlier one's
-place without a moment in which neither holds, which is what keeps a kill switch closed while
-its exceptions change.
+Two changes with the same ``key`` exclude each other: the later one replaces the earlier one
+without a moment in which neither is in effect. This keeps a kill switch closed while its
+exceptions change.
 
 A tunnel that is a bridge's port hands all its packets to the bridge, so that addresses, routes
 and rules name the bridge instead.
@@ -28,40 +27,40 @@ from . import chains
 from .chains import Outside
 from .marks import MARK, PIN_TABLE, TABLE_PREFIX
 
-# linux/if.h: IFNAMSIZ is 16 with the final zero. What nft or resolvectl could take for syntax
-# is left out.
+# linux/if.h: IFNAMSIZ is 16 with the final zero. Characters that nft or resolvectl could read as
+# syntax are not permitted.
 _DEVICE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _OWNER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DOMAIN: Final = re.compile(r"~?(\.|[A-Za-z0-9_][A-Za-z0-9_.-]{0,253})")
 
-_FORWARD: Final = "culvert-forward"  # of the tables of PassedOn, one an IP version
+_FORWARD: Final = "culvert-forward"  # prefix of the PassedOn tables, one for each IP version
 
 
 class NetworkError(CulvertError):
-    """The machine's network did not become as it was wanted; the text names the change."""
+    """A change to the machine's network failed; the text names the change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that is to be true; its fields are text, numbers and tuples of text."""
+    """One wanted state; its fields are text, numbers and tuples of text."""
 
     def describe(self) -> str:
-        """The command line that would do the same, or nearly."""
+        """Returns a command line that would do the same, or nearly."""
         raise NotImplementedError
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What is decided: two changes of one key cannot both be true."""
+        """Names the setting that is changed: two changes with the same key exclude each other."""
         return (type(self).__name__, *(str(value) for value in dataclasses.astuple(self)))
 
     def to_json(self) -> dict[str, object]:
-        """What ``change_from_json`` takes."""
+        """Returns the argument of ``change_from_json``."""
         return {"kind": type(self).__name__} | dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules(Change):
-    """One nftables table of the family inet; ``body`` is what stands between its braces."""
+    """One nftables table of the family inet; ``body`` is the text between its braces."""
 
     table: str
     body: str
@@ -75,17 +74,17 @@ class Rules(Change):
 
     @property
     def is_kill_switch(self) -> bool:
-        """Whether a kill switch is among the rules."""
+        """Whether the rules contain a kill switch."""
         return f"chain {chains.KILL_SWITCH} " in self.body
 
     @property
     def digest(self) -> str:
-        """Stands in the table as its comment and tells one version of the rules from another."""
+        """Identifies one version of the rules; the table has it as its comment."""
         return hashlib.sha256(self.body.encode()).hexdigest()[:16]
 
     @property
     def script(self) -> str:
-        """For `nft -f -`, which does all of it or nothing: the table as it is to be."""
+        """Returns the input of `nft -f -` that replaces the whole table at once."""
         table = f"table inet {self.table}"
         comment = f'\tcomment "{self.digest}"\n'
         return f"{table}\ndelete {table}\n{table} {{\n{comment}{self.body}}}\n"
@@ -105,7 +104,7 @@ class Device(Change):
 
 @dataclass(frozen=True, slots=True)
 class Mtu(Change):
-    """The largest packet of a device."""
+    """The MTU of a device."""
 
     device: str
     mtu: int  # bytes
@@ -155,7 +154,7 @@ class Up(Change):
 
 @dataclass(frozen=True, slots=True)
 class Address(Change):
-    """An address of a device, with its prefix length; of IPv6 without duplicate detection."""
+    """An address of a device, with its prefix length; for IPv6 without duplicate detection."""
 
     device: str
     address: str
@@ -170,7 +169,7 @@ class Address(Change):
 
 @dataclass(frozen=True, slots=True)
 class Forwarding(Change):
-    """The machine passes on packets of one IP version that are not for itself."""
+    """The machine forwards packets of one IP version."""
 
     version: int
 
@@ -181,10 +180,10 @@ class Forwarding(Change):
 
 @dataclass(frozen=True, slots=True)
 class PassedOn(Change):
-    """Where the machine passed on nothing before, it passes on what comes from or goes to these.
+    """Limits forwarding that we turned on ourselves to packets from or to our tunnels.
 
-    Forwarding is a switch for all devices at once. Where we turn it, a table lets through what has
-    to do with a device of this change, of whichever tunnel's, and nothing else.
+    Forwarding is one switch for all devices. If it was off before, a table that all tunnels share
+    lets only packets through that come from or go to a ``device`` of such a change.
     """
 
     version: int
@@ -200,7 +199,10 @@ class PassedOn(Change):
 
     @property
     def script(self) -> str:
-        """For `nft -f -`: the table as it is to be, with the devices that it has, and this one."""
+        """Returns the input of `nft -f -` that makes the table, and adds ``device`` to its devices.
+
+        Devices of other tunnels stay in the table.
+        """
         table = f"inet {self.table}"
         return (
             f"add table {table}\n"
@@ -213,22 +215,22 @@ class PassedOn(Change):
 
     @property
     def rules(self) -> str:
-        """What stands in the table besides the devices."""
+        """Returns the chains of the table, without the set of devices."""
         return chains.passed_on(self.version)
 
 
 @dataclass(frozen=True, slots=True)
 class Pin(Change):
-    """The link's own connection stays on the way that leads to its server without the tunnel.
+    """A route to the server around the tunnel, for the link's own connection.
 
-    The route stands in a table that only packets with the link's mark take (Marked): whatever else
-    goes to the server's address goes through the tunnel. It is needed only while the way's prefix
-    is no longer than ``covered``, the length of the longest prefix that the tunnel has for the
-    server.
+    The route is in a table that only packets with the link's mark use (Marked): all other packets
+    to the server's address go through the tunnel. The route is needed only while the prefix of the
+    machine's own route to the server is not longer than ``covered``, the length of the longest
+    prefix that the tunnel has for the server.
     """
 
     server: str
-    device: str  # the tunnel's, which the way must not take
+    device: str  # the tunnel's, which the route must not use
     covered: int
 
     def describe(self) -> str:
@@ -242,7 +244,7 @@ class Pin(Change):
 
 @dataclass(frozen=True, slots=True)
 class Marked(Change):
-    """Packets of links' own connections, of one IP version, take the routes of Pin first."""
+    """Packets of links' own connections, of one IP version, use the routes of Pin first."""
 
     version: int
 
@@ -253,10 +255,10 @@ class Marked(Change):
 
 @dataclass(frozen=True, slots=True)
 class MarkedAnswers(Change):
-    """What comes back to them is not taken for a forgery because it comes another way.
+    """The reverse path filter of IPv4 (rp_filter) accepts the server's packets to a link.
 
-    The reverse path filter of IPv4 (rp_filter) asks where a packet to its source would go, and
-    minds the mark that the rules give to the server's packets.
+    The filter drops a packet if the route to its source leads to another device. With this switch
+    the route is looked up with the packet's mark, which the chain ``answers`` sets.
     """
 
     def describe(self) -> str:
@@ -268,7 +270,7 @@ class Route(Change):
     """A network that is reached through the tunnel."""
 
     network: str
-    via: str  # '': whoever is at the other end
+    via: str  # '': directly through the device
     device: str
 
     def describe(self) -> str:
@@ -278,7 +280,7 @@ class Route(Change):
 
 @dataclass(frozen=True, slots=True)
 class NameServers(Change):
-    """Who is asked for names in ``domains``; without domains, for all names."""
+    """The name servers for names in ``domains``; without domains, for all names."""
 
     device: str
     servers: tuple[str, ...]
@@ -307,7 +309,7 @@ KINDS: Final[dict[str, type[Change]]] = {
 
 
 def change_from_json(data: object) -> Change:
-    """The change that ``to_json`` wrote, as JSON gives it back. Raises ValueError."""
+    """Returns the change that ``to_json`` turned into ``data``. Raises ValueError."""
     name = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(name, str) or name not in KINDS:
         raise ValueError("no known kind of change")
@@ -333,17 +335,17 @@ def change_from_json(data: object) -> Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything one end of a tunnel wants of its machine, in the order of making.
+    """All changes that one end of a tunnel needs, in the order of making.
 
-    What is wanted while the tunnel is up is ``(*at_start, *while_up)``.
+    While the tunnel is up, the changes ``(*at_start, *while_up)`` are wanted.
     """
 
-    at_start: tuple[Change, ...]  # before the first connection, and between connections
-    while_up: tuple[Change, ...]  # what only makes sense with the other end there
+    at_start: tuple[Change, ...]  # also before the first connection and between connections
+    while_up: tuple[Change, ...]  # useful only while the peer is connected
 
     @classmethod
     def of(cls, at_start: Sequence[Change], while_up: Sequence[Change]) -> Self:
-        """The plan without what is said twice."""
+        """Returns the plan without duplicates."""
         return cls(tuple(dict.fromkeys(at_start)), tuple(dict.fromkeys(while_up)))
 
 
@@ -359,12 +361,12 @@ def plan(
     handed_out: Sequence[IPAddress] = (),
     has_ipv6: bool = True,
 ) -> Plan:
-    """What ``network`` means on this machine.
+    """Returns the changes that ``network`` needs on this machine.
 
-    ``owner`` is a name that no other plan on the machine has; it becomes part of the rules' name.
-    ``device`` is the tunnel's, whatever ``network`` says. ``handed_out`` are addresses that the
-    other end has from us. Where the machine has no IPv6 now, there are only rules for it, as it may
-    be switched on later. Raises UsageError for a name that cannot be one.
+    ``owner`` is a name that no other plan on the machine has; the table's name contains it.
+    ``device`` is the tunnel's, whatever ``network`` says. ``handed_out`` are addresses that we
+    handed out to the peer. Without IPv6 on this machine, only the rules include it, as it may be
+    switched on later. Raises UsageError for an invalid name.
     """
     _check(_OWNER, owner, "a name of a link (letters, digits, '.', '_' and '-')")
     for name in (device, network.bridge) if network.bridge else (device,):
@@ -383,8 +385,8 @@ def plan(
         rules += chains.kill_switch(network, inner, outside)
     at_start: list[Change] = []
     if rules:
-        # First to be made and last to be undone: a kill switch is closed before there is
-        # anything to leak, and no packet is passed on that is not yet masqueraded.
+        # Made first and undone last: a kill switch is closed before a packet can leak, and no
+        # packet is forwarded before it is masqueraded.
         at_start.append(Rules(table_of(owner), "\n".join(rules)))
     if not has_ipv6:
         network = without_ipv6(network)
@@ -416,21 +418,21 @@ def plan(
 
 
 def closed(owner: str, network: TunnelNetwork, device: str, outside: Outside = _NOTHING) -> Rules:
-    """The kill switch of ``network`` alone, as it is while there is no tunnel.
+    """Returns only the kill switch of ``network``, for the time without a tunnel.
 
-    ``device`` may be '' while it is not known which one it will be.
+    ``device`` is '' while it is not known.
     """
     inner = network.bridge or device
     return Rules(table_of(owner), "\n".join(chains.kill_switch(network, inner, outside)))
 
 
 def table_of(owner: str) -> str:
-    """The name of the table of an owner's rules."""
+    """Returns the name of the table with an owner's rules."""
     return f"{TABLE_PREFIX}{owner}"
 
 
 def _pins(network: TunnelNetwork, device: str, servers: Sequence[IPAddress]) -> list[Pin]:
-    """One for each server that the tunnel's routes cover, or the networks of its addresses."""
+    """Returns a pin for each server that is in the tunnel's routes or its addresses' networks."""
     covering = _halves_of(reached_through(network))
     pins = []
     for server in dict.fromkeys(map(_plain, servers)):
@@ -445,14 +447,14 @@ def _check(pattern: re.Pattern[str], text: str, what: str) -> None:
 
 
 def _plain(server: IPAddress) -> IPAddress:
-    """The address as routes know it: no IPv4 in the clothes of IPv6, and no zone."""
+    """Unwraps an IPv4-mapped IPv6 address and strips the zone, as routes have neither."""
     if isinstance(server, IPv6Address):
         return server.ipv4_mapped or IPv6Address(int(server))
     return server
 
 
 def _addresses(network: TunnelNetwork, device: str) -> list[Change]:
-    """The first address of a family is the one that has the peer of that family."""
+    """Returns the addresses of the device; the first one of each IP version gets the peer."""
     peers = {peer.version: str(peer) for peer in network.peer}
     return [
         Address(device, str(address), peers.pop(address.version, ""))
@@ -461,7 +463,7 @@ def _addresses(network: TunnelNetwork, device: str) -> list[Change]:
 
 
 def _halves_of(routes: Sequence[Network]) -> list[Network]:
-    """A default route as two that go before it, so that the machine's own stays as it is."""
+    """Splits each default route in two halves, so that the machine's own default route stays."""
     return [
         half for route in routes for half in (route.subnets() if route.prefixlen == 0 else (route,))
     ]

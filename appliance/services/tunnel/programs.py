@@ -1,4 +1,4 @@
-"""The programs of the system that change its network: nft and resolvectl."""
+"""Runs the system's programs that change its network: nft and resolvectl."""
 
 import os
 import shutil
@@ -7,28 +7,28 @@ from typing import Final
 
 from .network import NetworkError
 
-_TIMEOUT: Final = 30  # seconds; they take milliseconds, unless systemd-resolved is being started
+_TIMEOUT: Final = 30  # seconds; milliseconds are usual, except while systemd-resolved starts
 _PACKAGES: Final = {"nft": "nftables", "resolvectl": "systemd-resolved"}
-_SYSTEM: Final = "/usr/sbin:/sbin"  # not on the PATH of everybody who may be root
+_SYSTEM: Final = "/usr/sbin:/sbin"  # missing in the PATH of some root shells
 
 
 def find(program: str) -> str | None:
-    """The path of a program, if it is installed."""
+    """Returns the path of a program; None if it is not installed."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM}")
 
 
 class Programs:
-    """Runs programs, which keep the lock ``lock`` until they end.
+    """Runs programs, which hold the lock ``lock`` until they end.
 
-    Otherwise one whose parent was killed could still change what the next process sees. Without
-    a lock they may only look.
+    Otherwise a program whose parent was killed could still change the network while the next
+    process reads it. Without a lock, only programs that change nothing may be run.
     """
 
     def __init__(self, lock: int | None = None) -> None:
         self._lock = lock
 
     def call(self, program: str, *arguments: str, text: str = "") -> str:
-        """Run a program with ``text`` as its input; what it wrote. Raises NetworkError."""
+        """Runs a program with ``text`` as its input; returns its output. Raises NetworkError."""
         path = find(program)
         if path is None:
             package = _PACKAGES[program]
@@ -49,6 +49,6 @@ class Programs:
         except OSError as error:
             raise NetworkError(f"{path}: {error.strerror}") from error
         if done.returncode != 0:
-            wrote = done.stderr.strip().splitlines()  # whose further lines say where, not what
+            wrote = done.stderr.strip().splitlines()  # the further lines only show the place
             raise NetworkError(wrote[0] if wrote else f"{program} ended with {done.returncode}")
         return done.stdout

@@ -1,16 +1,16 @@
-"""What one owner has changed in the machine's network, in a file that outlives a crash.
+"""Records what one owner has changed in the machine's network, in a file that survives a crash.
 
-A change is written down before it is made, together with what undoing it needs, so that a
-process may die at any moment: what the file names is undone, whether it was made or not. All
-owners have their files in one folder, whose lock is held while anything is changed; so each
-can see what another still needs.
+A change is recorded before it is made, together with the former state that undoing it needs. So
+the process may die at any moment: every recorded change is undone, whether it was made or not. The
+records of all owners are in one folder, whose lock is held during changes, so that each owner can
+see which changes the others still need.
 
-The kernel's settings are gone after a reboot. The file therefore carries the boot's id, and a
-record of an earlier boot means only that files may have been changed.
+A reboot resets the kernel's settings. The file therefore names the boot's id; after a reboot, only
+the recorded changes of files count.
 
-A disk that is full or cannot be written must not keep a kill switch from being closed, nor `down`
-from opening it: what cannot be written goes to the runtime directory, which lies in memory, and
-counts for as long as it is there.
+A disk that is full or read-only must not prevent a kill switch from being closed, nor `down` from
+opening it: a record that cannot be written goes to the runtime directory, which is in memory. As
+long as it exists there, it replaces the one on the disk.
 """
 
 import contextlib
@@ -30,29 +30,29 @@ log = logging.getLogger(__name__)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-Before = Mapping[str, str]  # how it was, in whatever words the kind of change chooses
+Before = Mapping[str, str]  # the former state; each kind of change chooses its own keys
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedChange:
-    """A change that is ours to undo."""
+    """A change that we must undo."""
 
     change: Change
     before: Before
 
 
 def in_memory(path: Path) -> Path:
-    """Where a record goes when ``path`` cannot be written."""
+    """Returns the path that is written instead when ``path`` cannot be written."""
     return runtime_directory() / "network" / path.name
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock, waiting for whoever has it; the folder is made if it is missing.
+    """Waits for the folder's lock and holds it; creates the folder if it is missing.
 
-    Where it cannot be made, the lock is that of the folder in memory. Yields the lock's
-    descriptor. A program that is handed it keeps the lock until it ends, even when this process
-    is killed before. Raises NetworkError.
+    If the folder cannot be created, the folder in memory is locked. Yields the lock's descriptor.
+    A program that inherits the descriptor holds the lock until it ends, even if this process is
+    killed before. Raises NetworkError.
     """
     try:
         descriptor = _open_folder(folder)
@@ -74,7 +74,7 @@ def _open_folder(folder: Path) -> int:
 
 
 def paths(folder: Path) -> list[Path]:
-    """The records of all owners, by the names that they have in ``folder``."""
+    """Returns the paths in ``folder`` of all owners' records, including those kept in memory."""
     names = {each.name for where in _folders(folder) for each in where.glob("*.json")}
     return [folder / name for name in sorted(names)]
 
@@ -84,10 +84,10 @@ def _folders(folder: Path) -> tuple[Path, Path]:
 
 
 def load(path: Path, earlier: bool = False) -> list[RecordedChange]:
-    """The records of this boot in the order of making; none where there is no file.
+    """Returns the recorded changes in the order of making; none if there is no file.
 
-    Of an earlier boot the name servers are left, which stand in a file; with ``earlier``, all that
-    was recorded then. A damaged file is moved aside.
+    Of a record of an earlier boot, only the name servers are returned, as they are in a file; with
+    ``earlier``, all its changes. A damaged file is moved aside.
     """
     found = _read(path)
     if found is None:
@@ -98,7 +98,7 @@ def load(path: Path, earlier: bool = False) -> list[RecordedChange]:
     except (ValueError, RecursionError) as error:
         aside = file.with_suffix(".damaged")
         log.warning("%s is damaged (%s) and is to be %s", file, error, aside)
-        with contextlib.suppress(OSError):  # it stays, and what is written next counts
+        with contextlib.suppress(OSError):  # it stays, until the next save overwrites it
             os.replace(file, aside)
         return []
     if earlier or boot == _boot_id():
@@ -107,7 +107,7 @@ def load(path: Path, earlier: bool = False) -> list[RecordedChange]:
 
 
 def _read(path: Path) -> tuple[Path, bytes] | None:
-    """The file that counts, and what it says; none where it cannot be read, which is told."""
+    """Returns the file that counts and its content, or None; logs a file that cannot be read."""
     for file in (in_memory(path), path):
         try:
             return file, file.read_bytes()
@@ -119,12 +119,12 @@ def _read(path: Path) -> tuple[Path, bytes] | None:
 
 
 def others(path: Path) -> list[RecordedChange]:
-    """The records of this boot in all files of the folder but this one. Raises OSError."""
+    """Returns the changes of this boot in all other records of the folder. Raises OSError."""
     found: list[RecordedChange] = []
     for other in paths(path.parent):
         if other == path:
             continue
-        # One that cannot be read is its owner's affair.
+        # A damaged record is left to its owner.
         with contextlib.suppress(ValueError, RecursionError):
             if (read := _read(other)) is not None:
                 boot, records = _parse(read[1])
@@ -134,7 +134,7 @@ def others(path: Path) -> list[RecordedChange]:
 
 
 def save(path: Path, records: Sequence[RecordedChange]) -> None:
-    """Write the file, to memory if it cannot be written; without records, remove it.
+    """Writes the file, in memory if ``path`` cannot be written; removes it if it would be empty.
 
     Raises OSError.
     """
@@ -159,17 +159,17 @@ def save(path: Path, records: Sequence[RecordedChange]) -> None:
 
 def _remove(path: Path) -> None:
     for each in (path, temporary(path)):
-        if each.exists():  # a file system for reading only refuses whatever is asked of it
+        if each.exists():  # a read-only file system refuses to unlink even a missing file
             each.unlink()
 
 
 def temporary(path: Path) -> Path:
-    """Where the next version of a file is written; a process that was killed may leave it."""
+    """Returns the path of a file's next version; a killed process may leave such a file."""
     return path.with_name(f".{path.name}.new")
 
 
 def write_atomically(path: Path, content: bytes, mode: int) -> None:
-    """Write a file so that a power cut leaves the old or the new one. Raises OSError."""
+    """Writes a file so that a power cut leaves the old or the new version. Raises OSError."""
     new = temporary(path)
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -188,7 +188,7 @@ def write_atomically(path: Path, content: bytes, mode: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk. Raises OSError."""
+    """Writes the names in a folder to the disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,10 +1,10 @@
-"""Which name servers the machine asks: through systemd-resolved, or in /etc/resolv.conf.
+"""Sets the machine's name servers, through systemd-resolved or in /etc/resolv.conf.
 
-systemd-resolved keeps name servers for each device, and asks some of them for some names. Without
-it there is one file for all names, and ``domains`` are refused. Its first line is then our mark
-with a digest of the rest, so that it is known whether somebody else has written it since; after
-it come the servers of every link that is up, and then what was in the file. What was there, a
-link or a file, is kept in the folder of the records until the last link is gone.
+systemd-resolved has name servers for each device, and can use some of them only for some domains.
+Without it, /etc/resolv.conf is used for all names, and ``domains`` are refused. The first line of
+the file is then our mark with a digest of the rest, which shows whether another program has
+written the file since. The servers of every link that is up follow, then the former lines. The
+former file or symbolic link is kept in the folder of the records until the last link is gone.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ from .programs import Programs, find
 from .record import sync_folder, temporary, write_atomically
 
 RESOLV_CONF = Path("/etc/resolv.conf")
-RESOLVED = Path("/run/systemd/resolve")  # is there while systemd-resolved runs
+RESOLVED = Path("/run/systemd/resolve")  # exists while systemd-resolved runs
 
 _MARK: Final = "# Written by culvert, which puts the previous file back. "
 _KEPT: Final = "resolv.conf.before"
 
 
 class Resolver:
-    """The machine's name servers; ``folder`` is that of the records, whose lock is held."""
+    """The machine's name servers; ``folder`` holds the records, and the caller has its lock."""
 
     def __init__(self, folder: Path, programs: Programs) -> None:
         self._kept = folder / _KEPT
         self._programs = programs
 
     def holds(self, wanted: NameServers) -> bool:
-        """Whether ``wanted`` is true. Raises OSError and NetworkError."""
+        """Whether the servers of ``wanted`` are set. Raises OSError and NetworkError."""
         if resolved_runs():
             servers = self._answer("dns", wanted.device)
             domains = self._answer("domain", wanted.device)
@@ -42,7 +42,7 @@ class Resolver:
         return _is_ours(text) and set(_lines(wanted)) <= set(text.splitlines())
 
     def make(self, wanted: NameServers, others: Sequence[NameServers]) -> None:
-        """Ask the servers of ``wanted`` first, then those of ``others``, the other links.
+        """Sets the servers of ``wanted``, then those of ``others``, the other links.
 
         Raises OSError and NetworkError.
         """
@@ -61,7 +61,7 @@ class Resolver:
         self._write([wanted, *others])
 
     def undo(self, gone: NameServers, others: Sequence[NameServers], device_exists: bool) -> None:
-        """Ask the servers of ``gone`` no more. Raises OSError and NetworkError."""
+        """Removes the servers of ``gone``. Raises OSError and NetworkError."""
         if resolved_runs() and device_exists:
             self._programs.call("resolvectl", "revert", gone.device)
         for path in (RESOLV_CONF, self._kept):
@@ -91,7 +91,7 @@ class Resolver:
         write_atomically(self._kept, json.dumps(kept).encode(), 0o600)
 
     def _write(self, links: Sequence[NameServers]) -> None:
-        """Write the file for ``links``, whose first one is asked first."""
+        """Writes the file with the servers of ``links``, those of the first link first."""
         servers = [line for link in links for line in _lines(link)]
         rest = json.loads(self._kept.read_text())["text"].splitlines()
         body = "".join(f"{line}\n" for line in (*dict.fromkeys(servers), *rest))
@@ -113,7 +113,7 @@ class Resolver:
 
 
 def resolved_runs() -> bool:
-    """Whether systemd-resolved answers this machine's questions."""
+    """Whether systemd-resolved runs and can be configured."""
     return RESOLVED.exists() and find("resolvectl") is not None
 
 
@@ -127,7 +127,7 @@ def _is_ours(text: str) -> bool:
 
 
 def _read() -> str:
-    """The file as it is, '' where there is none; bytes that are no UTF-8 survive ``_bytes``."""
+    """Returns the file's text, '' if it does not exist; ``_bytes`` restores invalid UTF-8."""
     try:
         return RESOLV_CONF.read_bytes().decode(errors="surrogateescape")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Looks at the tables of nftables that we made: whether they are whole, and which are left."""
+"""Checks whether our nftables tables are complete, and removes tables that were left behind."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ _CHAIN: Final = re.compile(r"\s*chain (\S+) {")
 
 
 def remove_tables(prefix: str, programs: Programs) -> list[str]:
-    """Remove what tables are left whose names begin so; returns their names."""
+    """Removes all tables whose names begin with ``prefix``; returns their names."""
     listed = programs.call("nft", "list", "tables", "inet").split()
     found = [name for name in listed if name.startswith(prefix)]
     for name in found:
@@ -21,12 +21,12 @@ def remove_tables(prefix: str, programs: Programs) -> list[str]:
 
 
 def tables(changes: Iterable[Change]) -> list[Rules | PassedOn]:
-    """Those of the changes that are tables."""
+    """Returns those changes that are tables."""
     return [change for change in changes if isinstance(change, Rules | PassedOn)]
 
 
 def holds(change: Rules | PassedOn, programs: Programs) -> bool:
-    """Whether the table is there, in this version, with every rule in its chain."""
+    """Whether the table exists in this version, with the right number of lines in each chain."""
     text = _listed(change.table, programs)
     if isinstance(change, PassedOn):
         whole = _lengths(text) == _lengths(change.rules)
@@ -35,18 +35,18 @@ def holds(change: Rules | PassedOn, programs: Programs) -> bool:
 
 
 def exists(table: str, programs: Programs) -> bool:
-    """Whether there is a table of this name."""
+    """Whether a table of this name exists."""
     return f"table inet {table}" in programs.call("nft", "list", "tables", "inet").splitlines()
 
 
 def passed_on_devices(change: PassedOn, programs: Programs) -> set[str] | None:
-    """The devices that the table lets through; None without a table."""
+    """Returns the devices whose packets the table lets through; None without a table."""
     text = _listed(change.table, programs)
     return _devices(text) if text else None
 
 
 def _listed(table: str, programs: Programs) -> str:
-    """The table as nft shows it, '' if there is none."""
+    """Returns the table as nft lists it; '' if there is none."""
     return programs.call("nft", "list", "table", "inet", table) if exists(table, programs) else ""
 
 
@@ -56,7 +56,7 @@ def _devices(text: str) -> set[str]:
 
 
 def _lengths(text: str) -> Counter[str]:
-    """How many lines each chain has."""
+    """Returns the number of lines of each chain."""
     found: Counter[str] = Counter()
     chain = ""
     for line in text.splitlines():

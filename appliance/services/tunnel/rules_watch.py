@@ -1,7 +1,7 @@
-"""Tells when somebody took rules of ours away: the kernel reports every change of nftables.
+"""Notices when another program changes our nftables tables, as the kernel reports each change.
 
-A firewall's script may do so at any time (`nft flush ruleset`). What is told is the table's name;
-that of a table of others never.
+A firewall's script may remove them at any time (`nft flush ruleset`). Only names of our own tables
+are reported.
 """
 
 import socket
@@ -26,7 +26,7 @@ _BUFFER: Final = 1 << 20  # bytes: a flush of a large ruleset is many messages
 
 
 class RulesWatch:
-    """What the kernel tells of the changes of nftables in this network namespace."""
+    """Receives the kernel's messages about nftables changes in this network namespace."""
 
     def __init__(self) -> None:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
@@ -35,13 +35,13 @@ class RulesWatch:
         self._sock.setblocking(False)
 
     def fileno(self) -> int:
-        """The descriptor, which can be read when there is something to take."""
+        """Returns the descriptor, which is readable when ``take`` has something to return."""
         return self._sock.fileno()
 
     def take(self) -> set[str] | None:
-        """The tables of ours that something was taken from; None if that was too much to be told.
+        """Returns the names of our changed tables; None if the kernel's messages were lost.
 
-        What is added counts as well: a rule in front of the others takes away what they do.
+        An added rule counts as well: in front of the others it can prevent their effect.
         """
         found: set[str] = set()
         while True:
@@ -54,12 +54,12 @@ class RulesWatch:
             found |= {name for name in _tables(data) if name.startswith(TABLE_PREFIX)}
 
     def close(self) -> None:
-        """Listen no more."""
+        """Closes the socket."""
         self._sock.close()
 
 
 def _tables(data: bytes) -> Iterator[str]:
-    """The names of the tables in one datagram of the kernel's."""
+    """Yields the names of the tables in one datagram from the kernel."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, offset)

@@ -1,7 +1,7 @@
-"""The virtio header that stands in front of each packet of a device, and what a peer may say in it.
+"""Checks the virtio header that stands in front of each packet of a device.
 
-The kernel trusts a header: where a checksum is to be finished, where a TCP packet of up to 64 KiB
-is to be cut. So a peer's is held against its packet before the kernel sees it.
+The header tells the kernel where to complete a checksum, and where to cut a TCP packet of up to
+64 KiB. The kernel trusts it, so a peer's header is compared with its packet first.
 """
 
 import struct
@@ -10,14 +10,14 @@ from typing import Final
 
 # Virtio 1.2 section 5.1.6: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 VNET_HEADER: Final = struct.Struct("<BBHHHH")
-PLAIN: Final = bytes(VNET_HEADER.size)  # in front of a packet that stands for itself
+PLAIN: Final = bytes(VNET_HEADER.size)  # of a packet without offloads
 NEEDS_CSUM: Final = 1
 _GSO_NONE: Final = 0
 GSO_TCPV4: Final = 1
 GSO_TCPV6: Final = 4
 _GSO_ECN: Final = 0x80
 
-SMALLEST_SEGMENT: Final = 8  # bytes of data; Linux's TCP_MIN_GSO_SIZE, below which nothing goes
+SMALLEST_SEGMENT: Final = 8  # bytes of data; Linux's TCP_MIN_GSO_SIZE: it refuses smaller ones
 
 CHECKSUM_AT: Final = 16  # in the TCP header
 _CWR: Final = 0x80
@@ -30,10 +30,10 @@ _UINT32: Final = struct.Struct(">I")
 
 
 def header_is_sound(packet: memoryview, ethernet: bool) -> bool:
-    """Whether a peer's virtio header, in front of its packet, may be shown to the kernel.
+    """Whether the virtio header of a peer's ``packet`` may be given to the kernel.
 
-    It may say what set_offload asked for: TCP segments to be cut, a checksum to be finished. Each
-    field is compared with the packet, so that ``segments`` can rely on it.
+    Permitted are the offloads of set_offload: cutting into TCP segments, completing a checksum.
+    Each field is compared with the packet, so that ``segments`` can rely on it.
     """
     if len(packet) < VNET_HEADER.size:
         return False
@@ -57,10 +57,10 @@ def header_is_sound(packet: memoryview, ethernet: bool) -> bool:
 
 
 def has_extension_headers(packet: memoryview, ethernet: bool) -> bool:
-    """Whether something stands between the IPv6 and the TCP header of a sound super-packet.
+    """Whether there are headers between the IPv6 and the TCP header of a sound super-packet.
 
-    Linux looks for the TCP header right behind the IPv6 header when it forwards one (seen in 6.18),
-    takes it for too large, and loses it; so it is cut here. Such packets are rare.
+    When Linux forwards such a packet (seen in 6.18), it expects the TCP header right after the
+    IPv6 header, finds the packet too large, and drops it; so we cut it here. Such packets are rare.
     """
     _, kind, _, _, start, _ = VNET_HEADER.unpack_from(packet)
     if kind & ~_GSO_ECN != GSO_TCPV6:
@@ -69,7 +69,7 @@ def has_extension_headers(packet: memoryview, ethernet: bool) -> bool:
 
 
 def _ip_at(packet: memoryview, ethernet: bool) -> int:
-    """Where the IP header begins, without the virtio header in front."""
+    """Returns the offset of the IP header, counted from the end of the virtio header."""
     if not ethernet:
         return 0
     kind_at = VNET_HEADER.size + 12
@@ -77,9 +77,9 @@ def _ip_at(packet: memoryview, ethernet: bool) -> int:
 
 
 def segments(packet: memoryview, ethernet: bool) -> Iterator[bytes]:
-    """A sound super-packet of TCP over IPv6, cut as its header says, each with a header again.
+    """Cuts a sound super-packet of TCP over IPv6 into segments, each with a virtio header.
 
-    Their checksums are left to the kernel, as that of ``packet`` was.
+    The kernel completes the checksums of the segments, as it would have done for ``packet``.
     """
     _, _, _, size, tcp_at, offset = VNET_HEADER.unpack_from(packet)
     ip_at = _ip_at(packet, ethernet)

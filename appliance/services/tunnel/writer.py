@@ -1,13 +1,13 @@
-"""Runs of one TCP flow, written to the device as the one packet that they once were.
+"""Writes packets to the device, and joins successive packets of one TCP flow into one.
 
-The kernel takes a TCP packet of up to 64 KiB with a virtio header in front, and handles it
-once where it would handle, route and acknowledge each segment; this is what a network card
-does for it (generic receive offload). Fewer acknowledgements come back, too.
+The kernel accepts a TCP packet of up to 64 KiB with a virtio header, and then handles and routes
+one packet instead of each segment. A network card does the same (generic receive offload). Fewer
+acknowledgements come back, too.
 
-Packets are joined when a card would join them: same flow, same header but for length,
-sequence number and checksum, in order, no flags but ACK and a last PSH, all of one size but
-a shorter last one. Each one's checksum is verified first, since the kernel trusts what it
-gets this way. Everything else is written as it came.
+Packets are joined when a card would join them: same flow; same header except length, sequence
+number and checksum; in order; no flags except ACK and a PSH in the last one; all of one size
+except a shorter last one. Each checksum is verified first, since the kernel does not check a
+joined packet. All other packets are written as they came.
 """
 
 import os
@@ -33,11 +33,11 @@ _LONGEST_PACKET: Final = 65535
 _ETHERTYPES: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 # Our own choice
-SHORTEST: Final = 256  # bytes: what is shorter is no part of a bulk transfer
+SHORTEST: Final = 256  # bytes: a shorter packet does not begin a bulk transfer
 
 
 class _Layout:
-    """Where things are in the headers of one IP version and TCP header length."""
+    """The offsets and masks of header fields, for one IP version and TCP header length."""
 
     def __init__(self, base: int, version: int, tcp_words: int) -> None:
         self.base = base
@@ -52,7 +52,7 @@ class _Layout:
         same[self.tcp_at + 4 : self.tcp_at + 8] = bytes(4)  # sequence number
         same[self.tcp_at + 13] = 0xFF & ~PSH
         same[self.tcp_at + CHECKSUM_AT : self.tcp_at + CHECKSUM_AT + 2] = bytes(2)
-        self.same = int.from_bytes(same, "big")  # what all packets of a run share
+        self.same = int.from_bytes(same, "big")  # mask of the bits that a run's packets share
         length_at = base + (2 if version == 4 else 4)
         same[length_at : length_at + 2] = bytes(2)
         self.same_but_length = int.from_bytes(same, "big")
@@ -61,10 +61,11 @@ class _Layout:
         self.flags_shift = 8 * (self.length - self.tcp_at - 14)
 
     def checksum_is_right(self, value: int, header: int, size: int) -> bool:
-        """For a packet of ``size`` bytes that is ``value`` as a number.
+        """Whether the TCP checksum is right in a packet of ``size`` bytes.
 
-        2^16 is 1 modulo 65535, so a number modulo 65535 is the sum of its 16-bit words. The
-        addresses stand right before the TCP header: one sum covers all but two words.
+        ``value`` is the packet as a big-endian number, ``header`` the same of its headers. 2^16 is
+        1 modulo 65535, so a number modulo 65535 is the sum of its 16-bit words. The addresses stand
+        right before the TCP header, so one sum covers all but two words of the pseudo header.
         """
         value = (value >> _HALF) + (value & _HALF_MASK)
         value = (value >> _QUARTER) + (value & _QUARTER_MASK)
@@ -75,8 +76,8 @@ class _Layout:
         return (value - before + _TCP + size - self.tcp_at) % 65535 == 0
 
 
-# Folding a number at a multiple of 16 bits keeps it modulo 65535, and costs less than the
-# division of all of it; these are for packets of 1500 bytes, and right for any.
+# Folding a number at a multiple of 16 bits keeps its value modulo 65535, and costs less than
+# dividing the whole number. These sizes suit packets of 1500 bytes, and are right for all others.
 _HALF: Final = 16 * 400
 _QUARTER: Final = 16 * 200
 _EIGHTH: Final = 16 * 100
@@ -88,8 +89,8 @@ _EIGHTH_MASK: Final = (1 << _EIGHTH) - 1
 class Writer:
     """Writes packets to a device that was opened with IFF_VNET_HDR.
 
-    ``add`` may keep what it is given until ``flush``. ``failed`` gets the device's OSError and how
-    many packets are lost with it.
+    ``add`` may keep a packet until ``flush``. ``failed`` gets the device's OSError and the number
+    of packets that are lost.
     """
 
     def __init__(self, device: int, ethernet: bool, failed: Callable[[OSError, int], None]) -> None:
@@ -105,13 +106,13 @@ class Writer:
         self._run: list[memoryview] = []  # the first packet, then the payloads of the others
         self._layout: _Layout
         self._key = 0
-        self._size = 0  # of the first packet, and so of all but the last
+        self._size = 0  # of the first packet, and of all others but the last
         self._total = 0
         self._next_sequence = 0
         self._pushed = 0
 
     def add(self, packet: memoryview) -> None:
-        """Write ``packet``, now or together with its neighbours."""
+        """Writes ``packet``, now or joined with the packets around it."""
         if self._run and self._join(packet):
             return
         self.flush()
@@ -146,7 +147,7 @@ class Writer:
         return True
 
     def _begin(self, packet: memoryview) -> bool:
-        """Start a run, if ``packet`` can be part of one."""
+        """Starts a run if ``packet`` can be part of one; returns whether it does."""
         base = self._base
         version = packet[base] >> 4
         if base and bytes(packet[base - 2 : base]) != _ETHERTYPES.get(version):
@@ -181,12 +182,12 @@ class Writer:
 
     @staticmethod
     def _length_is_right(layout: _Layout, packet: memoryview) -> bool:
-        """Whether nothing trails the packet, and nothing is cut off."""
+        """Whether the length field of the IP header fits the packet's size."""
         said = packet[layout.length_at] << 8 | packet[layout.length_at + 1]
         return said == len(packet) - (layout.base if layout.version == 4 else layout.tcp_at)
 
     def flush(self) -> None:
-        """Write what is kept."""
+        """Writes the packets that are kept."""
         run = self._run
         if not run:
             return
@@ -197,14 +198,14 @@ class Writer:
         layout, first = self._layout, run[0]
         header = bytearray(first[: layout.length])
         base, tcp_at = layout.base, layout.tcp_at
-        outside = base if layout.version == 4 else tcp_at  # of the length that IP gives
+        outside = base if layout.version == 4 else tcp_at  # bytes that IP's length does not count
         struct.pack_into(">H", header, layout.length_at, self._total - outside)
         if layout.version == 4:
             header[base + 10 : base + 12] = bytes(2)
             rest = int.from_bytes(header[base:tcp_at], "big") % 65535
             struct.pack_into(">H", header, base + 10, 65535 - rest)
         header[tcp_at + 13] |= self._pushed
-        # the kernel finishes the checksum: it wants the sum of the pseudo header
+        # The kernel completes the checksum: it expects the sum of the pseudo header here.
         addresses = int.from_bytes(header[layout.addresses_at : tcp_at], "big")
         pseudo = (addresses + _TCP + self._total - tcp_at) % 65535
         struct.pack_into(">H", header, tcp_at + CHECKSUM_AT, pseudo)
