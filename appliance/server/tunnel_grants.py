@@ -23,7 +23,7 @@ class TunnelGrants:
         self._tunnels: dict[str, tunnels.Claim | None] = {}  # devices that the worker has
 
     def handlers(self) -> Handlers:
-        """What answers each request."""
+        """The handler of each request."""
         return {OpenTunnel: self.open_tunnel, CloseTunnel: self.close_tunnel}
 
     def open_tunnel(self, request: OpenTunnel) -> Reply:
@@ -56,12 +56,12 @@ class TunnelGrants:
         return write_text(name), [fd]
 
     def _units(self, mode: int, unit: int) -> list[int]:
-        """The devices that may be opened, in this order: what is declared permits itself."""
+        """The units to try, in this order; a declared device needs no PermitTunnel."""
         declared = self._login.config.tunnel
         own = tunnels.candidates(declared, mode, unit, self._login.user, self._login.key)
         permissions = self._login.permissions
         if permissions.command is not None and permissions.tunnel is None:
-            # Who gave the key one command did not mean whatever its user may have.
+            # A key that was limited to one command is not given all devices of its user.
             own = [tunnel for tunnel in own if tunnel.key]
         if own:
             return [unit_of(tunnel.device) for tunnel in own]
@@ -78,8 +78,10 @@ class TunnelGrants:
         return [unit]
 
     def _open_first(self, mode: int, units: list[int]) -> tuple[int, str]:
-        """A device that is free; if none is, one of an earlier connection with the same key whose
-        client does not answer any more.
+        """Opens a device that is free, or else takes one over.
+
+        It takes over the device of an earlier connection with the same key, if the client of that
+        connection does not answer any more.
         """
         failures = []
         busy = []
@@ -102,11 +104,11 @@ class TunnelGrants:
         raise Deny(failures[-1])
 
     def _open_device(self, mode: int, unit: int) -> tuple[int, str]:
-        """Raises UsageError."""
+        """Opens the device of this unit; returns its descriptor and name. Raises UsageError."""
         declared = self._login.config.tunnel
         if tunnels.is_declared(declared, mode, unit):
             name = name_of(mode, unit)
-            if not exists(name):  # or it would be made, with no address, for as long as we live
+            if not exists(name):  # open_device would make it, without addresses, until it is closed
                 raise UsageError(
                     f"there is no {name} now: a server makes it when it starts, but not with -i, "
                     "and removes it when it stops"
@@ -115,7 +117,7 @@ class TunnelGrants:
         else:
             with accounts.as_user(self._login.user):  # sshd_config(5), PermitTunnel
                 fd, name = open_device(mode, unit)
-            if tunnels.is_declared(declared, mode, unit_of(name)):  # any was wanted
+            if tunnels.is_declared(declared, mode, unit_of(name)):  # for a request of any unit
                 os.close(fd)
                 raise UsageError(f"{name} is declared, but was removed: restart the server")
         if name in self._tunnels:
@@ -124,7 +126,10 @@ class TunnelGrants:
         return fd, name
 
     def _end_predecessor(self, name: str) -> bool:
-        """Whether a connection with the same key has ended; UsageError if its client answers."""
+        """Ends a connection with the same key that has the device; returns whether it did.
+
+        Raises UsageError if the client of that connection answers.
+        """
         if self._login.key is None or name in self._tunnels:
             return False
         try:
@@ -139,14 +144,14 @@ class TunnelGrants:
     def _claim(self, name: str) -> tunnels.Claim | None:
         try:
             claim = tunnels.Claim(name)
-        except OSError as error:  # an ordinary user's server
-            _log.debug("nobody can take over %s: %s", name, error)
+        except OSError as error:  # the server of an ordinary user
+            _log.debug("no other connection can take over %s: %s", name, error)
             return None
         claim.register(self._login.key)
         return claim
 
     def tell_client_answers(self) -> None:
-        """Who wants one of the devices learns that this connection's client is alive."""
+        """Tells connections that want one of these devices that the client is alive."""
         for claim in filter(None, self._tunnels.values()):
             claim.tell_client_answers()
 

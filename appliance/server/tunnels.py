@@ -1,16 +1,18 @@
-"""Whose tunnel devices are: those that sshd.toml declares, and who uses one now.
+"""The tunnel devices that sshd.toml declares, and locks that tell which connection has a device.
 
-A declared device belongs to the user that it names, or to the key, or to both together; if it
-names neither, to root's logins. The listener makes the declared devices when the server starts and
-undoes them when it stops; in between they stay, whoever connects and goes. A client whose
-connection died unnoticed must not find its own device busy: whoever uses a device holds a lock file
-that says who it is. Who comes with the same key has it ask its client for a sign of life, and
-takes the device only if none comes. The listener holds one for each device that it declares, so
-that no other server undoes it.
+A declared device is for the user that it names, or for the key, or for both together; if it names
+neither, for root's logins. The listener makes the declared devices when the server starts, and
+removes them when it stops. In between they stay, even if no client uses them. The listener holds a
+lock file for each declared device, so that no other server removes it.
 
-The locks are those of fcntl(2): a fork does not inherit them, they go with their process,
-and the kernel knows whose they are, so that a number left in a file ends nobody. They go,
-too, when their process closes any descriptor of the file: it must not open one twice.
+A client whose connection died unnoticed must not find its own device busy. So the monitor of a
+connection that has a device holds another lock file, which names the monitor and the client's key.
+If a new connection comes with the same key, its monitor asks the old monitor whether the old client
+is alive, and takes the device only if that client does not answer.
+
+The locks are those of fcntl(2). A fork does not inherit them, they end with their process, and the
+kernel knows which process holds one, so that a process id left in a file ends no wrong process.
+They also end when their process closes any descriptor of the file, which must not be opened twice.
 """
 
 import fcntl
@@ -47,7 +49,7 @@ _FLOCK: Final = struct.Struct("@hhqqi0q")
 # Our own choices
 RETRY_SECONDS: Final = 15.0  # between attempts to make a device
 QUESTION: Final = signal.SIGUSR1  # to the monitor that has a device: does your client answer?
-ANSWER_SECONDS: Final = 3.0  # that a client may take for it; a satellite takes one
+ANSWER_SECONDS: Final = 3.0  # that a client may take to answer; a satellite link takes one
 END_SECONDS: Final = 3.0  # that a connection may take to end
 END_POLL: Final = 0.02  # seconds
 _NO_KEY: Final = "-"  # in place of a fingerprint
@@ -57,13 +59,13 @@ class Lock:
     """A file in the runtime directory that one process at a time can hold."""
 
     def __init__(self, name: str) -> None:
-        """Raises OSError where no such file can be kept."""
+        """Opens or makes the file; raises OSError where that is not possible."""
         directory = runtime_directory() / "tunnels"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self) -> bool:
-        """Hold it until ``close``; False when another process does."""
+        """Takes the lock until ``close``; returns False if another process holds it."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -71,18 +73,18 @@ class Lock:
         return True
 
     def holder(self) -> int | None:
-        """The other process that holds it, 0 for one that cannot be seen from here."""
+        """The id of another process that holds the lock, 0 if it is not visible; None if none."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
         return None if kind == fcntl.F_UNLCK else int(pid)
 
     def close(self) -> None:
-        """Give it up, if it is ours; a fork of who holds it only closes its descriptor."""
+        """Releases the lock if it is ours; in a fork of its holder, only closes the descriptor."""
         os.close(self._file)
 
 
 class Declared:
-    """The devices of a server that runs: made, kept so, kept from other servers, and undone.
+    """The declared devices of a running server, which it makes, locks, repairs and removes.
 
     No mistake here keeps the server from serving: a device that cannot be made is tried again.
     """
@@ -95,13 +97,13 @@ class Declared:
         self._rules: RulesWatch | None = None
 
     def set_up(self) -> None:
-        """Make them, and undo what a server left that does not run any more."""
+        """Makes the devices, and removes those of a server that does not run any more."""
         if not self._tunnels:
             return
         try:
             self._rules = RulesWatch()
         except OSError as error:
-            _log.error("nobody tells when rules are removed: %s", error.strerror)
+            _log.error("this server cannot notice when rules are removed: %s", error.strerror)
         for path in record.paths(network_records()):
             if path.name.startswith("sshd-"):
                 try:
@@ -133,15 +135,15 @@ class Declared:
 
     @property
     def patience(self) -> float | None:
-        """Seconds until ``keep`` has something to do by itself; None for never."""
+        """Seconds until ``keep`` is due for a missing device; None if none is missing."""
         return max(0.0, self._retry_at - time.monotonic()) if self._missing else None
 
     def fileno(self) -> int:
-        """What can be read when ``keep`` has something to do; -1 for nothing."""
+        """The descriptor that is readable when ``keep`` is due; -1 if there is none."""
         return -1 if self._rules is None else self._rules.fileno()
 
     def keep(self) -> None:
-        """Make again what others have taken away, and what could not be made before."""
+        """Repairs devices whose rules others have removed, and makes those that are missing."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
         gone = self._rules.take() if self._rules is not None else set()
         for device in self._tunnels:
@@ -152,7 +154,10 @@ class Declared:
                 self._make(device)
 
     def take_down(self) -> None:
-        """End the connections that use them, whose clients then find the next server; undo."""
+        """Ends the connections that use the devices, and removes the devices.
+
+        The clients of these connections then connect to the next server.
+        """
         self._end_connections()
         for device in self._locks:
             try:
@@ -175,7 +180,7 @@ class Declared:
             claim.close()
 
     def close(self) -> None:
-        """Let other servers have them."""
+        """Releases the locks, so that other servers can have the devices."""
         while self._locks:
             self._locks.popitem()[1].close()
         if self._rules is not None:
@@ -191,7 +196,7 @@ def _plan(tunnel: Tunnel) -> Plan:
 
 
 def _is_whole(device: str, gone: set[str] | None) -> bool:
-    """Whether the device's tables are as they should be, of those in ``gone``, or of all."""
+    """Whether the device's tables are as recorded: those in ``gone``, or all if it is None."""
     try:
         return all(
             holds(each, Programs())
@@ -230,7 +235,7 @@ def _record(device: str) -> Path:
 
 
 def check_keys(tunnels: Sequence[Tunnel]) -> None:
-    """Raises UsageError for a key that is none."""
+    """Raises UsageError for a key that cannot be read."""
     for tunnel in tunnels:
         if tunnel.key and not tunnel.key.startswith("SHA256:"):
             try:
@@ -242,7 +247,8 @@ def check_keys(tunnels: Sequence[Tunnel]) -> None:
 def is_for(tunnel: Tunnel, user: pwd.struct_passwd, key: PublicKey | None) -> bool:
     """Whether this client may have the declared tunnel.
 
-    One that names neither a user nor a key is root's: it leads into the networks of two sites.
+    A tunnel that names neither a user nor a key is for root: it leads into the networks of two
+    sites.
     """
     if tunnel.user and tunnel.user != user.pw_name:
         return False
@@ -260,7 +266,7 @@ def is_for(tunnel: Tunnel, user: pwd.struct_passwd, key: PublicKey | None) -> bo
 def candidates(
     tunnels: Sequence[Tunnel], mode: int, unit: int, user: pwd.struct_passwd, key: PublicKey | None
 ) -> list[Tunnel]:
-    """The declared tunnels that a client may mean, those made for its key first."""
+    """The declared tunnels that a client may have, those for its key first."""
     fitting = [
         tunnel
         for tunnel in tunnels
@@ -272,17 +278,19 @@ def candidates(
 
 
 def is_declared(tunnels: Sequence[Tunnel], mode: int, unit: int) -> bool:
-    """Whether exactly this device is declared, for whomever."""
+    """Whether exactly this device is declared, for any user or key."""
     return unit != ANY_UNIT and name_of(mode, unit) in {tunnel.device for tunnel in tunnels}
 
 
 class Claim(Lock):
-    """Who uses a device: whose lock it is, and in the file the key they came with, and how often
-    their client has answered when somebody else wanted the device.
+    """The lock of the monitor whose connection has a device.
+
+    The file holds the monitor's process id, the fingerprint of the client's key, and how often the
+    client has answered because another connection wanted the device.
     """
 
     def __init__(self, device: str) -> None:
-        """Raises OSError where no such file can be kept."""
+        """Opens or makes the file; raises OSError where that is not possible."""
         super().__init__(device)
         self._device = device
         self._fingerprint = _NO_KEY
@@ -290,8 +298,8 @@ class Claim(Lock):
         self._is_ours = False
 
     def register(self, key: PublicKey | None) -> None:
-        """The device is ours: be found, and be ended by who comes with the same key."""
-        self.wait_until_free()  # who had the device may be about to give this up, too
+        """Takes the lock and writes the file, for later connections with the same key."""
+        self.wait_until_free()  # the connection that had the device may be about to release this
         self._is_ours = self.take()
         if self._is_ours:
             self._fingerprint = key.fingerprint() if key is not None else _NO_KEY
@@ -299,7 +307,7 @@ class Claim(Lock):
             self._write()
 
     def tell_client_answers(self) -> None:
-        """Our client has just answered; who wants the device, if it is ours, may know."""
+        """Counts an answer of our client in the file, for the connection that wants the device."""
         if self._is_ours:
             self._answers += 1
             self._write()
@@ -312,8 +320,9 @@ class Claim(Lock):
         return os.pread(self._file, 1024, 0).decode("ascii", "replace").split()
 
     def end_predecessor(self, key: PublicKey) -> bool:
-        """Whether the other connection with the same key that has the device has ended, because
-        its client does not answer; False if there is none. Raises UsageError if it answers.
+        """Ends the other connection that has the device, if its client does not answer.
+
+        Returns False if there is none with the same key. Raises UsageError if the client answers.
         """
         before = self._read()
         if not self._send_holder(QUESTION, key.fingerprint()):
@@ -331,7 +340,10 @@ class Claim(Lock):
         return True
 
     def end_holder(self, why: str, known: Sequence[str] = ()) -> bool:
-        """Have the other connection that has the device end; only the ``known`` one, if given."""
+        """Ends the other connection that has the device; returns whether it was told to end.
+
+        With ``known``, the words of the file as read before, only if they are still the same.
+        """
         if known and self._read() != known:
             return False
         if not self._send_holder(signal.SIGTERM):
@@ -340,7 +352,10 @@ class Claim(Lock):
         return True
 
     def _send_holder(self, number: int, fingerprint: str = "") -> bool:
-        """Send a signal to the other connection that has the device, if it came with this key."""
+        """Sends a signal to the monitor of the other connection that has the device.
+
+        With ``fingerprint``, only if it has this key. Returns whether the signal was sent.
+        """
         pid = self.holder()
         words = self._read()
         if len(words) != 3 or words[0] != str(pid) or fingerprint not in ("", words[1]):
@@ -350,7 +365,7 @@ class Claim(Lock):
         except OSError:  # it has ended
             return False
         try:
-            if self.holder() != pid:  # it has, and its number may be somebody else's
+            if self.holder() != pid:  # it has ended, and its id may be another process's
                 return False
             signal.pidfd_send_signal(process, number)
         except OSError:
@@ -360,7 +375,7 @@ class Claim(Lock):
         return True
 
     def wait_until_free(self) -> None:
-        """Wait for the other connection to end, but not for ever."""
+        """Waits for the other connection to end, but at most END_SECONDS."""
         deadline = time.monotonic() + END_SECONDS
         while self.holder() is not None and time.monotonic() < deadline:
             time.sleep(END_POLL)
