@@ -1,4 +1,4 @@
-"""What shadow(5) says of a user: the stored hash, and what has expired."""
+"""A user's entry in shadow(5): the stored hash, and whether password or account has expired."""
 
 import os
 from typing import Final
@@ -14,7 +14,7 @@ SHADOW_LIMIT: Final = 16 << 20  # bytes of /etc/shadow
 def entry(name: str) -> list[str] | None:
     """The user's fields in /etc/shadow, shadow(5).
 
-    Those that are missing at the end are empty: glibc takes such lines, too, and images have them.
+    Missing fields at the end count as empty: glibc accepts such lines, too, and images have them.
     """
     for line in lines():
         if line.startswith(name + ":"):
@@ -35,7 +35,7 @@ def lines() -> list[str]:
 
 
 def expiry(name: str, today: int) -> str:
-    """What of shadow(5) keeps a user out, '' if nothing; ``today`` is in days since 1970."""
+    """The reason in shadow(5) to refuse a user, '' if none; ``today`` is in days since 1970."""
     fields = entry(name)
     if fields is None:
         return ""
@@ -51,11 +51,12 @@ def expiry(name: str, today: int) -> str:
 
 
 def fault_of_password(name: str, today: int) -> str:
-    """Why a password of shadow(5) is not taken any more, '' if it is.
+    """The reason why a password of shadow(5) is no longer accepted, '' if it is.
 
-    There is no dialogue here to change it in. A key still counts, as with sshd without PAM: a board
-    whose clock was wrong when the password was set must not lock everybody out. For the same
-    reason a last change on day 0 says nothing: images have it, and boards without a clock.
+    This server has no dialogue to change the password. A key is still accepted, as with sshd
+    without PAM: a board whose clock was wrong when the password was set must not lock everybody
+    out. For the same reason a last change on day 0 is ignored: images and boards without a clock
+    have it.
     """
     fields = entry(name)
     if fields is None or not fields[2].isdecimal() or not int(fields[2]):

@@ -1,10 +1,10 @@
-"""The one-time codes of this system's users: their secrets, and which were used already.
+"""The one-time codes of this system's users: their secrets, used codes and wrong codes.
 
-A code that was accepted is of no more use to whoever looked over a shoulder, and wrong ones are
-counted over all connections, so that a stolen key is not worth a million guesses. Both stand in a
-file of the state directory for each user, which one process at a time may change: the last step,
-when wrong codes were counted from, and how many there were. If that cannot be written, no code is
-accepted.
+A code is accepted only once, so that somebody who saw it typed cannot use it again. Wrong codes are
+counted over all connections, so that a stolen key does not allow a million guesses. For each user a
+file in the state directory, which one process at a time may change, has three numbers: the time
+step of the last accepted code, the time since which wrong codes are counted, and how many there
+were. If this file cannot be written, no code is accepted.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 FILE_LIMIT: Final = 1 << 20  # bytes of a file of secrets
-_NOBODYS: Final = bytes(SECRET_BYTES)  # to spend as much time on as on a real one
-WRONG_LIMIT: Final = 10  # wrong codes of a user, after which not even the right one counts
-WRONG_SECONDS: Final = 600  # that they are counted for, and that this lasts for at most
+_NOBODYS: Final = bytes(SECRET_BYTES)  # so that an unknown user takes as much time as a real one
+WRONG_LIMIT: Final = 10  # wrong codes of a user, after which even the right one is refused
+WRONG_SECONDS: Final = 600  # for which wrong codes are counted; a refusal lasts no longer
 _WIDTH: Final = 20  # digits of a number, so that writing them is one write of a sector
 
 
 def accepts(user: pwd.struct_passwd | None, given: bytes, path: str, now: float) -> bool:
-    """Whether the code is the user's at ``now`` (seconds since 1970), was not used before, and
-    did not come after too many wrong ones; it is used now.
+    """Whether the code is right, was not used before, and follows not too many wrong ones.
 
-    ``path`` is the file of secrets: lines of user:base32, its owner's alone.
+    After that it counts as used. ``now`` is in seconds since 1970. ``path`` is the file of secrets:
+    lines of user:base32, which only the file's owner may read.
     """
     secret = _secret(user.pw_name, path) if user is not None else None
     if user is None or secret is None:
@@ -46,7 +46,7 @@ def accepts(user: pwd.struct_passwd | None, given: bytes, path: str, now: float)
 
 
 def _accepts_once(user: pwd.struct_passwd, secret: bytes, given: bytes, now: float) -> bool:
-    """Raises OSError, or ValueError for a file that was damaged."""
+    """As ``accepts``; raises OSError, or ValueError if the user's file is damaged."""
     directory = state_directory() / "totp"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -63,7 +63,11 @@ def _accepts_once(user: pwd.struct_passwd, secret: bytes, given: bytes, now: flo
             wrong += 1
             if wrong == WRONG_LIMIT:
                 seconds = since + WRONG_SECONDS - now
-                _log.warning("user %s: no code counts for %d s: wrong ones", user.pw_name, seconds)
+                _log.warning(
+                    "user %s: every code is refused for %d s: too many wrong ones",
+                    user.pw_name,
+                    seconds,
+                )
         numbers = (last if step is None else step, since, wrong)
         os.pwrite(fd, b" ".join(str(number).zfill(_WIDTH).encode() for number in numbers), 0)
         os.fsync(fd)

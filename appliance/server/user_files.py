@@ -1,7 +1,7 @@
-"""The files in which a user says who may log in: authorized_keys, authorized principals.
+"""The user's files that say which keys and certificates may log in: authorized_keys, principals.
 
 They are read with the user's identity, so that nothing can be read through them that the user could
-not read, and not at all where somebody else could have changed them.
+not read. A file that another user could have changed is not used at all.
 """
 
 import logging
@@ -23,13 +23,13 @@ KEYS_LIMIT: Final = 1 << 20  # bytes of an authorized_keys file
 
 
 class UntrustedFile(Exception):
-    """A file that somebody else could have changed; the text says which and why."""
+    """A file that another user could have changed; the text says which and why."""
 
 
 def authorized_keys(user: pwd.struct_passwd, config: ServerConfig) -> list[Entry]:
-    """The entries that let ``user`` in; a file that others may change holds none.
+    """The entries whose keys may log in as ``user``; none from a file that others may change.
 
-    Those with ``is_authority`` let in by their certificates only.
+    The key of an entry with ``is_authority`` may not log in itself, only certificates signed by it.
     """
     folder = config.authorized_keys_directory
     if folder == "~" or folder.startswith("~/"):
@@ -42,13 +42,13 @@ def authorized_keys(user: pwd.struct_passwd, config: ServerConfig) -> list[Entry
 def authorized_principals(
     user: pwd.struct_passwd, config: ServerConfig
 ) -> list[tuple[str, Permissions]]:
-    """For whom a certificate must be to let ``user`` in, and the options of each name.
+    """The principals whose certificates may log in as ``user``, and the options of each.
 
-    The file may be named with %u, %h, %U and %%, and stands in the home unless its path is
-    absolute (sshd_config(5), AuthorizedPrincipalsFile).
+    The file's path may contain %u, %h, %U and %%, and starts at the home unless it is absolute
+    (sshd_config(5), AuthorizedPrincipalsFile).
     """
     if "/" in user.pw_name or user.pw_name.startswith("."):
-        return []  # from a directory service, perhaps: no name of a file
+        return []  # a name from a directory service, perhaps, that must not become part of a path
     tokens = {"u": user.pw_name, "h": user.pw_dir, "U": str(user.pw_uid)}
     parts = config.authorized_principals_file.split("%")
     path = parts.pop(0)
@@ -86,7 +86,10 @@ class _Complaints:
 
 
 def _read_trusted(path: str, user: pwd.struct_passwd) -> bytes:
-    """The file's bytes, when it and every directory up to the home are the user's alone."""
+    """The file's bytes; only the user and root may change it and its directories up to the home.
+
+    Raises UntrustedFile if others may, and OSError.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -112,6 +115,6 @@ def _insist_on_owner(path: str, status: os.stat_result, user: pwd.struct_passwd)
         raise UntrustedFile(f"{path} belongs to somebody else (uid {status.st_uid})")
     others_may_write = status.st_mode & 0o022
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and status.st_uid == 0:
-        others_may_write = 0  # like /tmp: nobody can replace what is not theirs
+        others_may_write = 0  # like /tmp: users can replace only their own files
     if others_may_write:
         raise UntrustedFile(f"{path} may be written by others (mode {status.st_mode & 0o7777:o})")

@@ -1,12 +1,13 @@
-"""Which keys and certificates let a user in, and what they grant: the monitor's part.
+"""The keys and certificates that may log in as a user, and what they grant: the monitor's part.
 
-A plain key is never parsed here: it is compared with the keys that the user's own file names.
-A certificate is, because its authority's word is what counts; that is one strict function,
-and whatever is wrong with a certificate only means that it lets nobody in.
+A client's plain key is never parsed here: it is compared with the keys that the user's own file
+names. A certificate must be parsed, because its authority vouches for the key. One strict function
+does this, and whatever is wrong with a certificate only means that it lets nobody in.
 
-A certificate comes in by an authority of trusted_user_ca_keys, for whom authorized_principals_file
-says or else for the user of that very name, or by a line of authorized_keys with cert-authority.
-What the line restricts and what the certificate restricts is restricted.
+A certificate is accepted in two ways. Either trusted_user_ca_keys has its authority; then it must
+name a principal in authorized_principals_file or, without that setting, the user. Or a line of
+authorized_keys with cert-authority has its authority. The restrictions of the line and those of the
+certificate both apply.
 """
 
 import errno
@@ -45,7 +46,7 @@ class Grant(NamedTuple):
         return self.key.key if isinstance(self.key, Certificate) else self.key
 
     def facts(self) -> audit.Key:
-        """For the audit."""
+        """The fields for this key in the audit."""
         facts = audit.of_key(self.key.key_type, self.plain_key.blob)
         if isinstance(self.key, Certificate):
             terms, authority = self.key.terms, self.key.authority
@@ -59,7 +60,7 @@ class Grant(NamedTuple):
 
 
 def algorithms(config: ServerConfig, aes_is_fast: bool) -> Algorithms:
-    """What the profile offers and the configuration accepts; raises UsageError."""
+    """The algorithms that the profile offers and the configuration accepts; raises UsageError."""
     base = default_algorithms(aes_is_fast, config.profile)
     usual = tuple(name for name in base.key_exchange if name not in FINITE_FIELD)
     return base._replace(
@@ -72,7 +73,10 @@ def algorithms(config: ServerConfig, aes_is_fast: bool) -> Algorithms:
 def _only(
     config: ServerConfig, setting: str, known: tuple[str, ...], usual: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """What the setting names of ``known``; ``usual``, or all of them, if it names none."""
+    """The algorithms that the setting names; if none, ``usual``, or else all of ``known``.
+
+    Raises UsageError for a name that is not in ``known``.
+    """
     wanted: tuple[str, ...] = getattr(config, setting)
     for name in wanted:
         if name not in known:
@@ -81,7 +85,7 @@ def _only(
 
 
 class UserKeys:
-    """The keys that count for clients at one address."""
+    """Decides which keys of clients at one address are accepted."""
 
     def __init__(self, config: ServerConfig, address: str) -> None:
         self._config = config
@@ -91,9 +95,9 @@ class UserKeys:
     def grant(
         self, user: pwd.struct_passwd, algorithm: str, blob: bytes, now: float
     ) -> Grant | None:
-        """What a key lets ``user`` do at ``now`` (seconds since 1970), None if nothing.
+        """What a key grants ``user`` at ``now`` (seconds since 1970), None if it may not log in.
 
-        ``algorithm`` is what it signs with; that it did is for the caller to check.
+        ``algorithm`` is that of the key's signature, which the caller verifies.
         """
         if algorithm not in self._algorithms.user_key:
             return None
@@ -115,7 +119,7 @@ class UserKeys:
         try:
             revoked = self._revoked()
         except (OSError, MalformedMessage) as error:
-            # Half a list would let in what the other half revokes.
+            # A part of the list would accept keys that the rest revokes.
             _log.error("every key is refused: %s: %s", self._config.revoked_keys, error)
             return True
         if revoked is not None and revoked.revokes(key):
@@ -124,7 +128,7 @@ class UserKeys:
         return False
 
     def _revoked(self) -> RevocationList | None:
-        """Raises OSError or MalformedMessage when there should be a list."""
+        """The list, None if none is configured; raises OSError or MalformedMessage."""
         path = self._config.revoked_keys
         return load(_read(path)) if path else None
 
@@ -173,7 +177,7 @@ class UserKeys:
     def _vouched_by_file(
         self, user: pwd.struct_passwd, certificate: Certificate, trusted: set[bytes]
     ) -> Iterator[Permissions]:
-        """The options of what lets ``user`` in by trusted_user_ca_keys."""
+        """The options under which trusted_user_ca_keys lets the certificate log in as ``user``."""
         if certificate.authority.blob not in trusted:
             return
         if self._config.authorized_principals_file:
@@ -184,7 +188,7 @@ class UserKeys:
             yield UNRESTRICTED
 
     def _authorities(self) -> set[bytes]:
-        """The blobs of trusted_user_ca_keys; a line that is no key trusts nobody."""
+        """The key blobs of trusted_user_ca_keys; a line that is not a key is logged and skipped."""
         path = self._config.trusted_user_ca_keys
         if not path:
             return set()

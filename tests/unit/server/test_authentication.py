@@ -690,8 +690,8 @@ def test_after_many_wrong_codes_the_right_one_does_not_count_for_a_while(
     assert coded().code(code(clock[0])).success  # which forgives nothing
     clock[0] += codes.STEP
     assert not coded().code(wrong_code(clock[0])).success
-    (line,) = (text for text in caplog.messages if "no code counts" in text)
-    assert line.startswith(f"user {USER}: no code counts for")
+    (line,) = (text for text in caplog.messages if "every code is refused" in text)
+    assert line.startswith(f"user {USER}: every code is refused for")
     began = clock[0] - codes.STEP - 20 * (totp.WRONG_LIMIT - 2)
     for at in (clock[0], began + totp.WRONG_SECONDS - 1):
         clock[0] = at
