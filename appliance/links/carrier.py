@@ -1,9 +1,9 @@
-"""The process that carries one link: dials, logs in, and moves packets until it is lost.
+"""The process that carries one link: dials, logs in, and copies packets until the connection ends.
 
-It is forked by the supervisor for each attempt, and gives up its privileges once it has
-a socket to the server: what a server sends is never read by root, nor what name servers and jump
-hosts send (lookup.py, way.py), and the keys are another process's (signer.py). The device is the
-supervisor's and stays when this process ends.
+The supervisor forks it for each attempt. It gives up its privileges once it has a socket to the
+server, so that root never reads data from a server; the answers of name servers and the data of
+jump hosts are read without privileges, too (lookup.py, way.py). The keys are in another process
+(signer.py). The device belongs to the supervisor and stays when this process ends.
 """
 
 import gc
@@ -37,14 +37,14 @@ from .way import Way
 _log = logging.getLogger(__name__)
 
 # Our own choices
-PROBE_SECONDS: Final = 5.0  # that a server may take to answer after the network changed
+PROBE_SECONDS: Final = 5.0  # for the server's answer after the network changed
 HANDED_OUT_LIMIT: Final = 32 << 10  # bytes: a report holds twice as many
-# What no new attempt would change.
+# Errors that a new attempt would meet again.
 FINAL: Final = (AuthenticationFailed, HostKeyRejected, UsageError)
 
 
 class Carrier(ConnectionHandler):
-    """One attempt at one link, to its end."""
+    """One attempt at one link, from dialling to the end of its connection."""
 
     def __init__(self, link: Link, device: int, reports: socket.socket) -> None:
         self._link = link
@@ -59,9 +59,9 @@ class Carrier(ConnectionHandler):
         known: Sequence[str],
         confinement: sandbox.Confinement,
     ) -> None:
-        """Carry until the connection ends; the last report says why it did.
+        """Carries packets until the connection ends; the last report gives the reason.
 
-        ``known`` are the first hop's addresses of an earlier attempt.
+        ``known`` are the first hop's addresses from an earlier connection.
         """
         gc.enable()
         way = Way(confinement)
@@ -70,8 +70,8 @@ class Carrier(ConnectionHandler):
             addresses = (look_up(*hop, confinement.resolver) if hop else []) or known
             signer = Signer(login.load_identities, confinement)
             login.use_identities(signer.identities)
-            if hop is not None:  # no command, whose exit status is told
-                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the others
+            if hop is not None:  # without a ProxyCommand, whose exit status is reported
+                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # other children are not waited for
             self._report(Resolved(tuple(address.encode() for address in addresses)))
             if self._reports.recv(1) != GO:
                 return
@@ -79,7 +79,7 @@ class Carrier(ConnectionHandler):
             self._address = way.address
             link = self._link
             _limit_silence(sock, link.server_alive_interval * link.server_alive_count_max)
-            # The system's log may be started again, and is out of reach then.
+            # A restarted syslog could not be reached from the sandbox.
             log.pass_on(lambda level, text: self._report(PassedLine(level, text)))
             sandbox.enter(confinement.identity, confinement.calls)
             connection = login.authenticate(sock, self)
@@ -158,7 +158,7 @@ class Carrier(ConnectionHandler):
         self._report_drops()
 
     def _report_drops(self) -> None:
-        """Tell when something else is told anyway: nobody is woken for a packet."""
+        """Reports dropped packets, together with another report: they alone wake nobody up."""
         for drop, packets in self._drops.items():
             self._report(PacketsDropped(drop, packets))
         self._drops.clear()
@@ -171,7 +171,7 @@ class Carrier(ConnectionHandler):
 
 
 def _limit_silence(sock: socket.socket, seconds: int) -> None:
-    """Have the kernel give up, too, when nothing that we sent arrives."""
+    """Makes the kernel, too, give up when sent data is not acknowledged for ``seconds``."""
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
@@ -184,7 +184,7 @@ def carry(
     known: Sequence[str],
     confinement: sandbox.Confinement,
 ) -> None:
-    """The whole of the process, which never returns."""
+    """Runs the whole process; never returns."""
     status = 0
     try:
         sandbox.forget_signals()

@@ -1,11 +1,11 @@
-"""The supervisor's socket: HTTP over a unix socket that only root can open.
+"""The supervisor's control socket: HTTP over a Unix-domain socket that only root can open.
 
     GET /status, /metrics, /declarations
     POST /up, /up/NAME, /down, /down/NAME
 
-HTTP, so that curl and every collector of metrics can read it:
-``curl --unix-socket /run/culvert/links.sock http://links/metrics``. A request is one line of
-interest; whatever headers follow are skipped.
+It speaks HTTP, so that curl and every collector of metrics can read it:
+``curl --unix-socket /run/culvert/links.sock http://links/metrics``. Only the request line counts;
+the headers are ignored.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ..errors import CulvertError
 # Our own choices
 REQUEST_LIMIT: Final = 8192  # bytes
 BACKLOG: Final = 8
-PATIENCE: Final = 60.0  # seconds that a command may take: routes and name servers are undone
+PATIENCE: Final = 60.0  # seconds for a command: undoing routes and name servers takes time
 SEND_SECONDS: Final = 5.0  # for one answer
 
 
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     content_type: str = "application/json"
 
     def encode(self) -> bytes:
-        """As HTTP/1.0: the connection ends behind it."""
+        """Returns the response as HTTP/1.0, after which the connection is closed."""
         reason = {200: "OK", 400: "Bad Request", 404: "Not Found", 409: "Conflict"}[self.status]
         body = self.text.encode()
         head = (
@@ -45,11 +45,11 @@ class Answer(NamedTuple):
 
 
 class NotRunning(CulvertError):
-    """No supervisor answers."""
+    """No supervisor answers on the control socket."""
 
 
 def socket_path() -> Path:
-    """Where the supervisor listens."""
+    """Returns the path of the socket on which the supervisor listens."""
     return runtime_directory() / "links.sock"
 
 
@@ -61,7 +61,7 @@ class SupervisorSocket:
         self._answer = answer
         path = socket_path()
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # of a supervisor that was killed; ours is the lock
+            path.unlink()  # left by a killed supervisor; no other one runs, as we have the lock
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
@@ -80,7 +80,7 @@ class SupervisorSocket:
         _Client(self._loop, client, self._answer)
 
     def close(self) -> None:
-        """Stop listening, and let nobody find us."""
+        """Stops listening, and removes the socket's file."""
         self._loop.watch_reader(self._socket.fileno(), None)
         self._socket.close()
         with contextlib.suppress(FileNotFoundError):
@@ -88,7 +88,7 @@ class SupervisorSocket:
 
 
 class _Client:
-    """One request."""
+    """One connection to the control socket, which carries one request."""
 
     def __init__(
         self, loop: Loop, sock: socket.socket, answer: Callable[[str, str], Answer]
@@ -137,7 +137,10 @@ def is_running() -> bool:
 
 
 def request(method: str, path: str) -> Answer:
-    """Ask the supervisor; raises NotRunning."""
+    """Sends a request to the supervisor and returns its answer.
+
+    Raises NotRunning, and CulvertError if the caller may not ask.
+    """
     where = socket_path()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE)

@@ -1,4 +1,4 @@
-"""The links that a file declares, and what each declaration means to an SSH client."""
+"""Reads the links that a file declares, and makes each one's login settings."""
 
 import os
 
@@ -10,9 +10,9 @@ from ..services.tunnel.network import plan
 
 
 def read(path: str) -> LinksConfig:
-    """Return the declarations of a file.
+    """Returns the declarations of a file.
 
-    Raises UsageError, also for mistakes that only a login would find out.
+    Raises UsageError, also for mistakes that would otherwise appear only at login.
     """
     config = load_links_config(path)
     _check_owner(path)
@@ -28,14 +28,17 @@ def read(path: str) -> LinksConfig:
 
 
 def _check_owner(path: str) -> None:
-    """Whoever may write the file has root run commands and change routes."""
+    """Raises UsageError if another user than root may write the file.
+
+    The file makes root run commands and change routes.
+    """
     status = os.stat(path)
     if not os.geteuid() and (status.st_uid or status.st_mode & 0o022):
         raise UsageError(f"{path}: others than root may write it: chown root, chmod go-w")
 
 
 def login_for(link: Link, is_traced: bool = False) -> Login:
-    """Return the login to the link's server; what the link leaves open is ssh_config's."""
+    """Returns the login to the link's server; ssh_config sets everything that the link does not."""
     given: list[str | tuple[str, str]] = [
         ("BatchMode", "yes"),
         ("StrictHostKeyChecking", "yes"),

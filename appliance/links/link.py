@@ -1,4 +1,4 @@
-"""The life of one link, as a table: what happened in which state leads where.
+"""The state machine of one link: a table from (state, event) to the next state.
 
     IDLE ──start──► DIALLING ──opened──► UP
                      ▲     │              │
@@ -8,22 +8,22 @@
     DIALLING, UP or BACKING_OFF ──refused──► STOPPED ──start──► DIALLING
     anything ──stop──► IDLE
 
-Only a person, or a changed declaration, takes a link out of STOPPED: trying again what was
-refused would only have the server refuse us for longer. Time and chance are arguments.
+Only a person or a changed declaration takes a link out of STOPPED: after repeated refused logins, a
+server may refuse this machine for even longer. Time and chance are arguments.
 """
 
 from enum import Enum, auto
 from typing import Final
 
 # Our own choices
-FIRST_DELAY: Final = 1.0  # seconds until the first new attempt, and twice as long each time
+FIRST_DELAY: Final = 1.0  # seconds until the first new attempt; doubled for each further one
 LAST_DELAY: Final = 60.0
-JITTER: Final = 0.5  # of the delay, up or down: many links must not come back in step
-STEADY: Final = 10.0  # seconds that a link must have been up for the delays to begin anew
+JITTER: Final = 0.5  # part of the delay, up or down: many links must not dial at the same time
+STEADY: Final = 10.0  # seconds of being up, after which the delays begin again at FIRST_DELAY
 
 
 class LinkState(Enum):
-    """Where a link is."""
+    """The state of a link."""
 
     IDLE = auto()
     DIALLING = auto()
@@ -33,12 +33,12 @@ class LinkState(Enum):
 
 
 class LinkEvent(Enum):
-    """What can happen to it."""
+    """An event that may change a link's state."""
 
     START = auto()
     OPENED = auto()  # the server has opened its end of the tunnel
-    LOST = auto()  # or not come about: worth another attempt
-    REFUSED = auto()  # for good: a key, a host key, a permission
+    LOST = auto()  # the connection ended or failed: another attempt may succeed
+    REFUSED = auto()  # another attempt cannot succeed: a key, a host key, a permission
     DUE = auto()  # the delay is over
     NETWORK_CHANGED = auto()
     STOP = auto()
@@ -65,27 +65,28 @@ TABLE: Final[dict[tuple[LinkState, LinkEvent], LinkState]] = {
 
 
 class LinkLife:
-    """One link's state, and what a person wants to know of it; times are monotonic seconds."""
+    """One link's state and history, which the status shows; times are monotonic seconds."""
 
     def __init__(self, now: float) -> None:
         self.state = LinkState.IDLE
         self.since = now  # when the state was entered
         self.due = 0.0  # in BACKING_OFF: when to dial again
-        self.connects = 0  # how often it came up
+        self.connects = 0  # how often the link came up
         self.last_error = ""
         self._failures = 0  # in a row
 
     @property
     def reconnects(self) -> int:
-        """How often it came back."""
+        """Returns how often the link came up again."""
         return max(0, self.connects - 1)
 
     def happened(
         self, event: LinkEvent, now: float, chance: float = 0.5, why: str = ""
     ) -> LinkState:
-        """Move on and return the new state; ``chance`` is from 0 to 1.
+        """Applies an event and returns the new state.
 
-        Raises KeyError for what cannot happen in this state.
+        ``chance`` is from 0 to 1 and varies the delay; ``why`` is kept as ``last_error``. Raises
+        KeyError if the event cannot happen in this state.
         """
         before = self.state
         self.state = TABLE[before, event]

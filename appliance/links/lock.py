@@ -1,6 +1,7 @@
-"""The right to be the machine's supervisor of links: a lock that goes with its process.
+"""The lock that makes a process the machine's only supervisor of links.
 
-The locked file says which declarations the last one had.
+The lock ends with its process. The locked file contains the path of the declarations that the last
+supervisor had.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ class Taken(UsageError):
 
 
 def take(declarations: str = "") -> int:
-    """Return the lock's descriptor; raises Taken, and UsageError where there can be none.
+    """Returns the lock's descriptor; raises Taken, and UsageError where there can be no lock.
 
-    ``declarations`` is the path of those that it is taken for.
+    ``declarations`` is the path of the new supervisor's declarations.
     """
     directory = runtime_directory()
     try:
@@ -41,7 +42,7 @@ def take(declarations: str = "") -> int:
         os.close(lock)
         raise Taken(f"{directory}: another supervisor of links runs") from error
     if declarations:
-        # Where there is no room, the next one takes any declarations for those of the last.
+        # If the disk is full, the next supervisor accepts any declarations as the last ones.
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, os.fsencode(declarations), 0)
@@ -69,7 +70,7 @@ def without_supervisor(declarations: str = "") -> Iterator[None]:
 
 
 def last_declarations() -> str:
-    """Return the path of what the last one declared, since the machine's start; '' for none."""
+    """Returns the path of the last supervisor's declarations since the boot; '' for none."""
     try:
         return os.fsdecode((runtime_directory() / _FILE).read_bytes())
     except OSError:
@@ -77,7 +78,7 @@ def last_declarations() -> str:
 
 
 def wait_until_free(seconds: float) -> None:
-    """Wait for the supervisor to end, but not longer than this. Raises UsageError."""
+    """Waits for the supervisor's end; raises UsageError if it still runs after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         try:

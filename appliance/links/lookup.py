@@ -1,8 +1,8 @@
-"""Looks a name up in a child without privileges, as the user whom a kill switch lets ask.
+"""Looks a name up in a child process without privileges.
 
-What a name server answers is read by the system's library, in which holes have been found before:
-no process of root's runs it. What comes back is checked here, and proves nothing yet: a resolver
-may lie.
+The child runs as the user whose DNS queries a kill switch permits. The system's library reads the
+answers of name servers, and had security holes before, so no process of root runs it. The
+addresses are checked here; they are not yet trusted, since a resolver may lie.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from ..services.tunnel.resolver import RESOLVED
 _RESOLVERS: Final = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 
 # Our own choices
-SECONDS: Final = 30.0  # that it may take; the system's resolver asks each server for 5, twice
+SECONDS: Final = 30.0  # for one look-up; the system's resolver waits 5 s for each server, twice
 ADDRESSES_LIMIT: Final = 16  # of one name
 _ANSWER: Final = 4096  # bytes
 
 
 def look_up(host: str, port: int, identity: sandbox.SandboxUser | None) -> list[str]:
-    """The addresses of a name, none if it has none that can be found out. It blocks."""
+    """Returns the addresses of a name; none if the look-up fails. Blocks for up to SECONDS."""
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0):
         try:
@@ -50,7 +50,7 @@ def look_up(host: str, port: int, identity: sandbox.SandboxUser | None) -> list[
 
 
 def _read(pipe: int) -> bytes:
-    """All that comes within SECONDS."""
+    """Returns all bytes up to the end of the pipe; none if the end takes longer than SECONDS."""
     data = b""
     deadline = time.monotonic() + SECONDS
     while len(data) < _ANSWER:
@@ -71,22 +71,25 @@ def _checked(text: bytes) -> list[str]:
 
 
 def _answer(host: str, port: int, identity: sandbox.SandboxUser | None, writer: int) -> None:
-    """The child: never returns."""
+    """Runs the child process; never returns."""
     try:
         sandbox.close_all_but({writer, *log.descriptors()})
-        name = host.encode("idna")  # whose module that user may not be able to read
+        name = host.encode("idna")  # before become(): that user may be unable to read the module
         sandbox.become(identity)
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         addresses = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found)
         os.write(writer, "\n".join([*addresses][:ADDRESSES_LIMIT]).encode())
     except (OSError, UnicodeError):
-        pass  # dialling says so
+        pass  # the error of dialling reports it
     finally:
         os._exit(0)
 
 
 def name_servers() -> list[str]:
-    """Those of the machine, behind a stub of systemd-resolved's as well; none of this machine."""
+    """Returns the machine's name servers, including those behind the stub of systemd-resolved.
+
+    Loopback addresses are left out.
+    """
     found = []
     for path in _RESOLVERS:
         try:
@@ -103,7 +106,7 @@ def name_servers() -> list[str]:
 
 
 def stub_users() -> list[int]:
-    """Who asks those name servers for everybody on this machine: systemd-resolved, if it runs."""
+    """Returns the user of systemd-resolved, which sends the machine's DNS queries, if it runs."""
     if not RESOLVED.exists():
         return []
     try:

@@ -1,7 +1,7 @@
-"""OpenMetrics on a loopback port, for collectors that know no unix sockets.
+"""Serves OpenMetrics on a loopback port, for collectors that cannot use Unix-domain sockets.
 
-Any user of the machine can connect there, so a process without privileges reads their
-requests; the text it hands out comes from the supervisor over a socketpair.
+Any user of the machine can connect to the port, so a process without privileges reads the
+requests; it gets the text from the supervisor over a socket pair.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 ADDRESS: Final = "127.0.0.1"
-PATIENCE: Final = 5.0  # seconds for a client's request and its answer, however it comes
-CLIENTS_LIMIT: Final = 64  # at once; one more, and the oldest has to go
+PATIENCE: Final = 5.0  # seconds for a client's whole request and its answer
+CLIENTS_LIMIT: Final = 64  # at once; a further client closes the oldest one
 PLAIN: Final = "text/plain"
 TEXT_LIMIT: Final = 1 << 20  # bytes
 
 
 def listen(port: int) -> socket.socket:
-    """The socket on the port; raises UsageError."""
+    """Returns a socket that listens on the loopback port; raises UsageError."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -42,7 +42,11 @@ def listen(port: int) -> socket.socket:
 
 
 def start(sock: socket.socket, confinement: sandbox.Confinement) -> tuple[int, socket.socket]:
-    """Serve in a process of its own: its id, and the socket on which it asks for the text."""
+    """Starts a process that serves ``sock``.
+
+    Returns its id, and the supervisor's end of the socket pair: for each byte that the process
+    sends there, the supervisor answers with the text.
+    """
     identity = confinement.identity
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -65,7 +69,7 @@ def start(sock: socket.socket, confinement: sandbox.Confinement) -> tuple[int, s
 
 
 class _Server:
-    """All clients at once, in one process: a sandboxed one can have no threads."""
+    """Serves all clients in one loop, as a sandboxed process cannot start threads."""
 
     def __init__(self, sock: socket.socket, supervisor: socket.socket) -> None:
         self.loop = Loop()
@@ -79,11 +83,11 @@ class _Server:
         self._clients[_Client(self, sock)] = None
 
     def forget(self, client: "_Client") -> None:
-        """A client is closed."""
+        """Removes a closed client."""
         self._clients.pop(client, None)
 
     def answer(self, words: list[str]) -> Answer:
-        """What a request line is answered with."""
+        """Returns the answer to a request line."""
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return Answer(400, "no HTTP request\n", PLAIN)
         if words[:2] != ["GET", "/metrics"]:
@@ -98,7 +102,7 @@ class _Server:
 
 
 class _Client:
-    """One request, and the time that it may take."""
+    """One client's connection: one request, within PATIENCE."""
 
     def __init__(self, server: _Server, sock: socket.socket) -> None:
         self._server = server
@@ -137,7 +141,7 @@ class _Client:
             self.close()
 
     def close(self) -> None:
-        """It is answered, or took too long."""
+        """Closes the connection."""
         self._timer.cancel()
         self._server.loop.watch_reader(self._sock.fileno(), None)
         self._server.loop.watch_writer(self._sock.fileno(), None)

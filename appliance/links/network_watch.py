@@ -1,6 +1,6 @@
-"""Tells when the machine's network changed: a link, an address or a route (rtnetlink(7)).
+"""Notices changes of the machine's network: of a device, an address or a route (rtnetlink(7)).
 
-What exactly changed is not looked at: it is a reason to try again now, not later.
+It does not matter what exactly changed: any change is a reason to try again now.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from ..aio.loop import Loop
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 
 # Our own choice
-CALM: Final = 1.0  # seconds: changes come in swarms, and one answer to a swarm is enough
+CALM: Final = 1.0  # seconds: changes come in bursts, and one call per burst is enough
 
 
 class NetworkWatch:
-    """Calls ``changed`` once for each swarm of changes."""
+    """Calls ``changed`` once for each burst of changes."""
 
     def __init__(self, loop: Loop, changed: Callable[[], None]) -> None:
         self._loop = loop
@@ -30,7 +30,7 @@ class NetworkWatch:
         loop.watch_reader(self._sock.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
-        with contextlib.suppress(OSError):  # too much at once (ENOBUFS) is a change as well
+        with contextlib.suppress(OSError):  # ENOBUFS, a full socket, means changes as well
             while True:
                 self._sock.recv(65536)
         if not self._waiting:
@@ -42,6 +42,6 @@ class NetworkWatch:
         self._changed()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stops watching."""
         self._loop.watch_reader(self._sock.fileno(), None)
         self._sock.close()

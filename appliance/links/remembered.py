@@ -1,10 +1,9 @@
-"""What a link knows from its last connection, for when there is none.
+"""Remembers facts of a link's last good connection, for the time when there is no connection.
 
-A server's name may be in a zone that is reached through the tunnel alone, and a kill switch
-must know at the start of the machine what it guards. A file keeps the address of what is
-dialled first, and what the server handed out: those of a connection whose server proved to have
-the right key, and answered after the hand-out had been put to use. What a resolver says, or a
-server that was never heard of again, is not remembered.
+The DNS zone of a server's name may be reachable through the tunnel only, and a kill switch must
+know at boot which networks it guards. So a file keeps the first hop's address and what the server
+handed out. They are taken only from a connection whose server proved to have the right key, and
+still answered after its hand-out was applied. A resolver's answers are not kept.
 """
 
 import json
@@ -21,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Remembered:
-    """One link's file; what cannot be read or written is not remembered, and no more."""
+    """One link's file; a failure to read or write it is only logged."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -41,9 +40,10 @@ class Remembered:
             _log.debug("%s is not used: %s", self._path, error)
 
     def learn(self, address: str, table: Mapping[str, object] | None) -> None:
-        """A tunnel works: with the first hop at ``address``, '' if that has none, and ``table``.
+        """Saves the facts of a tunnel that works.
 
-        ``table`` is what the server handed out, as keys of TunnelNetwork, None for nothing.
+        ``address`` is the first hop's, '' if it has none. ``table`` is what the server handed out,
+        as keys of TunnelNetwork; None for nothing.
         """
         addresses = _checked([address]) if address else []
         if (addresses, table) != (self.addresses, self.handed_out):

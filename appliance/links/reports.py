@@ -1,7 +1,7 @@
-"""What the process of a link tells the supervisor: one record a datagram.
+"""The reports of a link's process to the supervisor: one record per datagram.
 
-The supervisor runs as root and the process reads what a server sends, so the records are
-strict and hold nothing that needs much understanding.
+The supervisor runs as root, and the process reads data from a server, so the records are strict
+and simple to parse.
 """
 
 from typing import Final
@@ -10,12 +10,12 @@ from ..wire.codec import Boolean, Message, Name, String, Strings, Text, UInt32, 
 
 # Our own choices
 DATAGRAM: Final = 64 << 10  # bytes
-GO: Final = b"g"  # the supervisor's answer to Resolved: the way to the server is free
-PROBE: Final = b"p"  # from the supervisor: the network changed, see whether the server is there
+GO: Final = b"g"  # the supervisor's answer to Resolved: routes and rules permit to dial
+PROBE: Final = b"p"  # from the supervisor: the network changed, so check that the server answers
 
 
 class Resolved(Message, number=1):
-    """The addresses of whatever is dialled first; none, if the name could not be resolved."""
+    """The addresses of the first hop; none if its name could not be resolved."""
 
     addresses: Strings
 
@@ -23,27 +23,27 @@ class Resolved(Message, number=1):
 class Opened(Message, number=2):
     """The tunnel carries packets; ``handed_out`` is a HandedOut record, or empty."""
 
-    address: Text  # that the connection goes to
+    address: Text  # of the peer of the connection
     software: Text
     offload: Boolean
     handed_out: String
 
 
 class Alive(Message, number=3):
-    """The server answered."""
+    """The server answered a keepalive."""
 
     round_trip: UInt32  # microseconds
 
 
 class AttemptFailed(Message, number=4):
-    """The last word; ``final`` if trying again would change nothing."""
+    """The last report; ``final`` if a new attempt cannot succeed."""
 
     final: Boolean
     why: Text
 
 
 class PassedLine(Message, number=5):
-    """A line for the log."""
+    """A line for the supervisor's log."""
 
     level: UInt32
     text: String

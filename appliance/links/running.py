@@ -1,7 +1,7 @@
-"""One declared link while its supervisor runs: its life, its device, and its process.
+"""One declared link while its supervisor runs: its state, its device, and its process.
 
-Attempts are made by a process each (carrier.py). What stays between them is here: the
-device with its addresses and routes, so that connections inside the tunnel live on.
+Each attempt has a process of its own (carrier.py). What stays between attempts is here: the device
+with its addresses and routes, so that connections inside the tunnel survive.
 """
 
 import contextlib
@@ -46,24 +46,27 @@ from .remembered import Remembered
 _log = logging.getLogger(__name__)
 
 # Our own choices
-PATIENCE: Final = 2.0  # seconds of dialling, after which a changed network starts it over
-LOGIN_SECONDS: Final = 60.0  # from the connection until the tunnel is open; boards are slow
+PATIENCE: Final = 2.0  # seconds of dialling, after which a changed network makes us dial anew
+LOGIN_SECONDS: Final = 60.0  # from the TCP connection to the open tunnel; boards are slow
 
 _EVERYTHING: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 def record_of(name: str) -> Path:
-    """Where the changes of the link called ``name`` are recorded."""
+    """Returns the path of the record with the changes of the link ``name``."""
     return network_records() / f"link-{name}.json"
 
 
 def owner_of(link: Link) -> str:
-    """The name under which a link's changes are made."""
+    """Returns the owner's name of a link's changes."""
     return f"link-{link.name}"
 
 
 def network_at_start(link: Link, remembered: Remembered) -> TunnelNetwork:
-    """As it is declared, or was handed out; before that a kill switch guards everything."""
+    """Returns the network as declared, or as the server handed it out last.
+
+    Before the first hand-out, a kill switch guards all addresses.
+    """
     if remembered.handed_out is not None:
         return with_handed_out(link, remembered.handed_out)
     if link.from_server and link.kill_switch:
@@ -72,7 +75,7 @@ def network_at_start(link: Link, remembered: Remembered) -> TunnelNetwork:
 
 
 def closed_rules(link: Link) -> tuple[Rules, ...]:
-    """What keeps a link's kill switch closed while nothing else of it is there."""
+    """Returns the rules that keep a link's kill switch closed without any other change."""
     if not link.kill_switch:
         return ()
     device = "" if link.device == "any" else link.device
@@ -80,7 +83,10 @@ def closed_rules(link: Link) -> tuple[Rules, ...]:
 
 
 def close(link: Link, keeper: Keeper) -> None:
-    """Close a link's kill switch, if it has one, and undo all else of it. Raises CulvertError."""
+    """Closes a link's kill switch, if it has one, and undoes the link's other changes.
+
+    Raises CulvertError.
+    """
     rules = closed_rules(link)
     for each in rules:
         keeper.hold(each.table, each.body)
@@ -92,7 +98,7 @@ def close(link: Link, keeper: Keeper) -> None:
 
 
 class RunningLink:
-    """Everything that one link needs, from ``start`` to ``stop``."""
+    """Runs one link from ``start`` to ``stop``; owns its device, its process and its changes."""
 
     def __init__(
         self,
@@ -106,7 +112,7 @@ class RunningLink:
     ) -> None:
         self.link = link
         self.life = LinkLife(loop.time())
-        self.device = ""  # its name, once there is one
+        self.device = ""  # its name; '' before one is chosen
         self.address = ""  # of the server
         self.software = ""
         self.offload = False
@@ -120,34 +126,34 @@ class RunningLink:
         self._is_traced = is_traced
         self._lines = PassedLines(f"link {link.name}")
         self._record = record_of(link.name)
-        # By a supervisor that was killed: leave it so.
+        # Routes that a killed supervisor left stay.
         self._routed = recorded_device(self._record) is not None
         self._made: Sequence[Change] = ()
         self._routes_made: list[str] = []
         self._remembered = Remembered(link)
         self.network = network_at_start(link, self._remembered)
-        self._handed_out: Mapping[str, object] | None = None  # by the server of this attempt
-        self._hop: tuple[str, int] | None = None  # what is dialled first
-        self._candidates: list[str] = []  # its addresses, as a resolver says
+        self._handed_out: Mapping[str, object] | None = None  # in this attempt
+        self._hop: tuple[str, int] | None = None  # the first hop; None for a ProxyCommand
+        self._candidates: list[str] = []  # the first hop's addresses, from a resolver
         self._descriptor = -1
-        self.process = 0  # its id, while there is one
+        self.process = 0  # its id; 0 while there is none
         self._reports: socket.socket
-        self._resolved = False  # whether the process has said so
+        self._resolved = False  # whether the process has sent Resolved
         self._failure: reports.AttemptFailed | None = None
         self._dialled = 0.0
         self._drops = Drops()  # of this connection
-        self._proven = False  # whether this connection has carried an answer while it was up
-        self._timer: Timer | None = None  # until the next attempt, or until this one is too slow
+        self._proven = False  # whether the server has answered a keepalive since OPENED
+        self._timer: Timer | None = None  # for the next attempt, or for the limit of this one
 
     # -- from outside ----------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to dial, unless it goes on already."""
+        """Begins to dial, unless the link is started already."""
         if self.life.state in (LinkState.IDLE, LinkState.STOPPED):
             self._happened(LinkEvent.START)
 
     def change(self, link: Link) -> None:
-        """Go on as ``link`` says: connect anew, and change of the network only what differs."""
+        """Reconnects with a changed declaration; changes only what differs in the network."""
         self._end_process()
         if link.mode != self.link.mode or link.device not in ("any", self.device):
             self._close_device()
@@ -165,9 +171,9 @@ class RunningLink:
         self._happened(LinkEvent.START)
 
     def stop(self, stays_closed: bool = False) -> None:
-        """End the connection and undo every change; raises CulvertError for what stays.
+        """Ends the connection and undoes all changes; raises CulvertError for those that stay.
 
-        A kill switch that ``stays_closed`` is left for the next supervisor, or for `down`.
+        With ``stays_closed`` a kill switch is left for the next supervisor, or for `down`.
         """
         self._happened(LinkEvent.STOP)
         self._end_process()
@@ -181,14 +187,14 @@ class RunningLink:
             reconcile_apart(self._record, ())
 
     def network_changed(self) -> None:
-        """Whatever we wait for may be there now."""
+        """Makes lost changes again, and dials or probes now: the cause of waiting may be gone."""
         life = self.life
         if life.state in (LinkState.IDLE, LinkState.STOPPED):
             return
         pinned = any(isinstance(change, Pin) for change in self._made)
         lost = self._descriptor >= 0 and not is_attached(self._descriptor)
         if pinned or lost or self._routes_made != routes_of(self.device):
-            self._made = ()  # the ways to the server may be others, or somebody removed ours
+            self._made = ()  # routes to the server may have changed, or ours were removed
             if not self._apply():
                 return
         if life.state is LinkState.UP:
@@ -199,13 +205,13 @@ class RunningLink:
         self._happened(LinkEvent.NETWORK_CHANGED)
 
     def rules_changed(self) -> None:
-        """Somebody has changed our table, or we have: have it as it should be."""
+        """Makes the link's tables again if they are damaged; we may have changed them ourselves."""
         try:
             ours = {each.key for each in tables(recorded(self._record))}
             expected = [
                 each
                 for each in tables(self._made)
-                # The other table may be needless, as somebody else passes packets on.
+                # A PassedOn table is not made if another program turned forwarding on.
                 if isinstance(each, Rules) or each.key in ours
             ]
             if all(holds(each, Programs()) for each in expected):
@@ -218,15 +224,15 @@ class RunningLink:
 
     @property
     def tables(self) -> set[str]:
-        """The names of the tables with its rules."""
+        """Returns the names of the tables with the link's rules."""
         return {each.table for each in tables(self._made)}
 
-    # -- its life --------------------------------------------------------------------
+    # -- its state -------------------------------------------------------------------
 
     def _happened(self, event: LinkEvent, why: str = "") -> None:
         life, name = self.life, self.link.name
         before = life.state
-        why = _one_line(why, 1000)  # whoever said it
+        why = _one_line(why, 1000)  # it may come from the server
         state = life.happened(event, self._loop.time(), random.random(), why)
         if state is before:
             return
@@ -252,19 +258,22 @@ class RunningLink:
             self._timer = None
 
     def _refuse(self, why: str) -> None:
-        """Something that trying again would not change."""
+        """Ends the attempt, and stops the link: another attempt cannot succeed."""
         self._end_process()
         self._happened(LinkEvent.REFUSED, why)
 
     def _lose(self, why: str) -> None:
-        """Something that may be different next time."""
+        """Ends the attempt: another one may succeed."""
         self._end_process()
         self._happened(LinkEvent.LOST, why)
 
     # -- the machine's network -------------------------------------------------------
 
     def _apply(self) -> bool:
-        """Have the machine's network as it should be now; without it, the attempt is lost."""
+        """Makes the changes that the link needs now; if this fails, loses the attempt.
+
+        Returns whether all changes are made.
+        """
         link = self.link
         try:
             self._close_switch()
@@ -272,7 +281,7 @@ class RunningLink:
                 self.device = self._choose_device()
             is_ours = recorded_device(self._record) == self.device
             if self._descriptor < 0 and exists(self.device) and not is_ours:
-                self._open_device()  # somebody else's may be busy, and then stays as it is
+                self._open_device()  # fails before any change if another process uses the device
             network = self.network
             if link.from_server and network.domains and not resolved_runs():
                 _log.warning(
@@ -294,7 +303,7 @@ class RunningLink:
                 self._routes_made = routes_of(self.device)
             if self._descriptor >= 0 and not is_attached(self._descriptor):
                 self._close_device()
-                if self.process:  # which holds on to the one that is gone
+                if self.process:  # it still has the descriptor of the removed device
                     raise CulvertError("the device was removed")
             if self._descriptor < 0:
                 self._open_device()
@@ -304,7 +313,10 @@ class RunningLink:
         return True
 
     def _close_switch(self) -> None:
-        """Close a kill switch before anything that may fail; keep a copy that nobody can flush."""
+        """Closes a kill switch before any step that may fail.
+
+        The keeper holds a copy of its rules that `nft flush ruleset` does not remove.
+        """
         link = self.link
         if not link.kill_switch:
             self._keeper.release(table_of(owner_of(link)))
@@ -316,7 +328,7 @@ class RunningLink:
             reconcile_apart(self._record, closed_rules(link))
 
     def _outside(self) -> Outside:
-        """What our processes may send beside the tunnel."""
+        """Returns the packets that the link's processes may send outside the tunnel."""
         if self._hop is None:
             return Outside()
         host, port = self._hop
@@ -382,7 +394,7 @@ class RunningLink:
         self._loop.watch_reader(self._reports.fileno(), self._on_report)
 
     def _forget_what_did_not_work(self) -> None:
-        """Begin with what the last connection that worked was handed out, or with nothing."""
+        """Goes back to the hand-out of the last connection that worked, or to none."""
         self._candidates = []
         if self._handed_out is not None:
             self._handed_out = None
@@ -390,7 +402,10 @@ class RunningLink:
             self._routed = self._remembered.handed_out is not None
 
     def _order(self, order: bytes) -> None:
-        """Tell the process; one that does not listen is ended by its keepalive, or its end."""
+        """Sends an order to the process.
+
+        An error is ignored: the process ends by its keepalive, or has ended already.
+        """
         with contextlib.suppress(OSError):
             self._reports.send(order)
 
@@ -422,11 +437,14 @@ class RunningLink:
                     self._lines.write(message.level, message.text)
                 case reports.AttemptFailed():
                     self._failure = message
-        except (MalformedMessage, ValueError) as error:  # it was taken over, or is ill
+        except (MalformedMessage, ValueError) as error:  # the process has a bug or was taken over
             self._refuse(f"its process broke the rules: {error}")
 
     def _on_resolved(self, message: reports.Resolved) -> None:
-        """Once a process, before it has read anything from the server."""
+        """Makes the routes and rules for the first hop's addresses, then lets the process dial.
+
+        A process reports Resolved once, before it has read anything from the server.
+        """
         if self._resolved:
             raise MalformedMessage("a name was resolved twice")
         self._resolved = True
@@ -454,7 +472,7 @@ class RunningLink:
             try:
                 self._handed_out = _table(message.handed_out)
                 self.network = with_handed_out(self.link, self._handed_out)
-            except UsageError as error:  # which its owner may mend
+            except UsageError as error:  # the server's owner may correct it
                 self._lose(str(error))
                 return
         self._routed = True
@@ -464,7 +482,7 @@ class RunningLink:
             self._order(reports.PROBE)
 
     def _on_alive(self, message: reports.Alive) -> None:
-        """The server answered a question that it was asked after the network had changed."""
+        """Remembers the hand-out at the first answer since OPENED, when it was in use."""
         self.round_trip = message.round_trip / 1e6
         if self.life.state is LinkState.UP and not self._proven:
             self._proven = True
@@ -493,7 +511,7 @@ class RunningLink:
             self._wait()
 
     def _wait(self) -> int:
-        """Until the process has ended; its wait status."""
+        """Waits for the end of the process; returns its wait status."""
         self._loop.watch_reader(self._reports.fileno(), None)
         self._reports.close()
         _, status = os.waitpid(self.process, 0)
@@ -507,9 +525,10 @@ class RunningLink:
 
 
 def routes_of(device: str) -> list[str]:
-    """What the kernel routes there, to be compared; cheap enough for each change of the network.
+    """Returns the kernel's routes to a device as comparable text.
 
-    Lines of proc(5)'s /proc/net/route and ipv6_route, without what counts uses.
+    They are lines of /proc/net/route and ipv6_route (proc(5)) without their counters, which are
+    cheap enough to read at each change of the network.
     """
     found = []
     for path, counters, name in (
@@ -528,7 +547,7 @@ def _one_line(text: str, limit: int) -> str:
 
 
 def _table(handed_out: bytes) -> Mapping[str, object]:
-    """What the server hands out, as keys of TunnelNetwork; raises UsageError."""
+    """Returns a HandedOut record as keys of TunnelNetwork; raises UsageError."""
     what = HandedOut.decode(handed_out) if handed_out else None
     if what is None or not what.addresses:
         raise UsageError(

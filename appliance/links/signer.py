@@ -1,8 +1,8 @@
-"""A process that holds the keys of a login and signs, so that who reads from the network has none.
+"""A process that holds the keys of a login and signs for the process that reads from the network.
 
-It is forked while files can be read, reads the keys, gives up its privileges, and ends when the
-login is over: the process that carries a link for months has never had its private key. It signs
-what RFC 4252 has a client sign, for one session and within the time of a login.
+It is forked while files can be read, reads the keys, gives up its privileges, and ends with the
+login. So the process that carries a link for months never has its private key. It signs only the
+authentication requests of RFC 4252, for one session and within the time of a login.
 """
 
 import logging
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 DATAGRAM: Final = 64 << 10  # bytes
-SIGNATURES: Final = 64  # of one login, far more than a server asks for
-SECONDS: Final = 120.0  # that a login may take
+SIGNATURES: Final = 64  # for one login, far more than a server asks for
+SECONDS: Final = 120.0  # for one login
 
 
 class _Key(Message, number=1):
@@ -37,13 +37,13 @@ class _Key(Message, number=1):
 
 
 class _NoMore(Message, number=2):
-    """All keys have been named; ``wrong``: why there are none."""
+    """The end of the list of keys; ``wrong`` says why they could not be read, or is ''."""
 
     wrong: Text
 
 
 class _Sign(Message, number=3):
-    """Sign ``data`` with the key of this index."""
+    """A request to sign ``data`` with the key of this index."""
 
     index: UInt32
     algorithm: Name
@@ -58,7 +58,7 @@ class Signer:
         load: Callable[[], Iterable[Identity]],
         confinement: sandbox.Confinement,
     ) -> None:
-        """``load`` reads the keys; raises what it raises as a CulvertError."""
+        """Starts the process, where ``load`` reads the keys; raises its errors as CulvertError."""
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -92,16 +92,16 @@ class Signer:
         return sign
 
     def fileno(self) -> int:
-        """The descriptor of its socket."""
+        """Returns the descriptor of the socket to the process."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """End it."""
+        """Ends the process."""
         self._sock.close()
 
 
 def fork() -> int:
-    """As os.fork; raises CulvertError if there can be no more processes."""
+    """Forks like os.fork; raises CulvertError if no process can be started."""
     try:
         return os.fork()
     except OSError as error:
@@ -113,7 +113,7 @@ def _serve(
     load: Callable[[], Iterable[Identity]],
     confinement: sandbox.Confinement,
 ) -> None:
-    """The process: never returns."""
+    """Runs the process; never returns."""
     try:
         sandbox.close_all_but(
             {sock.fileno(), *log.descriptors(), *sandbox.descriptors(confinement.identity)}

@@ -1,4 +1,4 @@
-"""What is to be seen of the links: as JSON, as OpenMetrics text, and as a table for people."""
+"""Writes the status of the links: as JSON, as OpenMetrics text, and as a table for people."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,15 @@ OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkStatus:
-    """One link now; the names are those of the JSON. Times in seconds, rates in bytes a second."""
+    """The status of one link; the JSON uses the same names.
+
+    Times are in seconds, rates in bytes per second.
+    """
 
     name: str
     host: str
     state: str  # idle, dialling, up, backing_off, stopped
-    since: float  # how long it has been in this state
+    since: float  # how long the link has been in this state
     device: str
     address: str  # of the server
     software: str  # of the server
@@ -35,12 +38,12 @@ class LinkStatus:
 
 
 def to_json(links: Sequence[LinkStatus]) -> str:
-    """All of it, for programs."""
+    """Returns all fields as JSON, for programs."""
     return json.dumps({"links": [asdict(link) for link in links]}, indent=2)
 
 
 def from_json(text: str) -> list[LinkStatus]:
-    """What ``to_json`` gave; raises ValueError."""
+    """Reads the text of ``to_json``; raises ValueError."""
     try:
         links: list[dict[str, Any]] = json.loads(text)["links"]
         return [LinkStatus(**link) for link in links]
@@ -49,7 +52,7 @@ def from_json(text: str) -> list[LinkStatus]:
 
 
 class _Metric(NamedTuple):
-    """A family of samples, one a link."""
+    """A family of samples, one for each link."""
 
     name: str
     kind: str
@@ -59,17 +62,17 @@ class _Metric(NamedTuple):
 
 _METRICS: Final = (
     _Metric("up", "gauge", "Whether the link carries packets.", lambda s: s.state == "up"),
-    _Metric("connects", "counter", "How often it came up.", lambda s: s.connects),
-    _Metric("received_bytes", "counter", "Out of the tunnel.", lambda s: s.received_bytes),
-    _Metric("sent_bytes", "counter", "Into the tunnel.", lambda s: s.sent_bytes),
-    _Metric("round_trip_seconds", "gauge", "Of the last keepalive.", lambda s: s.round_trip),
-    _Metric("state_seconds", "gauge", "How long it is in its state.", lambda s: s.since),
+    _Metric("connects", "counter", "How often the link came up.", lambda s: s.connects),
+    _Metric("received_bytes", "counter", "Bytes out of the tunnel.", lambda s: s.received_bytes),
+    _Metric("sent_bytes", "counter", "Bytes into the tunnel.", lambda s: s.sent_bytes),
+    _Metric("round_trip_seconds", "gauge", "Keepalive round trip.", lambda s: s.round_trip),
+    _Metric("state_seconds", "gauge", "Time since the state changed.", lambda s: s.since),
 )
 _STATES: Final = ("idle", "dialling", "up", "backing_off", "stopped")
 
 
 def to_openmetrics(links: Sequence[LinkStatus]) -> str:
-    """The exposition format of OpenMetrics 1.0."""
+    """Returns the status in the exposition format of OpenMetrics 1.0."""
     lines = []
     for metric in _METRICS:
         family = f"culvert_link_{metric.name}"
@@ -87,7 +90,7 @@ def to_openmetrics(links: Sequence[LinkStatus]) -> str:
         for reason, packets in link.dropped.items():
             labels = f'{_labels(link)},reason="{_escaped(reason)}"'
             lines.append(f"culvert_link_dropped_packets_total{{{labels}}} {packets}")
-    lines += ["# TYPE culvert_link_state stateset", "# HELP culvert_link_state Where it is."]
+    lines += ["# TYPE culvert_link_state stateset", "# HELP culvert_link_state The link's state."]
     for link in links:
         for state in _STATES:
             labels = f'link="{_escaped(link.name)}",culvert_link_state="{state}"'
@@ -107,7 +110,7 @@ _COLUMNS: Final = ("LINK", "STATE", "FOR", "DEVICE", "SERVER", "IN", "OUT", "RTT
 
 
 def to_table(links: Sequence[LinkStatus], width: int) -> str:
-    """Rows of at most ``width`` characters; a last error stands below its link."""
+    """Returns rows of at most ``width`` characters; a link's last error is in a row below it."""
     rows = [_COLUMNS, *(_row(link) for link in links)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = []
@@ -138,7 +141,7 @@ def _row(link: LinkStatus) -> tuple[str, ...]:
 
 
 def duration(seconds: float) -> str:
-    """'17s', '5m03s', '7h12m', '12d03h'."""
+    """Returns text such as '17s', '5m03s', '7h12m' or '12d03h'."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -150,7 +153,7 @@ def duration(seconds: float) -> str:
 
 
 def rate(bytes_a_second: float) -> str:
-    """'0 bit/s', '12.3 kbit/s', '4.57 Gbit/s'."""
+    """Returns text such as '0 bit/s', '12.3 kbit/s' or '4.57 Gbit/s'."""
     bits = bytes_a_second * 8
     for unit in ("bit/s", "kbit/s", "Mbit/s"):
         if bits < 1000:

@@ -1,9 +1,8 @@
-"""Keeps the declared links: starts them, answers questions about them, and undoes them.
+"""Supervises the declared links: starts them, reports their status, and undoes their changes.
 
-It runs as root, for the machine's network, and reads nothing that comes from a network: each
-link has a process of its own, without privileges, which reports to it (reports.py). What
-it changes is recorded on disk before, so that a supervisor that was killed is followed by
-one that knows what is left of it.
+It runs as root, as it changes the machine's network, and reads no data from a network: each link
+has a process of its own, without privileges, which sends it reports (reports.py). Each change is
+recorded on disk first, so that a new supervisor knows what a killed one has left.
 """
 
 import gc
@@ -41,19 +40,19 @@ from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
 _log = logging.getLogger(__name__)
 
 # Our own choices
-SAMPLE_SECONDS: Final = 5.0  # over which a rate is the mean
-# Whom links' processes run as: nobody else, for a kill switch knows their resolver by it, and so
-# that they and the server's workers have nothing of each other's. The number is one of those that
-# systemd gives to users without a name.
+SAMPLE_SECONDS: Final = 5.0  # a rate is the mean over this time
+# The users that links' processes run as. No other process uses them: a kill switch recognizes the
+# resolver by its user, and the links and the server's workers must have no access to each other.
+# The numbers are in the range that systemd gives to users without a name.
 USERS: Final = ("culvert-links",)
 SPARE_UID: Final = 61197
-RESOLVER_UID: Final = 61297  # of those that ask for names
+RESOLVER_UID: Final = 61297  # of the processes that look names up
 
 
 class Supervisor:
-    """All links of this machine, of which there is one supervisor.
+    """Owns all links of this machine, which has only one supervisor.
 
-    ``path`` is that of their declarations. With ``is_traced`` the log names each message of the
+    ``path`` is that of their declarations. With ``is_traced`` the log shows each message of the
     links' connections. Raises UsageError.
     """
 
@@ -74,11 +73,11 @@ class Supervisor:
         self._keeper = Keeper(self._loop.watch_reader)
         self._counters: dict[str, _Counter] = {}
         self._metrics: tuple[int, socket.socket] | None = None
-        self._names: set[str] | None = None  # that are to be up; None for all
-        self._opened: set[str] = set()  # of links that 'down NAME' ended
+        self._names: set[str] | None = None  # the links that are wanted; None for all
+        self._opened: set[str] = set()  # links that `down NAME` ended
 
     def run(self, names: Collection[str] | None) -> None:
-        """Keep the links ``names``, or all, until SIGTERM or 'down'."""
+        """Runs the links ``names``, or all for None, until SIGTERM, SIGINT or `down`."""
         loop = self._loop
         sandbox.adopt_orphans()
         rehearse(default_algorithms(aes_is_fast(), "default"))
@@ -119,7 +118,7 @@ class Supervisor:
     # -- links -----------------------------------------------------------------------
 
     def _start(self, names: Collection[str] | None) -> None:
-        """Start those of ``names``, or all; one whose declaration changed begins anew."""
+        """Starts the links ``names``, or all for None; restarts a link with a new declaration."""
         for link in self._config.link:
             if not _among(link, names):
                 continue
@@ -139,14 +138,17 @@ class Supervisor:
             running.start()
 
     def _end_orphans(self) -> None:
-        """What a link's process has started, a ProxyCommand, ends with it."""
+        """Ends the children that a link's process left, such as a ProxyCommand."""
         kept = {running.process for running in self._links.values()} | {self._keeper.process}
         if self._metrics is not None:
             kept.add(self._metrics[0])
         sandbox.end_children_but(kept)
 
     def _stop(self, names: Sequence[str], stay_closed: bool = False) -> list[str]:
-        """Stop them and undo their changes, perhaps but for kill switches; returns what failed."""
+        """Stops links and undoes their changes; returns a line for each failure.
+
+        With ``stay_closed`` kill switches stay.
+        """
         wrong = []
         for name in names:
             running = self._links.pop(name)
@@ -159,9 +161,9 @@ class Supervisor:
         return wrong
 
     def _undo_what_is_left(self, names: Collection[str] | None) -> None:
-        """By a supervisor that was killed, of links that are not to be started now.
+        """Undoes what a killed supervisor left of links that are not started now.
 
-        A declared kill switch stays closed all the same.
+        A declared kill switch stays closed.
         """
         self._close_switches()
         starting = {link.name for link in self._config.link if _among(link, names)}
@@ -177,9 +179,10 @@ class Supervisor:
                 _log.error("%s", error)
 
     def _follow(self, names: Collection[str] | None) -> None:
-        """Have links run as they are declared now.
+        """Makes the running links match the declarations.
 
-        What takes the place of a link under another name is closed before that is undone.
+        Declared kill switches are closed before links are undone, as a link may only have got
+        another name.
         """
         declared = {link.name for link in self._config.link}
         gone = [name for name in self._links if name not in declared]
@@ -189,7 +192,7 @@ class Supervisor:
         self._start(names)
 
     def _close_switches(self) -> None:
-        """Close every declared kill switch that is not made yet, but those that 'down' opened."""
+        """Closes each declared kill switch that is not closed yet and that `down` did not open."""
         for link in self._config.link:
             path = record_of(link.name)
             try:
@@ -200,7 +203,7 @@ class Supervisor:
                 _log.error("link %s: its kill switch is open: %s", link.name, error)
 
     def _up(self, names: Collection[str] | None) -> None:
-        """Read the declarations again and start ``names``; UsageError changes nothing."""
+        """Reads the declarations again and starts ``names``; changes nothing on UsageError."""
         config = declarations.read(self._path)
         declared = {link.name for link in config.link}
         for name in names or ():
@@ -215,7 +218,7 @@ class Supervisor:
         self._follow(names)
 
     def _reload(self) -> None:
-        """SIGHUP: the declarations may have changed; nothing is started that was not wanted."""
+        """Reads the declarations again at SIGHUP; starts only links that were wanted before."""
         try:
             self._config = declarations.read(self._path)
         except UsageError as error:
@@ -233,7 +236,7 @@ class Supervisor:
             if tables is None or running.tables & tables:
                 running.rules_changed()
 
-    # -- to be seen ------------------------------------------------------------------
+    # -- status ----------------------------------------------------------------------
 
     def _tell(self) -> None:
         states = [running.life.state for running in self._links.values()]
@@ -254,7 +257,7 @@ class Supervisor:
         ]
 
     def _answer(self, method: str, path: str) -> Answer:
-        """One request to the control socket."""
+        """Returns the answer to a request on the control socket."""
         verb, _, name = path.removeprefix("/").partition("/")
         match method, verb:
             case "GET", "status" if not name:
@@ -303,7 +306,7 @@ class Supervisor:
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
 
     def _closed_beside(self) -> set[Path]:
-        """The records of links that do not run, but whose kill switch is closed."""
+        """Returns the records of links that do not run, but have a closed kill switch."""
         return set(left_behind()) - {record_of(name) for name in self._links}
 
     def _serve_metrics(self, listening: socket.socket) -> None:
@@ -324,14 +327,14 @@ class Supervisor:
 
 
 class _Counter:
-    """A device's bytes at two moments."""
+    """Computes a device's rates from its byte counts at two moments."""
 
     def __init__(self) -> None:
         self._before: tuple[float, int, int] | None = None
         self.received_rate = self.sent_rate = 0.0
 
     def take(self, device: str, now: float) -> None:
-        """The bytes until now make the rates."""
+        """Reads the counts and updates the rates; ``now`` is in seconds."""
         received, sent = _traffic(device)
         if self._before is not None:
             then, received_then, sent_then = self._before
@@ -342,7 +345,7 @@ class _Counter:
 
 
 def _traffic(device: str) -> tuple[int, int]:
-    """Bytes that came out of the tunnel and went into it (proc(5), /proc/net/dev)."""
+    """Returns the bytes received from and sent into the tunnel (proc(5), /proc/net/dev)."""
     try:
         lines = Path("/proc/net/dev").read_text().splitlines()
     except OSError:
@@ -390,7 +393,7 @@ def _among(link: Link, names: Collection[str] | None) -> bool:
 
 
 def _permitted_calls() -> bytes | None:
-    """The filter of system calls for those who read from the network; None where there is none."""
+    """Returns the seccomp filter for processes that read from the network; None if unsupported."""
     try:
         return seccomp.program(merging=False)
     except seccomp.Unsupported as error:
@@ -399,18 +402,21 @@ def _permitted_calls() -> bytes | None:
 
 
 def left_behind(earlier: bool = False) -> list[Path]:
-    """The records of links whose supervisor did not undo them; perhaps of an earlier boot, too."""
+    """Returns the records of links whose changes were not undone.
+
+    With ``earlier`` records of an earlier boot count as well.
+    """
     paths = record.paths(network_records())
     return [path for path in paths if path.name.startswith("link-") and record.load(path, earlier)]
 
 
 def name_of(path: Path) -> str:
-    """The name of the link whose record this is."""
+    """Returns the name of the link from the path of its record."""
     return path.stem.removeprefix("link-")
 
 
 def left_closed(earlier: bool = False) -> dict[Path, Rules]:
-    """The kill switches among what was left behind."""
+    """Returns the kill switches that were left behind, by the paths of their records."""
     return {
         path: each.change
         for path in left_behind(earlier)
@@ -420,7 +426,7 @@ def left_closed(earlier: bool = False) -> dict[Path, Rules]:
 
 
 def open_again(path: Path, keeper: Keeper) -> None:
-    """Undo all that a record names, its kill switch last. Raises CulvertError."""
+    """Undoes all changes of a record, the kill switch last. Raises CulvertError."""
     try:
         keeper.release(table_of(path.stem))
     finally:

@@ -1,8 +1,8 @@
-"""The way to a link's server: a socket to it, through jump hosts if there are any.
+"""Connects to a link's server, through jump hosts if there are any.
 
-What is dialled first is dialled by root, with the mark that a kill switch and the routes know.
-Each jump host has a process of its own, as confined as the one that carries the link: it logs in
-there and moves bytes.
+Root dials the first hop, with the mark that a kill switch and the routes recognize. For each jump
+host a process of its own logs in there and copies bytes; it has the same sandbox as the process
+that carries the link.
 
     carrier == socket pair == hop to the last jump host == ... == TCP connection to the first one
 """
@@ -33,15 +33,18 @@ _REASON: Final = 1000  # bytes
 
 
 class Way:
-    """How one attempt gets to its server."""
+    """Makes the connection of one attempt, and owns the pipes of its jump hosts' processes."""
 
     def __init__(self, confinement: sandbox.Confinement) -> None:
         self._confinement = confinement
-        self.address = ""  # that was dialled, if one was
-        self._reasons: list[int] = []  # pipes, in which a hop says why it ended
+        self.address = ""  # the dialled one; '' if none was dialled
+        self._reasons: list[int] = []  # pipes from the hops, for the reasons of their ends
 
     def connect(self, login: Login, addresses: Sequence[str]) -> socket.socket:
-        """A socket to the server, whose first hop has ``addresses``; raises CulvertError."""
+        """Returns a socket to the server; ``addresses`` are the first hop's.
+
+        Raises CulvertError.
+        """
         jump = login.jump()
         if jump is None:
             sock = login.dial(addresses, MARK)
@@ -64,7 +67,7 @@ class Way:
         return ours
 
     def why(self) -> str:
-        """What the first hop that failed said, '' if none did."""
+        """Returns the reason of the first hop that failed; '' if none did."""
         for pipe in self._reasons:
             try:
                 if said := os.read(pipe, _REASON):
@@ -75,15 +78,15 @@ class Way:
 
 
 def _peer_address(sock: socket.socket) -> str:
-    """Where the connection goes, as a person reads it."""
+    """Returns the peer's address as text; '' for the socket of a ProxyCommand."""
     try:
         return str(sock.getpeername()[0])
-    except (OSError, IndexError):  # a command's
+    except (OSError, IndexError):  # the socket of a command
         return ""
 
 
 class _Hop(ConnectionHandler):
-    """The process that is logged in to a jump host, and connects onwards from there."""
+    """The process that logs in to a jump host and forwards the connection to the next host."""
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class _Hop(ConnectionHandler):
         self._loop: Loop | None = None
 
     def run(self, signer: Signer, confinement: sandbox.Confinement) -> None:
-        """The whole of the process, which never returns."""
+        """Runs the whole process; never returns."""
         try:
             sandbox.close_all_but(
                 {
@@ -127,7 +130,7 @@ class _Hop(ConnectionHandler):
         driver = Driver(loop, self._sock, connection, loop.stop)
         splice = _Onwards(self._onwards, driver, lambda _: loop.stop())
         splice.say = self._say
-        # The originator of a channel without a socket of its own, as OpenSSH names it.
+        # OpenSSH's originator for a channel without a socket of its own.
         opening = DirectTcpip(*self._place, "127.0.0.1", 65535)
         splice.join(connection.open_channel(DIRECT_TCPIP, opening.encode(), splice))
         driver.start()
@@ -140,14 +143,14 @@ class _Hop(ConnectionHandler):
         _log.info("the jump host says: %s", harmless(text).strip())
 
     def closed(self, error: PeerError | None) -> None:
-        if self._loop is not None:  # or the login says why
+        if self._loop is not None:  # before that, the login raises the error
             if error is not None:
                 self._say(str(error))
             self._loop.stop()
 
 
 class _Onwards(SocketSplice):
-    """The channel to the next host."""
+    """The forwarded channel to the next host."""
 
     say: Callable[[str], None]
 
