@@ -1,4 +1,4 @@
-"""Everything that is set for one host, and what is so when nothing is."""
+"""The settings of the client for one host, with their defaults."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Tunnel = str  # 'no', 'point-to-point' or 'ethernet'
 
 
 class HostOptions:
-    """All settings for one host; a field that nothing sets keeps the default seen here.
+    """Holds all settings for one host; a field that is not set keeps its default.
 
     Paths are absolute, with ~, %-tokens and ${VARIABLES} resolved. Times are seconds.
     """
 
-    host: str = ""  # as it was typed: %n
-    host_name: str = ""  # where to connect to
+    host: str = ""  # as the user typed it: %n
+    host_name: str = ""  # the name or address to connect to
     port: int = 22
     user: str = ""
     host_key_alias: str | None = None
@@ -35,15 +35,15 @@ class HostOptions:
     connect_timeout: int | None = None
     connection_attempts: int = 1
     proxy: Proxy | None = None
-    proxy_jump: tuple[str, ...] = ()  # [user@]host[:port], the first one first
-    proxy_command: str | None = None  # for the shell
+    proxy_jump: tuple[str, ...] = ()  # [user@]host[:port], the first hop first
+    proxy_command: str | None = None  # run by the shell
     tcp_keep_alive: bool = True
     server_alive_interval: int = 0  # 0: never
     server_alive_count_max: int = 3
 
-    identity_files: tuple[str, ...] = ()  # the usual ones if none is set: see below
+    identity_files: tuple[str, ...] = ()  # the default ones if none is set
     identity_files_given: bool = False
-    certificate_files: tuple[str, ...] = ()  # beside those that stand by the identity files
+    certificate_files: tuple[str, ...] = ()  # in addition to those next to the identity files
     identities_only: bool = False
     add_keys_to_agent: AddKeys = AddKeys("no", 0)
     identity_agent: str | None = None  # None: SSH_AUTH_SOCK; '' : no agent
@@ -67,7 +67,7 @@ class HostOptions:
     batch_mode: bool = False
     required_rsa_size: int = 2048  # bits
 
-    # Lists as they were written; algorithms() resolves them against what there is.
+    # Lists as the user wrote them; algorithms() resolves them against the supported ones.
     ciphers: str | None = None
     macs: str | None = None
     kex_algorithms: str | None = None
@@ -89,7 +89,7 @@ class HostOptions:
     control_path: str | None = None
     control_persist: int | None = None  # seconds; None: ends with its own session; 0: never
     forward_agent: str = ""  # the path of the agent to forward; '' for none
-    forwards: tuple[Forward, ...] = ()  # in the order in which they were given
+    forwards: tuple[Forward, ...] = ()  # in the order of the configuration
     gateway_ports: bool = False
     exit_on_forward_failure: bool = False
     clear_all_forwardings: bool = False
@@ -102,22 +102,22 @@ class HostOptions:
     log_level: str = "INFO"
     profile: str = "default"  # default, hardened
 
-    # Of no keyword
-    config_file: str | None = None  # that is read in place of the usual ones
+    # Fields that no keyword sets
+    config_file: str | None = None  # read instead of the default files
     host_key_line: str = ""  # the only host key, as type and base64; known_hosts is not read
-    stdio_forward: tuple[str, int] | None = None  # host and port for our input and output
-    idle_timeout: int = 0  # seconds, after which the client gives up; 0: never
-    is_impostor: bool = False  # perhaps: its key has changed, and the user goes on all the same
-    jump_command: tuple[str, ...] = ()  # the applet and words that connect us, not ssh with -W
+    stdio_forward: tuple[str, int] | None = None  # host and port for standard input and output
+    idle_timeout: int = 0  # seconds without traffic after which the client gives up; 0: never
+    is_impostor: bool = False  # possibly: its host key changed, and the user continues anyway
+    jump_command: tuple[str, ...] = ()  # the applet and words to reach the host; (): ssh -W
 
     def algorithms(
         self, field: str, default: Sequence[str], supported: Sequence[str]
     ) -> tuple[str, ...]:
-        """The list of 'ciphers', 'macs', 'kex_algorithms' and so on that is to be offered.
+        """Returns the algorithms to offer for a ``field`` such as 'ciphers' or 'macs'.
 
-        ``+a,b`` adds to the default, ``-a*`` takes away, ``^a`` moves to the front, and a
-        plain list stands for itself. Names that are not in ``supported`` are left out with
-        a debug line; if none remains, UsageError.
+        ``+a,b`` adds to the default, ``-a*`` removes from it, ``^a`` moves to its front, and a
+        list without a sign replaces it. Names that are not in ``supported`` are left out with a
+        debug line. Raises UsageError if none remains.
         """
         written: str | None = getattr(self, field)
         if written is None:
@@ -139,7 +139,7 @@ class HostOptions:
 
 
 def _select(names: str, supported: Sequence[str]) -> list[str]:
-    """The supported names that a list means, in the list's order."""
+    """Returns the supported names that match a list of patterns, in the list's order."""
     chosen = []
     for name in names.split(","):
         known = [each for each in supported if matches_list(each, name)]

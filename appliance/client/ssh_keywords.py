@@ -2,9 +2,9 @@
 
 A keyword is one of four kinds:
 
-    SETTINGS       the field of HostOptions that it sets, and how its value is read
-    TUNING         accepted with a debug line: leaving it out changes nothing that matters
-    NOT_YET        OpenSSH has it, Culvert has not: an error unless it is set to its off value
+    SETTINGS       sets a field of HostOptions
+    TUNING         accepted with a debug line: it has no important effect
+    NOT_YET        OpenSSH has it, Culvert does not: an error unless it is set to its off value
     anything else  'Bad configuration option', unless IgnoreUnknown names it
 """
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from ..config.forwards import Forward
     from ..config.hosts import Proxy
 
-# Of OpenSSH
+# OpenSSH's
 TUNNEL_ANY: Final = 0x7FFFFFFF  # misc.h, SSH_TUNID_ANY
 _TUNNEL_MAXIMUM: Final = TUNNEL_ANY - 2
 _REKEY_MINIMUM: Final = 16  # bytes
 
 
 class BadValue(Exception):
-    """What was expected; the reader adds the rest of the sentence."""
+    """A value is invalid; the text says what was expected, and the caller names the keyword."""
 
 
 def _one_of(*choices: str, **aliases: str) -> Callable[[str], str]:
@@ -63,7 +63,10 @@ def _text(text: str) -> str:
 
 
 def _time(text: str) -> int:
-    """Seconds of '90', '1m30', '2h' or '1w' (sshd_config(5), TIME FORMATS)."""
+    """Returns the seconds of text such as '90', '1m30', '2h' or '1w'.
+
+    sshd_config(5), TIME FORMATS.
+    """
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
     total = 0
     digits = ""
@@ -92,10 +95,10 @@ def _persist(text: str) -> int | None:
 
 
 class AddKeys(NamedTuple):
-    """Whether the agent is to have the keys that are used, and for how many seconds."""
+    """Whether keys that are used are added to the agent, and for how many seconds."""
 
     how: str  # no, yes, ask, confirm
-    lifetime: int  # 0: for ever
+    lifetime: int  # 0: no limit
 
     def __str__(self) -> str:
         return f"{self.how} {self.lifetime}" if self.lifetime else self.how
@@ -132,7 +135,7 @@ def _escape(text: str) -> str | None:
 
 
 def _size(text: str) -> int:
-    """Bytes of '1G', '500M' or '4096'; 0 for 'default'."""
+    """Returns the bytes of text such as '1G', '500M' or '4096'; 0 for 'default'."""
     if text.lower() == "default":
         return 0
     scale = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
@@ -160,7 +163,7 @@ def _unit(text: str) -> int:
 
 
 def tunnel_devices(text: str) -> tuple[int, int]:
-    """Local and remote unit of ``local[:remote]``, as -w and TunnelDevice take it."""
+    """Returns the local and remote unit of ``local[:remote]``, the value of -w and TunnelDevice."""
     local, colon, remote = text.partition(":")
     return _unit(local), _unit(remote) if colon else TUNNEL_ANY
 
@@ -207,7 +210,10 @@ def _jumps(text: str) -> tuple[str, ...]:
 
 
 def _forward(direction: str) -> Callable[[Sequence[str]], Forward]:
-    """Of one word as on the command line, or of two: where to listen, and the target."""
+    """Returns a function that reads a forward of this direction.
+
+    It takes one word as on the command line, or two: where to listen, and the target.
+    """
 
     def read(words: Sequence[str]) -> Forward:
         from ..config import forwards
@@ -246,13 +252,13 @@ def _files(words: Sequence[str]) -> tuple[str, ...]:
 
 
 class Setting(NamedTuple):
-    """How a keyword becomes a field of HostOptions."""
+    """How the value of a keyword becomes a field of HostOptions."""
 
     keyword: str  # as ssh_config(5) spells it; ssh -G prints it in lower case
-    field: str  # of HostOptions; no rule leads from one name to the other
+    field: str  # of HostOptions; its name cannot be derived from the keyword
     read: Callable[[Any], Any]
-    takes: str = "word"  # 'word', 'words', or 'line': the rest of the line as it is
-    secret: bool = False  # no error shows the value
+    takes: str = "word"  # 'word', 'words', or 'line': the unparsed rest of the line
+    secret: bool = False  # whether errors must not show the value
 
 
 _LOG_LEVEL = _one_of(
@@ -373,7 +379,7 @@ ALIASES: Final = {
     "identityfile2": "identityfile",
 }
 
-# Accepted, without effect here: they tune, log, or belong to a feature that is off.
+# Accepted without effect: they tune or log, or belong to a feature that is off.
 _TUNING_KEYWORDS: Final = """
     canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
     canonicalizepermittedcnames channeltimeout checkhostip cipher
@@ -388,7 +394,7 @@ _TUNING_KEYWORDS: Final = """
 """
 TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 
-# OpenSSH has them, Culvert has not: keyword -> the values that switch it off.
+# OpenSSH has these keywords, Culvert does not; a value of OFF is accepted.
 OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
     BindInterface CanonicalizeHostname ForwardX11
@@ -398,4 +404,4 @@ _NOT_YET_KEYWORDS: Final = """
 NOT_YET: Final = {name.lower(): name for name in _NOT_YET_KEYWORDS.split()}
 REST_OF_LINE: Final = ("localcommand", "knownhostscommand")
 
-WAYS: Final = frozenset(("proxy", "proxy_jump", "proxy_command"))  # the first one given counts
+WAYS: Final = frozenset(("proxy", "proxy_jump", "proxy_command"))  # only the first one set counts
