@@ -134,7 +134,7 @@ class Authentication:
     def _find(self, name: str) -> pwd.struct_passwd | None:
         """The user ``name``, None if they may not log in.
 
-        Raises Deny if the client has named another user before who may log in.
+        Raises Deny if the client has already named another user who may log in.
         """
         if self._user is not None and self._user.pw_name != name:
             raise Deny("the user changed")

@@ -91,7 +91,7 @@ class _Record:
     refused: bool = False
 
     def lapse(self, now: float) -> None:
-        """Once the penalties have passed, ends a refusal, and forgets a bad end for each second."""
+        """Ends a refusal if the penalties have passed; forgets a bad end for each second since."""
         if self.end <= now:
             self.bad_ends = max(0.0, self.bad_ends - (now - self.end))
             self.end = now

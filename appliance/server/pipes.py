@@ -1,7 +1,7 @@
-"""A connection that comes by two pipes (sshd -i): ProxyCommand, socat and stand-ins for inetd.
+"""A connection over two pipes (sshd -i), as from ProxyCommand, socat and programs like inetd.
 
-All else here knows sockets only, so two children copy, one a direction: what the first reads goes
-into a socket, and what comes out of that is written by the second.
+The rest of the server knows only sockets. So two child processes copy, one for each direction: the
+first from the input pipe to a socket, the second from that socket to the output pipe.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from ..process import sandbox
 
 # Our own choices
 PIECE: Final = 64 << 10  # bytes
-LINGER: Final = 2.0  # seconds that the peer has to read our last words
+LINGER: Final = 2.0  # seconds that the peer has to read the last bytes
 
 
 class Pipes:
-    """``socket`` is the connection; the descriptors are taken over."""
+    """Two children that copy between two pipes and ``socket``, which serves as the connection."""
 
     def __init__(self, reading: int, writing: int, identity: sandbox.SandboxUser | None) -> None:
-        """The children run as ``identity``."""
+        """Takes over both descriptors; the children run as ``identity``."""
         self.socket, inner = socket.socketpair()
         with inner:
             self._children = [
@@ -40,14 +40,14 @@ class Pipes:
                 sandbox.forget_signals()
                 self.socket.close()
                 sandbox.enter(identity)
-                with contextlib.suppress(OSError):  # one of the two is gone
+                with contextlib.suppress(OSError):  # the reader or the writer is gone
                     copy()
             finally:
                 os._exit(0)
         return pid
 
     def close(self) -> None:
-        """The socket is closed: have what is on its way written, and end the children."""
+        """Waits until the last bytes are written, and ends the children; ``socket`` is closed."""
         reader, writer = self._children
         end = time.monotonic() + LINGER
         while _runs(writer) and time.monotonic() < end:
@@ -60,7 +60,7 @@ class Pipes:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a child of ours has not ended; the monitor may have waited for it already."""
+    """Whether a child has not ended; the monitor may have waited for it already."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0
     except ChildProcessError:
@@ -80,4 +80,4 @@ def _copy_out(inner: socket.socket, writing: int) -> None:
             while view:
                 view = view[os.write(writing, view) :]
     finally:
-        inner.shutdown(socket.SHUT_RDWR)  # nobody reads any more: that is the end
+        inner.shutdown(socket.SHUT_RDWR)  # the peer reads no more: end the connection

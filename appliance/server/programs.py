@@ -26,24 +26,24 @@ class Program(NamedTuple):
     """A child of ours, and the descriptors that go to the worker."""
 
     pid: int
-    descriptors: list[int]  # stdin, stdout, stderr; none for a terminal's, which it has
+    descriptors: list[int]  # stdin, stdout, stderr; none with a terminal: the worker has its master
 
 
 class PseudoTerminal(NamedTuple):
-    """A pseudo-terminal; whoever reads the master while no slave is open sees an end."""
+    """A pseudo-terminal; a reader of the master sees its end while no slave is open."""
 
     master: int
     slave: int
     name: str
 
     def close(self) -> None:
-        """Close our copies of both sides."""
+        """Closes our copies of both sides."""
         os.close(self.master)
         os.close(self.slave)
 
 
 def ended_children() -> Iterator[tuple[int, int]]:
-    """Process id and wait status of every child that has ended and was not asked for yet."""
+    """Process id and wait status of every child that has ended and was not waited for yet."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -69,7 +69,7 @@ def open_terminal(user: pwd.struct_passwd) -> PseudoTerminal:
 
 
 def base_environment(user: pwd.struct_passwd, inherited: bool) -> Environment:
-    """What every program of ``user`` finds; with ``inherited``, over the server's own."""
+    """The environment of every program of ``user``; ``inherited``: in addition to the server's."""
     environment = dict(os.environb) if inherited else {}
     environment |= {
         b"USER": user.pw_name.encode(),
@@ -89,7 +89,7 @@ def start(
     greeting: str,
     runs_rc: bool,
 ) -> Program:
-    """Run ``command`` by the user's shell, or the shell as a login shell.
+    """Runs ``command`` by the user's shell, or the shell as a login shell if it is None.
 
     With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC). Raises OSError.
     """
@@ -136,7 +136,7 @@ def _become_program(
     greeting: str,
     runs_rc: bool,
 ) -> NoReturn:
-    """In the child: give up everything that is not the user's, and exec."""
+    """In the child: gives up everything that is not the user's, and calls exec."""
     try:
         merging.end()
         os.setsid()

@@ -1,9 +1,9 @@
-"""What a worker may ask its monitor: one table, and the records that cross between them.
+"""The requests of a worker to its monitor: the table of them, and the records that are exchanged.
 
-Each request is one datagram over a socketpair: a message, answered by one byte (GRANTED,
-REFUSED or FAILED), a record or a text, and descriptors beside it; only a line for the log has no
-answer. The monitor trusts none of it:
-the table says when a request is allowed and how often.
+Each request is a message in one datagram over a socketpair. Its answer is one byte (GRANTED,
+REFUSED or FAILED) with a record or a text, and descriptors may come with it. Only a line for the
+log has no answer. The monitor does not trust the worker: the table says when a request is allowed,
+and how often.
 """
 
 import os
@@ -31,32 +31,32 @@ DATAGRAM: Final = 160 << 10  # bytes: the longest command (128 KiB) and its envi
 GRANTED: Final = b"\0"
 REFUSED: Final = b"\1"
 FAILED: Final = b"\2"
-QUESTION: Final = b"\3"  # not an answer: the monitor wants a ClientAnswers, if the client does
-TUNNELS_LIMIT: Final = 10  # of one connection at a time; worker and monitor both insist
+QUESTION: Final = b"\3"  # not an answer: asks for a ClientAnswers, if the client is alive
+TUNNELS_LIMIT: Final = 10  # of one connection at a time; worker and monitor both check it
 
 
 class Sign(Message, number=1):
-    """Sign an exchange hash with a host key; the first hash is the session id."""
+    """Asks for a host key's signature of an exchange hash; the first one is the session id."""
 
     algorithm: Name
     exchange_hash: String
 
 
 class Begin(Message, number=2):
-    """The authentication method 'none'."""
+    """Asks to log in with the authentication method 'none'."""
 
     user: Text
 
 
 class RefuseAttempt(Message, number=3):
-    """An attempt that cannot succeed, to be counted."""
+    """Reports an attempt that cannot succeed, so that the monitor counts it."""
 
     user: Text
     method: Name
 
 
 class ShowKey(Message, number=4):
-    """Would a signature by this key be accepted?"""
+    """Asks whether a signature by this key would be accepted."""
 
     user: Text
     algorithm: Name
@@ -65,7 +65,7 @@ class ShowKey(Message, number=4):
 
 
 class UseKey(Message, number=5):
-    """A signature; the monitor makes the signed data itself."""
+    """Asks to log in with a signature; the monitor makes the signed data itself."""
 
     user: Text
     algorithm: Name
@@ -81,28 +81,28 @@ class UsePassword(Message, number=6):
 
 
 class AskPrompt(Message, number=7):
-    """What keyboard-interactive asks for; answered with a text."""
+    """Asks for the prompt of keyboard-interactive; the answer is a text."""
 
     user: Text
 
 
 class LearnSettings(Message, number=8):
-    """Answered with SettingsReply: what holds for the user who is logged in."""
+    """Asks for the settings of the user who is logged in; the answer is a SettingsReply."""
 
 
 class ReportTotals(Message, number=9):
-    """How much a connection that ends has carried; answered with nothing."""
+    """Reports how much a connection has carried, when it ends; the answer is empty."""
 
     received: UInt64  # bytes
     sent: UInt64
 
 
 class OpenPty(Message, number=10):
-    """Answered with a number, not 0, and the master side."""
+    """Asks for a terminal; the answer is its number, not 0, and the master's descriptor."""
 
 
 class Spawn(Message, number=11):
-    """Answered with a number, and the descriptors of a process."""
+    """Starts a program; the answer is its process id, and the descriptors of a ``Process``."""
 
     kind: Name
     command: String
@@ -116,80 +116,80 @@ class SendSignal(Message, number=12):
 
 
 class OpenTunnel(Message, number=13):
-    """Answered with the device's name, and its descriptor."""
+    """Asks for a tunnel device; the answer is its name, and its descriptor."""
 
     mode: UInt32
     unit: UInt32
 
 
 class CloseTunnel(Message, number=14):
-    """The worker has closed a tunnel device; answered with nothing."""
+    """Reports that the worker has closed a tunnel device; the answer is empty."""
 
     device: Name
 
 
 class Connect(Message, number=15):
-    """Connect to a TCP port; answered with whether it goes by a name, and a descriptor."""
+    """Connects to a TCP port; the answer is the fields of an ``Attempt``."""
 
     host: Text
     port: UInt32
 
 
 class ConnectLocal(Message, number=16):
-    """Connect to a Unix-domain socket; answered with its descriptor."""
+    """Connects to a Unix-domain socket; the answer is its descriptor."""
 
     path: String
 
 
 class Listen(Message, number=17):
-    """Listen on a TCP port; answered with a number, the port, and one descriptor or two."""
+    """Listens on a TCP port; the answer is a number, the port, and one or two descriptors."""
 
     address: Text
     port: UInt32
 
 
 class ListenLocal(Message, number=18):
-    """Listen on a new Unix-domain socket; answered with a number, and its descriptor."""
+    """Listens on a new Unix-domain socket; the answer is a number, and its descriptor."""
 
     path: String
 
 
 class StopListening(Message, number=19):
-    """The worker listens there no more; answered with nothing."""
+    """Reports that the worker no longer listens there; the answer is empty."""
 
     listener: UInt32
 
 
 class ListenAgent(Message, number=20):
-    """Listen for programs that want the client's agent; answered with a descriptor."""
+    """Listens for programs that want the client's agent; the answer is a descriptor."""
 
 
 class ProveHostKey(Message, number=21):
-    """Sign that a host key is the server's; the monitor makes the signed data itself."""
+    """Asks for a host key's proof that it is the server's; the monitor makes the signed data."""
 
     host_key: String
     algorithm: Name
 
 
 class ClosePty(Message, number=22):
-    """No program is to have this terminal; answered with nothing."""
+    """Reports that no program will use this terminal; the answer is empty."""
 
     terminal: UInt32
 
 
 class LogLine(Message, number=23):
-    """A line for the log; it is not answered, so that nobody waits for the log."""
+    """A line for the log; it has no answer, so that the worker does not wait for the log."""
 
     level: UInt32
     text: String
 
 
 class ClientAnswers(Message, number=24):
-    """The client was asked because of a QUESTION, and is there; answered with nothing."""
+    """Reports that the client has answered after a QUESTION; the answer is empty."""
 
 
 class EndSessions(Message, number=25):
-    """The client wants no sessions but those that are open now; answered with nothing."""
+    """Reports that the client wants no more sessions than are open now; the answer is empty."""
 
     open_sessions: UInt32
 
@@ -202,7 +202,7 @@ class OutcomeReply(Record):
 
 
 class SettingsReply(Record):
-    """Of ConnectionConfig, what a worker acts on; the monitor insists on its part itself."""
+    """The settings of ConnectionConfig that the worker applies; the monitor enforces the others."""
 
     accept_env: Strings
     max_sessions: UInt32
@@ -220,7 +220,7 @@ class When(Flag):
 
 
 class Row(NamedTuple):
-    """A request: what it takes, when it is allowed, how often in a connection."""
+    """A request: its message, when it is allowed, and how often in a connection."""
 
     message: type[Message]
     when: When
@@ -246,7 +246,7 @@ TABLE: Final[dict[int, Row]] = {
         Row(ClosePty, When.AFTER, MANY),
         Row(Spawn, When.AFTER, MANY),
         Row(SendSignal, When.AFTER, MANY),
-        # A worker that was taken over may say that it has closed what it has not.
+        # A worker that was taken over may report devices as closed that it still has.
         Row(OpenTunnel, When.AFTER, 1000),
         Row(CloseTunnel, When.AFTER, MANY),
         Row(Connect, When.AFTER, MANY),
@@ -263,20 +263,20 @@ TABLE: Final[dict[int, Row]] = {
 }
 
 
-Reply = tuple[bytes, list[int]]  # an answer, and the descriptors beside it
+Reply = tuple[bytes, list[int]]  # an answer, and the descriptors that come with it
 Handlers = dict[type[Message], Callable[[Any], Reply]]
 
 
 class Deny(Exception):
-    """The monitor's answer is no; the text goes to the worker."""
+    """The monitor refuses a request; the text goes to the worker."""
 
 
 class Failed(Deny):
-    """It was allowed, but the system said no."""
+    """The request was allowed, but a system call failed."""
 
 
 class Denied(PeerError):
-    """The monitor says no; before authentication that ends the connection."""
+    """The monitor has refused a request; before authentication this ends the connection."""
 
 
 class MonitorGone(Exception):
@@ -289,10 +289,11 @@ def ask(
     *descriptors: int,
     questioned: Callable[[], None] = lambda: None,
 ) -> Reply:
-    """Send a request and wait for its answer, with one of these numbers of descriptors (0 if
-    none is given); raises Denied with the refusal, or OSError with what the system said.
+    """Sends a request, and waits for its answer.
 
-    ``questioned`` is called for a QUESTION that comes before the answer.
+    The answer must have one of these numbers of descriptors (0 if none is given). ``questioned`` is
+    called for a QUESTION that comes before the answer. Raises Denied with the monitor's text,
+    OSError with the system's, MonitorGone, or MalformedMessage for other numbers of descriptors.
     """
     sock.sendall(request.encode())
     answer, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max((1, *descriptors)))
@@ -305,7 +306,7 @@ def ask(
         raise Denied(answer[1:].decode(errors="replace"))
     if answer[:1] == FAILED:
         raise OSError(0, answer[1:].decode(errors="replace"))
-    if flags & socket.MSG_CTRUNC:  # it came, but there was no room for its descriptors
+    if flags & socket.MSG_CTRUNC:  # this process had no room for the answer's descriptors
         for fd in fds:
             os.close(fd)
         raise Denied("no descriptor is left")

@@ -60,27 +60,27 @@ class _Running(NamedTuple):
     """A program that has not ended."""
 
     status: int  # descriptor for its wait status
-    takes_signals: bool  # of the client's: not where the client did not choose what runs
+    takes_signals: bool  # from the client; False where the client did not choose the program
 
 
 class SessionGrants:
-    """What the sessions of one connection were given."""
+    """The terminals and programs that the sessions of one connection were given."""
 
     def __init__(
         self, login: LoggedIn, peer: Peer, more_environment: Callable[[], programs.Environment]
     ) -> None:
-        """``more_environment``: what other grants tell programs."""
+        """``more_environment`` gives the variables that other grants set for programs."""
         self._login = login
         self._more_environment = more_environment
         self._peer = peer
         self._keys_environment = _permitted_environment(login.permissions, login.config)
-        self._terminals: dict[int, programs.PseudoTerminal] = {}  # that no program has yet
+        self._terminals: dict[int, programs.PseudoTerminal] = {}  # those without a program yet
         self._terminals_made = 0
         self._programs: dict[int, _Running] = {}  # by process id
-        self._may_begin: int | None = None  # programs, once the client wants no more sessions
+        self._may_begin: int | None = None  # how many programs, if more sessions are not wanted
 
     def handlers(self) -> Handlers:
-        """What answers each request."""
+        """The handler of each request."""
         return {
             LearnSettings: self.learn_settings,
             OpenPty: self.open_pty,
@@ -120,9 +120,9 @@ class SessionGrants:
         return write_uint32(self._terminals_made), [master]
 
     def _check_sessions(self, others: int) -> None:
-        """Raise Deny if ``others`` leave no session; each has one terminal and program at most.
+        """Raises Deny if ``others`` leave no session; each has one terminal and program at most.
 
-        As with sshd, a program that its client left behind counts until it ends.
+        As with sshd, a program that goes on after its session counts until it ends.
         """
         if others >= self._login.config.max_sessions:
             raise Deny("too many sessions")
@@ -130,7 +130,7 @@ class SessionGrants:
             raise Deny("no more sessions were wanted")
 
     def end_sessions(self, request: EndSessions) -> Reply:
-        """Answered with nothing. What is open, and has no program yet, may still begin one."""
+        """Lets only open sessions without a program begin one; the answer is empty."""
         self._may_begin = max(0, request.open_sessions - len(self._programs))
         return b"", []
 
@@ -151,7 +151,7 @@ class SessionGrants:
         environment = programs.base_environment(user, config.pass_environment)
         names, values = request.environment[::2], request.environment[1::2]
         for variable, content in zip(names, values, strict=False):
-            # the worker has looked, too, but a worker may be taken over
+            # the worker has checked this, too, but a worker may be taken over
             if variable != b"TERM" and not _accepts_variable(variable, config):
                 raise Deny("such a variable is not accepted")
             environment[variable] = content
@@ -198,11 +198,11 @@ class SessionGrants:
 
     @property
     def _forced(self) -> str | None:
-        """What runs whatever is asked for."""
+        """The command that runs instead of the requested one, None if there is none."""
         return self._login.config.force_command or self._login.permissions.command
 
     def _command(self, request: Spawn, environment: programs.Environment) -> bytes | None:
-        """What runs: the forced command, the subsystem's, the one asked for, or a shell."""
+        """The command to run: forced, the subsystem's or the requested one; None for a shell."""
         forced = self._forced
         command: bytes | None = request.command
         if request.kind == "subsystem":
@@ -234,7 +234,7 @@ class SessionGrants:
 
     @staticmethod
     def _kill(user: pwd.struct_passwd, group: int, number: int) -> None:
-        """As the user, who may do no more; a child that is just born has no group yet."""
+        """Sends a signal with the user's rights; retries, as a new child may have no group yet."""
         for patience in (0.01, 0.03, 0.1, None):
             try:
                 with accounts.as_user(user):
@@ -246,7 +246,7 @@ class SessionGrants:
                 time.sleep(patience)
 
     def ended(self, pid: int, status: int) -> None:
-        """A child of the monitor's ended; ``status`` is its wait status."""
+        """Passes the wait status of a program that has ended to the worker."""
         program = self._programs.pop(pid, None)
         if program is not None:
             with contextlib.suppress(OSError):  # the session may be over
@@ -262,9 +262,9 @@ def _accepts_variable(name: bytes, config: ServerConfig) -> bool:
 
 
 def _permitted_environment(permissions: Permissions, config: ServerConfig) -> programs.Environment:
-    """What a key's line sets and the server permits (PermitUserEnvironment).
+    """The variables that a key's line sets and the server permits (PermitUserEnvironment).
 
-    The user writes that line: LD_PRELOAD would make anything of a forced command.
+    The user writes that line: with LD_PRELOAD they could turn a forced command into any other.
     """
     environment: programs.Environment = {}
     dropped = []

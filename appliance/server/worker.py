@@ -1,7 +1,7 @@
 """The unprivileged half of one connection: all parsing and nearly all cryptography.
 
-It asks its monitor for whatever it may not do itself (monitor_client.py), and waits for the answer:
-one worker serves one connection, so nobody else waits with it.
+It asks its monitor for everything that it may not do itself (monitor_client.py), and blocks until
+the answer comes: a worker serves one connection, so no other connection has to wait.
 """
 
 import gc
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 # Our own choices
 TUNNEL_KEEPALIVE: Final = 15  # seconds; a dead client must not keep its device for long
-TUNNEL_KEEPALIVES: Final = 3  # without an answer before the peer is given up
+TUNNEL_KEEPALIVES: Final = 3  # without an answer before the connection is closed
 
 
 class Job(NamedTuple):
@@ -133,7 +133,7 @@ class Worker(ConnectionHandler):
         IdleTimeout(self.driver, self._config.idle_timeout, self._idle)
 
     def _idle(self) -> None:
-        if self._tunnels:  # a VPN is there to be there
+        if self._tunnels:  # a VPN must stay up without traffic, too
             self._watch_for_idleness()
             return
         _log.info("idle for %d s", self._config.idle_timeout)
@@ -162,7 +162,7 @@ class Worker(ConnectionHandler):
             return None
 
     def _algorithm_for(self, blob: bytes) -> str:
-        """An RSA key signs with the hash that the key exchange has settled on, if it has."""
+        """The algorithm to sign with; for an RSA key, that of the key exchange if it was RSA."""
         key_type = Reader(blob).name()
         if key_type != RSA:
             return key_type
@@ -234,7 +234,7 @@ class Worker(ConnectionHandler):
         self._keep_alive(TUNNEL_KEEPALIVE, TUNNEL_KEEPALIVES)
 
     def _handed_out(self, device: str) -> HandedOut:
-        """What sshd.toml declares for the client at the other end of ``device``."""
+        """The settings that sshd.toml declares for the client at the other end of ``device``."""
         for tunnel in self._config.tunnel:
             if tunnel.device == device and tunnel.client.addresses:
                 client = tunnel.client
@@ -269,8 +269,8 @@ def _texts(values: Iterable[object]) -> tuple[bytes, ...]:
 
 
 def serve(job: Job, sock: socket.socket, to_monitor: socket.socket) -> None:
-    """Serve one connection to its end."""
-    gc.enable()  # the monitor, which forked us, has no use for it
+    """Serves one connection to its end."""
+    gc.enable()  # the monitor, which forked this process, has disabled it
     loop = Loop()
     monitor = MonitorClient(to_monitor)
     worker = Worker(
