@@ -493,6 +493,9 @@ class RunningLink:
     def _on_dropped(self, message: reports.PacketsDropped) -> None:
         if self.life.state is not LinkState.UP:
             raise MalformedMessage("packets were dropped before there was a tunnel")
+        self._count_drops(message)
+
+    def _count_drops(self, message: reports.PacketsDropped) -> None:
         for drops in (self._drops, self.drops):
             drops.count(Drop(message.reason), message.packets)
 
@@ -513,8 +516,9 @@ class RunningLink:
     def _wait(self) -> int:
         """Waits for the end of the process; returns its wait status."""
         self._loop.watch_reader(self._reports.fileno(), None)
-        self._reports.close()
         _, status = os.waitpid(self.process, 0)
+        self._read_last_drops()
+        self._reports.close()
         self.process = 0
         self.round_trip = None
         if self._drops:
@@ -522,6 +526,13 @@ class RunningLink:
         self._drops.clear()
         self._process_has_ended()
         return status
+
+    def _read_last_drops(self) -> None:
+        """Count what the process reported before it was killed, when nobody looked any more."""
+        with contextlib.suppress(OSError, MalformedMessage, ValueError):
+            while data := self._reports.recv(reports.DATAGRAM):
+                if data[0] == reports.PacketsDropped.number:
+                    self._count_drops(reports.PacketsDropped.decode(data))
 
 
 def routes_of(device: str) -> list[str]:

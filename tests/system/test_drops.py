@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from appliance.crypto.key_files import load_private_key
+from appliance.links.network_watch import CALM
 from appliance.ssh.auth_server import Offer, Outcome
 from appliance.ssh.channels import Channel
 from appliance.ssh.connection import Connection
@@ -30,7 +32,7 @@ from tests.netns import Namespace, Sites, wait_until
 from tests.peers import SERVERS
 from tests.protocol.harness import FAST, Event, Recorder, Recording, TestAuthority
 from tests.sites import PORT, Routed
-from tests.system.test_links import CLIENT, EAGER, state_of, status_of
+from tests.system.test_links import CLIENT, state_of, status_of
 from tests.tunnels import serve_tunnels
 from tests.unit.server.conftest import Dialler
 
@@ -41,6 +43,8 @@ PACKET = b"\x45" + bytes(39)
 PLAIN = bytes(10)
 UNSOUND = struct.pack("<BBHHHH", 2, 0, 0, 0, 0, 0)  # 'the checksum is right': nobody checked
 DATAGRAMS = 100
+# Reports often, but does not give up a test that looks elsewhere for a moment.
+PATIENT = "server_alive_interval = 1\nserver_alive_count_max = 20\n"
 
 
 def framed(header: bytes, packets: int) -> bytes:
@@ -187,7 +191,7 @@ def routed(folder: Path) -> Iterator[Routed]:
 
 def test_a_link_shows_why_its_packets_were_dropped(routed: Routed) -> None:
     west, east = routed["west"], routed["east"]
-    routed.declare("west", routed.link("east", CLIENT + EAGER))
+    routed.declare("west", routed.link("east", CLIENT + PATIENT))
     listening = east.space.inside(lambda: socket.create_server(("", PORT)))
     listening.settimeout(20)
     program = west.start("up", "-F", "-E", "-c", str(west.links))
@@ -210,6 +214,8 @@ def test_a_link_shows_why_its_packets_were_dropped(routed: Routed) -> None:
         assert 0 < seen.pop("no_window") <= DATAGRAMS + 20  # and what the kernel sends by itself
         assert seen == {"unsound_header": 3, "device_down": 2}
         assert server.until(lambda _: "tun0" in west.space.ip("-o", "link", "show", "up"))
+        calm = time.monotonic() + 2 * CALM  # the supervisor looks at the network no more
+        assert server.until(lambda _: time.monotonic() > calm)
 
         west.space.ip("link", "delete", "tun0")
         send(server, tunnel, PLAIN, 4)

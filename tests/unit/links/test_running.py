@@ -17,7 +17,7 @@ from appliance.config.links import Link
 from appliance.links import running
 from appliance.links.keeper import Keeper
 from appliance.links.link import LinkState
-from appliance.links.reports import GO, Opened, PacketsDropped, Resolved
+from appliance.links.reports import GO, Alive, Opened, PacketsDropped, Resolved
 from appliance.links.running import RunningLink
 from appliance.process.sandbox import Confinement
 from appliance.services.tunnel.drops import Drop
@@ -149,6 +149,16 @@ def test_dropped_packets_add_up_and_the_log_tells_each_connections(
     assert "link office: dropped 6 packets: 5 no_window, 1 device_down" in caplog.text
     assert link.drops.total() == 6
     assert not link._drops
+
+
+def test_what_a_process_reported_right_before_it_was_killed_counts(
+    link: RunningLink, process: socket.socket
+) -> None:
+    come_up(link, process)
+    for message in (Alive(1), PacketsDropped("device_gone", 4), PacketsDropped("boredom", 1)):
+        process.send(message.encode())
+    link._lose("the device was removed")
+    assert link.drops == {Drop.DEVICE_GONE: 4}
 
 
 @pytest.mark.parametrize("up", [True, False])
