@@ -1,16 +1,16 @@
-"""Keeps kill switches closed when somebody flushes nftables, in a process of its own.
+"""The keeper: a process that keeps kill switches closed when another program flushes nftables.
 
-Firewall scripts begin with `nft flush ruleset`, which takes everybody's tables away. So the table
-of a closed kill switch has a copy with the flag ``owner`` (Linux 5.12): the copy belongs to the
-netlink socket that made it, nobody else can change it, and it goes when that socket's process ends.
-The keeper is that process:
+Firewall scripts begin with `nft flush ruleset`, which removes the tables of all programs. So the
+table of a closed kill switch has a copy with the flag ``owner`` (Linux 5.12): the copy belongs to
+the netlink socket that made it, no other process can change it, and the kernel removes it when that
+socket's process ends. The keeper is that process:
 
     culvert up --close, supervisor --"table and rules", over a unix socket--> keeper (root)
 
-It outlives the supervisor, whose end, restart or crash must not open a switch, makes a table again
-that was flushed while no supervisor runs, and ends when its last copy is released, as `culvert
-down` does. Where the system cannot have such tables, there is
-no keeper, and a flush opens a switch until the supervisor has made its rules again.
+The keeper outlives the supervisor, because the supervisor's end, restart or crash must not open a
+switch. It makes a flushed table again while no supervisor runs. It ends when its last copy is
+released, as `culvert down` does. If the system has no such tables, there is no keeper, and a flush
+opens a switch until the supervisor has made its rules again.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from ..aio.service_manager import notify
 from ..config.directories import runtime_directory
 from ..errors import CulvertError
 from ..process.daemon import daemonize
+from ..services.tunnel.marks import table_script
 from ..services.tunnel.rules_watch import RulesWatch
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _COPY: Final = "/held"  # what the name of a copy ends with; no link's name has 
 _DONE: Final = b"done"
 _NO_COPY: Final = "a flush of the ruleset opens kill switches for a moment: %s"
 
-# This very package, wherever it is, and nothing of the current directory.
+# Imports this package from where it is installed, and nothing from the current directory.
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from appliance.links.keeper import main;"
     " main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -61,18 +62,18 @@ _START: Final = (
 
 
 def copy_of(table: str) -> str:
-    """The name of the copy of a table."""
+    """Returns the name of a table's copy."""
     return table + _COPY
 
 
-# -- for those who have tables to be kept ------------------------------------------------
+# -- for processes that close kill switches ----------------------------------------------
 
 
 class Keeper:
-    """Has copies of tables held, and starts the keeper's process when there is something to hold.
+    """Asks the keeper to hold copies of tables, and starts its process when it is needed.
 
-    A failure is told once: the tables themselves stand without copies, too. With ``watch``, which
-    is Loop.watch_reader, a keeper that is killed is followed by another.
+    A failure is logged once and is no error: the tables themselves stand without copies, too. With
+    ``watch``, which is Loop.watch_reader, a keeper that was killed is started again.
     """
 
     def __init__(self, watch: Callable[[int, Callback | None], None] | None = None) -> None:
@@ -83,7 +84,7 @@ class Keeper:
         self._warned = False
 
     def hold(self, table: str, body: str) -> None:
-        """Hold ``body``, what stands between the table's braces, in place of an earlier one."""
+        """Has the keeper hold ``body``, the text between the braces, as the copy of a table."""
         if self._told.get(table) == body:
             return
         try:
@@ -97,27 +98,28 @@ class Keeper:
             self._warned = True
 
     def release(self, table: str) -> None:
-        """Let a table's copy go, whoever had it made. Raises CulvertError if it stays.
+        """Removes a table's copy, also one of another process. Raises CulvertError if it stays.
 
-        As long as a copy is held, its table is made again when it is removed.
+        Call it before the table itself is removed: the keeper makes the table again while it holds
+        the copy.
         """
         self._told.pop(table, None)
         self._release(table, copy_of(table))
 
     def release_all(self) -> None:
-        """Let all copies go, whoever had them made. Raises CulvertError if one stays."""
+        """Removes all copies, also those of other processes. Raises CulvertError if one stays."""
         self._told.clear()
         self._release("", "what the keeper holds")
 
     def close(self) -> None:
-        """Watch no more; what is held stays held."""
+        """Stops watching the keeper, which goes on holding its copies."""
         if self._watch is not None and self._process_descriptor >= 0:
             self._watch(self._process_descriptor, None)
             os.close(self._process_descriptor)
             self._process_descriptor = -1
 
     def _follow(self, process: int) -> None:
-        """Learn when the keeper ends. Raises OSError."""
+        """Watches for the end of the keeper. Raises OSError."""
         if process != self.process:
             self.close()
             self.process = process
@@ -127,7 +129,7 @@ class Keeper:
             self._hold_again()  # what the one before held, of whose end we may not know yet
 
     def _ended(self) -> None:
-        """Have another keeper hold what this one held for us."""
+        """Has another keeper hold the copies that the ended one held for this process."""
         self.close()
         self.process = 0
         self._hold_again()
@@ -138,7 +140,7 @@ class Keeper:
             self.hold(table, body)
 
     def _hold(self, table: str, body: str) -> int:
-        """The keeper's process id. Raises CulvertError and OSError."""
+        """Returns the keeper's process id. Raises CulvertError and OSError."""
         deadline = 0.0
         starts = 0
         while (process := _request(table, body)) is None:
@@ -183,7 +185,7 @@ class Keeper:
 
 
 def _become_keeper(lock: int, listening: int) -> NoReturn:
-    """In a fork: leave its parent and its parent's memory behind."""
+    """Executes the keeper's program, in a fork, so that none of the parent's memory is left."""
     try:
         daemonize()
         for each in (lock, listening):
@@ -196,9 +198,9 @@ def _become_keeper(lock: int, listening: int) -> NoReturn:
 
 
 def _request(table: str, body: str) -> int | None:
-    """Ask the keeper; returns its process id, None if there is none.
+    """Sends a request to the keeper; returns its process id, None if no keeper runs.
 
-    One that does not answer is ended. Raises CulvertError with its answer, and OSError.
+    Ends a keeper that does not answer. Raises CulvertError with the keeper's answer, and OSError.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_PATIENCE)
@@ -224,7 +226,7 @@ def _request(table: str, body: str) -> int | None:
 
 
 def _end(process: int) -> None:
-    """End a keeper; what it holds goes with it. Raises OSError."""
+    """Ends a keeper; the kernel removes its copies. Raises OSError."""
     try:
         descriptor = os.pidfd_open(process)
     except ProcessLookupError:
@@ -243,7 +245,7 @@ def _end(process: int) -> None:
 
 
 def _lock() -> int:
-    """The file whose lock the keeper has. Raises OSError."""
+    """Opens the file whose lock the keeper has. Raises OSError."""
     return os.open(_lock_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
@@ -276,10 +278,9 @@ def _socket_path() -> Path:
 
 
 def _bind() -> socket.socket:
-    """The socket of the keeper, which root alone can reach. The caller has the lock.
+    """Returns the keeper's socket, bound to a path that only root can open.
 
-    Nobody is let in before the keeper itself listens, which makes the process that SO_PEERCRED
-    names the keeper's.
+    The caller has the lock. The keeper itself calls listen(), so that SO_PEERCRED names it.
     """
     path = _socket_path()
     with contextlib.suppress(FileNotFoundError):
@@ -294,7 +295,7 @@ def _bind() -> socket.socket:
 
 
 def _read_all(sock: socket.socket) -> bytes:
-    """Everything until the other end has no more. Raises OSError, also for too much."""
+    """Reads until the end of the stream. Raises OSError, also for more than _REQUEST_LIMIT."""
     data = bytearray()
     while part := sock.recv(65536):
         data += part
@@ -307,16 +308,16 @@ def _read_all(sock: socket.socket) -> bytes:
 
 
 def main(lock: int, listening: int) -> NoReturn:
-    """Be the keeper that a supervisor has started, until nothing is held any more."""
+    """Runs a keeper that was started by another process, until it holds no copy any more."""
     log.set_up("culvert-keeper", logging.INFO, False)
     serve(Copies(), socket.socket(fileno=listening), lock, stays=False)
     os._exit(0)
 
 
 def stay(closed: Callable[[], Iterable["Rules"]]) -> NoReturn:
-    """Be the keeper until a signal ends this process; ``closed`` says what to hold first.
+    """Makes this process the keeper until a signal ends it; ``closed`` returns the first tables.
 
-    Where another keeper runs, has that one hold it, and waits for its end. Raises OSError.
+    If another keeper runs, asks that one to hold the tables, and waits for its end. Raises OSError.
     """
     lock = _lock()
     try:
@@ -340,9 +341,9 @@ def stay(closed: Callable[[], Iterable["Rules"]]) -> NoReturn:
 
 
 def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) -> None:
-    """Answer one request after the other; unless it ``stays``, until nothing is held.
+    """Answers one request after the other; unless it ``stays``, until no copy is held.
 
-    Then another keeper can be started as soon as the last request is answered.
+    The lock is free when the last request is answered, so that another keeper can be started.
     """
     listening.listen()
     watch = RulesWatch()
@@ -376,7 +377,7 @@ def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) ->
 
 
 class Copies:
-    """Copies of tables that only this process can change; they go when it ends."""
+    """Copies of tables that only this process can change; the kernel removes them when it ends."""
 
     def __init__(self) -> None:
         self._held: dict[str, str] = {}
@@ -387,7 +388,7 @@ class Copies:
         return len(self._held)
 
     def answer(self, table: str, body: str) -> None:
-        """Hold a table, release it if there is no body, or all if it has no name.
+        """Holds a copy; removes it if ``body`` is empty, and all copies if ``table`` is empty, too.
 
         Raises CulvertError.
         """
@@ -400,7 +401,7 @@ class Copies:
                 self._release(each)
 
     def hold(self, table: str, body: str) -> None:
-        """Hold this version of a table. Raises CulvertError."""
+        """Holds this version of a table's copy. Raises CulvertError."""
         if self._held.get(table) == body:
             return
         copy = f"table inet {copy_of(table)}"
@@ -410,13 +411,11 @@ class Copies:
         self._held[table] = body
 
     def restore(self) -> None:
-        """Make tables again that another program has removed."""
-        from ..services.tunnel.network import Rules
-
+        """Makes tables again that another program has removed."""
         for table, body in self._held.items():
             # One transaction, which fails if the table is there.
             with contextlib.suppress(CulvertError):
-                self._run(f"create table inet {table}\n{Rules(table, body).script}")
+                self._run(f"create table inet {table}\n{table_script(table, body)}")
 
     def _release(self, table: str) -> None:
         if table in self._held:
@@ -424,7 +423,7 @@ class Copies:
             del self._held[table]
 
     def _run(self, script: str) -> None:
-        """Have libnftables do all of it or nothing; raises CulvertError."""
+        """Runs a script of nft in one transaction; raises CulvertError."""
         library = self._load()
         if library.nft_run_cmd_from_buffer(self._context, script.encode()):
             said = library.nft_ctx_get_error_buffer(self._context) or b""

@@ -13,7 +13,6 @@ and rules name the bridge instead.
 """
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from ...config.network import Mode, Network, TunnelNetwork, reached_through, wit
 from ...errors import CulvertError, UsageError
 from . import chains
 from .chains import Outside
-from .marks import MARK, PIN_TABLE, TABLE_PREFIX
+from .marks import MARK, PIN_TABLE, TABLE_PREFIX, digest_of, table_script
 
 # linux/if.h: IFNAMSIZ is 16 with the final zero. Characters that nft or resolvectl could read as
 # syntax are not permitted.
@@ -80,14 +79,12 @@ class Rules(Change):
     @property
     def digest(self) -> str:
         """Identifies one version of the rules; the table has it as its comment."""
-        return hashlib.sha256(self.body.encode()).hexdigest()[:16]
+        return digest_of(self.body)
 
     @property
     def script(self) -> str:
-        """Returns the input of `nft -f -` that replaces the whole table at once."""
-        table = f"table inet {self.table}"
-        comment = f'\tcomment "{self.digest}"\n'
-        return f"{table}\ndelete {table}\n{table} {{\n{comment}{self.body}}}\n"
+        """Input for `nft -f -` that replaces the whole table in one transaction."""
+        return table_script(self.table, self.body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def test_a_certificate_that_is_of_no_use_is_a_mistake(
     (tmp_path / "junk").write_text("junk")
     for path, text in [
         (certificate(generate("ssh-ed25519")), "none of the host keys"),
-        (str(tmp_path / "plain"), "no certificate for hosts"),
+        (str(tmp_path / "plain"), "not a host certificate"),
         (str(tmp_path / "junk"), "not a public key"),
         (str(tmp_path / "nothing"), "No such file"),
         (str(tmp_path), "directory"),
@@ -175,7 +175,7 @@ def test_a_certificate_that_is_of_no_use_is_a_mistake(
         with pytest.raises(UsageError, match=text) as raised:
             host_keys.arrange([key], [path], 2048)
         assert path in str(raised.value)
-    with pytest.raises(UsageError, match="no certificate for hosts"):
+    with pytest.raises(UsageError, match="not a host certificate"):
         host_keys.arrange([key], [certificate(key, CertType.USER)], 2048)
 
 

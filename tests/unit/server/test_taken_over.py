@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from nacl.pwhash import argon2id
 
+from tests.netns import wait_until
 from tests.peers import Keyring, environment
+from tests.processes import family
 from tests.unit.process.test_seccomp import CRASH, ROOT, TAKEN_OVER
 
 # What the attacker brings along: the user's name, and a key that lets in where that is meant.
@@ -110,7 +112,10 @@ def test_a_worker_runs_no_more_programs_than_max_sessions(take_over: TakeOver) -
         "for _ in range(2): ask(to_monitor, Spawn('exec', b'exec cat', (), 0), 4)\n"
         "os.write(1, refusal(to_monitor, Spawn('exec', b'', (), 0), 4).encode())"
     )
+    before = set(family(os.getpid()))
     assert take_over(code, max_sessions=2) == "too many sessionsdone0 "
+    # The programs see the end of their input once their shell has read its own files.
+    assert wait_until(lambda: set(family(os.getpid())) <= before, 60)
 
 
 @pytest.mark.parametrize(
