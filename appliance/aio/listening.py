@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from .addresses import socket_address
 from .loop import Loop
@@ -154,25 +154,14 @@ class LocalListener:
         """Makes both; ``mask`` and ``unlink`` are StreamLocalBindMask and StreamLocalBindUnlink
         of ssh_config(5). Raises OSError.
         """
-        if not path or b"\0" in path:
-            raise OSError(errno.EINVAL, "not a socket's path")
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, kind)
-        before = os.umask(mask)
+        self.socket = bind_local(path, mask, unlink, kind)
         try:
-            if unlink:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            self.socket.bind(path)
             self._identity = identity(path)
             self.socket.listen(BACKLOG)
-        except OSError as error:
+        except OSError:
             self.socket.close()
-            if error.errno is None:  # raised by Python itself, about the path's length
-                raise OSError(errno.ENAMETOOLONG, "the path of the socket is too long") from error
             raise
-        finally:
-            os.umask(before)
 
     def remove(self) -> None:
         """Removes the file, if it is still the one that was made."""
@@ -181,11 +170,47 @@ class LocalListener:
                 os.unlink(self.path)
 
 
-def peer_uid(sock: socket.socket) -> int:
-    """The user id of the process that connected to, or listens on, a Unix-domain socket."""
+def bind_local(
+    path: bytes,
+    mask: int = 0o177,
+    unlink: bool = False,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+) -> socket.socket:
+    """Returns a Unix-domain socket at ``path``, made with this umask. Raises OSError.
+
+    With ``unlink`` an older file there is removed.
+    """
+    if not path or b"\0" in path:
+        raise OSError(errno.EINVAL, "not a socket's path")
+    sock = socket.socket(socket.AF_UNIX, kind)
+    before = os.umask(mask)
+    try:
+        if unlink:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        if error.errno is None:  # raised by Python itself, about the path's length
+            raise OSError(errno.ENAMETOOLONG, "the path of the socket is too long") from error
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
+
+class Credentials(NamedTuple):
+    """The other end of a Unix-domain socket: struct ucred of unix(7)."""
+
+    process: int
+    uid: int
+    gid: int
+
+
+def peer_of(sock: socket.socket) -> Credentials:
+    """Returns the process that connected to, or listens on, a Unix-domain socket."""
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid: int = _CREDENTIALS.unpack(data)[1]
-    return uid
+    return Credentials(*_CREDENTIALS.unpack(data))
 
 
 def identity(path: bytes) -> tuple[int, int, int]:

@@ -194,13 +194,12 @@ def _close(path: str, names: Sequence[str], stays: bool) -> int:
 
     result = 0
     used = _declarations_in_use()
-    if stays and keeper.has_run():
-        pass  # it is started again: what 'down' has opened meanwhile stays open
-    elif used is None:
+    if used is not None and not stays:
+        _require_closed(path, names, used)
+    # A keeper that is started again leaves open what 'down' has opened meanwhile.
+    if used is None and not (stays and keeper.has_run()):
         with lock.without_supervisor("" if lock.last_declarations() else path):
             result = _close_declared(path, names, not stays)
-    elif not stays:
-        _require_closed(path, names, used)
     if stays:
         try:
             # A supervisor has its own held. It may wait for this process, and is asked nothing.

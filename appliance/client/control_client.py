@@ -9,7 +9,7 @@ import stat
 from types import FrameType
 from typing import Final
 
-from ..aio.listening import identity, peer_uid
+from ..aio.listening import identity, peer_of
 from ..config.forwards import Forward, TcpPlace
 from ..errors import CulvertError, MalformedMessage, UsageError
 from ..services.session_client import CONNECTION_FAILED
@@ -223,7 +223,7 @@ def _distrust(path: str, sock: socket.socket) -> str:
     mine = (0, os.getuid())
     try:
         status = os.lstat(path)
-        uid = peer_uid(sock)
+        uid = peer_of(sock).uid
     except OSError as error:
         return error.strerror or str(error)
     if not stat.S_ISSOCK(status.st_mode):

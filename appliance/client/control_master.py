@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..aio.driver import Driver
-from ..aio.listening import ListeningSocket, LocalListener, peer_uid
+from ..aio.listening import ListeningSocket, LocalListener, peer_of
 from ..config.forwards import forward
 from ..errors import MalformedMessage, UsageError
 from ..services.forward_client import ForwardClient
@@ -108,7 +108,7 @@ class ControlMaster:
         return self._stopped and not self._clients
 
     def _accepted(self, sock: socket.socket) -> None:
-        uid = peer_uid(sock)
+        uid = peer_of(sock).uid
         if uid not in (0, os.getuid()):
             _log.warning("refused: another user (uid %d) wants to share the connection", uid)
             sock.close()

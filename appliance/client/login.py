@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -32,6 +31,7 @@ from ..crypto.suites import (
     default_algorithms,
 )
 from ..errors import AuthenticationFailed, CulvertError, PeerDisconnected, PeerError, UsageError
+from ..process import ourselves
 from ..ssh.auth_client import Identity
 from ..ssh.connection import Connection, ConnectionHandler
 from ..ssh.order import Phase
@@ -52,11 +52,7 @@ _log = logging.getLogger(__name__)
 JUMPS_LIMIT: Final = 16  # jump hosts on the way to one host
 COMMAND_GRACE: Final = 1.0  # seconds that a command may take to end after it closed its output
 
-# Imports this package from where it is, and nothing from the current directory.
-_OURSELVES: Final = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from appliance.multicall import main;"
-    " sys.exit(main())"
-)
+_OURSELVES: Final = "from appliance.multicall import main; sys.exit(main())"
 
 
 class Login:
@@ -301,8 +297,7 @@ def _jump(options: HostOptions) -> list[str]:
     *earlier, last = options.proxy_jump
     user, host, port = destination(last)
     _check_jump(options, last)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    argv = [sys.executable, "-P", "-c", _OURSELVES, root]
+    argv = ourselves.command(_OURSELVES)
     if options.jump_command:
         return [*argv, *options.jump_command]
     argv.append("ssh")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ..aio.listening import bind_local
 from ..aio.loop import Loop
 from ..config.directories import runtime_directory
 from ..errors import CulvertError
@@ -59,15 +60,8 @@ class SupervisorSocket:
     def __init__(self, loop: Loop, answer: Callable[[str, str], Answer]) -> None:
         self._loop = loop
         self._answer = answer
-        path = socket_path()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # left by a killed supervisor; no other one runs, as we have the lock
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
-        try:
-            self._socket.bind(str(path))
-        finally:
-            os.umask(before)
+        # A killed supervisor left its file; no other one runs, as we have the lock.
+        self._socket = bind_local(os.fsencode(socket_path()), unlink=True)
         self._socket.listen(BACKLOG)
         self._socket.setblocking(False)
         loop.watch_reader(self._socket.fileno(), self._accept)

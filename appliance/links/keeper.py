@@ -21,18 +21,19 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from .. import log
+from ..aio.listening import bind_local, peer_of
 from ..aio.loop import Callback
 from ..aio.service_manager import notify
 from ..config.directories import runtime_directory
 from ..errors import CulvertError
+from ..process import ourselves
 from ..process.daemon import daemonize
 from ..services.tunnel.marks import table_script
 from ..services.tunnel.rules_watch import RulesWatch
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from ..services.tunnel.network import Rules
 
 _log = logging.getLogger(__name__)
-
-_CREDENTIALS: Final = struct.Struct("iII")  # unix(7), ucred: process, user, group
 
 # Our own choices
 _PATIENCE: Final = 10.0  # seconds for one request; a small board needs half of one
@@ -54,11 +53,7 @@ _COPY: Final = "/held"  # what the name of a copy ends with; no link's name has 
 _DONE: Final = b"done"
 _NO_COPY: Final = "a flush of the ruleset opens kill switches for a moment: %s"
 
-# Imports this package from where it is installed, and nothing from the current directory.
-_START: Final = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from appliance.links.keeper import main;"
-    " main(int(sys.argv[1]), int(sys.argv[2]))"
-)
+_START: Final = "from appliance.links.keeper import main; main(*map(int, sys.argv[1:]))"
 
 
 def copy_of(table: str) -> str:
@@ -190,9 +185,8 @@ def _become_keeper(lock: int, listening: int) -> NoReturn:
         daemonize()
         for each in (lock, listening):
             os.set_inheritable(each, True)
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        words = ["-P", "-c", _START, root, str(lock), str(listening)]
-        os.execv(sys.executable, [sys.executable, *words])
+        argv = ourselves.command(_START, str(lock), str(listening))
+        os.execv(argv[0], argv)
     finally:
         os._exit(1)
 
@@ -206,8 +200,7 @@ def _request(table: str, body: str) -> int | None:
         sock.settimeout(_PATIENCE)
         try:
             sock.connect(str(_socket_path()))
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            process: int = _CREDENTIALS.unpack(credentials)[0]
+            process = peer_of(sock).process
             try:
                 sock.sendall(f"{table}\n{body}".encode())
                 sock.shutdown(socket.SHUT_WR)
@@ -282,16 +275,8 @@ def _bind() -> socket.socket:
 
     The caller has the lock. The keeper itself calls listen(), so that SO_PEERCRED names it.
     """
-    path = _socket_path()
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # of one that was killed
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-    finally:
-        os.umask(before)
-    return listening
+    # A keeper that was killed left its file.
+    return bind_local(os.fsencode(_socket_path()), unlink=True)
 
 
 def _read_all(sock: socket.socket) -> bytes:
@@ -353,8 +338,7 @@ def serve(copies: "Copies", listening: socket.socket, lock: int, stays: bool) ->
     while True:
         ready = [descriptor for descriptor, _ in events.poll()]
         if watch.fileno() in ready:
-            watch.take()
-            copies.restore()
+            copies.restore(watch.take())
         if listening.fileno() not in ready:
             continue
         asking, _ = listening.accept()
@@ -410,12 +394,13 @@ class Copies:
         self._run(f"{script}{copy} {{\n\tflags owner\n{body}}}\n")
         self._held[table] = body
 
-    def restore(self) -> None:
-        """Makes tables again that another program has removed."""
+    def restore(self, changed: Collection[str] | None) -> None:
+        """Makes those of the ``changed`` tables again that are gone; None: any may have changed."""
         for table, body in self._held.items():
-            # One transaction, which fails if the table is there.
-            with contextlib.suppress(CulvertError):
-                self._run(f"create table inet {table}\n{table_script(table, body)}")
+            if changed is None or table in changed:
+                # One transaction, which fails if the table is there.
+                with contextlib.suppress(CulvertError):
+                    self._run(f"create table inet {table}\n{table_script(table, body)}")
 
     def _release(self, table: str) -> None:
         if table in self._held:

@@ -289,7 +289,7 @@ class Supervisor:
             return Answer(404, f"no link '{name}' is up\n", "text/plain")
         wanted = set(self._links) if self._names is None else self._names
         self._names = wanted - {name}
-        self._opened.add(name)
+        self._opened |= {name} if name else {link.name for link in self._config.link}
         wrong = self._stop(links)
         for path in closed:
             try:
@@ -406,8 +406,13 @@ def left_behind(earlier: bool = False) -> list[Path]:
 
     With ``earlier`` records of an earlier boot count as well.
     """
-    paths = record.paths(network_records())
-    return [path for path in paths if path.name.startswith("link-") and record.load(path, earlier)]
+    return list(_left(earlier))
+
+
+def _left(earlier: bool) -> dict[Path, list[record.RecordedChange]]:
+    paths = (path for path in record.paths(network_records()) if path.name.startswith("link-"))
+    records = {path: record.load(path, earlier) for path in paths}
+    return {path: changes for path, changes in records.items() if changes}
 
 
 def name_of(path: Path) -> str:
@@ -419,8 +424,8 @@ def left_closed(earlier: bool = False) -> dict[Path, Rules]:
     """Returns the kill switches that were left behind, by the paths of their records."""
     return {
         path: each.change
-        for path in left_behind(earlier)
-        for each in record.load(path, earlier)
+        for path, changes in _left(earlier).items()
+        for each in changes
         if isinstance(each.change, Rules) and each.change.is_kill_switch
     }
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +15,6 @@ from appliance.config.server import ServerConfig
 from appliance.crypto.key_files import load_private_key
 from appliance.crypto.keys import PrivateKey
 from appliance.server import accounts, programs, shadow
-from appliance.server.listener import Listener
 from appliance.server.requests import DATAGRAM
 from appliance.ssh.auth_client import Identity
 from appliance.ssh.connection import Connection
@@ -266,10 +264,3 @@ def changeable(worker: str) -> Iterator[Account]:
 def days_ago(days: int) -> str:
     """As chage takes it."""
     return str(int(time.time()) // shadow.DAY - days)
-
-
-def going_by(**settings: object) -> Listener:
-    """A listener that has begun nothing yet, and goes by these settings."""
-    listener = Listener.__new__(Listener)
-    listener._settings = SimpleNamespace(**settings)  # type: ignore[assignment]
-    return listener

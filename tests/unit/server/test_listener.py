@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from appliance.server.penalties import Penalties, blocks_of
 from tests.netns import Namespace, add_address, wait_until
 from tests.peers import Server
 from tests.processes import descriptors, family, lives, status
-from tests.unit.server.conftest import Dial, Serve, connect, going_by, greeting, is_alone, worker_of
+from tests.unit.server.conftest import Dial, Serve, connect, greeting, is_alone, worker_of
 
 
 def test_what_the_listener_inherited_ends_there(
@@ -157,6 +158,13 @@ def _is_served(server: Server) -> bool:
     with connect(server) as sock, contextlib.suppress(OSError):
         return bool(greeting(sock))
     return False
+
+
+def going_by(**settings: object) -> Listener:
+    """A listener that has begun nothing yet, and goes by these settings."""
+    listener = Listener.__new__(Listener)
+    listener._settings = SimpleNamespace(**settings)  # type: ignore[assignment]
+    return listener
 
 
 def test_start_ups_are_limited_as_10_30_100() -> None:
