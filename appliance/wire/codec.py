@@ -11,13 +11,26 @@ from the declaration, so nobody writes them by hand::
 
 Readers are strict: every length is checked, bytes left over are an error, and no bytes
 raise anything but MalformedMessage.
+
+This module imports no more than struct, so that a program that a session waits for, such as
+sftp-server, may use it: importing ``typing`` takes longer than starting Python.
 """
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from ..errors import MalformedMessage
+
+TYPE_CHECKING = False  # type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, ClassVar, Self, dataclass_transform
+else:
+
+    def dataclass_transform():  # for type checkers alone
+        return lambda metaclass: metaclass
+
 
 Buffer = bytes | bytearray | memoryview  # any object that holds bytes
 
@@ -192,11 +205,14 @@ def write_mpint(value: int) -> bytes:
     return write_string(value.to_bytes(length, "big", signed=True))
 
 
-class Field(NamedTuple):
+class Field:
     """How a wire type is read and written."""
 
-    read: Callable[[Reader], Any]
-    write: Callable[[Any], bytes]
+    __slots__ = ("read", "write")
+
+    def __init__(self, read: Callable[[Reader], Any], write: Callable[[Any], bytes]) -> None:
+        self.read = read
+        self.write = write
 
 
 def _read_cookie(reader: Reader) -> bytes:
@@ -238,22 +254,41 @@ def _write_strings(value: tuple[bytes, ...]) -> bytes:
     return write_uint32(len(value)) + b"".join(map(write_string, value))
 
 
-Byte = Annotated[int, Field(Reader.byte, write_byte)]
-Boolean = Annotated[bool, Field(Reader.boolean, write_boolean)]
-UInt32 = Annotated[int, Field(Reader.uint32, write_uint32)]
-UInt64 = Annotated[int, Field(Reader.uint64, write_uint64)]
-String = Annotated[bytes, Field(Reader.string, write_string)]
-Text = Annotated[str, Field(Reader.text, write_text)]
-Shown = Annotated[str, Field(Reader.shown, write_text)]
-Name = Annotated[str, Field(Reader.name, write_name)]
-NameList = Annotated[tuple[str, ...], Field(Reader.names, write_names)]
-Offered = Annotated[tuple[str, ...], Field(Reader.offered, write_names)]
-MPInt = Annotated[int, Field(Reader.mpint, write_mpint)]
-Rest = Annotated[bytes, Field(Reader.rest, bytes)]
-Cookie = Annotated[bytes, Field(_read_cookie, bytes)]
-Extensions = Annotated[tuple[tuple[str, bytes], ...], Field(_read_extensions, _write_extensions)]
-Prompts = Annotated[tuple[tuple[str, bool], ...], Field(_read_prompts, _write_prompts)]
-Strings = Annotated[tuple[bytes, ...], Field(_read_strings, _write_strings)]
+# The wire types: to a type checker the type of the value, and to a record how it is read.
+if TYPE_CHECKING:
+    Byte = int
+    Boolean = bool
+    UInt32 = int
+    UInt64 = int
+    String = bytes
+    Text = str
+    Shown = str
+    Name = str
+    NameList = tuple[str, ...]
+    Offered = tuple[str, ...]
+    MPInt = int
+    Rest = bytes
+    Cookie = bytes
+    Extensions = tuple[tuple[str, bytes], ...]
+    Prompts = tuple[tuple[str, bool], ...]
+    Strings = tuple[bytes, ...]
+else:
+    Byte = Field(Reader.byte, write_byte)
+    Boolean = Field(Reader.boolean, write_boolean)
+    UInt32 = Field(Reader.uint32, write_uint32)
+    UInt64 = Field(Reader.uint64, write_uint64)
+    String = Field(Reader.string, write_string)
+    Text = Field(Reader.text, write_text)
+    Shown = Field(Reader.shown, write_text)
+    Name = Field(Reader.name, write_name)
+    NameList = Field(Reader.names, write_names)
+    Offered = Field(Reader.offered, write_names)
+    MPInt = Field(Reader.mpint, write_mpint)
+    Rest = Field(Reader.rest, bytes)
+    Cookie = Field(_read_cookie, bytes)
+    Extensions = Field(_read_extensions, _write_extensions)
+    Prompts = Field(_read_prompts, _write_prompts)
+    Strings = Field(_read_strings, _write_strings)
 
 
 @dataclass_transform()
@@ -262,7 +297,7 @@ class _RecordType(type):
 
     def __new__(
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
-    ) -> "_RecordType":
+    ) -> _RecordType:
         fields: dict[str, Field] = {}
         for base in bases:
             fields.update(getattr(base, "_fields", {}))
@@ -271,9 +306,10 @@ class _RecordType(type):
             defaults.update(getattr(base, "_defaults", {}))
         own = []
         for field, hint in namespace.get("__annotations__", {}).items():
-            metadata = getattr(hint, "__metadata__", ())
-            if metadata and isinstance(metadata[0], Field):
-                fields[field] = metadata[0]
+            if isinstance(hint, str) and not hint.startswith("ClassVar"):
+                raise TypeError(f"{name}.{field}: a record's module must not postpone annotations")
+            if isinstance(hint, Field):
+                fields[field] = hint
                 own.append(field)
                 if field in namespace:
                     defaults[field] = namespace.pop(field)

@@ -10,10 +10,10 @@ from appliance.errors import PeerError
 from appliance.ssh.connection import Connection
 from appliance.ssh.order import Phase, Role, Verdict, verdict
 from appliance.wire import messages
-from appliance.wire.codec import Message
+from appliance.wire.codec import Message, Name, UInt32
 from tests.protocol.harness import Pair, Recorder, Script, make_client, make_server
 from tests.protocol.test_before_authentication import PHASES, against, at
-from tests.unit.wire.test_messages import MESSAGES, VALUES
+from tests.unit.wire.test_messages import MESSAGES, VALUES, field_of
 
 CALM = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -98,8 +98,8 @@ def test_arbitrary_payloads_raise_nothing(role: Role, phase: Phase, data: st.Dat
 
 
 SMALL = dict(VALUES)
-SMALL[messages.UInt32.__metadata__[0]] = st.sampled_from([0, 1, 7, 32768, 0xFFFFFFFF])  # type: ignore[attr-defined]
-SMALL[messages.Name.__metadata__[0]] = st.sampled_from(  # type: ignore[attr-defined]
+SMALL[field_of(UInt32)] = st.sampled_from([0, 1, 7, 32768, 0xFFFFFFFF])
+SMALL[field_of(Name)] = st.sampled_from(
     ["ssh-userauth", "ssh-connection", "publickey", "password", "none", "session", "exec", "", "x"]
 )
 
