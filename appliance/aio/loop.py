@@ -116,13 +116,14 @@ class Loop:
                 self._signals[number]()
 
     def stop(self) -> None:
-        """Makes ``run`` return after this turn, or at once if it has not begun."""
+        """Makes ``run`` return after this turn, or the next ``run`` return at once."""
         self._stopped = True
 
     def run(self) -> None:
-        """Serves until ``stop``, or until a callback raises."""
+        """Serves until ``stop``, or until a callback raises; may be called again after it."""
         while not self._stopped:
             self._turn()
+        self._stopped = False
 
     def close(self) -> None:
         """Closes the descriptors of the loop itself, which then can watch nothing any more."""

@@ -1,0 +1,186 @@
+"""Coroutines on the event loop: futures that they await, and tasks that run them.
+
+``asyncio`` would do, but importing it takes half as long as a login (see loop.py). A result
+reaches the task that awaits it at once, not in the loop's next turn, so that a reply is handled
+while it is still in the processor's cache.
+
+A task whose exception nobody awaits ends the loop with it, as a callback's would.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from .loop import Loop
+
+T = TypeVar("T")
+
+
+class Cancelled(Exception):
+    """Raised in a task at its ``await``, because its owner has cancelled it."""
+
+
+class Future(Generic[T]):
+    """A result that comes later; whoever makes it resolves or fails it, once."""
+
+    __slots__ = ("_callbacks", "_exception", "_result", "_taken", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._result: T
+        self._exception: BaseException | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._taken = False  # whether anybody has, or will have, the result
+
+    def resolve(self, result: T) -> None:
+        """Sets the result, and calls those that wait for it."""
+        self._result = result
+        self._finish()
+
+    def fail(self, exception: BaseException) -> None:
+        """Sets the exception that is raised where the future is awaited."""
+        self._exception = exception
+        self._finish()
+
+    def _finish(self) -> None:
+        assert not self.done
+        self.done = True
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` once the future is done, at once if it is."""
+        self._taken = True
+        if self.done:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def result(self) -> T:
+        """Returns the result, or raises the exception, of a future that is done."""
+        assert self.done
+        self._taken = True
+        if self._exception is not None:
+            raise self._exception
+        return self._result
+
+    def __await__(self) -> Generator[Future[Any], None, T]:
+        if not self.done:
+            yield self
+        return self.result()
+
+
+class Task(Future[T]):
+    """Runs a coroutine; the future of what the coroutine returns."""
+
+    __slots__ = ("_awaited", "_coroutine", "_loop")
+
+    def __init__(self, loop: Loop, coroutine: Coroutine[Future[Any], None, T]) -> None:
+        """Runs ``coroutine`` until its first ``await`` that has to wait."""
+        super().__init__()
+        self._loop = loop
+        self._coroutine = coroutine
+        self._awaited: Future[Any] | None = None
+        self._step(coroutine.send, None)
+
+    def cancel(self) -> None:
+        """Raises Cancelled in the coroutine at its ``await``, unless the task is done."""
+        if not self.done:
+            self._step(self._coroutine.throw, Cancelled())
+
+    def _resume(self, future: Future[Any]) -> None:
+        if future is self._awaited:  # else the task was cancelled meanwhile
+            self._step(self._coroutine.send, None)
+
+    def _step(self, go_on: Callable[[Any], Future[Any]], argument: object) -> None:
+        self._awaited = None
+        try:
+            future = go_on(argument)
+        except StopIteration as stop:
+            self.resolve(stop.value)
+        except BaseException as error:
+            self.fail(error)
+            self._loop.call_soon(self._raise_untaken)
+        else:
+            self._awaited = future
+            future.when_done(partial(self._resume, future))
+
+    def _raise_untaken(self) -> None:
+        if not self._taken and not isinstance(self._exception, Cancelled):
+            self.result()
+
+
+def run(loop: Loop, coroutine: Coroutine[Future[Any], None, T]) -> T:
+    """Runs the loop until the coroutine returns; cancels it if a callback of the loop raises."""
+    task = Task(loop, coroutine)
+    task.when_done(loop.stop)
+    try:
+        loop.run()
+    finally:
+        task.cancel()
+    return task.result()
+
+
+class Budget:
+    """A number of units that tasks take and give back; those that find too few wait in a row."""
+
+    def __init__(self, units: int) -> None:
+        self._units = units
+        self._free = units
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+
+    async def take(self, units: int) -> None:
+        """Takes units once they are free; more than there are count as all."""
+        units = min(units, self._units)
+        if self._waiting or self._free < units:
+            future: Future[None] = Future()
+            self._waiting.append((units, future))
+            await future
+        else:
+            self._free -= units
+
+    def give(self, units: int) -> None:
+        """Gives back what ``take`` took."""
+        self._free += min(units, self._units)
+        while self._waiting and self._free >= self._waiting[0][0]:
+            units, future = self._waiting.popleft()
+            self._free -= units
+            future.resolve(None)
+
+
+async def for_each(
+    loop: Loop,
+    items: Iterable[T],
+    limit: int,
+    work: Callable[[T], Coroutine[Future[Any], None, None]],
+) -> None:
+    """Does ``work`` for every item, ``limit`` of them at a time.
+
+    After an exception no more are begun, and it is raised when those that run have ended.
+    """
+    iterator = iter(items)
+    failures: list[BaseException] = []
+
+    async def worker() -> None:
+        for item in iterator:
+            if failures:
+                break
+            try:
+                await work(item)
+            except BaseException as error:
+                failures.append(error)
+
+    workers = [Task(loop, worker()) for _ in range(limit)]
+    try:
+        for each in workers:
+            await each
+    except Cancelled:
+        for each in workers:
+            each.cancel()
+        raise
+    if failures:
+        raise failures[0]

@@ -1,0 +1,1 @@
+"""Files on a server: the SFTP client, and copies in both directions (scp and sftp)."""
