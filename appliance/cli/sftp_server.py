@@ -45,10 +45,11 @@ class Surroundings:
     """What an SSH server has decided about the program that it starts."""
 
     def __init__(self, chroot: str = "", identity: str = "", reports: str = "") -> None:
-        """``chroot`` is the directory that becomes the root, or ''.
+        """Each is '' for what the program should leave as it is.
 
-        ``identity`` is the user's then, as uid:gid:groups with commas. ``reports`` is the
-        descriptor of a socket that takes reports of changes, or ''.
+        ``identity`` is uid:gid:groups, with commas, of the user that a program which begins as
+        root becomes; ``chroot`` is the directory that becomes the root then. ``reports`` is the
+        descriptor of a socket that takes reports of changes.
         """
         self.chroot = chroot
         self.identity = identity
@@ -132,13 +133,13 @@ def _serve(options: dict[str, str], surroundings: Surroundings) -> int:
     facility = _facility(options.get("f", "AUTH"))
     mask = _umask(options["u"]) if "u" in options else None
     write = log.to_stderr if "e" in options else _late_syslog(facility)
-    if surroundings.chroot:
-        if level > log.QUIET and "e" not in options:
+    if surroundings.identity:
+        if surroundings.chroot and level > log.QUIET and "e" not in options:
             write = log.to_syslog(facility)  # its socket is outside
-        from ..sftp import jail
+        from ..sftp import identity
 
-        jail.enter(surroundings.chroot, *_identity(surroundings.identity))
-        if os.path.isdir(home):
+        identity.become(surroundings.chroot, *_identity(surroundings.identity))
+        if os.path.isdir(home):  # otherwise it stays where it is, in '/'
             os.chdir(home)
     journal = Journal(level, write, _reporter(surroundings.reports))
     if mask is not None:

@@ -100,9 +100,10 @@ def _write(session: Session, request: int, packet: memoryview) -> None:
     if len(packet) >= WRITE_REQUEST.size:
         _, _, width, handle, offset, length = WRITE_REQUEST.unpack_from(packet)
     if width == 4:
-        data = packet[WRITE_REQUEST.size :]
+        # rclone 1.60 sends its whole buffer behind a shorter length
+        data = packet[WRITE_REQUEST.size :][:length]
         if length != len(data):
-            raise MalformedMessage("the data has another length")
+            raise MalformedMessage("the data is shorter than it says")
         file = session.files.file(handle)
     else:
         asked = sftp.Write.decode(packet)
