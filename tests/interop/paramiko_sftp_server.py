@@ -7,7 +7,7 @@ import paramiko
 from paramiko import SFTPAttributes, SFTPHandle, SFTPServer
 
 
-class Files(paramiko.SFTPServerInterface):
+class Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
     """The files of this machine; what fails is told by its errno."""
 
     def list_folder(self, path: str) -> Any:
@@ -34,12 +34,12 @@ class Files(paramiko.SFTPServerInterface):
             return SFTPServer.convert_errno(error.errno or 0)
         file = os.fdopen(fd, "wb" if flags & os.O_WRONLY else "rb")
         handle = SFTPHandle(flags)
-        handle.filename = path  # type: ignore[attr-defined]
-        handle.readfile = file  # type: ignore[attr-defined]
-        handle.writefile = file  # type: ignore[attr-defined]
+        handle.filename = path
+        handle.readfile = file
+        handle.writefile = file
         return handle
 
-    def mkdir(self, path: str, attr: SFTPAttributes) -> int:
+    def mkdir(self, path: str, attr: SFTPAttributes) -> Any:
         try:
             os.mkdir(path)
         except OSError as error:
@@ -68,7 +68,7 @@ class Pipes:
         return lambda *_, **__: None
 
 
-class Server(SFTPServer):
+class Server(SFTPServer):  # type: ignore[misc]
     """The server without the transport from which it takes its log."""
 
     def __init__(self) -> None:
