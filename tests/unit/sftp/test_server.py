@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from appliance.process import ourselves
 from appliance.sftp.server import Unanswerable
 from appliance.wire import sftp
-from appliance.wire.codec import write_string
+from appliance.wire.codec import Message, write_string
 from tests.unit.sftp.conftest import Client, Make
 
 
@@ -307,3 +308,36 @@ def test_a_reader_that_is_gone_ends_the_program_quietly() -> None:
     )  # fmt: skip
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_program_has_little_memory_of_its_own_whatever_is_asked(tmp_path: Path) -> None:
+    """12 MiB, idle and with large requests in both directions."""
+    command = ourselves.bare_command(
+        "from appliance.cli.sftp_server import main; raise SystemExit(main(sys.argv[1:], 'x'))"
+    )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(*requests: Message) -> None:
+            for request in requests:
+                process.stdin.write(write_string(request.encode()))  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            for _ in requests:
+                length = int.from_bytes(process.stdout.read(4), "big")  # type: ignore[union-attr]
+                process.stdout.read(length)  # type: ignore[union-attr]
+
+        def private() -> int:
+            """KiB."""
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+        ask(sftp.Init(3))
+        assert private() < 12 << 10
+        ask(sftp.Open(1, bytes(tmp_path / "f"), 0x1B, sftp.Attributes()))
+        data = bytes(sftp.DATA_LIMIT)
+        for number in range(40):
+            ask(sftp.Write(1, bytes(4), number * len(data), data))
+        ask(*(sftp.Read(1, bytes(4), number << 10, 0xFFFFFFFF) for number in range(40)))
+        ask(*(sftp.Stat(1, b"x" * 200_000) for _ in range(20)))
+        assert private() < 12 << 10
