@@ -18,6 +18,7 @@ from tests.peers import (
     SERVERS,
     Account,
     Keyring,
+    LibraryClient,
     Login,
     Server,
     ServerKind,
@@ -229,6 +230,64 @@ def test_curl_reads_writes_and_lists(
     os.chown(there / "up", 0, 0)
     assert (there / "up").read_bytes() == (tmp_path / "up").read_bytes()
     assert b" up\n" in curl(base).stdout
+
+
+@ours
+def test_libssh_reads_and_writes(server: Server, login: Login, there: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").write_bytes(os.urandom(BIG))
+    client = LibraryClient("libssh")
+    for words in (
+        ("put", str(tmp_path / "here"), str(there / "file")),
+        ("get", str(there / "file"), str(tmp_path / "back")),
+    ):
+        done = client.run(server, login, "", options=[f"--sftp={word}" for word in words])
+        assert done.status == 0, done.stderr
+    assert (there / "file").read_bytes() == (tmp_path / "here").read_bytes()
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+@pytest.mark.root
+@ours
+def test_gnome_s_file_manager_can_do_its_work(
+    server: Server, login: Login, there: Path, tmp_path: Path
+) -> None:
+    """gvfs runs ssh itself; a home of its own is mounted for it."""
+    for program in ("gio", "dbus-run-session", "unshare"):
+        find_program(program)
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh").chmod(0o700)
+    shutil.copy(server.known_hosts, home / ".ssh/known_hosts")
+    (home / ".ssh/config").write_text(f"IdentityFile {login.key}\nIdentitiesOnly yes\n")
+    (tmp_path / "two words").write_text("text")
+    top = f"sftp://{login.user}@{server.address}:{server.port}"
+    script = tmp_path / "script"
+    script.write_text(
+        f"""
+        set -e
+        gio mount {top}/ </dev/null
+        gio copy '{tmp_path}/two words' {top}{there}/
+        gio list {top}{there}
+        gio copy {top}{there}/two%20words {tmp_path}/back
+        gio mkdir {top}{there}/new
+        gio rename {top}{there}/new newer
+        gio remove {top}{there}/newer
+        gio move {top}{there}/two%20words {top}{there}/moved
+        gio mount -u {top}/
+        """
+    )
+    mounted = f"mount --bind {home} {Path.home()}; exec dbus-run-session -- sh {script}"
+    with private_folder("gvfs") as run:  # short enough for sockets
+        own = {"XDG_RUNTIME_DIR": str(run), "GVFS_DISABLE_FUSE": "1"}
+        done = subprocess.run(
+            ["unshare", "--mount", "--", "sh", "-ec", mounted],
+            env=environment(Path.home(), own | {"GIO_USE_VOLUME_MONITOR": "unix"}),
+            capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert_done(done)
+    assert b"two words" in done.stdout
+    assert (tmp_path / "back").read_text() == (there / "moved").read_text() == "text"
+    assert [path.name for path in there.iterdir()] == ["moved"]
 
 
 @pytest.mark.parametrize("name", ["sftp", "scp", "rclone"])

@@ -55,6 +55,7 @@ def test_the_user_is_taken_on_for_good() -> None:
 
 def test_a_chroot_has_no_way_out_and_needs_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    tmp_path.chmod(0o755)
 
     def check() -> None:
         sys.modules.pop("grp", None)
