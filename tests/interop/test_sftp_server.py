@@ -210,6 +210,51 @@ def test_a_refusal_says_the_system_s_reason(
 
 
 @ours
+def test_what_the_user_may_not_do_is_refused(sftp: Sftp, there: Path, tmp_path: Path) -> None:
+    (there / "secret").write_text("secret")
+    os.chown(there / "secret", 0, 0)
+    (there / "secret").chmod(0o600)
+    if os.geteuid():
+        (there / "secret").chmod(0)
+    for line in (f"get {there}/secret {tmp_path}/got", f"put /etc/hostname {there}/secret"):
+        assert b"Permission denied" in sftp.batch(line).stderr
+    assert not (tmp_path / "got").exists()
+
+
+@ours
+def test_a_hundred_thousand_names_are_listed(sftp: Sftp, there: Path) -> None:
+    folder = os.open(there, os.O_RDONLY)
+    for number in range(100_000):
+        os.mknod(f"{number:06}", dir_fd=folder)
+    os.close(folder)
+    done = sftp.batch(f"cd {there}", "ls -1")
+    assert_done(done)
+    listed = done.stdout.splitlines()[2:]
+    assert listed == [b"%06d" % number for number in range(100_000)]
+
+
+@ours
+def test_a_file_with_holes_arrives(sftp: Sftp, there: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(64 << 20)
+        os.pwrite(file.fileno(), b"x", 32 << 20)
+    assert_done(
+        sftp.batch(f"put {tmp_path}/sparse {there}/sparse", f"get {there}/sparse {tmp_path}/back")
+    )
+    assert (tmp_path / "sparse").read_bytes() == (tmp_path / "back").read_bytes()
+
+
+@ours
+def test_a_put_that_was_cut_off_is_resumed(sftp: Sftp, there: Path, tmp_path: Path) -> None:
+    content = os.urandom(BIG)
+    (tmp_path / "file").write_bytes(content)
+    assert_done(sftp.batch(f"put {tmp_path}/file {there}/file"))
+    os.truncate(there / "file", BIG // 3)
+    assert_done(sftp.batch(f"reput {tmp_path}/file {there}/file"))
+    assert (there / "file").read_bytes() == content
+
+
+@ours
 def test_curl_reads_writes_and_lists(
     server: Server, account: Account, user_keys: Keyring, there: Path, tmp_path: Path
 ) -> None:

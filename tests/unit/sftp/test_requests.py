@@ -294,7 +294,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.mark.root
 def test_a_full_disk_says_so_and_takes_nothing_away(
-    make: Make, mounted: Callable[[str], Path]
+    make: Make, mounted: Callable[[str], Path], tmp_path: Path
 ) -> None:
     client, place = make(), mounted("size=64k")
     (place / "old").write_bytes(b"old")
@@ -305,7 +305,8 @@ def test_a_full_disk_says_so_and_takes_nothing_away(
     for name in ("old", "new"):
         request = sftp.WriteFile(bytes(place / name), NEW, NOTHING, bytes(200_000))
         assert client.refusal(sftp.WRITE_FILE, request) == no_space
-    source = client.open(b"/dev/zero")
+    (tmp_path / "source").write_bytes(bytes(1 << 20))
+    source = client.open(bytes(tmp_path / "source"))
     reply = client.extended(sftp.COPY_DATA, sftp.CopyData(source, 0, 1 << 20, handle, 0))
     assert reply == sftp.Status(7, sftp.FAILURE, no_space)
     assert {path.name for path in place.iterdir()} == {"old", "big"}

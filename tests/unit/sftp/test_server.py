@@ -1,8 +1,10 @@
 """Packets, good and bad: what is answered, and what ends the server."""
 
 import os
+import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from appliance.process import ourselves
 from appliance.sftp.server import Unanswerable
 from appliance.wire import sftp
 from appliance.wire.codec import Message, write_string
-from tests.unit.sftp.conftest import Client, Make
+from tests.unit.sftp.conftest import REPLIES, Client, Make
 
 
 def packet(*parts: bytes) -> bytes:
@@ -341,3 +343,94 @@ def test_the_program_has_little_memory_of_its_own_whatever_is_asked(tmp_path: Pa
         ask(*(sftp.Read(1, bytes(4), number << 10, 0xFFFFFFFF) for number in range(40)))
         ask(*(sftp.Stat(1, b"x" * 200_000) for _ in range(20)))
         assert private() < 12 << 10
+
+
+class Program:
+    """A running server, which is asked over pipes."""
+
+    def __init__(self) -> None:
+        code = "from appliance.cli.sftp_server import main; "
+        code += "raise SystemExit(main(sys.argv[1:], 'sftp-server'))"
+        self.process = subprocess.Popen(
+            ourselves.bare_command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.send(sftp.Init(3))
+        self.read()
+
+    def send(self, request: Message) -> None:
+        self.stdin.write(write_string(request.encode()))
+        self.stdin.flush()
+
+    def read(self) -> Message:
+        """The next reply, which has to come within some seconds."""
+        assert select.select([self.stdout], [], [], 10)[0], "no reply"
+        length = int.from_bytes(self.stdout.read(4), "big")
+        packet = self.stdout.read(length)
+        return REPLIES[packet[0]].decode(packet)
+
+    def is_silent(self, seconds: float = 0.2) -> bool:
+        return not select.select([self.stdout], [], [], seconds)[0]
+
+    def close(self) -> None:
+        self.stdin.close()
+        assert self.process.wait(10) == 0
+        self.stdout.close()
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Program]]:
+    """Two running servers."""
+    running = [Program(), Program()]
+    yield running
+    for each in running:
+        each.close()
+
+
+def test_changes_come_while_the_program_waits_for_requests(
+    programs: list[Program], tmp_path: Path
+) -> None:
+    program = programs[0]
+    program.send(sftp.Extended(1, sftp.WATCH, sftp.OnePath(bytes(tmp_path)).encode()))
+    assert isinstance(program.read(), sftp.ExtendedReply)
+    program.send(sftp.Extended(2, sftp.CHANGES))
+    assert program.is_silent()
+    program.send(sftp.RealPath(3, b"/"))
+    assert isinstance(program.read(), sftp.Names)
+    (tmp_path / "new").touch()
+    reply = program.read()
+    assert isinstance(reply, sftp.ExtendedReply)
+    assert reply.id == 2
+    assert sftp.ChangesReply.decode(reply.data).changes == (sftp.Change(1, b"new"),)
+    program.send(sftp.Extended(4, sftp.CHANGES))  # the end does not wait for it
+
+
+def test_a_lock_that_another_session_gives_up_is_passed_on(
+    programs: list[Program], tmp_path: Path
+) -> None:
+    first, second = programs
+    request = sftp.Lock(bytes(4), sftp.LOCK_EXCLUSIVE, 0, 0, True)
+    for program in programs:
+        program.send(sftp.Open(1, bytes(tmp_path / "file"), 0x0B, sftp.Attributes()))
+        assert isinstance(program.read(), sftp.Handle)
+        program.send(sftp.Extended(2, sftp.LOCK, request.encode()))
+    assert first.read() == sftp.Status(2, sftp.OK, "Success")
+    assert second.is_silent()
+    second.send(sftp.Read(3, bytes(4), 0, 1))
+    assert second.read() == sftp.Status(3, sftp.EOF, "End of file")
+    first.send(sftp.Close(4, bytes(4)))
+    assert first.read() == sftp.Status(4, sftp.OK, "Success")
+    assert second.read() == sftp.Status(2, sftp.OK, "Success")
+
+
+def test_a_session_begins_in_the_home_also_where_the_server_is_not_root(tmp_path: Path) -> None:
+    code = "from appliance.cli.sftp_server import session; raise SystemExit(session(sys.argv))"
+    for home, wanted in ((tmp_path, bytes(tmp_path)), (tmp_path / "none", b"/")):
+        done = subprocess.run(
+            ourselves.bare_command(code, "", "", ""),
+            input=INIT + write_string(sftp.RealPath(1, b".").encode()),
+            env={"HOME": str(home)}, capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+        told = write_string(wanted)
+        assert done.stdout.endswith(told + told + bytes(4)), done
