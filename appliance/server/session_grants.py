@@ -16,6 +16,7 @@ from ..crypto.permissions import Permissions
 from ..wire.codec import write_uint32
 from . import accounts, audit, programs
 from .authentication import LoggedIn
+from .old_scp import with_our_scp
 from .peer import Peer
 from .requests import (
     ClosePty,
@@ -216,6 +217,8 @@ class SessionGrants:
             if command is not None:
                 environment[b"SSH_ORIGINAL_COMMAND"] = command
             return os.fsencode(forced)
+        if request.kind == "exec":
+            return with_our_scp(request.command, environment[b"PATH"])
         return command
 
     def send_signal(self, request: SendSignal) -> Reply:

@@ -1,0 +1,49 @@
+"""Runs the far end of scp's old protocol where there is no ``scp``.
+
+``scp -O``, ``pscp -scp`` and Dropbear's scp run ``scp -t path`` at the far end, by a user's shell.
+On a board without OpenSSH no such program is found. Then the command's first word becomes the
+command line of our own far end (``cli/scp_far_end.py``), and the shell gets the rest as it came.
+
+Nothing else changes: an ``scp`` that is in PATH is always used, the programs of users get the same
+environment, and no file is put where others would find it. A forced command decides by itself what
+it runs.
+"""
+
+import os
+import shlex
+import sys
+from typing import Final
+
+_BEGIN: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from appliance.cli.scp_far_end import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def with_our_scp(command: bytes, path: bytes) -> bytes:
+    """Returns the command to run in place of ``command``; ``path`` is the PATH that it gets."""
+    words = command.split(b" ")
+    if words[0] != b"scp" or not _is_far_end(words[1:]) or _is_found(b"scp", path):
+        return command
+    return _far_end() + command[len(b"scp") :]
+
+
+def _is_far_end(words: list[bytes]) -> bool:
+    """Whether -t or -f is among the options, which come first."""
+    for word in words:
+        if word[:1] != b"-" or word == b"--":
+            return False
+        if b"t" in word or b"f" in word:
+            return True
+    return False
+
+
+def _is_found(program: bytes, path: bytes) -> bool:
+    places = (os.path.join(folder, program) for folder in path.split(b":") if folder[:1] == b"/")
+    return any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places)
+
+
+def _far_end() -> bytes:
+    """The command line, for any shell. -I and -S: our far end uses no other package."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return os.fsencode(shlex.join([sys.executable, "-I", "-S", "-c", _BEGIN, root]))
