@@ -10,7 +10,7 @@ A task whose exception nobody awaits ends the loop with it, as a callback's woul
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -126,61 +126,32 @@ def run(loop: Loop, coroutine: Coroutine[Future[Any], None, T]) -> T:
 
 
 class Budget:
-    """A number of units that tasks take and give back; those that find too few wait in a row."""
+    """A number of units that callbacks hold and give back; tasks wait until some are free."""
 
     def __init__(self, units: int) -> None:
-        self._units = units
         self._free = units
-        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._waiting: deque[Future[None]] = deque()
 
-    async def take(self, units: int) -> None:
-        """Takes units once they are free; more than there are count as all."""
-        units = min(units, self._units)
-        if self._waiting or self._free < units:
+    async def room(self) -> None:
+        """Waits until units are free."""
+        while self._free <= 0:
             future: Future[None] = Future()
-            self._waiting.append((units, future))
+            self._waiting.append(future)
             await future
-        else:
-            self._free -= units
+
+    def hold(self, units: int) -> None:
+        """Takes units at once, even those that are not free."""
+        self._free -= units
 
     def give(self, units: int) -> None:
-        """Gives back what ``take`` took."""
-        self._free += min(units, self._units)
-        while self._waiting and self._free >= self._waiting[0][0]:
-            units, future = self._waiting.popleft()
-            self._free -= units
-            future.resolve(None)
+        """Gives back what ``hold`` took."""
+        self._free += units
+        while self._waiting and self._free > 0:
+            self._waiting.popleft().resolve(None)
 
 
-async def for_each(
-    loop: Loop,
-    items: Iterable[T],
-    limit: int,
-    work: Callable[[T], Coroutine[Future[Any], None, None]],
-) -> None:
-    """Does ``work`` for every item, ``limit`` of them at a time.
-
-    After an exception no more are begun, and it is raised when those that run have ended.
-    """
-    iterator = iter(items)
-    failures: list[BaseException] = []
-
-    async def worker() -> None:
-        for item in iterator:
-            if failures:
-                break
-            try:
-                await work(item)
-            except BaseException as error:
-                failures.append(error)
-
-    workers = [Task(loop, worker()) for _ in range(limit)]
-    try:
-        for each in workers:
-            await each
-    except Cancelled:
-        for each in workers:
-            each.cancel()
-        raise
-    if failures:
-        raise failures[0]
+def sleep(loop: Loop, seconds: float) -> Future[None]:
+    """Returns a future that is done after ``seconds``."""
+    future: Future[None] = Future()
+    loop.call_later(seconds, future.resolve, None)
+    return future

@@ -1,38 +1,27 @@
 """A client with a connection of its own: the login, then a session, a tunnel or forwards."""
 
-import contextlib
-import logging
 import os
 from typing import TYPE_CHECKING
 
-from ..errors import MalformedMessage, PeerError
-from ..log import harmless
 from ..ssh.channels import Channel
-from ..ssh.connection import Connection, ConnectionHandler
-from ..wire.host_keys import HOSTKEYS
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
+from .greeting import Greeting
 from .host_options import HostOptions
 from .login import Login
-from .prompts import show, tell
+from .prompts import tell
 
 if TYPE_CHECKING:
     from .control_master import ControlSocket
     from .session import ClientSession
 
-_log = logging.getLogger(__name__)
 
-
-class Client(ConnectionHandler):
+class Client(Greeting):
     """Owns one run of the client: its login, its connection and its session."""
 
     def __init__(self, options: HostOptions, command: str, quiet: bool) -> None:
-        self._options = options
+        super().__init__(options, quiet)
         self._command = command
-        self._quiet = quiet
         self._session: ClientSession | None = None
-        self._connection: Connection | None = None
-        self._told_keys = False
-        self._host_keys = b""  # an announcement that came before authenticate() returned
 
     def run(self, window: int | None) -> int:
         """Runs the client and returns its exit status; ``window``: bytes of a channel."""
@@ -45,12 +34,11 @@ class Client(ConnectionHandler):
         login = Login(options, window)
         try:
             sock = login.dial()
-            connection = self._connection = login.authenticate(sock, self)
+            connection = login.authenticate(sock, self)
             if tunnel is not None and options.tunnel == "no":  # the host's key has changed
                 tunnel.close()
                 tunnel = None
-            if self._host_keys:
-                self._update_host_keys(connection, self._host_keys)
+            self.logged_in(connection)
             control = self._control_socket()
             if control is not None and options.control_persist is not None:
                 if os.fork():
@@ -109,27 +97,3 @@ class Client(ConnectionHandler):
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
         else:
             self._session.channel_open(channel, type_data)
-
-    def global_request(self, name: str, data: bytes) -> bytes | None:
-        wanted = self._options.update_host_keys != "no" and self._options.user_known_hosts_files
-        if name == HOSTKEYS and wanted and not self._told_keys:
-            self._told_keys = True
-            if self._connection is None:  # authenticate() has not returned yet
-                self._host_keys = data
-            else:
-                self._update_host_keys(self._connection, data)
-        return None
-
-    def _update_host_keys(self, connection: Connection, data: bytes) -> None:
-        from .host_keys_update import HostKeysUpdate
-
-        with contextlib.suppress(MalformedMessage):  # only the update is skipped
-            HostKeysUpdate(self._options, connection).announced(data)
-
-    def banner(self, text: str) -> None:
-        if not self._quiet:
-            show(harmless(text))
-
-    def closed(self, error: PeerError | None) -> None:
-        if error is not None:
-            _log.debug("connection closed: %s", error)

@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 import stat
+from collections.abc import Sequence
 from types import FrameType
 from typing import Final
 
@@ -129,7 +130,7 @@ class ControlClient:
                     return CONNECTION_FAILED
         if options.stdio_forward is not None:
             host, port = options.stdio_forward
-            self._send(NewStdioForward(host, port, not options.stdin_null), 2)
+            self._send(NewStdioForward(host, port, not options.stdin_null), (0, 1))
         elif options.session_type != "none":
             wanted = session_request(options, command)
             self._send(
@@ -143,7 +144,7 @@ class ControlClient:
                     wanted.escape,
                     wanted.agent,
                 ),
-                3,
+                (0, 1, 2),
             )
         if options.fork_after_authentication and os.fork():
             os._exit(0)
@@ -192,12 +193,21 @@ class ControlClient:
             if terminal is not None:
                 terminal.restore()
 
-    def _send(self, message: Message, descriptors: int = 0) -> None:
+    def open(self, kind: str, command: bytes, fd: int) -> socket.socket:
+        """Connects ``fd`` with a program at the server, without a terminal.
+
+        ``kind`` is exec or subsystem. The caller keeps the returned socket open as long as the
+        program is to run.
+        """
+        self._send(NewSession(kind, command, (), b"", False, True, b"", False), (fd, fd, 2))
+        return self._socket
+
+    def _send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         data = message.encode()
         if len(data) > PACKET:
             raise UsageError("the command and its environment are too long to share a connection")
         try:
-            socket.send_fds(self._socket, [data], list(range(descriptors)))
+            socket.send_fds(self._socket, [data], descriptors)
         except OSError as error:
             raise MasterGone(f"the master of the connection: {error.strerror}") from error
 

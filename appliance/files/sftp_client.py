@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol, TypeVar
@@ -61,6 +62,7 @@ Data = TypeVar("Data", bound=Record)
 
 # Takes the bytes of a READ, None at the end of the file, or the failure.
 OnRead = Callable[[memoryview | None, Exception | None], None]
+OnWritten = Callable[[Exception | None], None]  # takes the failure of a WRITE, or None
 _OnReply = Callable[[int, memoryview], None]  # the type of the reply, and its whole packet
 
 
@@ -70,6 +72,11 @@ class StatusError(OSError):
     def __init__(self, code: int, reason: str, number: int, path: bytes | None = None) -> None:
         super().__init__(number, reason, None if path is None else os.fsdecode(path))
         self.code = code
+        self._reason, self._number = reason, number
+
+    def about(self, path: bytes) -> StatusError:
+        """Returns the failure of this request as one of ``path``."""
+        return StatusError(self.code, self._reason, self._number, path)
 
 
 class Stream(Protocol):
@@ -116,7 +123,7 @@ class SftpClient:
         self.extensions = dict(version.extensions)
         for name in (sftp.ATTRIBUTES, sftp.ERRNO):
             if name in self.extensions:
-                self.send(sftp.Extended(0, name))
+                self.send(sftp.Extended(0, name)).when_done(lambda: None)
         if sftp.LIMITS in self.extensions:
             limits = await self._extended(sftp.LIMITS, b"", sftp.Limits)
             self.read_limit = _data_limit(limits.max_read_length)
@@ -187,10 +194,15 @@ class SftpClient:
                 continue
             if size < _BODY_AT:
                 raise MalformedMessage("a reply without the number of its request")
-            on_reply = self._waiting.pop(struct.unpack_from(">I", packet, 5)[0], None)
+            (number,) = struct.unpack_from(">I", packet, 5)
+            on_reply = self._waiting.pop(number, None)
             if on_reply is None:
                 raise ProtocolError("a reply to a request that was not made")
-            on_reply(kind, packet)
+            try:
+                on_reply(kind, packet)
+            except PeerError:
+                self._waiting[number] = on_reply  # which ``ended`` calls with the failure
+                raise
         return at
 
     def _no_packet(self, view: memoryview) -> ProtocolError:
@@ -317,6 +329,11 @@ class SftpClient:
         """Closes a file or directory; what was written may fail only now."""
         return self.send(sftp.Close(0, handle), path)
 
+    def abandon(self, handle: bytes) -> None:
+        """Closes a file or directory whatever comes of it."""
+        if self._failure is None:
+            self.close_file(handle).when_done(lambda: None)
+
     def read(self, handle: bytes, offset: int, length: int, on_read: OnRead) -> None:
         """Reads; calls ``on_read`` with up to ``length`` bytes, valid during the call."""
 
@@ -341,24 +358,18 @@ class SftpClient:
         head = _HEADER.pack(size, sftp.Read.number, number) + len(handle).to_bytes(4, "big")
         self._stream.write(head + handle + _READ.pack(offset, length))
 
-    def write(self, handle: bytes, offset: int, data: Buffer) -> Future[None]:
-        """Writes at most ``write_limit`` bytes; see ``writable``."""
-        future: Future[None] = Future()
+    def write(self, handle: bytes, offset: int, data: Buffer, on_written: OnWritten) -> None:
+        """Writes at most ``write_limit`` bytes; calls ``on_written``. See ``writable``."""
 
         def on_reply(kind: int, packet: memoryview) -> None:
             if kind != sftp.Status.number:
                 raise ProtocolError(f"a reply of type {kind} to a WRITE")
-            error = self._error(packet, None)
-            if error is None:
-                future.resolve(None)
-            else:
-                future.fail(error)
+            on_written(self._error(packet, None))
 
         number = self._number(on_reply)
         size = 1 + 4 + 4 + len(handle) + _WRITE.size + len(data)
         head = _HEADER.pack(size, sftp.Write.number, number) + len(handle).to_bytes(4, "big")
         self._stream.write(b"".join((head, handle, _WRITE.pack(offset, len(data)), data)))
-        return future
 
     async def stat(self, path: bytes) -> Attributes:
         """Returns the attributes of a file, or of what a symbolic link leads to."""
@@ -417,7 +428,18 @@ class SftpClient:
                     ]
                 yield names.entries
         finally:
-            self.close_file(handle).when_done(lambda: None)
+            self.abandon(handle)
+
+    async def is_directory(self, path: bytes, attributes: Attributes) -> bool:
+        """Whether ``path`` is a directory, also if its attributes do not tell."""
+        if attributes.permissions is not None:
+            return stat.S_ISDIR(attributes.permissions)
+        try:
+            handle = (await self.ask(sftp.OpenDir(0, path), sftp.Handle, path)).handle
+        except StatusError:
+            return False
+        self.abandon(handle)
+        return True
 
     async def realpath(self, path: bytes) -> bytes:
         """Returns the absolute path."""
@@ -496,12 +518,12 @@ class SftpClient:
         return await self._extended(sftp.READ_FILE, data, sftp.FileContent, path)
 
     async def write_file(
-        self, path: bytes, pflags: int, attrs: Attributes, content: bytes
+        self, path: bytes, pflags: int, attrs: Attributes, content: bytes, set_attrs: Attributes
     ) -> Attributes:
-        """Opens, writes and closes a file; returns its attributes."""
+        """Opens a file, writes it, sets attributes and closes it; returns its attributes."""
         if sftp.WRITE_FILE not in self.extensions:
             raise _unsupported(sftp.WRITE_FILE, path)
-        data = sftp.WriteFile(path, pflags, attrs, content).encode()
+        data = sftp.WriteFile(path, pflags, attrs, content, set_attrs).encode()
         request = sftp.Extended(0, sftp.WRITE_FILE, data)
         return (await self.ask(request, sftp.AttrsReply, path)).attrs
 

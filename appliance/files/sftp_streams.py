@@ -1,11 +1,13 @@
-"""The streams of an SFTP client: a channel of a connection, or a program's pipes."""
+"""The streams of an SFTP client: a channel of a connection, or a program's socket."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from ..aio.driver import Driver
@@ -21,6 +23,8 @@ from .sftp_client import SftpClient
 # Our own choices
 WINDOW: Final = 16 << 20  # bytes of the channel: 1 Gbit/s over 130 ms
 READ: Final = 256 << 10  # bytes in one wake-up
+PIECES: Final = 16  # sent in one call
+PATIENCE: Final = 1.0  # seconds until a program that does not end is left alone
 
 
 class ChannelStream(ChannelHandler):
@@ -126,21 +130,19 @@ class ChannelStream(ChannelHandler):
         self.client.ended(self._driver.connection.transport.error)
 
 
-class PipeStream:
-    """A program's standard input and output, or two ends of sockets."""
+class SocketStream:
+    """A socket to a program that speaks SFTP."""
 
-    def __init__(self, loop: Loop, to_program: int, from_program: int) -> None:
-        """Takes over both descriptors, which may be the same."""
+    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+        """Takes over the socket."""
         self.client = SftpClient(self)
         self._loop = loop
-        self._to = to_program
-        self._from = from_program
+        self._sock = sock
         self._outbox: deque[memoryview] = deque()
         self._is_closed = False
         self.unsent = 0
-        for fd in (to_program, from_program):
-            os.set_blocking(fd, False)
-        loop.watch_reader(from_program, self._on_readable)
+        sock.setblocking(False)
+        loop.watch_reader(sock.fileno(), self._on_readable)
 
     def write(self, data: Buffer) -> None:
         if self._is_closed:
@@ -154,7 +156,7 @@ class PipeStream:
         outbox = self._outbox
         while outbox:
             try:
-                count = os.writev(self._to, list(outbox)[:16])
+                count = self._sock.sendmsg(list(islice(outbox, PIECES)))
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
@@ -165,7 +167,7 @@ class PipeStream:
                 count -= len(outbox.popleft())
             if count:
                 outbox[0] = outbox[0][count:]
-        self._loop.watch_writer(self._to, self._on_writable if outbox else None)
+        self._loop.watch_writer(self._sock.fileno(), self._on_writable if outbox else None)
 
     def _on_writable(self) -> None:
         self._pump()
@@ -173,7 +175,7 @@ class PipeStream:
 
     def _on_readable(self) -> None:
         try:
-            data = os.read(self._from, READ)
+            data = self._sock.recv(READ)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -191,11 +193,15 @@ class PipeStream:
         self.client.ended(error)
 
     def close(self) -> None:
+        """Lets the program see the end of its input, and waits a little until it has ended."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._loop.watch_writer(self._to, None)
-        self._loop.watch_reader(self._from, None)
-        for fd in {self._to, self._from}:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self._loop.watch_writer(self._sock.fileno(), None)
+        self._loop.watch_reader(self._sock.fileno(), None)
+        self._sock.settimeout(PATIENCE)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            while self._sock.recv(READ):
+                pass
+        self._sock.close()

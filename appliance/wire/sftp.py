@@ -644,15 +644,16 @@ class FileContent(Record):
 
 
 class WriteFile(Record):
-    """Opens a file as OPEN does, writes ``data``, sets ``attrs`` and closes it.
+    """Does as OPEN, WRITE at 0, FSETSTAT (of those attributes that are given) and CLOSE do.
 
     Replied by the file's attributes, as ATTRS.
     """
 
     path: String
     pflags: UInt32
-    attrs: Attrs
+    attrs: Attrs  # of OPEN
     data: String
+    set_attrs: Attrs  # of FSETSTAT
 
 
 class LookupTree(Record):

@@ -16,7 +16,7 @@ LAYERS = {
     "ssh": 2,
     "aio": 3,
     "services": 4,
-    "files": 5,
+    "files": 4,
     "process": 5,
     "server": 6,
     "client": 6,

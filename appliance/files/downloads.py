@@ -1,0 +1,275 @@
+"""Copies of files and trees from a server."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import partial
+from typing import Final
+
+from ..aio.loop import Loop
+from ..errors import ProtocolError
+from ..wire import sftp
+from ..wire.sftp import Attributes, NamedFile
+from .copying import PART, SMALL_FILE, CopySettings, Jobs, Meter, Pace, Progress, check_name
+from .fetch import Fetch
+from .sftp_client import SftpClient, StatusError
+
+# Our own choices
+_ZEROS: Final = 64 << 10  # bytes: a file with holes is at least this long
+_TREE_ENTRIES: Final = 1500  # names in one reply of a tree
+
+
+class Download:
+    """Copies from one server into local files."""
+
+    def __init__(
+        self, loop: Loop, client: SftpClient, settings: CopySettings, progress: Progress
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._progress = progress
+        self._pace = Pace(loop, settings.rate)
+        self._jobs = Jobs(loop, self._failed)
+        self._directories: list[tuple[bytes, Attributes]] = []
+        self._chunk = min(settings.buffer or client.read_limit, sftp.DATA_LIMIT)
+
+    def add(self, source: bytes, target: bytes, attributes: Attributes) -> None:
+        """Adds a file or directory with its attributes to what ``run`` copies."""
+        mode = attributes.permissions
+        if mode is None and self._settings.recursive:
+            self._jobs.add_file(partial(self._unknown, source, target, attributes))
+        elif mode is not None and stat.S_ISDIR(mode):
+            self._add_directory(source, target, attributes)
+        else:
+            self._jobs.add_file(partial(self._file, source, target, attributes))
+
+    async def run(self) -> None:
+        """Copies everything that was added; failures of files go to the progress."""
+        await self._jobs.run()
+        for target, attributes in reversed(self._directories):  # children first
+            try:
+                self._finish_directory(target, attributes)
+            except OSError as error:
+                self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        path = getattr(error, "filename", None)
+        self._progress.failed(os.fsencode(path) if path is not None else b"", error)
+
+    # -- directories -------------------------------------------------------------------
+
+    def _add_directory(self, source: bytes, target: bytes, attributes: Attributes) -> None:
+        if not self._settings.recursive:
+            self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
+            return
+        self._jobs.add_directory(partial(self._directory, source, target, attributes))
+
+    def _make_directory(self, target: bytes, attributes: Attributes) -> None:
+        try:
+            os.mkdir(target, 0o700)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(target).st_mode):
+                raise
+            if not self._settings.preserve:
+                return
+        self._directories.append((target, attributes))
+
+    def _finish_directory(self, target: bytes, attributes: Attributes) -> None:
+        """Sets the permissions, which might have kept us from writing to it, and the times."""
+        mode = attributes.permissions
+        if mode is None:
+            mode = 0o777
+        mode &= 0o777
+        os.chmod(target, mode if self._settings.preserve else mode & ~_umask() | 0o700)
+        if self._settings.preserve and attributes.times is not None:
+            os.utime(target, ns=_times(attributes))
+
+    async def _directory(self, source: bytes, target: bytes, attributes: Attributes) -> None:
+        self._make_directory(target, attributes)
+        if self._client.has(sftp.LOOKUP_TREE):
+            listings = await self._client.lookup_tree(source, 64, _TREE_ENTRIES)
+            if listings and listings[0].is_complete:
+                self._tree(source, target, listings)
+                return
+        async for entries in self._client.listing(source):
+            for entry in entries:
+                await self._entry(source, target, entry)
+
+    def _tree(self, source: bytes, target: bytes, listings: tuple[sftp.Listing, ...]) -> None:
+        """Adds what a reply has of a tree; directories that it left out are listed later."""
+        listed = {listing.path: listing for listing in listings if listing.is_complete}
+        pending = [(b"", target)]
+        while pending:
+            path, local = pending.pop()
+            for entry in listed[path].entries:
+                if entry.filename in (b".", b".."):
+                    continue
+                check_name(entry.filename)
+                below = os.path.join(path, entry.filename)
+                to = os.path.join(local, entry.filename)
+                attributes = entry.attributes
+                mode = attributes.permissions or 0
+                remote = os.path.join(source, below)
+                if stat.S_ISLNK(mode):
+                    self._jobs.add_file(partial(self._link, remote, to))
+                elif stat.S_ISDIR(mode) and below in listed:
+                    try:
+                        self._make_directory(to, attributes)
+                    except OSError as error:
+                        self._failed(error)
+                        continue
+                    pending.append((below, to))
+                else:
+                    self.add(remote, to, attributes)
+
+    async def _entry(self, source: bytes, target: bytes, entry: NamedFile) -> None:
+        name = entry.filename
+        if name in (b".", b".."):
+            return
+        check_name(name)
+        remote, local = os.path.join(source, name), os.path.join(target, name)
+        mode = entry.attributes.permissions
+        if mode is not None and stat.S_ISLNK(mode):
+            self._jobs.add_file(partial(self._link, remote, local))
+        else:
+            self.add(remote, local, entry.attributes)
+
+    async def _link(self, source: bytes, target: bytes) -> None:
+        """Copies what a symbolic link leads to, as scp does."""
+        self.add(source, target, await self._client.stat(source))
+
+    async def _unknown(self, source: bytes, target: bytes, attributes: Attributes) -> None:
+        """Copies what the server's attributes do not tell from a file or a directory."""
+        if await self._client.is_directory(source, attributes):
+            self._add_directory(source, target, attributes)
+        else:
+            await self._file(source, target, attributes)
+
+    # -- files -------------------------------------------------------------------------
+
+    async def _file(self, source: bytes, target: bytes, attributes: Attributes) -> None:
+        mode = attributes.permissions
+        if mode is not None and not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", source)
+        settings = self._settings
+        size = attributes.size
+        meter = self._progress.begin(source, size or 0)
+        handle, data, begin = b"", None, 0
+        try:
+            is_small = size is not None and size <= SMALL_FILE and not settings.resume
+            if is_small and self._client.has(sftp.READ_FILE):
+                await self._pace.wait(size or 0)
+                content = await self._client.read_file(source, SMALL_FILE + 1)
+                handle, data = content.handle, content.data
+            else:
+                handle = await self._client.open(source, sftp.READ)
+            temporary = target + PART.encode() if settings.temporary_name else target
+            fd = self._open(temporary, mode)
+            try:
+                if settings.resume:
+                    begin = os.fstat(fd).st_size
+                    if size is not None and begin > size:
+                        raise OSError(errno.EFBIG, "the local file is larger", target)
+                    meter.advance(begin)
+                sink = _LocalFile(fd, target, self._pace, meter)
+                if data:
+                    sink.write(0, data)
+                    begin = len(data)
+                if handle:
+                    fetch = Fetch(self._client, handle, source, sink, self._chunk, settings)
+                    await fetch.run(begin, size, await self._holes(handle, attributes))
+                self._finish(fd, mode, attributes)
+            finally:
+                os.close(fd)
+            if settings.temporary_name:
+                os.rename(temporary, target)
+        except StatusError as error:
+            raise error.about(source) from error
+        finally:
+            meter.done()
+            if handle:
+                self._client.abandon(handle)
+
+    def _open(self, target: bytes, mode: int | None) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        if not self._settings.resume:
+            flags |= os.O_TRUNC
+        permissions = 0o666 if mode is None else mode & 0o777  # never setuid: the server says it
+        try:
+            return os.open(target, flags, permissions | 0o200)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, target) from error
+
+    def _finish(self, fd: int, mode: int | None, attributes: Attributes) -> None:
+        settings = self._settings
+        if settings.preserve:
+            if mode is not None:
+                os.fchmod(fd, mode & 0o777)
+            if attributes.times is not None:
+                os.utime(fd, ns=_times(attributes))
+        elif mode is not None and not mode & 0o200:
+            os.fchmod(fd, mode & 0o777 & ~_umask())
+        if settings.fsync:
+            os.fsync(fd)
+
+    async def _holes(self, handle: bytes, attributes: Attributes) -> list[tuple[int, int]] | None:
+        """Returns the runs that hold data, if the server says that the file has holes."""
+        identity = attributes.identity
+        size = attributes.size or 0
+        if identity is None or size < _ZEROS or identity.blocks * 512 >= size:
+            return None
+        if not self._client.has(sftp.EXTENTS):
+            return None
+        runs: list[tuple[int, int]] = []
+        while True:
+            found = await self._client.extents(handle, sum(runs[-1]) if runs else 0)
+            runs += found.runs
+            if found.is_complete:
+                return runs
+            if not found.runs:
+                raise ProtocolError("an incomplete list of extents without any")
+
+
+class _LocalFile:
+    """An open file that is written."""
+
+    def __init__(self, fd: int, path: bytes, pace: Pace, meter: Meter) -> None:
+        self._fd = fd
+        self._path = path
+        self._meter = meter
+        self._pace = pace
+
+    async def ready(self, count: int) -> None:
+        await self._pace.wait(count)
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        view = memoryview(data)
+        self._meter.advance(len(view))
+        try:
+            while view:
+                count = os.pwrite(self._fd, view, offset)
+                view = view[count:]
+                offset += count
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from error
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+
+
+def _times(attributes: Attributes) -> tuple[int, int]:
+    """Access and modification time in nanoseconds."""
+    assert attributes.times is not None
+    access, modification = (each * 1_000_000_000 for each in attributes.times)
+    if (identity := attributes.identity) is not None:
+        access += identity.access_nanoseconds
+        modification += identity.modification_nanoseconds
+    return access, modification
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
