@@ -45,6 +45,9 @@ _script = Path(sys.executable).with_name("culvert")
 CULVERT = [str(_script)] if _script.exists() else [sys.executable, "-m", "appliance"]
 
 
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"  # OpenSSH's, as Debian has it
+
+
 class Missing(Exception):
     """A program that a peer needs is not installed; the text names it."""
 
@@ -276,6 +279,7 @@ class OpenSshServer(ServerKind):
             "KexAlgorithms +diffie-hellman-group16-sha512,diffie-hellman-group14-sha256",
             "LogLevel VERBOSE",
             "Subsystem echo /bin/cat",
+            f"Subsystem sftp {SFTP_SERVER}",
         ]
         if _openssh_version() >= (9, 8):
             lines.append("PerSourcePenalties no")  # tests fail to log in on purpose

@@ -39,7 +39,6 @@ _SETTINGS: Final[tuple[Setting, ...]] = (
     ("ClearAllForwardings", "yes"),
     ("RemoteCommand", "none"),
     ("RequestTTY", "no"),
-    ("PermitLocalCommand", "no"),
 )
 
 _OURSELVES: Final = "from appliance.multicall import main; sys.exit(main())"

@@ -38,6 +38,7 @@ ENVIRONMENT_LIMIT: Final = 100  # variables from the client
 VARIABLE_LIMIT: Final = 4096  # bytes of one variable
 TERMINAL_GRACE: Final = 0.2  # seconds that a terminal's output may come after the exit
 STATUS_GRACE: Final = 0.2  # seconds that the exit may come after the output's end
+BULK: Final = 4  # times the usual window, for uploads by SFTP: 8 MiB are 450 Mbit/s over 140 ms
 
 
 class _SessionState(Enum):
@@ -132,7 +133,11 @@ class Session(ChannelHandler):
         return self._run("exec", Command.decode(data).command)
 
     def _subsystem(self, data: bytes) -> bool:
-        return self._run("subsystem", Command.decode(data).command)
+        name = Command.decode(data).command
+        is_running = self._run("subsystem", name)
+        if is_running and name == b"sftp":
+            self._channel.widen(BULK)
+        return is_running
 
     def _run(self, kind: str, command: bytes) -> bool:
         if self._state is not _SessionState.NEW or b"\0" in command:

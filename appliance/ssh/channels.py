@@ -134,6 +134,13 @@ class Channel:
         self.packet = packet
         self.send_packet = min(self._peer_packet, packet)
 
+    def widen(self, factor: int) -> None:
+        """Enlarges the window of an open channel, for bulk data over a long line."""
+        more = self.window * (factor - 1)
+        self.window += more
+        self.receive_window += more
+        self._transport.send(ChannelWindowAdjust(self.recipient, more))
+
     def accept(self, handler: ChannelHandler, type_data: bytes = b"") -> None:
         """Confirms a channel that the peer opened."""
         assert self.outbound is Flow.OPENING

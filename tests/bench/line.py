@@ -2,8 +2,8 @@
 
     python -m tests.bench.line ADDRESS PORT --milliseconds 20
 
-It prints its own port, and serves until standard input ends. It takes what comes at once, as a
-line with enough room does, so a connection through it is as fast as its ends keep it full.
+It prints its own port, and serves until standard input ends. It takes what comes at once, as if
+the line began with an endless queue: what is measured is whether the ends keep the line full.
 """
 
 import argparse
@@ -26,6 +26,7 @@ class End:
         self.sock = sock
         self.peer: End
         self.coming: deque[tuple[float, bytes]] = deque()  # when it is due; b"" is the end
+        self.free_at = 0.0  # when the line to it has carried what came so far
         self.due: deque[memoryview] = deque()
         self.ended = False
         sock.setblocking(False)
@@ -35,9 +36,11 @@ class End:
 class Relay:
     """Owns all connections."""
 
-    def __init__(self, target: tuple[str, int], delay: float) -> None:
+    def __init__(self, target: tuple[str, int], delay: float, rate: float) -> None:
+        """``delay``: seconds one way; ``rate``: bytes a second each way, 0 for no limit."""
         self._target = target
         self._delay = delay
+        self._rate = rate
         self._epoll = select.epoll()
         self._ends: dict[int, End] = {}
         self._timers: list[tuple[float, int, End]] = []
@@ -81,7 +84,11 @@ class Relay:
             return
         except OSError:
             data = b""
-        when = time.monotonic() + self._delay
+        peer, now = end.peer, time.monotonic()
+        if self._rate:
+            peer.free_at = max(peer.free_at, now) + len(data) / self._rate
+            now = peer.free_at
+        when = now + self._delay
         end.peer.coming.append((when, data))
         heapq.heappush(self._timers, (when, next(self._numbers), end.peer))
         if not data:
@@ -127,10 +134,12 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     parser.add_argument("--milliseconds", type=float, required=True)
+    parser.add_argument("--rate", type=float, default=0, help="Mbit/s, each way")
     chosen = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         print(listening.getsockname()[1], flush=True)
-        relay = Relay((chosen.address, chosen.port), chosen.milliseconds / 2000)
+        delay, rate = chosen.milliseconds / 2000, chosen.rate * 1e6 / 8
+        relay = Relay((chosen.address, chosen.port), delay, rate)
         relay.run(listening)
 
 

@@ -26,6 +26,7 @@ from tests.bench.contest import (
     Setup,
     Work,
 )
+from tests.bench.files import FILE_WORKS
 from tests.bench.processes import family, proportional_set_size
 from tests.netns import CommandFailed, wait_until
 from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
@@ -413,4 +414,5 @@ WORKS = (
         idle_memory(merged=True),
         [Line("the same with merge_memory (KSM)", CULVERT, 1.3)],
     ),
+    *FILE_WORKS,
 )

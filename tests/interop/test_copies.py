@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.interop import odd_sftp_server
+from tests.peers import SFTP_SERVER
 
-OPENSSH = "/usr/lib/openssh/sftp-server"
 PLAIN = (
     "clock",
     "short-reads",
@@ -116,9 +116,9 @@ def test_a_tree_goes_to_openssh_s_server_and_comes_back(tree: Path, tmp_path: Pa
     there, back, across = tmp_path / "there", tmp_path / "back", tmp_path / "across"
     os.chmod(tree / "big", 0o751)
     os.utime(tree / "big", (1_000_000_000, 1_234_567_890))
-    assert_copied(scp("-rp", "-D", OPENSSH, tree, f"x:{there}"))
-    assert_copied(scp("-rp", "-D", OPENSSH, f"x:{there}", back))
-    assert_copied(scp("-rp", "-D", OPENSSH, f"x:{there}", f"x:{across}"))
+    assert_copied(scp("-rp", "-D", SFTP_SERVER, tree, f"x:{there}"))
+    assert_copied(scp("-rp", "-D", SFTP_SERVER, f"x:{there}", back))
+    assert_copied(scp("-rp", "-D", SFTP_SERVER, f"x:{there}", f"x:{across}"))
     for copy in (there, back, across):
         assert contents(copy) == contents(tree)
         status = os.stat(copy / "big")
@@ -130,7 +130,7 @@ def test_each_hard_name_can_be_asked_for(tree: Path, tmp_path: Path) -> None:
     for index, name in enumerate(HARD_NAMES):
         path = os.path.join(os.fsencode(tree), name)
         back = tmp_path / f"back{index}"
-        assert_copied(scp("-D", OPENSSH, f"x:{os.fsdecode(path)}", back))
+        assert_copied(scp("-D", SFTP_SERVER, f"x:{os.fsdecode(path)}", back))
         assert back.read_bytes() == b"%d" % index * 10
 
 
@@ -139,7 +139,7 @@ def test_patterns_are_expanded_at_the_server(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     back = tmp_path / "back"
     back.mkdir()
-    assert_copied(scp("-D", OPENSSH, f"x:{tmp_path}/a?", f"x:{tmp_path}/{{b,c}}1", back))
+    assert_copied(scp("-D", SFTP_SERVER, f"x:{tmp_path}/a?", f"x:{tmp_path}/{{b,c}}1", back))
     assert sorted(os.listdir(back)) == ["a1", "a2", "b1"]
 
 
@@ -162,7 +162,7 @@ def test_what_fails_is_named_and_the_rest_is_copied(tmp_path: Path) -> None:
     back = tmp_path / "back"
     back.mkdir()
     sources = [f"x:{tmp_path}/{name}" for name in ("missing", "folder", "one")]
-    done = scp("-D", OPENSSH, *sources, back)
+    done = scp("-D", SFTP_SERVER, *sources, back)
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [
         f"culvert scp: {tmp_path}/missing: No such file or directory",
@@ -175,7 +175,7 @@ def test_the_target_of_several_files_must_be_a_directory(tmp_path: Path) -> None
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
     for target in (tmp_path / "new", f"x:{tmp_path}/new"):
-        done = scp("-D", OPENSSH, f"x:{tmp_path}/one", f"x:{tmp_path}/two", target)
+        done = scp("-D", SFTP_SERVER, f"x:{tmp_path}/one", f"x:{tmp_path}/two", target)
         assert (done.returncode, done.stderr) == (
             1,
             f"culvert scp: {tmp_path}/new: Not a directory\n".encode(),
@@ -198,7 +198,7 @@ def test_holes_of_a_local_file_are_not_sent(tmp_path: Path) -> None:
 def test_a_temporary_name_is_gone_only_once_the_file_is_whole(tmp_path: Path) -> None:
     (tmp_path / "here").write_bytes(os.urandom(1_000_000))
     words = ("--temporary-name", "-D")
-    assert_copied(scp(*words, OPENSSH, tmp_path / "here", f"x:{tmp_path}/there"))
+    assert_copied(scp(*words, SFTP_SERVER, tmp_path / "here", f"x:{tmp_path}/there"))
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
     done = scp(*words, odd("dies"), f"x:{tmp_path}/here", tmp_path / "back")
     assert done.returncode == 1

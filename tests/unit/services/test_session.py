@@ -5,6 +5,7 @@ import os
 import struct
 import termios
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Unpack
 
 import pytest
@@ -374,3 +375,12 @@ def test_the_agent_is_asked_for_before_the_program_runs(make: Make) -> None:
     assert it.request("exec", Command(b"true").encode())
     assert not it.request("auth-agent-req@openssh.com")
     assert it.agents == 1
+
+
+def test_an_upload_by_sftp_has_a_larger_window_and_other_subsystems_have_not(make: Make) -> None:
+    for name, factor in ((b"sftp", 4), (b"other", 1)):
+        it = make(window=40_000)
+        assert it.request("subsystem", Command(name).encode())
+        assert it.channel.send_window == 40_000 * factor
+        it.channel.eof()
+        it.run_until(partial(it.has, "closed"))

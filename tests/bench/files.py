@@ -1,0 +1,286 @@
+"""What copies of files are measured by: scp, sftp-server, one large file and many small ones.
+
+The files lie in memory (/dev/shm), so that no disk is measured.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.contest import (
+    CULVERT,
+    Bench,
+    Contender,
+    Line,
+    Measure,
+    Sample,
+    Setup,
+    Work,
+)
+from tests.netns import CommandFailed
+from tests.peers import CULVERT as PROGRAM
+from tests.peers import Server, environment, find_program, private_folder
+
+BARE = Contender("tcp", "tcp")
+TO_OPENSSH = Contender("culvert", "openssh")
+FROM_OPENSSH = Contender("openssh", "culvert")
+
+GIGABYTE = 1_000_000_000
+ROUND_TRIP = 138  # milliseconds of the long line
+RATE = 200  # Mbit/s
+LONG = 150_000_000  # bytes of the file that goes over it
+SMALL = 4096  # bytes
+
+
+@contextlib.contextmanager
+def line(address: str, port: int, milliseconds: float, rate: float = 0) -> Iterator[int]:
+    """A relay that delays what it carries; yields its port."""
+    argv = [sys.executable, "-m", "tests.bench.line", address, str(port)]
+    argv += ["--milliseconds", str(milliseconds), "--rate", str(rate)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        yield int(process.stdout.readline())
+        process.stdin.close()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder in memory that the benchmark's user may write to."""
+    with private_folder("bench-files") as folder:
+        memory = Path("/dev/shm") / folder.name
+        memory.mkdir(mode=0o755)
+        try:
+            yield memory
+        finally:
+            shutil.rmtree(memory)
+
+
+class Copier:
+    """scp or sftp of a contender, to a server or to a line that leads to it."""
+
+    def __init__(self, bench: Bench, contender: Contender, server: Server, port: int) -> None:
+        login = bench.login()
+        config = bench.new_folder("config") / "config"
+        config.write_text(
+            f"Host there\n HostName {server.address}\n Port {port}\n User {login.user}\n"
+            f" IdentityFile {login.key}\n IdentitiesOnly yes\n BatchMode yes\n"
+            f" HostKeyAlias there\n UserKnownHostsFile {config.parent}/known\n"
+            " GlobalKnownHostsFile /dev/null\n"
+        )
+        key = " ".join(server.known_hosts.read_text().split()[1:3])
+        (config.parent / "known").write_text(f"there {key}\n")
+        self._words = ["-q", "-F", str(config)]
+        self._is_ours = contender.client == "culvert"
+        self._environment = environment(server.folder)
+
+    def run(self, program: str, *words: str, feed: str = "") -> float:
+        """Run scp or sftp; return the seconds it took."""
+        argv = [*PROGRAM, program] if self._is_ours else [find_program(program)]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [*argv, *self._words, *words],
+            env=self._environment,
+            input=feed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CommandFailed(done.stderr)
+        return time.perf_counter() - began
+
+
+def _serving(bench: Bench, contender: Contender) -> contextlib.AbstractContextManager[Server]:
+    return bench.serve(contender.server)
+
+
+def large(direction: str) -> Setup:
+    """Measure the megabytes a second of scp with one file of a gigabyte."""
+
+    @contextlib.contextmanager
+    def setup(bench: Bench, contender: Contender) -> Iterator[Measure]:
+        with _folder() as folder, _serving(bench, contender) as server:
+            shutil.chown(folder, bench.account.name)
+            content = os.urandom(1_000_000)
+            with open(folder / "file", "wb") as file:
+                for _ in range(GIGABYTE // len(content)):
+                    file.write(content)
+            copier = Copier(bench, contender, server, server.port)
+
+            def measure() -> Sample:
+                (folder / "copy").unlink(missing_ok=True)
+                there = f"there:{folder}"
+                words = [f"{folder}/file", f"{there}/copy"]
+                if direction == "get":
+                    words = [f"{there}/file", f"{folder}/copy"]
+                return Sample(GIGABYTE / 1e6 / copier.run("scp", *words))
+
+            yield measure
+
+    return setup
+
+
+def small(direction: str, milliseconds: float, count: int) -> Setup:
+    """Measure the files a second of scp -r with files of 4 KiB."""
+
+    @contextlib.contextmanager
+    def setup(bench: Bench, contender: Contender) -> Iterator[Measure]:
+        with contextlib.ExitStack() as up:
+            folder = up.enter_context(_folder())
+            server = up.enter_context(_serving(bench, contender))
+            shutil.chown(folder, bench.account.name)
+            # OpenSSH takes minutes for what others do in seconds: it copies fewer of them.
+            files = count if not milliseconds or contender.client == "culvert" else count // 20
+            (folder / "files").mkdir()
+            for index in range(files):
+                (folder / "files" / str(index)).write_bytes(os.urandom(SMALL))
+            port = server.port
+            if milliseconds:
+                port = up.enter_context(line(server.address, port, milliseconds))
+            copier = Copier(bench, contender, server, port)
+
+            def measure() -> Sample:
+                shutil.rmtree(folder / "copy", ignore_errors=True)
+                there = f"there:{folder}"
+                words = [f"{folder}/files", f"{there}/copy"]
+                if direction == "get":
+                    words = [f"{there}/files", f"{folder}/copy"]
+                return Sample(files / copier.run("scp", "-r", *words))
+
+            yield measure
+
+    return setup
+
+
+@contextlib.contextmanager
+def empty(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the milliseconds of scp with an empty file."""
+    with _folder() as folder, _serving(bench, contender) as server:
+        shutil.chown(folder, bench.account.name)
+        (folder / "file").touch()
+        copier = Copier(bench, contender, server, server.port)
+        words = (f"there:{folder}/file", f"{folder}/copy")
+        yield lambda: Sample(copier.run("scp", *words) * 1000)
+
+
+def long_line(direction: str) -> Setup:
+    """Measure the megabytes a second of one large file over a long line, without the login."""
+
+    @contextlib.contextmanager
+    def setup(bench: Bench, contender: Contender) -> Iterator[Measure]:
+        with contextlib.ExitStack() as up:
+            if contender == BARE:
+                yield up.enter_context(_bare_line())
+                return
+            folder = up.enter_context(_folder())
+            server = up.enter_context(_serving(bench, contender))
+            shutil.chown(folder, bench.account.name)
+            (folder / "file").write_bytes(bytes(LONG))
+            (folder / "empty").touch()
+            port = up.enter_context(line(server.address, server.port, ROUND_TRIP, RATE))
+            copier = Copier(bench, contender, server, port)
+
+            def seconds(name: str) -> float:
+                words = [f"there:{folder}/{name}", f"{folder}/copy"]
+                if direction == "put":
+                    words = [f"{folder}/{name}", f"there:{folder}/copy"]
+                return copier.run("scp", *words)
+
+            def measure() -> Sample:
+                begun = seconds("empty")
+                return Sample(LONG / 1e6 / (seconds("file") - begun))
+
+            yield measure
+
+    return setup
+
+
+@contextlib.contextmanager
+def _bare_line() -> Iterator[Measure]:
+    """Measure the megabytes a second of a TCP connection over the long line."""
+    argv = [sys.executable, "-m", "tests.bench.pump", "serve", "127.0.0.1", "--size", str(LONG)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as serving:
+        assert serving.stdout is not None and serving.stdin is not None
+        with line("127.0.0.1", int(serving.stdout.readline()), ROUND_TRIP, RATE) as port:
+            words = [sys.executable, "-m", "tests.bench.pump", "fetch", "127.0.0.1", str(port)]
+
+            def measure() -> Sample:
+                argv = [*words, "1", "--size", str(LONG)]
+                done = subprocess.run(argv, capture_output=True, check=True, text=True)
+                return Sample(LONG / 1e6 / float(done.stdout))
+
+            yield measure
+        serving.stdin.close()
+
+
+def _to_each_server(what: str, target: float) -> list[Line]:
+    return [
+        Line(what, CULVERT, target),
+        Line("the same, OpenSSH's server", TO_OPENSSH, target),
+    ]
+
+
+def _each_end(what: str, target: float) -> list[Line]:
+    return [
+        Line(what, CULVERT, target),
+        Line("the same, OpenSSH's client", FROM_OPENSSH, target),
+        Line("the same, OpenSSH's server", TO_OPENSSH, target),
+    ]
+
+
+FILE_WORKS = (
+    Work("scp-get", "MB/s", True, large("get"), _each_end("scp of 1 GB from the server", 1.0)),
+    Work("scp-put", "MB/s", True, large("put"), _each_end("scp of 1 GB to the server", 1.0)),
+    Work(
+        "scp-small-get",
+        "files/s",
+        True,
+        small("get", 0, 2000),
+        _each_end("scp -r of 2000 files of 4 KiB from the server", 1.0),
+    ),
+    Work(
+        "scp-small-put",
+        "files/s",
+        True,
+        small("put", 0, 2000),
+        _each_end("scp -r of 2000 files of 4 KiB to the server", 1.0),
+    ),
+    Work(
+        "scp-small-get-20ms",
+        "files/s",
+        True,
+        small("get", 20, 2000),
+        _to_each_server("the same from the server, 20 ms away", 5.0),
+    ),
+    Work(
+        "scp-small-put-20ms",
+        "files/s",
+        True,
+        small("put", 20, 2000),
+        _to_each_server("the same to the server, 20 ms away", 5.0),
+    ),
+    Work(
+        "scp-long-get",
+        "MB/s",
+        True,
+        long_line("get"),
+        _to_each_server(f"one file from the server, 138 ms away, {RATE} Mbit/s", 0.9),
+        base=BARE,
+        base_note="TCP alone",
+    ),
+    Work(
+        "scp-long-put",
+        "MB/s",
+        True,
+        long_line("put"),
+        _to_each_server(f"one file to the server, 138 ms away, {RATE} Mbit/s", 0.9),
+        base=BARE,
+        base_note="TCP alone",
+    ),
+    Work("scp-empty", "ms", False, empty, [Line("scp of an empty file", CULVERT, 1.0)]),
+)
