@@ -10,19 +10,8 @@ from .scp_protocol import LINE_LIMIT, OK, Failure, UnexpectedName
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
 
-    class Meter(Protocol):
-        """The progress of one file."""
-
-        def advance(self, count: int) -> None:
-            """Counts bytes that were copied."""
-            ...
-
-        def done(self) -> None:
-            """The file is copied, or has failed."""
-            ...
-
+    from .copying import Meter
 
 # Our own choices
 READ = 256 << 10  # bytes in one system call, and in a pipe of our server

@@ -8,10 +8,11 @@ quotes mean what they mean to a POSIX shell; an expansion that only the far end 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
+
+from . import wildcards
 
 
 class _Char(NamedTuple):
@@ -19,6 +20,10 @@ class _Char(NamedTuple):
 
     byte: bytes
     is_quoted: bool
+
+    @property
+    def in_pattern(self) -> bytes:
+        return b"\\" + self.byte if self.is_quoted else self.byte
 
     def means(self, special: bytes) -> bool:
         return not self.is_quoted and self.byte in special
@@ -33,7 +38,7 @@ _QUOTABLE: Final = (b"\\", b'"', b"$", b"`")  # what a backslash quotes within d
 def wanted(request: bytes) -> Callable[[bytes], bool]:
     """Returns a function that says whether a name is one of those that the request asks for."""
     patterns = [
-        re.compile(_expression(name), re.DOTALL)
+        wildcards.compiled(b"".join(char.in_pattern for char in name))
         for word in _words(request)
         for path in _without_braces(word)
         if (name := _last_component(path))
@@ -107,51 +112,3 @@ def _last_component(path: _Word) -> _Word:
     while begin and path[begin - 1].byte != b"/":
         begin -= 1
     return path[begin:end]
-
-
-def _expression(name: _Word) -> bytes:
-    """The regular expression for a pattern; as in a shell, * and ? match no leading dot."""
-    parts = []
-    if name[0].means(b"*") or name[0].means(b"?") or name[0].means(b"["):
-        parts.append(rb"(?!\.)")
-    at = 0
-    while at < len(name):
-        char = name[at]
-        at += 1
-        if char.means(b"*"):
-            parts.append(b".*")
-        elif char.means(b"?"):
-            parts.append(b".")
-        elif char.means(b"[") and (end := _bracket_end(name, at)):
-            parts.append(_bracket(name[at:end]))
-            at = end + 1
-        else:
-            parts.append(re.escape(char.byte))
-    return b"".join(parts)
-
-
-def _bracket_end(name: _Word, begin: int) -> int:
-    """Where the ] of a bracket expression stands, 0 if there is none."""
-    at = begin
-    if at < len(name) and name[at].byte in (b"!", b"^"):
-        at += 1
-    at += 1  # a ] that comes first is one of the characters
-    while at < len(name):
-        if name[at].means(b"]"):
-            return at
-        at += 1
-    return 0
-
-
-def _bracket(content: _Word) -> bytes:
-    negation = b"^" if content[0].means(b"!") or content[0].means(b"^") else b""
-    chars = content[1:] if negation else content
-    inner = []
-    for at, char in enumerate(chars):
-        is_range = char.means(b"-") and 0 < at < len(chars) - 1
-        inner.append(b"-" if is_range else re.escape(char.byte))
-    try:
-        re.compile(b"[" + b"".join(inner) + b"]")
-    except re.error:  # a range whose end comes before its beginning
-        return b"(?!)"
-    return b"[" + negation + b"".join(inner) + b"]"
