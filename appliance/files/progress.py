@@ -138,6 +138,8 @@ def _columns() -> int:
 def shown(path: bytes) -> str:
     """Returns a path for a person: what a terminal would act on is escaped."""
     text = path.decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

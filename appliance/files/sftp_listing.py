@@ -27,9 +27,10 @@ _NAMES_AT_ONCE: Final = 1000  # users and groups in one request
 
 
 class _Line(NamedTuple):
-    """A file to be shown, by its name from where the user is."""
+    """A file to be shown."""
 
     name: bytes
+    shown: str  # from where the user is
     attributes: Attributes
     longname: bytes = b""  # the server's own line
 
@@ -52,7 +53,7 @@ async def ls(state: SftpState, arguments: Arguments) -> None:
     lines = []
     for path, attributes in found:
         mark = b"/" if _is_directory(attributes) else b""
-        lines.append(_Line(_stripped(path, hidden) + mark, attributes))
+        lines.append(_Line(path, shown(_stripped(path, hidden) + mark), attributes))
     await listing.show(lines, max(width(shown(path)) for path, _ in found))
 
 
@@ -88,28 +89,26 @@ class _Listing:
         lines: list[_Line] = []
         longest = 0
         below = _stripped(path, hidden)
-        prefix = width(shown(below)) + 1 if below else 0
+        prefix = shown(os.path.join(below, b"")) if below else ""
         with during(f"remote readdir({in_quotes(path)})"):
             async for entries in self._state.client.listing(path):
-                some = list(self._lines(entries, path, hidden))
-                widths = (width(shown(os.path.basename(line.name))) for line in some)
-                longest = max(longest, max(widths, default=0))
+                some = list(self._lines(entries, path, prefix))
+                longest = max(longest, max((width(line.shown) for line in some), default=0))
                 if self._order is None:
-                    await self.show(some, longest + prefix)
+                    await self.show(some, longest)
                 else:
                     lines += some
         if self._order is not None:
-            await self.show(lines, longest + prefix)
+            await self.show(lines, longest)
 
-    def _lines(self, entries: Iterable[NamedFile], path: bytes, hidden: bytes) -> Iterable[_Line]:
+    def _lines(self, entries: Iterable[NamedFile], path: bytes, prefix: str) -> Iterable[_Line]:
         for entry in entries:
             name = entry.filename
             if b"/" in name or not name:
                 where = f"during readdir of {in_quotes(path)}"
                 self._state.complain(f"Server sent suspect path {in_quotes(name)} {where}")
-            elif self._shows_hidden or not name.startswith(b"."):
-                below = _stripped(os.path.join(path, name), hidden)
-                yield _Line(below, entry.attributes, entry.longname)
+            elif self._shows_hidden or name[0] != ord("."):
+                yield _Line(name, prefix + shown(name), entry.attributes, entry.longname)
 
     async def show(self, lines: list[_Line], longest: int) -> None:
         """Shows files; the widest column takes ``longest``."""
@@ -121,9 +120,9 @@ class _Listing:
             await self._show_long(lines)
         elif self._one_a_line:
             for line in lines:
-                self._state.say(shown(line.name))
+                self._state.say(line.shown)
         else:
-            self._show_columns([shown(line.name) for line in lines], longest)
+            self._show_columns([line.shown for line in lines], longest)
         sys.stdout.flush()
 
     def _show_columns(self, names: list[str], longest: int) -> None:
@@ -145,7 +144,7 @@ class _Listing:
                 continue
             users, groups = ({}, {}) if self._is_numeric else (state.users, state.groups)
             text = long_line(line.attributes, users, groups, self._human, now)
-            state.say(f"{text} {shown(line.name)}")
+            state.say(f"{text} {line.shown}")
 
 
 def _by_name(line: _Line) -> Any:

@@ -124,6 +124,7 @@ EXTENSIONS = {
 }
 
 _PAIRS_LIMIT = 64  # extended pairs of one file's attributes, names of extensions
+_EVERY_DATA = struct.Struct(">QIIIII")
 _IDENTITY_DATA = struct.Struct(">QQIQIIQI")
 
 
@@ -237,14 +238,20 @@ def read_attributes(reader: Reader) -> Attributes:
     if flags & ~(_EVERY | _EXTENDED):
         raise MalformedMessage("attributes with flags that version 3 does not have")
     attributes = Attributes()
-    if flags & _SIZE:
-        attributes.size = reader.uint64()
-    if flags & _OWNER:
-        attributes.owner = reader.uint32(), reader.uint32()
-    if flags & _PERMISSIONS:
-        attributes.permissions = reader.uint32()
-    if flags & _TIMES:
-        attributes.times = reader.uint32(), reader.uint32()
+    if flags & _EVERY == _EVERY:  # as in a listing, which may have 100,000 entries
+        attributes.size, user, group, attributes.permissions, accessed, modified = (
+            _EVERY_DATA.unpack(reader.take(_EVERY_DATA.size))
+        )
+        attributes.owner, attributes.times = (user, group), (accessed, modified)
+    else:
+        if flags & _SIZE:
+            attributes.size = reader.uint64()
+        if flags & _OWNER:
+            attributes.owner = reader.uint32(), reader.uint32()
+        if flags & _PERMISSIONS:
+            attributes.permissions = reader.uint32()
+        if flags & _TIMES:
+            attributes.times = reader.uint32(), reader.uint32()
     if flags & _EXTENDED:
         count = reader.uint32()
         if count > _PAIRS_LIMIT:

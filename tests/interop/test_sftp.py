@@ -294,6 +294,24 @@ def test_a_destination_s_path_is_gone_to_or_fetched(
     assert run(f"{server.address}:{there}/none").returncode == 1
 
 
+@pytest.mark.parametrize("server", ["openssh", "culvert"], indirect=True)
+def test_a_connection_of_its_own_serves_a_batch(
+    server: Server, login: Login, there: Path, tmp_path: Path
+) -> None:
+    (there / "file").write_text("content")
+    done = subprocess.run(
+        [*OURS, "-F", "none", "-b", "-", "-P", str(server.port), "-i", str(login.key),
+         f"-oUserKnownHostsFile={server.known_hosts}", f"-oUser={login.user}", "-s", SERVER,
+         f"{server.address}:{there}"],
+        input="ls -1\nget file\n-get none\nmkdir made\n", text=True, capture_output=True,
+        timeout=60, cwd=tmp_path, env=ENVIRONMENT | {"HOME": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "sftp> ls -1\nfile\n" in done.stdout
+    assert (tmp_path / "file").read_text() == "content"
+    assert (there / "made").is_dir()
+
+
 def test_a_host_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
     done = subprocess.run(
         [*OURS, "-F", "none", "-P", "1", "127.0.0.1"],
