@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 
 from ..wire import sftp
 from . import wildcards
@@ -117,6 +116,8 @@ def shell(state: SftpState, arguments: Arguments) -> None:
 
 def _run(state: SftpState, command: bytes) -> None:
     """Runs a command in the foreground: ^C is its own."""
+    import subprocess
+
     program = os.environ.get("SHELL") or "/bin/sh"
     words: list[str | bytes] = [program, "-c", command] if command else [program]
     with during(f"Couldn't execute {in_quotes(os.fsencode(program))}"):

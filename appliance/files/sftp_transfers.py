@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import stat
 import sys
@@ -10,12 +9,10 @@ import sys
 from ..wire.sftp import Attributes
 from . import wildcards
 from .copying import CopySettings
-from .downloads import Download
 from .patterns import expand
 from .progress import Lines, Silent, shown
 from .sftp_client import StatusError
 from .sftp_state import Arguments, CommandFailed, SftpState, in_quotes
-from .uploads import Upload
 
 
 async def progress(state: SftpState, arguments: Arguments) -> None:
@@ -26,6 +23,8 @@ async def progress(state: SftpState, arguments: Arguments) -> None:
 
 async def get(state: SftpState, arguments: Arguments) -> None:
     """Copies files from the server."""
+    from .downloads import Download
+
     pattern = state.absolute_pattern(arguments.operands[0])
     found = await expand(state.client, pattern, follow=True)
     if not found:
@@ -57,6 +56,8 @@ async def get(state: SftpState, arguments: Arguments) -> None:
 
 async def put(state: SftpState, arguments: Arguments) -> None:
     """Copies files to the server."""
+    from .uploads import Upload
+
     pattern = arguments.operands[0]
     found = _local(pattern)
     target = _operand(arguments, 1)
@@ -130,6 +131,8 @@ async def is_remote_directory(state: SftpState, path: bytes) -> bool:
 def _local(pattern: bytes) -> list[bytes]:
     """What a pattern matches here; the name itself if that is nothing."""
     if wildcards.is_pattern(pattern):
+        import glob
+
         # glob's way to make a character ordinary is a bracket around it
         found = sorted(glob.glob(_for_glob(pattern)))
         if found:
@@ -138,10 +141,12 @@ def _local(pattern: bytes) -> list[bytes]:
 
 
 def _for_glob(pattern: bytes) -> bytes:
+    from glob import escape
+
     parts, at = [], 0
     while at < len(pattern):
         if pattern[at : at + 1] == b"\\":
-            parts.append(glob.escape(pattern[at + 1 : at + 2]))
+            parts.append(escape(pattern[at + 1 : at + 2]))
             at += 2
         else:
             parts.append(pattern[at : at + 1])
