@@ -1,25 +1,32 @@
 """One program, many names: argv[0], or else the first argument, chooses the applet.
 
-Each applet's module is imported only when it is chosen.
+Each applet's module is imported only when it is chosen. This module imports next to nothing, since
+sessions wait for ``sftp-server`` to start.
 """
+
+from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from importlib import import_module
-from typing import Final, NamedTuple
 
 from . import __version__
 
+TYPE_CHECKING = False  # type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-class Applet(NamedTuple):
+
+class Applet:
     """An applet's module and its help text; a row without help text is an alias."""
 
-    module: str
-    help: str = ""
+    __slots__ = ("help", "module")
+
+    def __init__(self, module: str, help: str = "") -> None:
+        self.module = module
+        self.help = help
 
 
-APPLETS: Final[dict[str, Applet]] = {
+APPLETS: dict[str, Applet] = {
     "sshd": Applet("sshd", "the server; with Dropbear's options"),
     "ssh": Applet("ssh", "the client: commands, shells and VPN tunnels; with OpenSSH's options"),
     "scp": Applet("scp", "copy files between hosts; with OpenSSH's options"),
@@ -28,6 +35,7 @@ APPLETS: Final[dict[str, Applet]] = {
     "up": Applet("links", "connect the tunnels declared in links.toml and keep them connected"),
     "down": Applet("links", "end these tunnels, and undo what they changed"),
     "status": Applet("links", "show these tunnels and their state"),
+    "sftp-server": Applet("sftp_server", "the SFTP server; with the options of OpenSSH's"),
     "dropbear": Applet("sshd"),
     "dbclient": Applet("dbclient"),
     "dropbearkey": Applet("keygen"),
@@ -52,7 +60,9 @@ def main() -> int:
     if applet is None:
         print(f"culvert: there is no applet '{name}'; try 'culvert --help'", file=sys.stderr)
         return 1
-    run: Callable[[list[str], str], int] = import_module(f"appliance.cli.{applet.module}").main
+    module = f"appliance.cli.{applet.module}"
+    __import__(module)  # importlib takes longer to import than some applets
+    run: Callable[[list[str], str], int] = sys.modules[module].main
     return run(arguments, name)
 
 
@@ -72,7 +82,7 @@ def _open_standard_descriptors() -> None:
 
 
 def _help() -> str:
-    rows = [f"  {name:8} {applet.help}" for name, applet in APPLETS.items() if applet.help]
+    rows = [f"  {name:11} {applet.help}" for name, applet in APPLETS.items() if applet.help]
     aliases = ", ".join(name for name, applet in APPLETS.items() if not applet.help)
     return "\n".join(
         (

@@ -279,8 +279,9 @@ class OpenSshServer(ServerKind):
             "KexAlgorithms +diffie-hellman-group16-sha512,diffie-hellman-group14-sha256",
             "LogLevel VERBOSE",
             "Subsystem echo /bin/cat",
-            f"Subsystem sftp {SFTP_SERVER}",
         ]
+        if not any("Subsystem" in option for option in settings.options):
+            lines.append(f"Subsystem sftp {SFTP_SERVER}")
         if _openssh_version() >= (9, 8):
             lines.append("PerSourcePenalties no")  # tests fail to log in on purpose
         config = folder / "sshd_config"

@@ -29,6 +29,7 @@ Forwarding = Literal["yes", "no", "local", "remote"]
 GatewayPorts = Literal["no", "yes", "clientspecified"]
 Sandbox = Literal["wanted", "required"]
 Profile = Literal["default", "hardened"]
+SftpLog = Literal["quiet", "error", "info", "verbose", "debug"]
 
 DEFAULT_HOST_KEY: Final = "/etc/culvert/ssh_host_ed25519_key"
 
@@ -82,7 +83,14 @@ class ConnectionConfig:
 
     force_command: str = ""
     accept_env: tuple[str, ...] = ("LANG", "LC_*", "COLORTERM")
+    chroot_directory: str = ""  # %h, %u, %U; see appliance/server/chroot.py
     subsystems: dict[str, str] = field(default_factory=dict)
+    sftp: bool = True  # the subsystem sftp, unless ``subsystems`` names another program for it
+    sftp_read_only: bool = False
+    sftp_umask: str = ""  # octal; '' is that of all programs
+    sftp_start_directory: str = ""  # %d is the home, %u the user; '' is the home
+    sftp_log: SftpLog = "error"
+    sftp_ignore_setstat: bool = False  # say that attributes were changed, and change none
     max_sessions: int = 10
     permit_tty: bool = True
     permit_user_rc: bool = True
@@ -143,6 +151,7 @@ class ServerConfig(ConnectionConfig):
 
     trace: bool = False  # the log names each message of each connection, never its content
     audit_file: str = ""  # one JSON object per line, see appliance/server/audit.py
+    audit_files: bool = False  # it also has the changes that the SFTP server reports
     audit_commands: bool = False  # the audit file also has the commands that users run
 
     banner: str = ""  # a file's name
@@ -178,7 +187,12 @@ _KEY: Final = re.compile(
 )
 
 
-_PRINCIPALS: Final = re.compile("(?:[^%]|%[uhU%])*")  # sshd_config(5), TOKENS
+# sshd_config(5), TOKENS
+_PRINCIPALS: Final = re.compile("(?:[^%]|%[uhU%])*")
+_CHROOT: Final = re.compile("(?:(?:/|%h)(?:[^%]|%[uhU%])*)?")
+# sftp-server(8)
+_START_DIRECTORY: Final = re.compile("(?:[^%]|%[du%])*")
+_UMASK: Final = re.compile("[0-7]{0,3}|0[0-7]{3}")
 
 
 def load_server_config(path: str, defaults: ServerConfig) -> ServerConfig:
@@ -221,6 +235,13 @@ def _check_connection(config: ConnectionConfig) -> None:
             with within(key, index):
                 _check_pattern(pattern, of_users=key.endswith("_users"))
     _check_endpoints(config)
+    for key, pattern, expected in (
+        ("chroot_directory", _CHROOT, "an absolute path with no tokens but %u, %h, %U and %%"),
+        ("sftp_start_directory", _START_DIRECTORY, "a path with no tokens but %d, %u and %%"),
+        ("sftp_umask", _UMASK, "an octal number such as 027"),
+    ):
+        if not pattern.fullmatch(getattr(config, key)):
+            raise Mistake(f"expected {expected}, not {shown(getattr(config, key))}", key)
     if not _PRINCIPALS.fullmatch(config.authorized_principals_file):
         text = shown(config.authorized_principals_file)
         raise Mistake(

@@ -93,6 +93,16 @@ def as_user(user: pwd.struct_passwd) -> Iterator[None]:
 def become(user: pwd.struct_passwd) -> None:
     """Takes on the identity of ``user`` for good, if this process is root."""
     if os.geteuid() == 0:
-        os.initgroups(user.pw_name, user.pw_gid)
-        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+        take_groups(user)
+        take_user(user)
+
+
+def take_groups(user: pwd.struct_passwd) -> None:
+    """Takes on the groups of ``user`` for good."""
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+
+
+def take_user(user: pwd.struct_passwd) -> None:
+    """Takes on the number of ``user`` for good, after ``take_groups``."""
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)

@@ -197,6 +197,16 @@ class ForwardClosed(Event):
     place: str  # the address or path that is no longer listened on
 
 
+class File(Event):  # if audit_files is set
+    name = "file"
+    text = "user {user}: {operation} {path}[ {target}][ failed: {reason}], by the {source}'s report"
+    operation: str  # write, setstat, remove, mkdir, rmdir, rename, symlink, hardlink, ...-xattr
+    path: str  # as the client gave it
+    target: str | None  # the new name of rename and hardlink, the path of a symlink, an xattr
+    reason: str | None  # of a failure
+    source: str  # the program that says so; it is the user's
+
+
 class Tunnel(Event):
     name = "tunnel"
     text = "user {user}: tunnel device {device} opened"

@@ -133,6 +133,7 @@ class ForwardGrants:
         if (
             not self._allows(self._login.config.allow_stream_local_forwarding, "local")
             or self._permit_open  # this permits hosts and ports, but no path
+            or self._login.config.chroot_directory  # see chroot.py
         ):
             raise Deny("forwarding of sockets is not allowed")
         try:
@@ -179,6 +180,7 @@ class ForwardGrants:
         if (
             not self._allows(self._login.config.allow_stream_local_forwarding, "remote")
             or self._permit_listen
+            or self._login.config.chroot_directory
         ):
             raise Deny("forwarding of sockets is not allowed")
         self._check_limit()
@@ -226,6 +228,7 @@ class ForwardGrants:
             not self._login.permissions.agent_forwarding
             or not self._login.config.allow_agent_forwarding
             or self._login.config.disable_forwarding
+            or self._login.config.chroot_directory
         ):
             raise Deny("agent forwarding is not allowed")
         try:

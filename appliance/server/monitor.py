@@ -20,6 +20,7 @@ from ..process import merging
 from ..process.passed_lines import PassedLines
 from . import audit, programs, tunnels
 from .authentication import Authentication, LoggedIn
+from .file_reports import FileReports
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
 from .peer import Peer
@@ -75,6 +76,7 @@ class Monitor:
         self._totals: ReportTotals | None = None
         self._started = time.monotonic()
         self._sessions: SessionGrants | None = None
+        self._reports = FileReports()
         self._forwards: ForwardGrants | None = None
         self._tunnels: TunnelGrants | None = None
         self._questioned = False  # by another connection's monitor; the worker does not know yet
@@ -89,7 +91,7 @@ class Monitor:
             merging.begin()
         self._tell_listener()
         self._forwards = ForwardGrants(login)
-        self._sessions = SessionGrants(login, self._peer, self._forwards.environment)
+        self._sessions = SessionGrants(login, self._peer, self._forwards.environment, self._reports)
         self._tunnels = TunnelGrants(login)
         for grants in (self._sessions, self._tunnels, self._forwards):
             self._handlers |= grants.handlers()
@@ -108,11 +110,13 @@ class Monitor:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
+        self._reports.watch(poll)
         ending = Ending.CRASH
         try:
             ending = self._ending(self._loop(poll, wake_read))
         finally:
             self._kill_worker()
+            self._reports.close()
             if self._forwards is not None:
                 self._forwards.close()
             self._tell_end(ending)
@@ -131,6 +135,7 @@ class Monitor:
                 self._reap()
             if self._questioned:
                 self._ask_client()
+            self._reports.read(ready)
             if self._sock.fileno() in ready and not self._serve():
                 return False
             if self._answer_by is not None and time.monotonic() >= self._answer_by:

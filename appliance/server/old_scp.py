@@ -6,18 +6,16 @@ command line of our own far end (``cli/scp_far_end.py``), and the shell gets the
 
 Nothing else changes: an ``scp`` that is in PATH is always used, the programs of users get the same
 environment, and no file is put where others would find it. A forced command decides by itself what
-it runs.
+it runs, and a chroot has its own programs.
 """
 
 import os
 import shlex
-import sys
 from typing import Final
 
-_BEGIN: Final = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from appliance.cli.scp_far_end import main; sys.exit(main(sys.argv[1:]))"
-)
+from ..process import ourselves
+
+_FAR_END: Final = "from appliance.cli.scp_far_end import main; sys.exit(main(sys.argv[1:]))"
 
 
 def with_our_scp(command: bytes, path: bytes) -> bytes:
@@ -25,7 +23,8 @@ def with_our_scp(command: bytes, path: bytes) -> bytes:
     words = command.split(b" ")
     if words[0] != b"scp" or not _is_far_end(words[1:]) or _is_found(b"scp", path):
         return command
-    return _far_end() + command[len(b"scp") :]
+    ours = os.fsencode(shlex.join(ourselves.bare_command(_FAR_END)))
+    return ours + command[len(b"scp") :]
 
 
 def _is_far_end(words: list[bytes]) -> bool:
@@ -41,9 +40,3 @@ def _is_far_end(words: list[bytes]) -> bool:
 def _is_found(program: bytes, path: bytes) -> bool:
     places = (os.path.join(folder, program) for folder in path.split(b":") if folder[:1] == b"/")
     return any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places)
-
-
-def _far_end() -> bytes:
-    """The command line, for any shell. -I and -S: our far end uses no other package."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return os.fsencode(shlex.join([sys.executable, "-I", "-S", "-c", _BEGIN, root]))

@@ -5,13 +5,16 @@ import fcntl
 import grp
 import os
 import pwd
+import shlex
 import signal
+import socket
 import termios
 from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from ..process import merging
-from .accounts import become
+from .accounts import become, take_groups, take_user
+from .sftp_program import SftpServer, safe_environment
 
 # Our own choices
 PIPE_SIZE: Final = 256 << 10  # bytes: four times the system's default, for fewer wake-ups
@@ -20,6 +23,7 @@ ROOT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 _F_SETPIPE_SZ: Final = 1031
 
 Environment = dict[bytes, bytes]
+Command = bytes | SftpServer | None  # for the user's shell; None: the shell itself, for a login
 
 
 class Program(NamedTuple):
@@ -83,20 +87,24 @@ def base_environment(user: pwd.struct_passwd, inherited: bool) -> Environment:
 
 def start(
     user: pwd.struct_passwd,
-    command: bytes | None,
+    command: Command,
     environment: Environment,
     terminal: PseudoTerminal | None,
     greeting: str,
     runs_rc: bool,
+    chroot: str = "",
+    reports: socket.socket | None = None,
 ) -> Program:
-    """Runs ``command`` by the user's shell, or the shell as a login shell if it is None.
+    """Runs ``command``, all of it within the directory ``chroot`` unless that is ''.
 
-    With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC). Raises OSError.
+    With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC). An SFTP server
+    reports its changes on ``reports``. Raises OSError.
     """
+    plan = _Plan(user, command, environment, greeting, runs_rc, chroot, reports)
     if terminal is not None:
         pid = os.fork()
         if pid == 0:
-            _become_program(user, command, environment, terminal, (), greeting, runs_rc)
+            _become_program(plan, terminal, ())
         return Program(pid, [])
     with contextlib.ExitStack() as undo:
         stdin_read, stdin_write = pipe(undo)
@@ -106,8 +114,7 @@ def start(
             _enlarge(fd)
         pid = os.fork()
         if pid == 0:
-            ours = (stdin_read, stdout_write, stderr_write)
-            _become_program(user, command, environment, None, ours, greeting, runs_rc)
+            _become_program(plan, None, (stdin_read, stdout_write, stderr_write))
         undo.pop_all()
     for fd in (stdin_read, stdout_write, stderr_write):
         os.close(fd)
@@ -127,49 +134,95 @@ def _enlarge(fd: int) -> None:
         fcntl.fcntl(fd, _F_SETPIPE_SZ, PIPE_SIZE)
 
 
+class _Plan(NamedTuple):
+    """The arguments of ``start``."""
+
+    user: pwd.struct_passwd
+    command: Command
+    environment: Environment
+    greeting: str
+    runs_rc: bool
+    chroot: str
+    reports: socket.socket | None
+
+
 def _become_program(
-    user: pwd.struct_passwd,
-    command: bytes | None,
-    environment: Environment,
-    terminal: PseudoTerminal | None,
-    descriptors: tuple[int, ...],
-    greeting: str,
-    runs_rc: bool,
+    plan: _Plan, terminal: PseudoTerminal | None, descriptors: tuple[int, ...]
 ) -> NoReturn:
     """In the child: gives up everything that is not the user's, and calls exec."""
+    user, command = plan.user, plan.command
+    shell = os.fsencode(user.pw_shell or "/bin/sh")
     try:
         merging.end()
         os.setsid()
         if terminal is not None:
             fcntl.ioctl(terminal.slave, termios.TIOCSCTTY, 0)
             descriptors = (terminal.slave,) * 3
-        for target, fd in enumerate(descriptors):
-            os.dup2(fd, target)
-        os.closerange(3, 65536)
+        if plan.reports is not None:
+            descriptors = (*descriptors, plan.reports.fileno())
+        _place(descriptors)
         for number in range(1, signal.NSIG):
             if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.set_wakeup_fd(-1)
         os.umask(0o022)
-        become(user)
-        try:
-            os.chdir(user.pw_dir)
-        except OSError as error:
-            os.write(2, f"Could not chdir to {user.pw_dir}: {error.strerror}\n".encode())
-            os.chdir("/")
-        if greeting and command is None and not os.path.exists(".hushlogin"):
-            os.write(1, greeting.encode())
-        shell = os.fsencode(user.pw_shell or "/bin/sh")
+        if isinstance(command, SftpServer):
+            _become_sftp_server(plan, command, terminal is not None)
+        _enter(user, plan.chroot)
         name = os.path.basename(shell)
-        if runs_rc and os.path.exists(rc := os.path.join(user.pw_dir, ".ssh/rc")):
+        if plan.greeting and command is None and not os.path.exists(".hushlogin"):
+            os.write(1, plan.greeting.encode())
+        if plan.runs_rc and os.path.exists(rc := os.path.join(user.pw_dir, ".ssh/rc")):
             no_input = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
             words = [name, b"-c", b'/bin/sh "$0"', os.fsencode(rc)]
-            os.waitpid(os.posix_spawn(shell, words, environment, file_actions=[no_input]), 0)
+            os.waitpid(os.posix_spawn(shell, words, plan.environment, file_actions=[no_input]), 0)
         arguments = [b"-" + name] if command is None else [name, b"-c", command]
-        os.execve(shell, arguments, environment)
+        os.execve(shell, arguments, plan.environment)
     except BaseException as error:
-        text = f"culvert: cannot start {user.pw_shell or '/bin/sh'}: {error}\n"
+        text = f"culvert: cannot start {os.fsdecode(shell)}: {error}\n"
         os.write(2, text.encode(errors="replace"))
     finally:
         os._exit(127)
+
+
+def _place(descriptors: tuple[int, ...]) -> None:
+    """Makes these the descriptors 0, 1, 2 ..., and closes all others."""
+    # above all targets first, so that none is overwritten before it was copied
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, len(descriptors)) for fd in descriptors]
+    for target, fd in enumerate(copies):
+        os.dup2(fd, target)
+    os.closerange(len(descriptors), 65536)
+
+
+def _enter(user: pwd.struct_passwd, chroot: str) -> None:
+    """Becomes the user, within the directory ``chroot`` if it is not '', in the user's home."""
+    if chroot:
+        take_groups(user)  # by the system's own files
+        os.chroot(chroot)
+        os.chdir("/")
+        take_user(user)
+    else:
+        become(user)
+    try:
+        os.chdir(user.pw_dir)
+    except OSError as error:
+        if not chroot:  # a chroot often is the home, or has none
+            os.write(2, f"Could not chdir to {user.pw_dir}: {error.strerror}\n".encode())
+            os.chdir("/")
+
+
+def _become_sftp_server(plan: _Plan, server: SftpServer, on_terminal: bool) -> NoReturn:
+    """Runs the SFTP server, by the user's shell if that may refuse."""
+    if on_terminal:  # sshd's words to a person who wants a shell
+        os.write(1, b"This service allows sftp connections only.\n")
+        os._exit(1)
+    shell = plan.user.pw_shell or "/bin/sh"
+    reports = plan.reports is not None
+    if server.is_for_shell(shell):
+        _enter(plan.user, plan.chroot)
+        words = server.command(None, "", reports)
+        os.execve(shell, [os.path.basename(shell), "-c", shlex.join(words)], plan.environment)
+    words = server.command(plan.user, plan.chroot, reports)
+    os.chdir("/")
+    os.execve(words[0], words, safe_environment(plan.environment))

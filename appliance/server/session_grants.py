@@ -6,6 +6,7 @@ import logging
 import os
 import pwd
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -14,8 +15,9 @@ from ..config.server import ServerConfig
 from ..crypto.patterns import matches_list
 from ..crypto.permissions import Permissions
 from ..wire.codec import write_uint32
-from . import accounts, audit, programs
+from . import accounts, audit, chroot, programs, sftp_program
 from .authentication import LoggedIn
+from .file_reports import FileReports
 from .old_scp import with_our_scp
 from .peer import Peer
 from .requests import (
@@ -68,9 +70,14 @@ class SessionGrants:
     """The terminals and programs that the sessions of one connection were given."""
 
     def __init__(
-        self, login: LoggedIn, peer: Peer, more_environment: Callable[[], programs.Environment]
+        self,
+        login: LoggedIn,
+        peer: Peer,
+        more_environment: Callable[[], programs.Environment],
+        reports: FileReports,
     ) -> None:
         """``more_environment`` gives the variables that other grants set for programs."""
+        self._reports = reports
         self._login = login
         self._more_environment = more_environment
         self._peer = peer
@@ -167,8 +174,14 @@ class SessionGrants:
         if terminal is not None:
             environment[b"SSH_TTY"] = terminal.name.encode()
         greeting = _motd() if config.print_motd and terminal is not None else ""
+        try:
+            jail = chroot.directory(config.chroot_directory, user)
+        except chroot.Unsafe as error:
+            _log.error("user %s gets no program: %s", user.pw_name, error)
+            raise Deny("the server's settings have a mistake") from error
         runs_rc = (
-            request.kind != "subsystem"
+            not isinstance(command, sftp_program.SftpServer)
+            and request.kind != "subsystem"
             and not config.force_command
             and config.permit_user_rc
             and self._login.permissions.user_rc
@@ -176,13 +189,19 @@ class SessionGrants:
         try:
             with contextlib.ExitStack() as undo:
                 status_read, status_write = programs.pipe(undo)
-                program = programs.start(user, command, environment, terminal, greeting, runs_rc)
+                ours, theirs = self._report_sockets(command, undo)
+                program = programs.start(
+                    user, command, environment, terminal, greeting, runs_rc, jail, theirs
+                )
                 undo.pop_all()
         except OSError as error:
             raise Deny(f"no process: {error.strerror}") from error
         if terminal is not None:
             del self._terminals[request.terminal]
             terminal.close()
+        if ours is not None and theirs is not None:
+            theirs.close()
+            self._reports.add(program.pid, ours)
         takes_signals = request.kind != "subsystem" and self._forced is None
         self._programs[program.pid] = _Running(status_write, takes_signals)
         if self._may_begin:
@@ -202,22 +221,38 @@ class SessionGrants:
         """The command that runs instead of the requested one, None if there is none."""
         return self._login.config.force_command or self._login.permissions.command
 
-    def _command(self, request: Spawn, environment: programs.Environment) -> bytes | None:
+    def _report_sockets(
+        self, command: programs.Command, undo: contextlib.ExitStack
+    ) -> tuple[socket.socket, socket.socket] | tuple[None, None]:
+        """Our end and the program's, for an SFTP server whose changes go to the audit."""
+        if not isinstance(command, sftp_program.SftpServer) or not self._login.config.audit_files:
+            return None, None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(ours.close)
+        undo.callback(theirs.close)
+        return ours, theirs
+
+    def _command(self, request: Spawn, environment: programs.Environment) -> programs.Command:
         """The command to run: forced, the subsystem's or the requested one; None for a shell."""
-        forced = self._forced
-        command: bytes | None = request.command
+        config, forced = self._login.config, self._forced
+        command: programs.Command = request.command
         if request.kind == "subsystem":
-            known = self._login.config.subsystems.get(request.command.decode(errors="replace"))
-            if known is None and forced is None:
+            known = config.subsystems.get(request.command.decode(errors="replace"))
+            if known is not None:
+                command = _runnable(known, config)
+            elif request.command == b"sftp" and config.sftp:
+                command = sftp_program.of_settings(config)
+            elif forced is None:
                 raise Deny("no such subsystem")
-            command = known.encode() if known is not None else request.command
         elif request.kind == "shell":
             command = None
         if forced is not None:  # command="" allows nothing
+            if isinstance(command, sftp_program.SftpServer):
+                command = request.command
             if command is not None:
                 environment[b"SSH_ORIGINAL_COMMAND"] = command
-            return os.fsencode(forced)
-        if request.kind == "exec":
+            return _runnable(forced, config)
+        if request.kind == "exec" and not config.chroot_directory:
             return with_our_scp(request.command, environment[b"PATH"])
         return command
 
@@ -252,9 +287,19 @@ class SessionGrants:
         """Passes the wait status of a program that has ended to the worker."""
         program = self._programs.pop(pid, None)
         if program is not None:
+            self._reports.ended(pid)
             with contextlib.suppress(OSError):  # the session may be over
                 os.write(program.status, write_uint32(status & 0xFFFFFFFF))
             os.close(program.status)
+
+
+def _runnable(text: str, config: ServerConfig) -> programs.Command:
+    """A command of the settings or of a key's line, which may be ``internal-sftp``."""
+    try:
+        server = sftp_program.of_command(text, config)
+    except ValueError as error:
+        raise Deny(f"the options of internal-sftp: {error}") from error
+    return os.fsencode(text) if server is None else server
 
 
 def _accepts_variable(name: bytes, config: ServerConfig) -> bool:

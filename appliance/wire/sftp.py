@@ -88,6 +88,7 @@ WRITE_FILE = "write-file@culvert.example"
 LOOKUP_TREE = "lookup-tree@culvert.example"
 EXTENTS = "extents@culvert.example"
 WATCH = "watch@culvert.example"
+UNWATCH = "unwatch@culvert.example"
 CHANGES = "changes@culvert.example"
 LOCK = "lock@culvert.example"
 GET_XATTR = "get-xattr@culvert.example"
@@ -115,6 +116,7 @@ EXTENSIONS = {
     LOOKUP_TREE: b"1",
     EXTENTS: b"1",
     WATCH: b"1",
+    UNWATCH: b"1",
     CHANGES: b"1",
     LOCK: b"1",
     GET_XATTR: b"1",
@@ -726,7 +728,11 @@ class Extents(Record):
 
 
 class WatchReply(Record):
-    """The number by which CHANGES names a watched directory; see ``OnePath``."""
+    """The reply to WATCH, and the data of UNWATCH.
+
+    It is the number by which CHANGES names a watched directory, the same for one that is watched
+    already.
+    """
 
     watch: UInt32
 
@@ -810,6 +816,10 @@ class XattrNames(Record):
 
 
 # The hot packets, packed by hand: length, type, id, length of the handle ...
-# tests/unit/wire/test_sftp.py shows that they equal the records above.
+# tests/unit/sftp/test_replies.py shows that they equal the records above.
 HEADER = struct.Struct(">IBI")
 DATA_HEADER = struct.Struct(">IBII")  # ... and length of the data
+# Behind the length, with a handle of four bytes as our server's: type, id, length of the handle,
+# handle, offset, and the length to read or that of the data, which follows.
+READ_REQUEST = struct.Struct(">BIIIQI")
+WRITE_REQUEST = READ_REQUEST

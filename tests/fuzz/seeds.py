@@ -4,12 +4,24 @@ import struct
 
 from appliance.crypto import key_files
 from appliance.crypto.keys import generate
-from appliance.wire import messages
+from appliance.wire import messages, sftp
 from appliance.wire.codec import write_string, write_uint32
 from tests.fuzz.targets import MESSAGES
 
 _KEY = generate("ssh-ed25519")
 _LINE = _KEY.public.line()
+
+
+_SFTP = (
+    sftp.Write(1, bytes(4), 5, b"data"),
+    sftp.Read(2, bytes(4), 0, 9),
+    sftp.FStat(3, bytes(4)),
+    sftp.Open(4, b"/a", sftp.READ, sftp.Attributes(5, (1, 2), 0o644, (3, 4), (5, 6))),
+    sftp.Rename(5, b"/a", b"/b"),
+    sftp.Extended(6, sftp.POSIX_RENAME, sftp.TwoPaths(b"a", b"b").encode()),
+    sftp.Close(7, bytes(4)),
+    sftp.Read(8, bytes(4), 0, 9),
+)
 
 
 def _packets(phase: int, *payloads: bytes) -> bytes:
@@ -44,6 +56,10 @@ def seeds() -> dict[str, list[bytes]]:
             b"\4\1\0\x50\0\0\0\1\0host\0",
             b"\5\1\0\5\1\0\3\4host\0\x50",
             b"\5\1\0\5\1\0\4" + bytes(16) + b"\0\x50",
+        ],
+        "sftp": [
+            b"".join(write_string(request.encode()) for request in _SFTP),
+            *(write_string(sftp.Extended(1, name, bytes(40)).encode()) for name in sftp.EXTENSIONS),
         ],
         "public-key": [blob],
         "signature": [_KEY.sign("ssh-ed25519", b"x")],

@@ -9,6 +9,7 @@ import io
 import os
 import struct
 from collections.abc import Callable
+from unittest import mock
 
 from appliance.aio import proxy
 from appliance.client import control_messages
@@ -26,8 +27,24 @@ from appliance.services.tunnel.virtio_header import (
     segments,
 )
 from appliance.services.tunnel.writer import Writer
+from appliance.sftp import requests as sftp_requests
+from appliance.sftp import server as sftp_server
+from appliance.sftp.file_attributes import pack
+from appliance.sftp.journal import DEBUG, Journal
+from appliance.sftp.open_files import OpenFile
+from appliance.sftp.session import Row, Session, Settings
 from appliance.ssh.order import Role
-from appliance.wire import codec, forward, host_keys, messages, session, socks, tun
+from appliance.wire import (
+    codec,
+    forward,
+    host_keys,
+    messages,
+    session,
+    sftp,
+    sftp_report,
+    socks,
+    tun,
+)
 from tests.protocol.test_arbitrary import OPEN, REACHABLE, assert_sound, reach
 from tests.protocol.test_before_authentication import against
 
@@ -39,13 +56,13 @@ _LENGTH = struct.Struct(">H")
 
 MESSAGES = [
     kind
-    for module in (messages, control_messages, requests)
+    for module in (messages, control_messages, requests, sftp)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, codec.Message) and kind is not codec.Message
 ]
 RECORDS = [
     kind
-    for module in (forward, host_keys, session, tun, requests)
+    for module in (forward, host_keys, session, tun, requests, sftp, sftp_report)
     for kind in vars(module).values()
     if isinstance(kind, type)
     and issubclass(kind, codec.Record)
@@ -105,6 +122,47 @@ def socks_client(data: bytes) -> None:
                     dialogue.receive(data[at : at + step])
         places.append(dialogue.place)
     assert places[0] == places[1]
+
+
+def _answered(session: Session, request: int, asked: codec.Record) -> None:
+    session.replies.attributes(request, pack(_STATUS))
+
+
+# The requests of an SFTP client, but none that names a file: the fuzzer may run as root
+_STATUS = os.stat("/")
+_HARMLESS = {
+    number: row if number in (4, 5, 6) else Row(row.name, row.record, _answered, paths=row.paths)
+    for number, row in sftp_requests.REQUESTS.items()
+}
+_EXTENSIONS = {
+    name: Row(row.name, row.record, _answered, paths=row.paths)
+    for name, row in sftp_server.EXTENSIONS.items()
+}
+
+
+def sftp_client(data: bytes) -> None:
+    """An SFTP client after its INIT, at once and byte by byte: both get the same answers."""
+    sent = [bytearray(), bytearray()]
+    for step, replies in zip((len(data) or 1, 1), sent, strict=True):
+        journal = Journal(DEBUG, lambda level, text: None, lambda report: None)
+        its = Session(Settings(), journal, replies.extend)
+        its.files.add(OpenFile(b"file", os.memfd_create("fuzz"), os.O_RDWR))
+        server = sftp_server.Server(its)
+        with (
+            mock.patch.dict(sftp_requests.REQUESTS, _HARMLESS),
+            mock.patch.dict(sftp_server.EXTENSIONS, _EXTENSIONS),
+            contextlib.suppress(sftp_server.Unanswerable),
+        ):
+            server.receive(memoryview(_SFTP_INIT))
+            left = b""
+            for at in range(0, len(data), step):
+                left += data[at : at + step]
+                left = left[server.receive(memoryview(left)) :]
+        server.close()
+    assert sent[0] == sent[1]
+
+
+_SFTP_INIT = codec.write_string(sftp.Init(3).encode())
 
 
 def public_key(data: bytes) -> None:
@@ -275,6 +333,7 @@ TARGETS: dict[str, Target] = {
     "version": version,
     "wire": wire,
     "socks": socks_client,
+    "sftp": sftp_client,
     "public-key": public_key,
     "signature": signature,
     "private-key": private_key,

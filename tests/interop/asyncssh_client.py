@@ -58,6 +58,12 @@ async def main() -> int:
         if chosen.N:
             await forward(connection, chosen)
             return 0
+        if chosen.sftp:
+            way, source, target = chosen.sftp
+            async with connection.start_sftp_client() as sftp:
+                copy = sftp.put if way == "put" else sftp.get
+                await copy(source, target, recurse=True, preserve=True)
+            return 0
         if chosen.pty:
             term, rows, columns = chosen.pty.split(",")
             options = {"term_type": term, "term_size": (int(columns), int(rows))}

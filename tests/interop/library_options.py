@@ -18,6 +18,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mac")
     parser.add_argument("--compression", action="store_true")
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE")
+    parser.add_argument("--sftp", action="append", help="put or get, then source and target")
     parser.add_argument("--subsystem", action="store_true")
     parser.add_argument("--pty", help="TERM,ROWS,COLUMNS")
     parser.add_argument("--rekey-bytes", type=int, help="bytes after which to exchange keys again")

@@ -6,6 +6,7 @@ Standard input, output and error are those of the remote command; so is the exit
 import argparse
 import os
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -41,6 +42,8 @@ def main() -> int:
         _authenticate(transport, chosen.user, chosen.method, chosen.key)
         if chosen.N:
             return _forward(transport, chosen)
+        if chosen.sftp:
+            return _copy(transport, *chosen.sftp)
         return _run(transport, chosen)
     finally:
         transport.close()
@@ -58,6 +61,31 @@ def _authenticate(transport: paramiko.Transport, user: str, method: str, key: st
         )
     if left:
         raise paramiko.AuthenticationException(f"the server wants more: {left}")
+
+
+def _copy(transport: paramiko.Transport, way: str, source: str, target: str) -> int:
+    """Copy a tree to the server, or from there."""
+    sftp = paramiko.SFTPClient.from_transport(transport)
+
+    def put(here: str, there: str) -> None:
+        if os.path.isdir(here):
+            sftp.mkdir(there)
+            for name in os.listdir(here):
+                put(f"{here}/{name}", f"{there}/{name}")
+        else:
+            sftp.put(here, there)
+            sftp.chmod(there, os.stat(here).st_mode & 0o777)
+
+    def get(there: str, here: str) -> None:
+        if stat.S_ISDIR(sftp.stat(there).st_mode):
+            os.mkdir(here)
+            for name in sftp.listdir(there):
+                get(f"{there}/{name}", f"{here}/{name}")
+        else:
+            sftp.get(there, here)
+
+    put(source, target) if way == "put" else get(source, target)
+    return 0
 
 
 def _forward(transport: paramiko.Transport, chosen: argparse.Namespace) -> int:

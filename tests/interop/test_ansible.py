@@ -1,7 +1,6 @@
-"""Ansible's own way with ssh: ControlPersist, a terminal or none, files through pipes.
+"""Ansible's own way with ssh: ControlPersist, a terminal or none, files by SFTP or through pipes.
 
-Neither our server nor the OpenSSH of these tests has an SFTP subsystem, so Ansible is told to
-pipe the files (`ansible_ssh_transfer_method=piped`).
+The OpenSSH of these tests has no SFTP subsystem, so that Ansible has to pipe the files there.
 """
 
 import json
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.conftest import BESIDE_OPENSSH, logins, pair_of, words_of, write_program
+from tests.interop.conftest import BESIDE_OPENSSH, OURS, logins, pair_of, words_of, write_program
 from tests.netns import wait_until
 from tests.peers import (
     ClientKind,
@@ -50,10 +49,19 @@ PLAYBOOK = [
 
 
 @pytest.mark.parametrize(
-    ("client", "server"), [pair_of(*names) for names in BESIDE_OPENSSH], indirect=True
+    ("client", "server", "method"),
+    [
+        *(pair_of(*names, "piped") for names in BESIDE_OPENSSH),
+        *(
+            pair_of(client, OURS, method, name=method)
+            for client in ("openssh", OURS)
+            for method in ("sftp", "scp")
+        ),
+    ],
+    indirect=["client", "server"],
 )
 def test_a_playbook_by_one_connection(
-    client: ClientKind, server: Server, login: Login, there: Path, tmp_path: Path
+    client: ClientKind, server: Server, login: Login, there: Path, tmp_path: Path, method: str
 ) -> None:
     find_program("ansible-playbook")
     program = write_program(tmp_path / "ssh", words_of(client, server, login))
@@ -65,7 +73,9 @@ def test_a_playbook_by_one_connection(
         "ansible_port": server.port,
         "ansible_user": login.user,
         "ansible_ssh_executable": str(program),
-        "ansible_ssh_transfer_method": "piped",
+        "ansible_ssh_transfer_method": method,
+        "ansible_sftp_extra_args": f"-S {program}",
+        "ansible_scp_extra_args": f"-S {program}",
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_remote_tmp": str(there / "tmp"),
         "here": str(tmp_path),

@@ -83,7 +83,7 @@ def rclone(
 def test_rclone_logs_in_and_says_that_there_is_no_sftp(
     serve_rclone: Serve, account: Account, user_keys: Keyring, key_type: str | None
 ) -> None:
-    server = serve_rclone()
+    server = serve_rclone("sftp = false\n")
     key = None if key_type is None else user_keys.key(key_type)
     done = rclone(server, account, "lsf", ":sftp:/", key=key)
     assert (done.returncode, done.stdout) == (1, "")
@@ -107,11 +107,17 @@ def test_rclone_with_a_strange_key_is_told_so(
     assert "refused: publickey: key not accepted" in server.log
 
 
-def test_rclone_copies_through_a_subsystem_and_runs_commands(
-    serve_rclone: Serve, account: Account, user_keys: Keyring, there: Path, tmp_path: Path
+@pytest.mark.parametrize("lines", ["", f"[subsystems]\nsftp = '{SFTP_SERVER}'\n"])
+def test_rclone_copies_by_sftp_and_runs_commands(
+    serve_rclone: Serve,
+    account: Account,
+    user_keys: Keyring,
+    there: Path,
+    tmp_path: Path,
+    lines: str,
 ) -> None:
     """It compares by running md5sum at the far end; meanwhile keys are exchanged again."""
-    server = serve_rclone(f"rekey_bytes = 4194304\n[subsystems]\nsftp = '{SFTP_SERVER}'\n")
+    server = serve_rclone(f"rekey_bytes = 4194304\n{lines}")
     here, back = tmp_path / "here", tmp_path / "back"
     here.mkdir()
     (here / "big").write_bytes(os.urandom(24 << 20))

@@ -1,4 +1,4 @@
-"""scp -O, which runs scp at the far end, and what programs that need SFTP are told."""
+"""scp -O, which runs scp at the far end; test_sftp_server.py has its newer protocol."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import BESIDE_OPENSSH, OURS, pair_of, write_program
-from tests.peers import Account, ClientKind, Keyring, Login, Server, environment, find_program
+from tests.peers import ClientKind, Login, Server, find_program
 
 BIG = 24 << 20  # bytes
 
@@ -84,32 +84,3 @@ def test_a_file_that_is_not_there_is_told(
     done = scp("-O", f"{server.address}:{there}/none", str(tmp_path))
     assert done.returncode == 1
     assert "No such file or directory" in done.stderr
-
-
-# A server without SFTP
-
-
-@pytest.mark.parametrize(
-    ("client", "server"), [pair_of("openssh", OURS), pair_of(OURS, OURS)], indirect=True
-)
-def test_scp_s_newer_protocol_is_refused_at_once(
-    scp: Scp, server: Server, there: Path, tmp_path: Path
-) -> None:
-    done = scp(f"{server.address}:{there}/none", str(tmp_path))
-    assert done.returncode != 0
-    assert "subsystem" in done.stderr
-
-
-@pytest.mark.parametrize("server", [OURS], indirect=True)
-def test_curl_says_that_there_is_no_sftp(
-    server: Server, account: Account, user_keys: Keyring, tmp_path: Path
-) -> None:
-    key = user_keys.key("ecdsa-sha2-nistp256")
-    argv = [find_program("curl"), "-sS", "--user", f"{account.name}:", "--key", str(key)]
-    argv += ["--pubkey", f"{key}.pub", "--max-time", "20", "--insecure"]
-    done = subprocess.run(
-        [*argv, f"sftp://{server.address}:{server.port}/etc/hostname"],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr  # CURLE_FAILED_INIT
-    assert "Unable to request SFTP subsystem" in done.stderr

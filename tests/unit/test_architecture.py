@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "appliance"
 LAYERS = {
     "wire": 0,
     "crypto": 1,
+    "sftp": 1,
     "ssh": 2,
     "aio": 3,
     "services": 4,
@@ -186,6 +187,22 @@ def test_the_client_reads_the_code_for_certificates_when_it_meets_one() -> None:
 )
 def test_a_configuration_imports_its_readers_when_there_is_a_file(statement: str) -> None:
     assert not modules_after(statement) & {"cattrs", "attr", "attrs", "tomllib", "difflib"}
+
+
+def test_a_session_does_not_wait_for_what_sftp_server_imports() -> None:
+    """typing, say, takes longer to import than Python takes to start."""
+    slow = {"typing", "enum", "re", "dataclasses", "collections", "functools", "contextlib"}
+    slow |= {"argparse", "logging", "ctypes", "socket", "select", "pwd", "grp", "importlib"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"""
+import sys
+sys.path.insert(0, {str(PACKAGE.parent)!r})
+import appliance.multicall, appliance.cli.sftp_server
+print(*sys.modules)
+"""],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert not slow & set(done.stdout.split())
 
 
 def test_a_login_imports_nothing_heavy() -> None:

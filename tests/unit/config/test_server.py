@@ -54,6 +54,12 @@ def test_every_key_with_a_wrong_value_is_named_with_what_is_expected(
         ("login_grace_time = -1", "expected 0 to 86400"),
         ("receive_window = 1", "expected 32768 to 67108864"),
         ("rekey_bytes = 1", "expected 1048576 to"),
+        ("sftp_umask = '8'", "sftp_umask: expected an octal number such as 027, not '8'"),
+        ("sftp_umask = '1777'", "sftp_umask: expected an octal number"),
+        ("sftp_log = 'loud'", "expected one of quiet, error, info"),
+        ("sftp_start_directory = '%h'", "expected a path with no tokens but %d, %u and %%"),
+        ("chroot_directory = 'srv'", "chroot_directory: expected an absolute path"),
+        ("chroot_directory = '/srv/%d'", "expected an absolute path with no tokens but %u, %h"),
         ("permit_tunnel = 'perhaps'", "expected one of no, point-to-point, ethernet, yes"),
         ("permit_tunnel = true", "expected one of"),
         (

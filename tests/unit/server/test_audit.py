@@ -64,6 +64,7 @@ STAY = {  # what programs that read logs know; more may be added
     "forward": "kind place",
     "forward_refused": "kind place reason",
     "forward_closed": "kind place",
+    "file": "operation path target reason source",
     "tunnel": "device",
     "tunnel_refused": "device reason",
     "tunnel_closed": "device",

@@ -112,6 +112,17 @@ def test_each_direction_is_allowed_on_its_own(
     assert not may(it, Connect("127.0.0.1", port))
 
 
+def test_a_chroot_has_no_sockets_outside(port: int, tmp_path: Path) -> None:
+    """Their paths would be those of files that the user may not reach."""
+    it = grants(chroot_directory="/srv")
+    with listening(tmp_path / "there") as path:
+        assert not may(it, ConnectLocal(path))
+    assert not may(it, ListenLocal(str(tmp_path / "here").encode()))
+    with pytest.raises(Deny, match="agent"):
+        it.listen_agent(ListenAgent())
+    assert may(it, Connect("127.0.0.1", port))
+
+
 @pytest.mark.parametrize(
     "options",
     ["no-port-forwarding", "restrict", 'restrict,command="true"', 'command="x",no-port-forwarding'],

@@ -21,10 +21,11 @@ from appliance.server.requests import (
     SettingsReply,
     Spawn,
 )
+from appliance.server.sftp_program import SftpServer, of_command, of_settings
 from appliance.wire.codec import Reader
 from appliance.wire.tun import POINT_TO_POINT
 from tests.peers import Account
-from tests.unit.server.office import KEY, ME, Make, Office, for_me
+from tests.unit.server.office import CONFIG, KEY, ME, Make, Office, for_me
 
 
 def test_the_grants_follow_the_settings_for_the_user(
@@ -102,9 +103,100 @@ def test_a_subsystem_is_one_that_the_configuration_names(
     it = office(subsystems={"echo": "/bin/cat"}).log_in()
     it.denied(Spawn("subsystem", b"echo", (), 0))
     assert started[-1][1] == b"/bin/cat"
-    for name in (b"sftp", b"", b"/bin/sh", b"echo\0", b"\xff"):
+    for name in (b"sftp-server", b"", b"/bin/sh", b"echo\0", b"\xff"):
         assert "subsystem" in it.denied(Spawn("subsystem", name, (), 0))
     assert len(started) == 1
+
+
+SFTP = ("-l", "ERROR")
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({}, SftpServer(SFTP, True)),
+        ({"subsystems": {"sftp": "/bin/cat"}}, b"/bin/cat"),
+        (
+            {"subsystems": {"sftp": "internal-sftp -u 077", "x": "y"}},
+            SftpServer((*SFTP, "-u", "077"), False),
+        ),
+        (
+            {
+                "sftp_read_only": True,
+                "sftp_umask": "027",
+                "sftp_start_directory": "%d/in",
+                "sftp_log": "info",
+                "sftp_ignore_setstat": True,
+            },
+            SftpServer(("-l", "INFO", "-R", "-u", "027", "-d", "%d/in", "--ignore-setstat"), True),
+        ),
+    ],
+)
+def test_the_subsystem_sftp_is_ours_unless_another_one_is_named(
+    office: Make,
+    started: list[tuple[object, ...]],
+    changes: dict[str, object],
+    command: object,
+) -> None:
+    it = office(match=for_me(**changes)).log_in()
+    it.denied(Spawn("subsystem", b"sftp", (), 0))
+    assert started[-1][1] == command
+    assert started[-1][5] is False  # ~/.ssh/rc
+
+
+def test_there_may_be_no_subsystem_sftp(office: Make, started: list[tuple[object, ...]]) -> None:
+    it = office(match=for_me(sftp=False)).log_in()
+    assert it.denied(Spawn("subsystem", b"sftp", (), 0)) == "no such subsystem"
+    assert not started
+
+
+@pytest.mark.parametrize("kind", ["exec", "shell", "subsystem"])
+@pytest.mark.parametrize("where", ["settings", "key"])
+def test_internal_sftp_runs_whatever_was_asked_for(
+    office: Make, started: list[tuple[object, ...]], kind: str, where: str
+) -> None:
+    line, forced = KEY.public.line(), "internal-sftp -R"
+    changes: dict[str, object] = {"sftp": False, "sftp_umask": "077"}
+    if where == "key":
+        it = office(f'command="{forced}" {line}', **changes).log_in()
+    else:
+        it = office(line, force_command=forced, **changes).log_in()
+    it.denied(Spawn(kind, b"rm -rf /", (), 0))
+    assert started[-1][1] == SftpServer((*SFTP, "-u", "077", "-R"), False)
+    assert started[-1][5] is False
+
+
+def test_a_word_that_only_begins_like_internal_sftp_is_a_command(
+    office: Make, started: list[tuple[object, ...]]
+) -> None:
+    it = office(force_command="internal-sftpd").log_in()
+    it.denied(Spawn("exec", b"x", (), 0))
+    assert started[-1][1] == b"internal-sftpd"
+    it = office(force_command="internal-sftp '").log_in()
+    assert "quotation" in it.denied(Spawn("exec", b"x", (), 0))
+
+
+@pytest.mark.parametrize(
+    "options", ["-d", "--chroot= --identity=0:0:0 --reports=", "-- x", "-l INFO -d"]
+)
+def test_no_option_takes_the_place_of_what_the_server_decides(options: str) -> None:
+    """Options may come from authorized_keys, which its user writes, and the program is root's."""
+    server = of_command(f"internal-sftp {options}", CONFIG)
+    assert server is not None
+    words = server.command(ME, "/jail", True)
+    place = words.index("/jail")
+    assert words[place + 1].startswith(f"{ME.pw_uid}:{ME.pw_gid}:")
+    assert words[place + 2 : place + 5] == ["3", *SFTP]
+
+
+@pytest.mark.parametrize(
+    ("shell", "asked"), [("/bin/bash", False), ("/usr/bin/git-shell", True), ("/bin/false", True)]
+)
+def test_a_shell_that_may_refuse_is_asked(shell: str, asked: bool) -> None:
+    assert of_settings(CONFIG).is_for_shell(shell) is asked
+    forced = of_command("internal-sftp", CONFIG)
+    assert forced is not None
+    assert not forced.is_for_shell(shell)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""What all requests of one client share."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..wire.sftp import Attributes
+from .failures import denied, error
+from .file_attributes import pack, pack_with_identity
+from .journal import Journal
+from .listing import LongNames
+from .locks import Locks
+from .open_files import OpenFiles
+from .replies import Replies
+
+TYPE_CHECKING = False  # type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from ..wire.codec import Record
+    from .watches import Watches
+
+
+class Settings:
+    """What the command line says about requests."""
+
+    def __init__(
+        self,
+        read_only: bool = False,
+        denied: Collection[str] = (),
+        allowed: Collection[str] | None = None,
+        ignores_setstat: bool = False,
+        home: bytes = b"",
+    ) -> None:
+        """``allowed``: None for all but ``denied``. ``home`` is that of the user."""
+        self.read_only = read_only
+        self.denied = denied
+        self.allowed = allowed
+        self.ignores_setstat = ignores_setstat
+        self.home = home
+
+    def permits(self, row: Row) -> bool:
+        """Whether the options -R, -P and -p permit a request.
+
+        An extension of ours is permitted if that is true of the requests which it spares.
+        """
+        if row.writes and self.read_only:
+            return False
+        if row.name in self.denied:
+            return False
+        if self.allowed is None or row.name in self.allowed:
+            return not any(name in self.denied for name in row.spares)
+        return bool(row.spares) and all(
+            name in self.allowed and name not in self.denied for name in row.spares
+        )
+
+
+class Row:
+    """A request: its name for -Q, its record and its handler."""
+
+    __slots__ = ("handle", "name", "paths", "record", "spares", "writes")
+
+    def __init__(
+        self,
+        name: str,
+        record: type[Record] | None,
+        handle: Callable[..., None],
+        *,
+        paths: tuple[str, ...] = (),
+        writes: bool = False,
+        spares: tuple[str, ...] = (),
+    ) -> None:
+        """``handle`` takes the session, the request's number, and the record or the raw packet.
+
+        ``paths`` names the fields that are paths. With ``writes``, it changes something, and
+        those are what it changes. ``spares`` names the plain requests that do the same.
+        """
+        self.name = name
+        self.record = record
+        self.handle = handle
+        self.paths = paths
+        self.writes = writes
+        self.spares = spares
+
+
+class Session:
+    """The state of one client's session."""
+
+    def __init__(
+        self, settings: Settings, journal: Journal, write: Callable[[memoryview], None]
+    ) -> None:
+        """``write`` takes replies."""
+        self.settings = settings
+        self.journal = journal
+        self.replies = Replies(write)
+        self.files = OpenFiles()
+        self.longnames = LongNames()
+        self.locks = Locks(self.replies, self.files)
+        self.watches: Watches | None = None  # once there is one
+        self.pack = pack  # what makes attributes
+
+    def tell_identities(self) -> None:
+        """Adds a FileIdentity to all attributes from now on (ATTRIBUTES)."""
+        self.pack = pack_with_identity
+
+    def change(
+        self, name: bytes, attributes: Attributes, apply: Callable[[Attributes], None]
+    ) -> None:
+        """Changes attributes by ``apply``, unless SETSTAT is ignored; raises OSError."""
+        self.journal.attributes(
+            name, attributes.size, attributes.permissions, attributes.times, attributes.owner
+        )
+        if not self.settings.ignores_setstat:
+            apply(attributes)
+
+    def open(self, path: bytes, flags: int, mode: int) -> int:
+        """Opens a file; raises OSError, and Refused for one to be written in read-only mode.
+
+        Nothing that is opened makes the server wait: not a FIFO without a far end, not a
+        terminal, not a file with a lease. A terminal does not become that of the server.
+        """
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_CREAT | os.O_TRUNC)
+        if writes:
+            self.journal.begin("write", path)
+            if self.settings.read_only:
+                raise denied()
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+
+
+def resolved(path: bytes) -> bytes:
+    """Returns the absolute path without links, '.' and '..'; its last part need not exist."""
+    found = os.path.realpath(path or b".")
+    os.stat(os.path.dirname(found) + b"/.")  # the rest must exist and be a directory
+    if os.path.islink(found):
+        raise error(errno.ELOOP)
+    return found
