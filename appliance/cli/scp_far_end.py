@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..files.scp_peer import Copy, ScpPeer
+from ..files.scp_peer import ScpPeer, ScpSettings
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ _LETTERS = "dfprtv"
 
 
 def is_far_end(arguments: Sequence[str]) -> bool:
-    """Whether the options that come first call for this program."""
-    letters = _parse(arguments)[0]
-    return "t" in letters or "f" in letters
+    """Whether the options that come first call for this program: -t or -f, and none but its own."""
+    letters = set(_parse(arguments)[0])
+    return bool(letters & set("tf")) and letters <= set(_LETTERS)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -46,18 +46,18 @@ def main(arguments: Sequence[str], name: str = "scp") -> int:
     if not operands:
         return _usage("a path is missing")
     peer = ScpPeer(0, 1, _ignore)
-    copy = Copy("r" in letters, "p" in letters, _trace if "v" in letters else None)
+    settings = ScpSettings("r" in letters, "p" in letters, _trace if "v" in letters else None)
     paths = [os.fsencode(each) for each in operands]
     if "f" in letters:
         from ..files.scp_source import ScpSource
 
-        return not peer.run(lambda: ScpSource(peer, copy).send(paths))
+        return not peer.run(lambda: ScpSource(peer, settings).send(paths))
     from ..files.scp_sink import ScpSink
 
     if len(paths) > 1:
         peer.report(b"ambiguous target")
         return 1
-    return not peer.run(lambda: ScpSink(peer, copy).receive(paths[0], "d" in letters))
+    return not peer.run(lambda: ScpSink(peer, settings).receive(paths[0], "d" in letters))
 
 
 def _usage(mistake: str) -> int:

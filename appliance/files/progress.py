@@ -32,13 +32,14 @@ class Silent:
         """Tells on standard error why a file was not copied."""
         self.failures += 1
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        self._tell(f"{shown(path)}: {harmless(reason)}" if path else harmless(reason))
+        self.tell(f"{shown(path)}: {harmless(reason)}" if path else harmless(reason))
 
     def skipped(self, path: bytes) -> None:
         """Tells on standard error that a symbolic link is not copied, which is no failure."""
-        self._tell(f"{shown(path)}: not a regular file")
+        self.tell(f"{shown(path)}: not a regular file")
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Writes a line for the user on standard error."""
         prefix = f"{self._program}: " if self._program else ""
         print(f"{prefix}{text}", file=sys.stderr, flush=True)
 
@@ -69,10 +70,11 @@ class Lines(Silent):
         self._running.append(line)
         return line
 
-    def _tell(self, text: str) -> None:
-        if self._running:  # a line of its own
+    def tell(self, text: str) -> None:
+        """Writes a line for the user, on a line of its own."""
+        if self._running:
             self._write("\r\x1b[K")
-        super()._tell(text)
+        super().tell(text)
 
     def draw(self, line: _Line, is_last: bool) -> None:
         """Draws the line of a file that is done, or else that of the oldest one."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import UsageError
-from .scp_peer import READ, Copy, ScpPeer
+from .scp_peer import READ, ScpPeer, ScpSettings
 from .scp_relay import ScpRelay
 from .scp_request import wanted
 from .scp_sink import ScpSink
@@ -24,17 +25,19 @@ _F_SETPIPE_SZ: Final = 1031
 Tell = Callable[[bytes], None]  # gets each message for the user, as the far end sent it
 
 
-def far_command(letter: str, path: str, copy: Copy, must_be_directory: bool = False) -> str:
+def far_command(
+    letter: str, path: str, settings: ScpSettings, must_be_directory: bool = False
+) -> str:
     """Returns the far end's command: ``letter`` is t to send there, f to fetch from there.
 
     The far end's shell expands ``path``, as it always did.
     """
     words = ["scp"]
-    if copy.trace is not None:
+    if settings.trace is not None:
         words.append("-v")
-    if copy.recursive:
+    if settings.recursive:
         words.append("-r")
-    if copy.preserve:
+    if settings.preserve:
         words.append("-p")
     if must_be_directory:
         words.append("-d")
@@ -44,18 +47,20 @@ def far_command(letter: str, path: str, copy: Copy, must_be_directory: bool = Fa
     return " ".join((*words, path))
 
 
-def upload(words: Sequence[str], sources: Sequence[bytes], copy: Copy, tell: Tell) -> bool:
+def upload(
+    words: Sequence[str], sources: Sequence[bytes], settings: ScpSettings, tell: Tell
+) -> bool:
     """Sends local files."""
     with _Program(words) as program:
         peer = ScpPeer(program.read_fd, program.write_fd, tell)
-        return program.ends_well(peer.run(lambda: ScpSource(peer, copy).send(sources)))
+        return program.ends_well(peer.run(lambda: ScpSource(peer, settings).send(sources)))
 
 
 def download(
     words: Sequence[str],
     request: bytes | None,
     target: bytes,
-    copy: Copy,
+    settings: ScpSettings,
     tell: Tell,
     must_be_directory: bool = False,
 ) -> bool:
@@ -67,21 +72,38 @@ def download(
     is_wanted = wanted(request) if request is not None else lambda name: True
     with _Program(words) as program:
         peer = ScpPeer(program.read_fd, program.write_fd, tell)
-        sink = ScpSink(peer, copy, is_wanted)
+        sink = ScpSink(peer, settings, is_wanted)
         return program.ends_well(peer.run(lambda: sink.receive(target, must_be_directory)))
 
 
-def between(from_words: Sequence[str], to_words: Sequence[str], copy: Copy, tell: Tell) -> bool:
+def between(
+    from_words: Sequence[str], to_words: Sequence[str], settings: ScpSettings, tell: Tell
+) -> bool:
     """Sends files of one far end to another, through this machine (-3)."""
     with _Program(from_words) as source, _Program(to_words) as sink:
         relay = ScpRelay(
             ScpPeer(source.read_fd, source.write_fd, tell),
             ScpPeer(sink.read_fd, sink.write_fd, tell),
-            copy,
+            settings,
         )
         done = relay.run()
         is_well = source.ends_well(done)
         return sink.ends_well(done) and is_well
+
+
+class Pace:
+    """Holds a copy to a number of bytes a second."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._free_at = 0.0  # when the bytes so far are due
+
+    def wait(self, count: int) -> None:
+        """Waits as long as ``count`` more bytes would be too early."""
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now) + count / self._rate
+        if self._free_at > now:
+            time.sleep(self._free_at - now)
 
 
 class _Program:

@@ -139,7 +139,7 @@ class ScpPeer:
         return self._buffer[begin:end]
 
 
-class Copy:
+class ScpSettings:
     """How files are copied, at either end."""
 
     __slots__ = ("begin", "pace", "preserve", "recursive", "trace")

@@ -5,17 +5,17 @@ Each message is read on its way, so that the user sees what failed and how far t
 
 from __future__ import annotations
 
-from .scp_peer import Copy, ScpPeer
+from .scp_peer import ScpPeer, ScpSettings
 from .scp_protocol import OK, Entry, Failure, parse
 
 
 class ScpRelay:
     """Passes everything from the source's end to the sink's, and the answers back."""
 
-    def __init__(self, source: ScpPeer, sink: ScpPeer, copy: Copy) -> None:
+    def __init__(self, source: ScpPeer, sink: ScpPeer, settings: ScpSettings) -> None:
         self._source = source
         self._sink = sink
-        self._copy = copy
+        self._settings = settings
 
     def run(self) -> bool:
         """Copies until the source ends; returns whether nothing has failed."""
@@ -24,8 +24,8 @@ class ScpRelay:
     def _work(self) -> None:
         self._pass_answer()
         while (line := self._source.line()) is not None:
-            if self._copy.trace is not None:
-                self._copy.trace(b"Relay: " + line)
+            if self._settings.trace is not None:
+                self._settings.trace(b"Relay: " + line)
             record = parse(line)
             self._sink.write(line + b"\n")
             if isinstance(record, Failure):
@@ -43,8 +43,8 @@ class ScpRelay:
         return failure is None
 
     def _pass_content(self, record: Entry) -> None:
-        copy = self._copy
-        meter = copy.begin(record.name, record.size) if copy.begin is not None else None
+        settings = self._settings
+        meter = settings.begin(record.name, record.size) if settings.begin is not None else None
         left = record.size
         while left:
             data = self._source.take(left)
@@ -52,8 +52,8 @@ class ScpRelay:
             left -= len(data)
             if meter is not None:
                 meter.advance(len(data))
-            if copy.pace is not None:
-                copy.pace(len(data))
+            if settings.pace is not None:
+                settings.pace(len(data))
         if meter is not None:
             meter.done()
         failure = self._source.answer()

@@ -13,7 +13,7 @@ import os
 import stat
 
 from ..errors import MalformedMessage, PeerDisconnected
-from .scp_peer import READ, Copy, ScpPeer
+from .scp_peer import READ, ScpPeer, ScpSettings
 from .scp_protocol import MODE_BITS, End, Entry, Failure, Times, parse
 
 TYPE_CHECKING = False  # type checkers know the name
@@ -42,16 +42,19 @@ class ScpSink:
     """Receives files from a source; what fails is reported to both users, and the others follow."""
 
     def __init__(
-        self, peer: ScpPeer, copy: Copy, is_wanted: Callable[[bytes], bool] = lambda name: True
+        self,
+        peer: ScpPeer,
+        settings: ScpSettings,
+        is_wanted: Callable[[bytes], bool] = lambda name: True,
     ) -> None:
         """``is_wanted`` decides about the names of what comes first, not of what lies in it."""
         self._peer = peer
-        self._copy = copy
+        self._settings = settings
         self._is_wanted = is_wanted
         self._times: Times | None = None  # of the next entry
         mask = os.umask(0o077)
         os.umask(mask)
-        self._mode_mask = MODE_BITS if copy.preserve else 0o777 & ~mask
+        self._mode_mask = MODE_BITS if settings.preserve else 0o777 & ~mask
 
     def receive(self, target: bytes, must_be_directory: bool) -> None:
         """Receives into ``target``, or into the directory that it is, until the source ends."""
@@ -88,8 +91,8 @@ class ScpSink:
             raise PeerDisconnected("lost connection")
 
     def _parse(self, line: bytes) -> Record:
-        if self._copy.trace is not None:
-            self._copy.trace(b"Sink: " + line)
+        if self._settings.trace is not None:
+            self._settings.trace(b"Sink: " + line)
         return parse(line)
 
     # -- directories -------------------------------------------------------------------
@@ -97,7 +100,7 @@ class ScpSink:
     def _enter(
         self, path: bytes, record: Entry, times: Times | None, within: list[_Directory]
     ) -> None:
-        if not self._copy.recursive:
+        if not self._settings.recursive:
             raise MalformedMessage("received directory without -r")
         mode: int | None = record.mode & self._mode_mask
         try:
@@ -107,7 +110,7 @@ class ScpSink:
             except FileExistsError:
                 if not os.path.isdir(path):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-                if not self._copy.preserve:
+                if not self._settings.preserve:
                     mode = None
         except OSError as error:
             self._report(path, _reason(error))
@@ -140,7 +143,7 @@ class ScpSink:
         try:
             self._peer.accept()
             failure = self._receive_content(fd, record)
-            if not failure and (self._copy.preserve or not was_there):
+            if not failure and (self._settings.preserve or not was_there):
                 failure = _try("set mode", os.fchmod, fd, mode)
         finally:
             failure = _try("close", os.close, fd) or failure
@@ -157,8 +160,8 @@ class ScpSink:
 
         After a failure the rest is read and dropped, for the next record to be found.
         """
-        copy, peer = self._copy, self._peer
-        meter = copy.begin(record.name, record.size) if copy.begin is not None else None
+        settings, peer = self._settings, self._peer
+        meter = settings.begin(record.name, record.size) if settings.begin is not None else None
         file = _File(fd)
         failure = ""
         left = record.size
@@ -169,8 +172,8 @@ class ScpSink:
                 failure = _try("", file.write, data)
             if meter is not None:
                 meter.advance(len(data))
-            if copy.pace is not None:
-                copy.pace(len(data))
+            if settings.pace is not None:
+                settings.pace(len(data))
         if meter is not None:
             meter.done()
         return failure or _try("truncate", file.end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from .scp_peer import READ, Copy, ScpPeer
+from .scp_peer import READ, ScpPeer, ScpSettings
 from .scp_protocol import MODE_BITS, End, Entry, Times
 
 TYPE_CHECKING = False  # type checkers know the name
@@ -27,9 +27,9 @@ class _Directory:
 class ScpSource:
     """Sends files to a sink; what fails is reported to both users, and the others follow."""
 
-    def __init__(self, peer: ScpPeer, copy: Copy) -> None:
+    def __init__(self, peer: ScpPeer, settings: ScpSettings) -> None:
         self._peer = peer
-        self._copy = copy
+        self._settings = settings
 
     def send(self, paths: Iterable[bytes]) -> None:
         """Sends each path, once the sink has said that it is ready."""
@@ -63,7 +63,7 @@ class ScpSource:
             status = os.fstat(fd)
             if stat.S_ISREG(status.st_mode):
                 self._send_file(fd, path, status)
-            elif stat.S_ISDIR(status.st_mode) and self._copy.recursive:
+            elif stat.S_ISDIR(status.st_mode) and self._settings.recursive:
                 self._enter(path, status, within)
             else:
                 self._report(path, "not a regular file")
@@ -85,7 +85,7 @@ class ScpSource:
 
     def _announce(self, is_directory: bool, path: bytes, status: os.stat_result) -> bool:
         """Sends the record of a file or directory; returns whether the sink takes it."""
-        if self._copy.preserve:
+        if self._settings.preserve:
             self._tell_record(Times(status.st_mtime_ns, status.st_atime_ns).encode())
             if not self._peer.accepted():
                 return False
@@ -97,8 +97,8 @@ class ScpSource:
     def _send_file(self, fd: int, path: bytes, status: os.stat_result) -> None:
         if not self._announce(False, path, status):
             return
-        copy, peer = self._copy, self._peer
-        begin = copy.begin
+        settings, peer = self._settings, self._peer
+        begin = settings.begin
         meter = begin(os.path.basename(path), status.st_size) if begin is not None else None
         failure = ""
         left = status.st_size
@@ -116,8 +116,8 @@ class ScpSource:
             left -= len(data)
             if meter is not None:
                 meter.advance(len(data))
-            if copy.pace is not None:
-                copy.pace(len(data))
+            if settings.pace is not None:
+                settings.pace(len(data))
         if failure:
             self._report(path, failure)
         else:
@@ -127,8 +127,8 @@ class ScpSource:
             meter.done()
 
     def _tell_record(self, line: bytes) -> None:
-        if self._copy.trace is not None:
-            self._copy.trace(b"Sending: " + line.rstrip(b"\n"))
+        if self._settings.trace is not None:
+            self._settings.trace(b"Sending: " + line.rstrip(b"\n"))
         self._peer.write(line)
 
     def _report(self, path: bytes, reason: str) -> None:

@@ -28,13 +28,13 @@ def with_our_scp(command: bytes, path: bytes) -> bytes:
 
 
 def _is_far_end(words: list[bytes]) -> bool:
-    """Whether -t or -f is among the options, which come first."""
+    """Whether -t or -f is among the options, which come first, and none that it does not know."""
+    letters = b""
     for word in words:
         if word[:1] != b"-" or word == b"--":
-            return False
-        if b"t" in word or b"f" in word:
-            return True
-    return False
+            break
+        letters += word[1:]
+    return bool({*letters} & {*b"tf"}) and {*letters} <= {*b"dfprtv"}
 
 
 def _is_found(program: bytes, path: bytes) -> bool:

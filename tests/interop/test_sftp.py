@@ -299,9 +299,10 @@ def test_a_connection_of_its_own_serves_a_batch(
     server: Server, login: Login, there: Path, tmp_path: Path
 ) -> None:
     (there / "file").write_text("content")
+    subsystem = ["-s", SERVER] if server.kind.name == "openssh" else []
     done = subprocess.run(
         [*OURS, "-F", "none", "-b", "-", "-P", str(server.port), "-i", str(login.key),
-         f"-oUserKnownHostsFile={server.known_hosts}", f"-oUser={login.user}", "-s", SERVER,
+         f"-oUserKnownHostsFile={server.known_hosts}", f"-oUser={login.user}", *subsystem,
          f"{server.address}:{there}"],
         input="ls -1\nget file\n-get none\nmkdir made\n", text=True, capture_output=True,
         timeout=60, cwd=tmp_path, env=ENVIRONMENT | {"HOME": str(tmp_path)}, check=False,

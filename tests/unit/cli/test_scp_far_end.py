@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[3]
         (["-r", "x", "-t"], False),
         (["--", "-t"], False),
         (["-", "-t"], False),
+        (["-oPort=22", "a", "host:b"], False),
+        (["--temporary-name", "a", "host:b"], False),
+        (["-F", "t", "-t"], False),
         ([], False),
     ],
 )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from appliance.files.scp_peer import Copy, ScpPeer
+from appliance.files.scp_peer import ScpPeer, ScpSettings
 from appliance.files.scp_request import wanted
 from appliance.files.scp_sink import ScpSink
 
@@ -57,7 +57,7 @@ def receive(target: Path) -> Receive:
             thread.start()
         peer = ScpPeer(from_source, from_sink, told.append)
         is_wanted = wanted(request) if request is not None else lambda name: True
-        sink = ScpSink(peer, Copy(recursive, preserve), is_wanted)
+        sink = ScpSink(peer, ScpSettings(recursive, preserve), is_wanted)
         is_well = peer.run(lambda: sink.receive(os.fsencode(into), must_be_directory))
         os.close(from_sink)
         _read(from_source)

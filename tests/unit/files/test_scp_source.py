@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.files.scp_peer import Copy, ScpPeer
+from appliance.files.scp_peer import ScpPeer, ScpSettings
 from appliance.files.scp_sink import ScpSink
 from appliance.files.scp_source import ScpSource
 from tests.hard_names import HARD_NAMES, NEWLINE, content, make_tree
@@ -17,7 +17,7 @@ ENOUGH = b"\0" * 1000
 
 
 def send(
-    answers: bytes, paths: Iterable[Path | bytes], copy: Copy | None = None
+    answers: bytes, paths: Iterable[Path | bytes], settings: ScpSettings | None = None
 ) -> tuple[bool, bytes, list[bytes]]:
     """Send to a sink that gives these answers; return success, what was sent, what was told."""
     ours, theirs = socket.socketpair()
@@ -34,14 +34,14 @@ def send(
         collector = threading.Thread(target=collect)
         collector.start()
         peer = ScpPeer(ours.fileno(), ours.fileno(), told.append)
-        source = ScpSource(peer, copy or Copy())
+        source = ScpSource(peer, settings or ScpSettings())
         is_well = peer.run(lambda: source.send([os.fsencode(path) for path in paths]))
         ours.shutdown(socket.SHUT_WR)
         collector.join()
     return is_well, bytes(sent), told
 
 
-def copy_tree(source: Path, target: Path, how: Copy) -> tuple[bool, list[bytes]]:
+def copy_tree(source: Path, target: Path, how: ScpSettings) -> tuple[bool, list[bytes]]:
     """Send a file or tree from our source to our sink; return success and what was told."""
     near, far = socket.socketpair()
     told: list[bytes] = []
@@ -73,7 +73,7 @@ def test_times_are_sent_when_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.touch(0o600)
     os.utime(path, ns=(1_100_000_000_000_000_000, 1_000_000_000_123_456_789))
-    _, sent, _ = send(ENOUGH, [path], Copy(preserve=True))
+    _, sent, _ = send(ENOUGH, [path], ScpSettings(preserve=True))
     assert sent == b"T1000000000 123456 1100000000 0\nC0600 0 f\n\0"
 
 
@@ -83,7 +83,7 @@ def test_a_directory_is_sent_only_with_r(tmp_path: Path) -> None:
     assert not is_well
     assert told == [b"scp: " + os.fsencode(tmp_path / "d") + b": not a regular file"]
     assert sent == b"\1" + told[0] + b"\n"
-    assert send(ENOUGH, [os.fsencode(tmp_path / "d") + b"//"], Copy(recursive=True)) == (
+    assert send(ENOUGH, [os.fsencode(tmp_path / "d") + b"//"], ScpSettings(recursive=True)) == (
         True,
         b"D0700 0 d\nE\n",
         [],
@@ -116,7 +116,7 @@ def test_a_newline_in_a_name_is_written_as_openssh_writes_it(tmp_path: Path) -> 
 def test_a_symlink_to_a_directory_above_is_told(tmp_path: Path) -> None:
     (tmp_path / "d/e").mkdir(parents=True)
     (tmp_path / "d/e/up").symlink_to("..")
-    is_well, sent, told = send(ENOUGH, [tmp_path / "d"], Copy(recursive=True))
+    is_well, sent, told = send(ENOUGH, [tmp_path / "d"], ScpSettings(recursive=True))
     assert not is_well
     assert sent.count(b"D0") == 2
     assert [text.rpartition(b": ")[2] for text in told] == [b"Too many levels of symbolic links"]
@@ -133,7 +133,7 @@ def test_a_file_that_shrinks_is_told_and_keeps_its_announced_length(tmp_path: Pa
         def done(self) -> None:
             pass
 
-    is_well, sent, told = send(ENOUGH, [path], Copy(begin=lambda name, size: Shrinking()))
+    is_well, sent, told = send(ENOUGH, [path], ScpSettings(begin=lambda name, size: Shrinking()))
     assert not is_well
     assert told == [b"scp: " + bytes(path) + b": the file has become shorter"]
     head = b"C0644 1048576 f\n"
@@ -152,7 +152,7 @@ def test_a_file_that_grows_is_sent_as_it_was_announced(tmp_path: Path) -> None:
         def done(self) -> None:
             pass
 
-    is_well, sent, _ = send(ENOUGH, [path], Copy(begin=lambda name, size: Growing()))
+    is_well, sent, _ = send(ENOUGH, [path], ScpSettings(begin=lambda name, size: Growing()))
     assert is_well
     assert sent == b"C0644 1048576 f\n" + b"x" * (1 << 20) + b"\0"
 
@@ -198,7 +198,7 @@ def test_a_tree_of_hard_names_arrives(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     make_tree(source, HARD_NAMES)
-    assert copy_tree(source, target, Copy(recursive=True)) == (True, [])
+    assert copy_tree(source, target, ScpSettings(recursive=True)) == (True, [])
     assert content(target) == content(source)
 
 
@@ -212,7 +212,7 @@ def test_holes_modes_and_times_arrive(tmp_path: Path) -> None:
     (source / "sparse").chmod(0o4711)
     os.utime(source / "sparse", ns=(10**18, 10**18 + 5000))
     source.chmod(0o2750)
-    assert copy_tree(source, target, Copy(recursive=True, preserve=True)) == (True, [])
+    assert copy_tree(source, target, ScpSettings(recursive=True, preserve=True)) == (True, [])
     assert (target / "sparse").read_bytes() == (source / "sparse").read_bytes()
     status = (target / "sparse").stat()
     assert status.st_blocks * 512 <= 256 << 10
@@ -237,7 +237,7 @@ def test_a_meter_and_a_pace_see_every_byte(tmp_path: Path) -> None:
         return Meter()
 
     pace: Callable[[int], None] = lambda count: seen.append(("pace", count))  # noqa: E731
-    send(ENOUGH, [tmp_path / "f"], Copy(begin=begin, pace=pace))
+    send(ENOUGH, [tmp_path / "f"], ScpSettings(begin=begin, pace=pace))
     assert (seen[0], seen[-1]) == (("f", 600_000), ("done", 0))
     for what in ("meter", "pace"):
         assert sum(count for name, count in seen if name == what) == 600_000

@@ -25,6 +25,8 @@ def test_a_far_end_of_scp_is_ours_where_there_is_no_scp(command: bytes, tmp_path
         b"scp a host:b",
         b"scp -r a host:b -t",
         b"scp -- -t",
+        b"scp -oPort=22 a host:b",
+        b"scp --to x",
         b"scpx -t path",
         b"/usr/bin/scp -t path",
         b"cd x; scp -t path",
