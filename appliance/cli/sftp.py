@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
@@ -54,6 +55,8 @@ def main(arguments: list[str], name: str) -> int:
         if "help" in options:
             print(help_text(f"{command} [options] destination", _ABOUT, SPEC), end="")
             return 0
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a locale may lack characters of names
+            sys.stdout.reconfigure(errors="backslashreplace")
         return _Sftp(options, command).run()
     except UsageError as error:
         print(f"{command}: {harmless(str(error))}", file=sys.stderr)
@@ -63,6 +66,9 @@ def main(arguments: list[str], name: str) -> int:
         return _NO_CONNECTION
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # nobody reads the output, as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python writes at its end
+        return _FAILURE
     except Exception:  # the root of a process
         _log.exception("sftp failed")
     return _FAILURE
@@ -133,7 +139,7 @@ class _Sftp:
             resume="a" in options,
             fsync="f" in options,
             temporary_name="temporary-name" in options,
-            buffer=_number("-B", tuning["buffer"], 255 << 10),
+            buffer=_number("-B", tuning["buffer"], 1 << 30),
             requests=_number("-R", tuning["nrequests"], 1024),
             rate=rate(options),
             follow_links=False,
@@ -225,7 +231,8 @@ class _Sftp:
         from ..files.sftp_shell import PROMPT
         from . import sftp_editing
 
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
         sftp_editing.begin(state, thread)
         while True:
             try:
@@ -248,6 +255,8 @@ def _number(option: str, text: str | None, highest: int) -> int:
     """The number of an option; 0 if it was not given."""
     if text is None:
         return 0
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= highest:
+    scale = {"k": 1 << 10, "m": 1 << 20}.get(text[-1:].lower(), 1)
+    digits = text[:-1] if scale > 1 else text
+    if not digits.isascii() or not digits.isdigit() or not 0 < int(digits) * scale <= highest:
         raise UsageError(f"{option} {text}: expected a number from 1 to {highest}")
-    return int(text)
+    return int(digits) * scale

@@ -74,7 +74,7 @@ async def _listed(client: SftpClient, path: bytes) -> dict[bytes, Attributes]:
     return {
         name: each
         for name, each in names.items()
-        if name not in (b"", b".", b"..") and b"/" not in name
+        if name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name
     }
 
 

@@ -89,7 +89,11 @@ def _kind(words: list[bytes]) -> str:
 
 
 def _can_be_typed(name: bytes) -> bool:
-    return all(byte >= 0x20 and byte != 0x7F for byte in name)
+    """Whether readline may show the name: nothing in it acts on a terminal."""
+    try:
+        return name.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _quoted(path: bytes, quote: bytes, is_directory: bool) -> bytes:

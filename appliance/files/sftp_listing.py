@@ -192,7 +192,11 @@ def long_line(
 
 def _date(seconds: int, now: float) -> str:
     is_recent = now - _HALF_A_YEAR < seconds <= now
-    return time.strftime("%b %e %H:%M" if is_recent else "%b %e  %Y", time.localtime(seconds))
+    try:
+        moment = time.localtime(seconds)
+    except OverflowError:  # after 2038, where a time has 32 bits
+        return "?"
+    return time.strftime("%b %e %H:%M" if is_recent else "%b %e  %Y", moment)
 
 
 async def _learn_names(state: SftpState, lines: list[_Line]) -> None:

@@ -57,7 +57,8 @@ class SftpShell:
     def run(self, line: bytes) -> bool:
         """Runs one line and tells its failure; returns whether there was none.
 
-        Raises Quit, KeyboardInterrupt, and PeerError if the connection is lost.
+        Raises Quit, KeyboardInterrupt, PeerError if the connection is lost, and BrokenPipeError if
+        nobody reads the output.
         """
         line = _prefixes(line)[2]
         return self._succeeds(lambda: _parse(line))
@@ -77,12 +78,13 @@ class SftpShell:
             if str(error):
                 self.state.complain(str(error))
             return False
+        except BrokenPipeError:  # nobody reads what we say
+            raise
         except OSError as error:
             name = f"{harmless(str(error.filename))}: " if error.filename else ""
             self.state.complain(f"{name}{error.strerror or error}")
             return False
-        finally:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return True
 
     def _run(self, command: SftpCommand, arguments: Arguments) -> None:

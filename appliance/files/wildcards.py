@@ -85,10 +85,15 @@ def _bracket(content: _Characters) -> bytes:
     if chars[0] in b"!^":
         negation = b"^"
         del chars[0]
-    inner = [
-        b"-" if char == b"-" and 0 < at < len(chars) - 1 else re.escape(char)
-        for at, char in enumerate(chars)
-    ]
+    inner = []
+    at = 0
+    while at < len(chars):
+        if chars[at + 1 : at + 2] == [b"-"] and at + 2 < len(chars):
+            inner.append(re.escape(chars[at]) + b"-" + re.escape(chars[at + 2]))
+            at += 3
+        else:
+            inner.append(re.escape(chars[at]))
+            at += 1
     expression = b"[" + negation + b"".join(inner) + b"]"
     try:
         re.compile(expression)

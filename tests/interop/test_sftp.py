@@ -255,6 +255,32 @@ def test_no_name_of_a_server_s_acts_on_the_terminal(tmp_path: Path) -> None:
         assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", said.replace(b"\r", b""))
 
 
+@pytest.mark.parametrize("options", [(), ("-b", "-")])
+def test_a_reader_that_goes_away_ends_the_program(
+    places: Callable[[], Path], options: tuple[str, ...]
+) -> None:
+    words = shlex.join([*OURS, "-D", SERVER, *options])
+    lines = "ls -1 there\n" * 5000
+    done = subprocess.run(
+        ["sh", "-c", f"{words} | head -1"],
+        input=lines.encode(), capture_output=True, timeout=60, cwd=places(), check=False,
+        env=ENVIRONMENT | {"HOME": "/"},
+    )  # fmt: skip
+    assert done.stdout == b"sftp> ls -1 there\n"
+    assert done.stderr in (b"", b"Attached to %b.\n" % SERVER.encode())
+
+
+def test_a_locale_without_a_name_s_characters_shows_it_escaped(places: Callable[[], Path]) -> None:
+    folder = places()
+    (folder / "there/日本").touch()
+    done = subprocess.run(
+        [*OURS, "-D", SERVER],
+        input=b"ls -1 there\n", capture_output=True, timeout=60, cwd=folder, check=False,
+        env=ENVIRONMENT | {"HOME": "/", "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert b"there/\\u65e5\\u672c\n" in done.stdout
+
+
 # Connections
 
 

@@ -13,7 +13,8 @@ from appliance.files.sftp_words import split
 
 THERE = {
     b"/home/": [(b"file", False), (b"folder", True), (b"two words", False), (b".hidden", False),
-               (b"it's", False), (b"new\nline", False), (b"caf\xe9", False), (b"star*", False)],
+               (b"it's", False), (b"new\nline", False), (b"caf\xe9", False),
+               ("esc\x9b".encode(), False), (b"star*", False)],
     b"/home/folder/": [(b"inner", False), (b"deep", True)],
 }  # fmt: skip
 
@@ -46,7 +47,8 @@ def complete(state: SftpState, line: bytes) -> list[bytes]:
         (b"get st", [b"get star\\* "]),
         (b"get .h", [b"get .hidden "]),
         (b"get new", []),
-        (b"get caf", [b"get caf\xe9 "]),
+        (b"get caf", []),
+        (b"get esc", []),
         (b"chmod 600 fi", [b"chmod 600 file "]),
         (b"chmod fi", []),
         (b"rename file fo", [b"rename file folder/"]),
