@@ -18,6 +18,7 @@ from ..errors import ProtocolError
 
 # Our own choices
 JOBS: Final = 64  # files and directories worked on at once; each may hold a file open
+AT_ONCE: Final = 16 << 20  # bytes of the files that are copied at once; a larger one goes alone
 FILES_AHEAD: Final = 4096  # files that wait, before another directory is listed
 IN_FLIGHT: Final = (
     16 << 20
@@ -113,21 +114,22 @@ class Jobs:
     """Files and directories that are still to be copied.
 
     Files come first: a directory is listed only when few files wait, so memory does not grow with
-    the tree.
+    the tree. Small files share the line, large ones go one after the other.
     """
 
     def __init__(self, loop: Loop, failed: Callable[[Exception], None]) -> None:
         """``failed`` gets an OSError that a job raises; other exceptions end all."""
         self._loop = loop
         self._failed = failed
-        self._files: deque[Job] = deque()
+        self._files: deque[tuple[int, Job]] = deque()
         self._directories: list[Job] = []
         self._idle: list[Future[None]] = []
         self._running = 0
+        self._copied = 0  # bytes of the files that are being copied
 
-    def add_file(self, job: Job) -> None:
-        """Adds the copy of a file."""
-        self._files.append(job)
+    def add_file(self, size: int, job: Job) -> None:
+        """Adds the copy of a file of ``size`` bytes."""
+        self._files.append((size, job))
         self._wake()
 
     def add_directory(self, job: Job) -> None:
@@ -155,31 +157,43 @@ class Jobs:
                 worker.when_done(lambda: None)
             raise
 
-    def _next(self) -> Job | None:
-        if self._directories and len(self._files) < FILES_AHEAD:
-            return self._directories.pop()
-        return self._files.popleft() if self._files else None
+    @property
+    def _lists(self) -> bool:
+        """Whether a directory may be listed."""
+        return bool(self._directories) and len(self._files) < FILES_AHEAD
+
+    @property
+    def _copies(self) -> bool:
+        """Whether the next file may begin."""
+        if not self._files:
+            return False
+        return not self._copied or self._copied + self._files[0][0] <= AT_ONCE
 
     async def _work(self) -> None:
-        while True:
-            job = self._next()
-            if job is None:
-                if not self._running:
-                    break
+        while self._files or self._directories or self._running:
+            size = 0
+            if self._lists:
+                job = self._directories.pop()
+            elif self._copies:
+                size, job = self._files.popleft()
+            else:
                 future: Future[None] = Future()
                 self._idle.append(future)
                 await future
                 continue
             self._running += 1
+            self._copied += size
             try:
                 await job()
             except OSError as error:
                 self._failed(error)
             finally:
                 self._running -= 1
-        idle, self._idle = self._idle, []
-        for future in idle:
-            future.resolve(None)
+                self._copied -= size
+            if self._lists or self._copies:
+                self._wake()
+        while self._idle:  # all is done
+            self._wake_one()
 
 
 def check_name(name: bytes) -> None:

@@ -43,11 +43,11 @@ class Crossing:
 
     def add(self, source: bytes, target: bytes, attributes: Attributes) -> None:
         """Adds a file or directory with its attributes to what ``run`` copies."""
-        mode = attributes.permissions
+        mode, size = attributes.permissions, attributes.size or 0
         if mode is None and self._settings.recursive:
-            self._jobs.add_file(partial(self._unknown, source, target, attributes))
+            self._jobs.add_file(size, partial(self._unknown, source, target, attributes))
         elif mode is None or not stat.S_ISDIR(mode):
-            self._jobs.add_file(partial(self._file, source, target, attributes))
+            self._jobs.add_file(size, partial(self._file, source, target, attributes))
         else:
             self._add_directory(source, target, attributes)
 
@@ -96,7 +96,7 @@ class Crossing:
                 below, to = os.path.join(source, name), os.path.join(target, name)
                 permissions = entry.attributes.permissions
                 if permissions is not None and stat.S_ISLNK(permissions):
-                    self._jobs.add_file(partial(self._link, below, to))
+                    self._jobs.add_file(0, partial(self._link, below, to))
                 else:
                     self.add(below, to, entry.attributes)
 

@@ -37,13 +37,13 @@ class Download:
 
     def add(self, source: bytes, target: bytes, attributes: Attributes) -> None:
         """Adds a file or directory with its attributes to what ``run`` copies."""
-        mode = attributes.permissions
+        mode, size = attributes.permissions, attributes.size or 0
         if mode is None and self._settings.recursive:
-            self._jobs.add_file(partial(self._unknown, source, target, attributes))
+            self._jobs.add_file(size, partial(self._unknown, source, target, attributes))
         elif mode is not None and stat.S_ISDIR(mode):
             self._add_directory(source, target, attributes)
         else:
-            self._jobs.add_file(partial(self._file, source, target, attributes))
+            self._jobs.add_file(size, partial(self._file, source, target, attributes))
 
     async def run(self) -> None:
         """Copies everything that was added; failures of files go to the progress."""
@@ -113,7 +113,7 @@ class Download:
                 mode = attributes.permissions or 0
                 remote = os.path.join(source, below)
                 if stat.S_ISLNK(mode):
-                    self._jobs.add_file(partial(self._link, remote, to))
+                    self._jobs.add_file(0, partial(self._link, remote, to))
                 elif stat.S_ISDIR(mode) and below in listed:
                     try:
                         self._make_directory(to, attributes)
@@ -132,7 +132,7 @@ class Download:
         remote, local = os.path.join(source, name), os.path.join(target, name)
         mode = entry.attributes.permissions
         if mode is not None and stat.S_ISLNK(mode):
-            self._jobs.add_file(partial(self._link, remote, local))
+            self._jobs.add_file(0, partial(self._link, remote, local))
         else:
             self.add(remote, local, entry.attributes)
 

@@ -32,12 +32,12 @@ class Upload:
     def add(self, source: bytes, target: bytes) -> None:
         """Adds a file or directory to what ``run`` copies."""
         try:
-            mode = os.stat(source).st_mode
+            status = os.stat(source)
         except OSError as error:
             self._failed(error)
             return
-        if not stat.S_ISDIR(mode):
-            self._jobs.add_file(partial(self._file, source, target))
+        if not stat.S_ISDIR(status.st_mode):
+            self._jobs.add_file(status.st_size, partial(self._file, source, target))
         elif not self._settings.recursive:
             self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
         else:
@@ -60,7 +60,7 @@ class Upload:
 
     async def _directory(self, source: bytes, target: bytes) -> None:
         status = os.stat(source)
-        names = os.listdir(source)
+        names = sorted(os.listdir(source))
         mode = stat.S_IMODE(status.st_mode) & 0o777
         try:
             await self._client.mkdir(target, Attributes(permissions=mode | 0o700))
