@@ -30,6 +30,7 @@ APPLETS: dict[str, Applet] = {
     "sshd": Applet("sshd", "the server; with Dropbear's options"),
     "ssh": Applet("ssh", "the client: commands, shells and VPN tunnels; with OpenSSH's options"),
     "scp": Applet("scp", "copy files between hosts; with OpenSSH's options"),
+    "sftp": Applet("sftp", "copy and change files at a host, by commands; as OpenSSH's"),
     "keygen": Applet("keygen", "make and convert keys, show fingerprints; as ssh-keygen"),
     "up": Applet("links", "connect the tunnels declared in links.toml and keep them connected"),
     "down": Applet("links", "end these tunnels, and undo what they changed"),

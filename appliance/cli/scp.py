@@ -51,9 +51,6 @@ SPEC: Final = (
     Option("R", None, "between two hosts: have the first one connect to the second"),
     Option("3", None, "between two hosts: copy through this one (default)"),
     Option("s", None, ""),  # SFTP, which is the default
-    Option("d", None, ""),
-    Option("t", None, ""),  # the far ends of the old protocol
-    Option("f", None, ""),
 )
 
 # letter -> keyword of ssh_config(5), and the value that a flag sets; '' takes the argument
@@ -76,6 +73,10 @@ scp://[user@]host[:port]/path. Settings come from ~/.ssh/config, too."""
 
 def main(arguments: list[str], name: str) -> int:
     """Copies; returns 0 if everything was copied."""
+    from . import scp_far_end
+
+    if scp_far_end.is_far_end(arguments):
+        return scp_far_end.main(arguments)
     command = "culvert scp" if os.path.basename(sys.argv[0]) != "scp" else name
     try:
         options = parse(arguments, SPEC, command)
@@ -145,6 +146,11 @@ def _copy(options: Options, command: str) -> bool:
         failed = [source for source in sources if not _direct(options, source, target)]
         return not failed
     is_drawn = sys.stdout.isatty() and "q" not in options
+    if "O" in options:
+        from .scp_old_protocol import OldCopy
+
+        progress = Lines("", sys.stdout.write) if is_drawn else Silent("")
+        return OldCopy(options, partial(host_of, options), settings, progress).run(sources, target)
     progress = Lines(command, sys.stdout.write) if is_drawn else Silent(command)
     connect = partial(_connect, options)
     return Copy(connect, settings, progress).run(sources, target)

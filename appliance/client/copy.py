@@ -101,7 +101,8 @@ class Copy:
             raise UsageError(f"{os.fsdecode(target)}: {os.strerror(errno.ENOTDIR)}")
         for source in sources:
             if not source.host:
-                self._copy_here(os.fsencode(source.path), target)
+                if not copy_here(os.fsencode(source.path), target, self._settings):
+                    self._progress.failures += 1
                 continue
             client = await self._session(source)
             download = Download(self._loop, client, self._settings, self._progress)
@@ -119,13 +120,13 @@ class Copy:
             self._progress.failed(os.fsencode(source.path), error)
             return []
 
-    def _copy_here(self, source: bytes, target: bytes) -> None:
-        """Copies on this machine, by cp(1)."""
-        import subprocess
 
-        flags = ["-r"] * self._settings.recursive + ["-p"] * self._settings.preserve
-        if subprocess.run(["cp", *flags, "--", source, target], check=False).returncode:
-            self._progress.failures += 1
+def copy_here(source: bytes, target: bytes, settings: CopySettings) -> bool:
+    """Copies on this machine, by cp(1); returns whether that worked."""
+    import subprocess
+
+    flags = ["-r"] * settings.recursive + ["-p"] * settings.preserve
+    return not subprocess.run(["cp", *flags, "--", source, target], check=False).returncode
 
 
 async def _resolved(client: SftpClient, path: str) -> bytes:

@@ -51,7 +51,8 @@ class Host(NamedTuple):
     settings: tuple[Setting, ...] = ()  # of options, in front of those of the files
     config_file: str | None = None
     program: tuple[str, ...] = ()  # -S: it is called in place of ``culvert ssh``
-    command: str = ""  # is run in place of the subsystem sftp
+    command: str = ""  # is run in place of the subsystem
+    subsystem: str = "sftp"
 
     def load(self) -> HostOptions:
         """Returns all settings for the host; raises UsageError."""
@@ -65,7 +66,7 @@ class Host(NamedTuple):
         for each in (*_SETTINGS, *self.settings):
             words += ["-o", each if isinstance(each, str) else " ".join(each)]
         if not self.command:
-            return [*words, "-s", "--", self.name, "sftp"]
+            return [*words, "-s", "--", self.name, self.subsystem]
         return [*words, "--", self.name, self.command]
 
 
@@ -125,7 +126,7 @@ def connect(loop: Loop, host: Host, quiet: bool = False) -> SftpSession:
             if options.control_master != "no":  # it may stay as master, when we have ended
                 return _run(loop, host.words())
         else:
-            return _share(loop, master, host.command)
+            return _share(loop, master, host)
     login = Login(options)
     greeting = Greeting(options, quiet)
     try:
@@ -136,7 +137,7 @@ def connect(loop: Loop, host: Host, quiet: bool = False) -> SftpSession:
         login.close()
         raise
     driver = Driver(loop, sock, connection, lambda: None)
-    stream = ChannelStream(driver, tell, host.command)
+    stream = ChannelStream(driver, tell, host.command, host.subsystem)
     driver.start()
     if interval := options.server_alive_interval:
         silent = PeerDisconnected(f"Timeout, server {options.host} not responding.")
@@ -152,23 +153,30 @@ def run_server(loop: Loop, words: Sequence[str]) -> SftpSession:
 
 
 def _run(loop: Loop, words: Sequence[str]) -> SftpSession:
-    """Runs a program that speaks SFTP on its standard input and output."""
+    """Runs a program that speaks SFTP on its standard input and output.
+
+    It ignores ^C, which reaches it as well: we end the command, and it when we are done.
+    """
+    import signal
     import subprocess
 
     ours, theirs = socket.socketpair()
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with theirs:
         try:
             process = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno())
         except OSError as error:
             ours.close()
             raise UsageError(f"{words[0]}: {error.strerror}") from error
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)
     return SftpSession(SocketStream(loop, ours).client, process=process)
 
 
-def _share(loop: Loop, master: ControlClient, command: str) -> SftpSession:
+def _share(loop: Loop, master: ControlClient, host: Host) -> SftpSession:
     """Opens the session over the connection of another client."""
     ours, theirs = socket.socketpair()
     with theirs:
-        kind = "exec" if command else "subsystem"
-        shared = master.open(kind, (command or "sftp").encode(), theirs.fileno())
+        kind = "exec" if host.command else "subsystem"
+        shared = master.open(kind, (host.command or host.subsystem).encode(), theirs.fileno())
     return SftpSession(SocketStream(loop, ours).client, shared=shared)

@@ -39,6 +39,7 @@ class CopySettings(NamedTuple):
     buffer: int = 0  # bytes of one request; 0 is the server's limit
     requests: int = 0  # in flight for one file; 0 follows the path
     rate: int = 0  # bytes a second; 0 is no limit
+    follow_links: bool = True  # within a tree; what is named is always followed
 
 
 class Meter(Protocol):
@@ -62,6 +63,10 @@ class Progress(Protocol):
 
     def failed(self, path: bytes, error: Exception) -> None:
         """Reports a file that was not copied."""
+        ...
+
+    def skipped(self, path: bytes) -> None:
+        """Reports a symbolic link that was not followed."""
         ...
 
 

@@ -137,7 +137,10 @@ class Download:
             self.add(remote, local, entry.attributes)
 
     async def _link(self, source: bytes, target: bytes) -> None:
-        """Copies what a symbolic link leads to, as scp does."""
+        """Copies what a symbolic link leads to, if they are followed."""
+        if not self._settings.follow_links:
+            self._progress.skipped(source)
+            return
         self.add(source, target, await self._client.stat(source))
 
     async def _unknown(self, source: bytes, target: bytes, attributes: Attributes) -> None:

@@ -1,75 +1,125 @@
-"""Patterns of file names at a server: *, ?, [...] and {...}, as a shell expands them (glob(7))."""
+"""Files at a server that a pattern names, as a shell expands it (glob(7), and {a,b})."""
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import os
+import stat
 from collections.abc import Iterator
+from typing import Final
 
+from ..aio.tasks import Future
+from ..wire import sftp
 from ..wire.sftp import Attributes
+from . import wildcards
 from .sftp_client import SftpClient, StatusError
 
-_SPECIAL = frozenset(b"*?[")
+# Our own choice
+_STATS: Final = 256  # requests at once for the attributes of what was found
+
+Found = list[tuple[bytes, Attributes]]
 
 
-async def matching(client: SftpClient, path: bytes) -> list[tuple[bytes, Attributes]]:
+async def matching(client: SftpClient, path: bytes) -> Found:
     """Returns the files that ``path`` names, with their attributes, in order.
 
-    A file whose name is ``path`` itself comes before what it matches as a pattern. Raises
-    StatusError if there is none.
+    A file whose name is ``path`` itself comes before what it matches as a pattern with braces.
+    Symbolic links are followed. Raises StatusError if there is none.
     """
     try:
         return [(path, await client.stat(path))]
     except StatusError:
-        found: list[tuple[bytes, Attributes]] = []
+        found: Found = []
         if set(b"*?[{") & set(path):
             for pattern in _alternatives(path):
-                found += await _expand(client, pattern)
+                found += await expand(client, pattern, follow=True)
         if not found:
             raise
         return found
 
 
-async def _expand(client: SftpClient, pattern: bytes) -> list[tuple[bytes, Attributes]]:
-    """The files that a pattern without braces matches, one directory level after the other."""
-    is_absolute = pattern.startswith(b"/")
-    places = [b"/" if is_absolute else b""]
-    parts = [part for part in pattern.split(b"/") if part]
-    for part in parts:
-        following = []
-        for place in places:
-            if not _SPECIAL & set(part):
-                following.append(os.path.join(place, part.replace(b"\\", b"")))
+async def expand(client: SftpClient, pattern: bytes, follow: bool) -> Found:
+    """Returns what a pattern without braces matches, sorted by name; nothing is no error.
+
+    With ``follow`` the attributes are those of what symbolic links lead to, if that is there.
+    """
+    places: list[tuple[bytes, Attributes | None]] = [(b"/" if pattern[:1] == b"/" else b"", None)]
+    for part in filter(None, pattern.split(b"/")):
+        following: list[tuple[bytes, Attributes | None]] = []
+        if not wildcards.is_pattern(part):
+            name = wildcards.plain(part)
+            places = [(os.path.join(place, name), None) for place, _ in places]
+            continue
+        expression = wildcards.compiled(part)
+        for place, attributes in places:
+            if attributes is not None and stat.S_ISREG(attributes.permissions or 0):
                 continue
             try:
-                names = await _names(client, place or b".")
+                listed = await _listed(client, place or b".")
             except StatusError:
                 continue
             following += [
-                os.path.join(place, name) for name in sorted(names) if _matches(name, part)
+                (os.path.join(place, name), listed[name])
+                for name in sorted(listed)
+                if expression.fullmatch(name)
             ]
         places = following
-    found = []
-    for place in places:
-        try:
-            found.append((place, await client.stat(place)))
-        except StatusError:
-            continue
+    return await _with_attributes(client, places, follow)
+
+
+async def _listed(client: SftpClient, path: bytes) -> dict[bytes, Attributes]:
+    names: dict[bytes, Attributes] = {}
+    async for entries in client.listing(path):
+        names |= {entry.filename: entry.attributes for entry in entries}
+    return {
+        name: each
+        for name, each in names.items()
+        if name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name
+    }
+
+
+async def _with_attributes(
+    client: SftpClient, places: list[tuple[bytes, Attributes | None]], follow: bool
+) -> Found:
+    """Asks for the attributes that are not known; what is not there is left out."""
+    kind = sftp.Stat if follow else sftp.LStat
+    found: Found = []
+    for begin in range(0, len(places), _STATS):
+        some = places[begin : begin + _STATS]
+        asked = [
+            client.ask(kind(0, path), sftp.AttrsReply, path)
+            if known is None or known.permissions is None or (follow and _is_link(known))
+            else None
+            for path, known in some
+        ]
+        for (path, known), reply in zip(some, asked, strict=True):
+            attributes = known
+            if reply is not None:
+                with contextlib.suppress(StatusError):  # gone
+                    attributes = await _or_of_link(client, reply, path, known, follow)
+            if attributes is not None:
+                found.append((path, attributes))
     return found
 
 
-async def _names(client: SftpClient, path: bytes) -> list[bytes]:
-    names = []
-    async for entries in client.listing(path):
-        names += [entry.filename for entry in entries]
-    return [name for name in names if name not in (b".", b"..") and b"/" not in name]
+async def _or_of_link(
+    client: SftpClient,
+    reply: Future[sftp.AttrsReply],
+    path: bytes,
+    known: Attributes | None,
+    follow: bool,
+) -> Attributes:
+    """The attributes in the reply; those of a link that leads nowhere are its own."""
+    try:
+        return (await reply).attrs
+    except StatusError:
+        if not follow:
+            raise
+        return known if known is not None else await client.lstat(path)
 
 
-def _matches(name: bytes, pattern: bytes) -> bool:
-    """Whether a name matches; one that begins with '.' only a pattern that does, too."""
-    if name.startswith(b".") and not pattern.startswith(b"."):
-        return False
-    return fnmatch.fnmatchcase(name, pattern)
+def _is_link(attributes: Attributes) -> bool:
+    return stat.S_ISLNK(attributes.permissions or 0)
 
 
 def _alternatives(pattern: bytes) -> Iterator[bytes]:

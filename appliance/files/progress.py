@@ -20,7 +20,7 @@ class Silent:
     """The progress of a copy that nobody looks at; counts what failed."""
 
     def __init__(self, program: str) -> None:
-        """``program`` stands in front of failures."""
+        """``program`` stands in front of failures, unless it is ''."""
         self._program = program
         self.failures = 0
 
@@ -32,8 +32,16 @@ class Silent:
         """Tells on standard error why a file was not copied."""
         self.failures += 1
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        name = f"{shown(path)}: " if path else ""
-        print(f"{self._program}: {name}{harmless(reason)}", file=sys.stderr, flush=True)
+        self.tell(f"{shown(path)}: {harmless(reason)}" if path else harmless(reason))
+
+    def skipped(self, path: bytes) -> None:
+        """Tells on standard error that a symbolic link is not copied, which is no failure."""
+        self.tell(f"{shown(path)}: not a regular file")
+
+    def tell(self, text: str) -> None:
+        """Writes a line for the user on standard error."""
+        prefix = f"{self._program}: " if self._program else ""
+        print(f"{prefix}{text}", file=sys.stderr, flush=True)
 
 
 class _Nothing:
@@ -62,11 +70,11 @@ class Lines(Silent):
         self._running.append(line)
         return line
 
-    def failed(self, path: bytes, error: Exception) -> None:
-        """Tells why a file was not copied, on a line of its own."""
+    def tell(self, text: str) -> None:
+        """Writes a line for the user, on a line of its own."""
         if self._running:
             self._write("\r\x1b[K")
-        super().failed(path, error)
+        super().tell(text)
 
     def draw(self, line: _Line, is_last: bool) -> None:
         """Draws the line of a file that is done, or else that of the oldest one."""
@@ -132,6 +140,8 @@ def _columns() -> int:
 def shown(path: bytes) -> str:
     """Returns a path for a person: what a terminal would act on is escaped."""
     text = path.decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

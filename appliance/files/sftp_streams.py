@@ -31,7 +31,11 @@ class ChannelStream(ChannelHandler):
     """The channel of the subsystem ``sftp``, or of a command that speaks SFTP."""
 
     def __init__(
-        self, driver: Driver, tell_stderr: Callable[[str], None], command: str = ""
+        self,
+        driver: Driver,
+        tell_stderr: Callable[[str], None],
+        command: str = "",
+        subsystem: str = "sftp",
     ) -> None:
         """Opens the channel; ``command`` is run in place of the subsystem.
 
@@ -41,6 +45,7 @@ class ChannelStream(ChannelHandler):
         self._driver = driver
         self._tell_stderr = tell_stderr
         self._command = command
+        self._subsystem = subsystem
         self._outbox: deque[memoryview] = deque()
         self._is_open = False
         self._flushes = False
@@ -88,7 +93,9 @@ class ChannelStream(ChannelHandler):
     # -- for the channel ---------------------------------------------------------------
 
     def opened(self, type_data: bytes) -> None:
-        kind, word = ("exec", self._command) if self._command else ("subsystem", "sftp")
+        kind, word = "subsystem", self._subsystem
+        if self._command:
+            kind, word = "exec", self._command
         self._channel.request(kind, Command(os.fsencode(word)).encode(), self._started)
         self._is_open = True  # INIT goes right behind the request
         self._pump()

@@ -71,7 +71,11 @@ class Upload:
         if self._settings.preserve or mode | 0o700 != mode:
             self._directories.append((target, status))
         for name in names:
-            self.add(os.path.join(source, name), os.path.join(target, name))
+            path = os.path.join(source, name)
+            if not self._settings.follow_links and os.path.islink(path):
+                self._progress.skipped(path)
+            else:
+                self.add(path, os.path.join(target, name))
 
     # -- files -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from ..wire.codec import write_uint32
 from . import accounts, audit, chroot, programs, sftp_program
 from .authentication import LoggedIn
 from .file_reports import FileReports
+from .old_scp import with_our_scp
 from .peer import Peer
 from .requests import (
     ClosePty,
@@ -251,6 +252,8 @@ class SessionGrants:
             if command is not None:
                 environment[b"SSH_ORIGINAL_COMMAND"] = command
             return _runnable(forced, config)
+        if request.kind == "exec" and not config.chroot_directory:
+            return with_our_scp(request.command, environment[b"PATH"])
         return command
 
     def send_signal(self, request: SendSignal) -> Reply:

@@ -70,8 +70,18 @@ class Reader:
 
     def uint32(self) -> int:
         """Four bytes, most significant first."""
-        value: int = _UINT32.unpack(self.take(4))[0]
+        try:
+            value: int = _UINT32.unpack_from(self._data, self._offset)[0]
+        except struct.error as error:
+            raise MalformedMessage("a field runs past the end of its message") from error
+        self._offset += 4
         return value
+
+    def peek(self, layout: struct.Struct) -> tuple[Any, ...] | None:
+        """What stands next in this layout, without taking it; None if fewer bytes are left."""
+        if layout.size > len(self._data) - self._offset:
+            return None
+        return layout.unpack_from(self._data, self._offset)
 
     def uint64(self) -> int:
         """Eight bytes, most significant first."""

@@ -126,7 +126,13 @@ EXTENSIONS = {
 }
 
 _PAIRS_LIMIT = 64  # extended pairs of one file's attributes, names of extensions
+_EVERY_DATA = struct.Struct(">QIIIII")
 _IDENTITY_DATA = struct.Struct(">QQIQIIQI")
+# One extended pair, the identity: the count, the name behind its length, the length of the data.
+_IDENTITY_HEAD = (
+    write_uint32(1) + write_string(ATTRIBUTES.encode()) + write_uint32(_IDENTITY_DATA.size)
+)
+_IDENTITY_PAIR = struct.Struct(f"{len(_IDENTITY_HEAD)}s{_IDENTITY_DATA.size}s")
 
 
 class FileIdentity:
@@ -183,10 +189,8 @@ class FileIdentity:
             raise MalformedMessage("a file's identity has a wrong length")
         device, inode, links, blocks, access, modification, *changed = _IDENTITY_DATA.unpack(data)
         seconds, nanoseconds = changed
-        identity = cls(device, inode, links, blocks, access, modification, (seconds, nanoseconds))
-        for part in (access, modification, nanoseconds):
-            _check_nanoseconds(part)
-        return identity
+        _check_nanoseconds(max(access, modification, nanoseconds))
+        return cls(device, inode, links, blocks, access, modification, (seconds, nanoseconds))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FileIdentity) and self.encode() == other.encode()
@@ -239,14 +243,26 @@ def read_attributes(reader: Reader) -> Attributes:
     if flags & ~(_EVERY | _EXTENDED):
         raise MalformedMessage("attributes with flags that version 3 does not have")
     attributes = Attributes()
-    if flags & _SIZE:
-        attributes.size = reader.uint64()
-    if flags & _OWNER:
-        attributes.owner = reader.uint32(), reader.uint32()
-    if flags & _PERMISSIONS:
-        attributes.permissions = reader.uint32()
-    if flags & _TIMES:
-        attributes.times = reader.uint32(), reader.uint32()
+    # a listing may have 100,000 entries, each with the same fields
+    if flags & _EVERY == _EVERY and (fields := reader.peek(_EVERY_DATA)) is not None:
+        reader.take(_EVERY_DATA.size)
+        attributes.size, user, group, attributes.permissions, accessed, modified = fields
+        attributes.owner, attributes.times = (user, group), (accessed, modified)
+        if flags & _EXTENDED and (fields := reader.peek(_IDENTITY_PAIR)) is not None:
+            head, identity = fields
+            if head == _IDENTITY_HEAD:
+                reader.take(_IDENTITY_PAIR.size)
+                attributes.identity = FileIdentity.decode(identity)
+                return attributes
+    else:
+        if flags & _SIZE:
+            attributes.size = reader.uint64()
+        if flags & _OWNER:
+            attributes.owner = reader.uint32(), reader.uint32()
+        if flags & _PERMISSIONS:
+            attributes.permissions = reader.uint32()
+        if flags & _TIMES:
+            attributes.times = reader.uint32(), reader.uint32()
     if flags & _EXTENDED:
         count = reader.uint32()
         if count > _PAIRS_LIMIT:

@@ -17,6 +17,7 @@ from appliance.client.ssh_config import Person, load
 from appliance.config import forwards, hosts
 from appliance.crypto import authorized_keys, key_files, keys, known_hosts, offered_keys, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError
+from appliance.files import scp_protocol, scp_request
 from appliance.server import requests
 from appliance.services.agent_client import Agent
 from appliance.services.terminal import apply_modes
@@ -308,6 +309,24 @@ def proxies(data: bytes) -> None:
             proxy.ProxyHandshake(to, "host", 22).run(_Answers(data), 1.0)  # type: ignore[arg-type]
 
 
+def scp_records(data: bytes) -> None:
+    """A source's records, a line each: what is read is written as it was, but for leading zeros."""
+    for line in data.split(b"\n"):
+        with contextlib.suppress(MalformedMessage):
+            record = scp_protocol.parse(line)
+            again = scp_protocol.parse(record.encode()[:-1])
+            assert again.encode() == record.encode()
+            if isinstance(record, scp_protocol.Entry):
+                assert os.path.basename(record.name) == record.name
+
+
+def scp_names(data: bytes) -> None:
+    """A request for files, and a name that a source gives."""
+    request, _, name = data.partition(b"\n")
+    if request.count(b"{") < 6:  # each pair of braces may double the number of words
+        scp_request.wanted(request)(name)
+
+
 TARGETS: dict[str, Target] = {
     "server": _machine(Role.SERVER),
     "client": _machine(Role.CLIENT),
@@ -328,4 +347,6 @@ TARGETS: dict[str, Target] = {
     "modes": modes,
     "agent": agent,
     "proxy": proxies,
+    "scp-records": scp_records,
+    "scp-names": scp_names,
 }

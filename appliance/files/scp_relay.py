@@ -1,0 +1,63 @@
+"""Between two far ends of the old scp protocol: passes a source's files on to a sink (scp -3).
+
+Each message is read on its way, so that the user sees what failed and how far the copy is.
+"""
+
+from __future__ import annotations
+
+from .scp_peer import ScpPeer, ScpSettings
+from .scp_protocol import OK, Entry, Failure, parse
+
+
+class ScpRelay:
+    """Passes everything from the source's end to the sink's, and the answers back."""
+
+    def __init__(self, source: ScpPeer, sink: ScpPeer, settings: ScpSettings) -> None:
+        self._source = source
+        self._sink = sink
+        self._settings = settings
+
+    def run(self) -> bool:
+        """Copies until the source ends; returns whether nothing has failed."""
+        return self._source.run(self._work) and not self._sink.errors
+
+    def _work(self) -> None:
+        self._pass_answer()
+        while (line := self._source.line()) is not None:
+            if self._settings.trace is not None:
+                self._settings.trace(b"Relay: " + line)
+            record = parse(line)
+            self._sink.write(line + b"\n")
+            if isinstance(record, Failure):
+                self._source.told(record)
+                continue  # a sink answers no message
+            if self._pass_answer() and isinstance(record, Entry) and not record.is_directory:
+                self._pass_content(record)
+
+    def _pass_answer(self) -> bool:
+        """Passes the sink's answer to the source; returns whether all is well."""
+        failure = self._sink.answer()
+        self._source.write(OK if failure is None else failure.encode())
+        if failure is not None:
+            self._sink.told(failure)
+        return failure is None
+
+    def _pass_content(self, record: Entry) -> None:
+        settings = self._settings
+        meter = settings.begin(record.name, record.size) if settings.begin is not None else None
+        left = record.size
+        while left:
+            data = self._source.take(left)
+            self._sink.write(data)
+            left -= len(data)
+            if meter is not None:
+                meter.advance(len(data))
+            if settings.pace is not None:
+                settings.pace(len(data))
+        if meter is not None:
+            meter.done()
+        failure = self._source.answer()
+        self._sink.write(OK if failure is None else failure.encode())
+        if failure is not None:
+            self._source.told(failure)
+        self._pass_answer()
