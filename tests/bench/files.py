@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from appliance.server.sftp_program import SftpServer
@@ -34,6 +34,8 @@ TO_OPENSSH = Contender("culvert", "openssh")
 FROM_OPENSSH = Contender("openssh", "culvert")
 
 GIGABYTE = 1_000_000_000
+NAMES = 100_000
+NEAR = 20  # milliseconds of a round trip
 ROUND_TRIP = 138  # milliseconds of the long line
 RATE = 200  # Mbit/s
 LONG = 150_000_000  # bytes of the file that goes over it
@@ -81,12 +83,25 @@ class Copier:
         self._is_ours = contender.client == "culvert"
         self._environment = environment(server.folder)
 
+    def _argv(self, program: str, words: Sequence[str]) -> list[str]:
+        argv = [*PROGRAM, program] if self._is_ours else [find_program(program)]
+        return [*argv, *self._words, *words]
+
+    def start(self, program: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start scp or sftp, with pipes."""
+        return subprocess.Popen(
+            self._argv(program, words),
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
     def run(self, program: str, *words: str, feed: str = "") -> float:
         """Run scp or sftp; return the seconds it took."""
-        argv = [*PROGRAM, program] if self._is_ours else [find_program(program)]
         began = time.perf_counter()
         done = subprocess.run(
-            [*argv, *self._words, *words],
+            self._argv(program, words),
             env=self._environment,
             input=feed,
             capture_output=True,
@@ -270,6 +285,70 @@ def server_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
     yield measure
 
 
+@contextlib.contextmanager
+def prompt(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the milliseconds of sftp until its first command is done, which is bye."""
+    with _serving(bench, contender) as server:
+        copier = Copier(bench, contender, server, server.port)
+        yield lambda: Sample(copier.run("sftp", "there", feed="bye\n") * 1000)
+
+
+@contextlib.contextmanager
+def _names(bench: Bench, contender: Contender) -> Iterator[tuple[Copier, Path]]:
+    """A directory of many names at a server that is 20 ms away."""
+    with (
+        _folder() as folder,
+        _serving(bench, contender) as server,
+        line(server.address, server.port, NEAR) as port,
+    ):
+        for index in range(NAMES):
+            os.mknod(folder / f"name-{index}")
+        yield Copier(bench, contender, server, port), folder
+
+
+@contextlib.contextmanager
+def listing(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the seconds of `ls -1` in sftp, without the login."""
+    with _names(bench, contender) as (copier, folder):
+
+        def measure() -> Sample:
+            begun = copier.run("sftp", "there", feed="bye\n")
+            return Sample(copier.run("sftp", "there", feed=f"ls -1 {folder}\n") - begun)
+
+        yield measure
+
+
+@contextlib.contextmanager
+def first_name(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the round trips from `ls -1f` to its first name."""
+    with _names(bench, contender) as (copier, folder):
+
+        def measure() -> Sample:
+            with copier.start("sftp", "there") as sftp:
+                assert sftp.stdin is not None and sftp.stdout is not None
+                _until(sftp, "pwd", b"Remote working directory")
+                began = time.perf_counter()
+                _until(sftp, f"ls -1f {folder}", b"name-")
+                seconds = time.perf_counter() - began
+                sftp.kill()
+            return Sample(seconds / (NEAR / 1000))
+
+        yield measure
+
+
+def _until(sftp: subprocess.Popen[bytes], command: str, wanted: bytes) -> None:
+    """Give sftp a command, and read its output until what is wanted is there."""
+    assert sftp.stdin is not None and sftp.stdout is not None
+    sftp.stdin.write(f"{command}\n".encode())
+    sftp.stdin.flush()
+    read = b""
+    while wanted not in read:
+        more = os.read(sftp.stdout.fileno(), 4096)
+        if not more:
+            raise CommandFailed("sftp has ended")
+        read += more
+
+
 def _to_each_server(what: str, target: float) -> list[Line]:
     return [
         Line(what, CULVERT, target),
@@ -306,14 +385,14 @@ FILE_WORKS = (
         "scp-small-get-20ms",
         "files/s",
         True,
-        small("get", 20, 2000),
+        small("get", NEAR, 2000),
         _to_each_server("the same from the server, 20 ms away", 5.0),
     ),
     Work(
         "scp-small-put-20ms",
         "files/s",
         True,
-        small("put", 20, 2000),
+        small("put", NEAR, 2000),
         _to_each_server("the same to the server, 20 ms away", 5.0),
     ),
     Work(
@@ -349,6 +428,22 @@ FILE_WORKS = (
         False,
         server_memory,
         [Line("private memory of an idle sftp-server", CULVERT, None)],
+    ),
+    Work("sftp-prompt", "ms", False, prompt, [Line("sftp until its prompt", CULVERT, 1.0)]),
+    Work(
+        "sftp-names",
+        "s",
+        False,
+        listing,
+        [Line(f"ls -1 of {NAMES:,} names in sftp, {NEAR} ms away", CULVERT, 0.1)],
+    ),
+    Work(
+        "sftp-first-name",
+        "round trips",
+        False,
+        first_name,
+        [Line("the same with -f until its first line", CULVERT, 3.0)],
+        base=None,
     ),
     Work("scp-empty", "ms", False, empty, [Line("scp of an empty file", CULVERT, 1.0)]),
 )
