@@ -146,6 +146,8 @@ def _serve(options: dict[str, str], surroundings: Surroundings | None) -> int:
         _start_in(options["d"], home, user, journal)
     client = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "UNKNOWN"
     journal.log(INFO, "session opened for local user %s from [%s]", user, client)
+    for descriptor in (0, 1):  # whoever started this program may have them otherwise
+        os.set_blocking(descriptor, True)
     server = Server(Session(settings, journal, to_descriptor(1)))
     try:
         server.serve(0)

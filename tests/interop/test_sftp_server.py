@@ -436,6 +436,38 @@ def test_a_key_may_be_for_sftp_only(
 
 
 @pytest.mark.root
+def test_an_account_without_an_ordinary_shell_needs_internal_sftp(
+    run_server: RunServer, account: Account, login: Login, there: Path, tmp_path: Path
+) -> None:
+    """Its shell may be there to refuse, so it is asked; the administrator may say otherwise."""
+    account.change("usermod", "-s", find_program("nologin"))
+    try:
+        done = Sftp(run_server(""), login, tmp_path).batch(f"ls {there}")
+        assert done.returncode == 255
+        server = run_server('force_command = "internal-sftp"\n')
+        assert_done(Sftp(server, login, tmp_path).batch(f"ls {there}"))
+    finally:
+        account.change("usermod", "-s", "/bin/sh")
+
+
+@ours
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\0\0\0\5\1\0\0\0\3" * 2, "a second INIT"),
+        (b"\0\0\0\5\1\0\0\0\3\xff\xff\xff\xff\5\0\0\0\7", "a packet of 4294967295 bytes"),
+        (bytes(1000), "a packet without a request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "a packet of 1195725856 bytes"),
+    ],
+)
+def test_what_is_no_sftp_ends_with_one_line(
+    server: Server, login: Login, data: bytes, told: str
+) -> None:
+    done = CLIENTS["openssh"].run(server, login, "sftp", options=["-s"], data=data)
+    assert (done.status, done.stderr.splitlines()[-1:]) == (1, [f"sftp-server: {told}"])
+
+
+@pytest.mark.root
 class TestChroot:
     """The user's directory in a jail of root's, without a program or file of the system."""
 

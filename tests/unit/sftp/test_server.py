@@ -2,8 +2,10 @@
 
 import os
 import select
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -434,3 +436,18 @@ def test_a_session_begins_in_the_home_also_where_the_server_is_not_root(tmp_path
         )  # fmt: skip
         told = write_string(wanted)
         assert done.stdout.endswith(told + told + bytes(4)), done
+
+
+def test_descriptors_that_do_not_block_are_made_to() -> None:
+    code = "from appliance.cli.sftp_server import main; raise SystemExit(main([], 'sftp-server'))"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        end = theirs.fileno()
+        with subprocess.Popen(ourselves.bare_command(code), stdin=end, stdout=end) as process:
+            time.sleep(0.3)
+            ours.sendall(INIT)
+            ours.settimeout(10)
+            assert ours.recv(9)[4:] == b"\2\0\0\0\3"
+            ours.shutdown(socket.SHUT_WR)
+            assert process.wait(10) == 0
