@@ -446,9 +446,8 @@ def test_descriptors_that_do_not_block_are_made_to() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
-        with subprocess.Popen(
-            ourselves.bare_command(code), stdin=theirs.fileno(), stdout=theirs.fileno()
-        ) as process:
+        end = theirs.fileno()
+        with subprocess.Popen(ourselves.bare_command(code), stdin=end, stdout=end) as process:
             time.sleep(0.3)
             ours.sendall(INIT)
             ours.settimeout(10)
