@@ -74,11 +74,11 @@ def main(arguments: list[str], name: str, surroundings: Surroundings | None = No
             return 1
         if (feature := options.get("Q")) is not None:
             return _list(feature)
-        return _serve(options, surroundings or Surroundings())
+        return _serve(options, surroundings)
     except (_Mistake, Unanswerable) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
-    except BrokenPipeError:  # the client is gone
+    except (BrokenPipeError, KeyboardInterrupt):  # the client is gone
         return 1
     except OSError as error:
         sys.stderr.write(f"{name}: {error}\n")
@@ -120,7 +120,7 @@ def _list(feature: str) -> int:
     return 0
 
 
-def _serve(options: dict[str, str], surroundings: Surroundings) -> int:
+def _serve(options: dict[str, str], surroundings: Surroundings | None) -> int:
     home, user = _home(), os.environ.get("USER", "") or str(os.getuid())
     settings = Settings(
         read_only="R" in options,
@@ -133,21 +133,21 @@ def _serve(options: dict[str, str], surroundings: Surroundings) -> int:
     facility = _facility(options.get("f", "AUTH"))
     mask = _umask(options["u"]) if "u" in options else None
     write = log.to_stderr if "e" in options else _late_syslog(facility)
-    if surroundings.identity:
+    report = None
+    if surroundings is not None:
         if surroundings.chroot and level > log.QUIET and "e" not in options:
             write = log.to_syslog(facility)  # its socket is outside
-        from ..sftp import identity
-
-        identity.become(surroundings.chroot, *_identity(surroundings.identity))
-        if os.path.isdir(home):  # otherwise it stays where it is, in '/'
-            os.chdir(home)
-    journal = Journal(level, write, _reporter(surroundings.reports))
+        _become(surroundings, home)
+        report = _reporter(surroundings.reports)
+    journal = Journal(level, write, report)
     if mask is not None:
         os.umask(mask)
     if "d" in options:
         _start_in(options["d"], home, user, journal)
     client = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "UNKNOWN"
     journal.log(INFO, "session opened for local user %s from [%s]", user, client)
+    for descriptor in (0, 1):  # whoever started this program may have them otherwise
+        os.set_blocking(descriptor, True)
     server = Server(Session(settings, journal, to_descriptor(1)))
     try:
         server.serve(0)
@@ -158,6 +158,20 @@ def _serve(options: dict[str, str], surroundings: Surroundings) -> int:
         server.close()
         journal.log(INFO, "session closed for local user %s from [%s]", user, client)
     return 0
+
+
+def _become(surroundings: Surroundings, home: str) -> None:
+    """Takes on the user's identity, and begins in the home if that can be."""
+    if surroundings.identity:
+        from ..sftp import identity
+
+        uid, gid, groups = surroundings.identity.split(":")
+        numbers = [int(group) for group in groups.split(",") if group]
+        identity.become(surroundings.chroot, int(uid), int(gid), numbers)
+    try:
+        os.chdir(home)
+    except OSError:
+        os.chdir("/")
 
 
 def _home() -> str:
@@ -194,11 +208,6 @@ def _umask(text: str) -> int:
     if not text or set(text) - set("01234567") or int(text, 8) > 0o777:
         raise _Mistake(f"-u {text}: expected an octal number from 0 to 777")
     return int(text, 8)
-
-
-def _identity(text: str) -> tuple[int, int, list[int]]:
-    uid, gid, groups = text.split(":")
-    return int(uid), int(gid), [int(group) for group in groups.split(",") if group]
 
 
 def _late_syslog(facility: int) -> Callable[[int, str], None]:

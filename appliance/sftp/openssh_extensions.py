@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 
 from ..errors import MalformedMessage
@@ -134,6 +135,8 @@ def _copy_data(session: Session, request: int, asked: sftp.CopyData) -> None:
         asked.write_offset,
     )
     status = os.fstat(source.descriptor)
+    if not stat.S_ISREG(status.st_mode):  # one without an end would fill the disk
+        raise error(errno.EINVAL)
     length = asked.length or (1 << 63)
     if os.path.samestat(status, os.fstat(target.descriptor)):
         length = min(length, max(0, status.st_size - asked.read_offset))  # which grows meanwhile

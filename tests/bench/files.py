@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from appliance.server.sftp_program import SftpServer
 from tests.bench.contest import (
     CULVERT,
     Bench,
@@ -22,11 +23,13 @@ from tests.bench.contest import (
     Setup,
     Work,
 )
+from tests.bench.processes import private_size
 from tests.netns import CommandFailed
 from tests.peers import CULVERT as PROGRAM
-from tests.peers import Server, environment, find_program, private_folder
+from tests.peers import SFTP_SERVER, Server, environment, find_program, private_folder
 
 BARE = Contender("tcp", "tcp")
+PYTHON = Contender("python", "python")
 TO_OPENSSH = Contender("culvert", "openssh")
 FROM_OPENSSH = Contender("openssh", "culvert")
 
@@ -218,6 +221,55 @@ def _bare_line() -> Iterator[Measure]:
         serving.stdin.close()
 
 
+def _server_words(contender: Contender) -> list[str]:
+    """The command line by which a monitor or sshd starts the SFTP server."""
+    if contender.server == "openssh":
+        return [SFTP_SERVER]
+    return SftpServer((), False).command(None, "", False)
+
+
+@contextlib.contextmanager
+def _sftp_server(contender: Contender) -> Iterator[subprocess.Popen[bytes]]:
+    """An SFTP server that has answered INIT."""
+    with subprocess.Popen(
+        _server_words(contender), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(bytes.fromhex("000000050100000003"))
+        server.stdin.flush()
+        if not server.stdout.read(4):
+            raise CommandFailed("no answer to INIT")
+        yield server
+        server.stdin.close()
+        server.stdout.read()
+
+
+@contextlib.contextmanager
+def server_start(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the milliseconds until INIT is answered, or those of a bare Python."""
+
+    def measure() -> Sample:
+        began = time.perf_counter()
+        if contender == PYTHON:
+            subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+            return Sample((time.perf_counter() - began) * 1000)
+        with _sftp_server(contender):
+            return Sample((time.perf_counter() - began) * 1000)
+
+    yield measure
+
+
+@contextlib.contextmanager
+def server_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the private MiB of a server that waits for its client."""
+
+    def measure() -> Sample:
+        with _sftp_server(contender) as server:
+            return Sample(private_size(server.pid) / (1 << 20))
+
+    yield measure
+
+
 def _to_each_server(what: str, target: float) -> list[Line]:
     return [
         Line(what, CULVERT, target),
@@ -281,6 +333,22 @@ FILE_WORKS = (
         _to_each_server(f"one file to the server, 138 ms away, {RATE} Mbit/s", 0.9),
         base=BARE,
         base_note="TCP alone",
+    ),
+    Work(
+        "sftp-server-start",
+        "ms",
+        False,
+        server_start,
+        [Line("sftp-server until it has answered INIT", CULVERT, 1.5)],
+        base=PYTHON,
+        base_note="a bare Python",
+    ),
+    Work(
+        "sftp-server-memory",
+        "MiB",
+        False,
+        server_memory,
+        [Line("private memory of an idle sftp-server", CULVERT, None)],
     ),
     Work("scp-empty", "ms", False, empty, [Line("scp of an empty file", CULVERT, 1.0)]),
 )

@@ -35,6 +35,12 @@ def proportional_set_size(pid: int) -> int:
     return 0
 
 
+def private_size(pid: int) -> int:
+    """Return the bytes of memory that a process shares with no other."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(size) for size in re.findall(r"^Private_\w+:\s+(\d+) kB", rollup, re.M)) * 1024
+
+
 def processor_seconds(programs: Iterable[int]) -> dict[int, float]:
     """Return for each process of these families its seconds on a processor, user and system.
 

@@ -184,6 +184,7 @@ async def serve() -> None:
         server_host_keys=chosen.host_key,
         server_factory=lambda: Accounts(accounts),
         process_factory=run,
+        sftp_factory=True,
         encoding=None,
         line_editor=False,
         kex_algs=list(algorithms.KEY_EXCHANGES),

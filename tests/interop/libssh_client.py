@@ -44,6 +44,34 @@ class _Library:
         return Failed(function(session).decode(errors="replace"))
 
 
+def copy(library: _Library, session: ctypes.c_void_p, way: str, source: str, target: str) -> None:
+    """Copy a file to the server, or from there."""
+
+    def check(good: bool) -> None:
+        if not good:
+            raise library.error(session)
+
+    sftp = library.pointer("sftp_new", session)
+    check(library.number("sftp_init", sftp) == _OK)
+    remote = (target if way == "put" else source).encode()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if way == "put" else os.O_RDONLY
+    file = library.pointer("sftp_open", sftp, remote, flags, 0o644)
+    check(bool(file))
+    if way == "put":
+        with open(source, "rb") as local:
+            while data := local.read(1 << 15):
+                count = library.number("sftp_write", file, data, ctypes.c_size_t(len(data)))
+                check(count == len(data))
+    else:
+        buffer = ctypes.create_string_buffer(1 << 15)
+        with open(target, "wb") as made:
+            while count := library.number("sftp_read", file, buffer, ctypes.c_size_t(1 << 15)):
+                check(count > 0)
+                made.write(buffer.raw[:count])
+    check(library.number("sftp_close", file) == _OK)
+    library.pointer("sftp_free", sftp)
+
+
 def main() -> int:
     chosen = parse()
     library = _Library()
@@ -77,6 +105,10 @@ def main() -> int:
     else:
         password = os.environ["TEST_PASSWORD"].encode()
         check(library.number("ssh_userauth_password", session, None, password))
+    if chosen.sftp:
+        copy(library, session, *chosen.sftp)
+        library.number("ssh_disconnect", session)
+        return 0
     channel = library.pointer("ssh_channel_new", session)
     check(library.number("ssh_channel_open_session", channel))
     check(library.number("ssh_channel_request_exec", channel, chosen.command.encode()))

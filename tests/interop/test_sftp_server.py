@@ -18,6 +18,7 @@ from tests.peers import (
     SERVERS,
     Account,
     Keyring,
+    LibraryClient,
     Login,
     Server,
     ServerKind,
@@ -209,6 +210,51 @@ def test_a_refusal_says_the_system_s_reason(
 
 
 @ours
+def test_what_the_user_may_not_do_is_refused(sftp: Sftp, there: Path, tmp_path: Path) -> None:
+    (there / "secret").write_text("secret")
+    os.chown(there / "secret", 0, 0)
+    (there / "secret").chmod(0o600)
+    if os.geteuid():
+        (there / "secret").chmod(0)
+    for line in (f"get {there}/secret {tmp_path}/got", f"put /etc/hostname {there}/secret"):
+        assert b"Permission denied" in sftp.batch(line).stderr
+    assert not (tmp_path / "got").exists()
+
+
+@ours
+def test_a_hundred_thousand_names_are_listed(sftp: Sftp, there: Path) -> None:
+    folder = os.open(there, os.O_RDONLY)
+    for number in range(100_000):
+        os.mknod(f"{number:06}", dir_fd=folder)
+    os.close(folder)
+    done = sftp.batch(f"cd {there}", "ls -1")
+    assert_done(done)
+    listed = done.stdout.splitlines()[2:]
+    assert listed == [b"%06d" % number for number in range(100_000)]
+
+
+@ours
+def test_a_file_with_holes_arrives(sftp: Sftp, there: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(64 << 20)
+        os.pwrite(file.fileno(), b"x", 32 << 20)
+    assert_done(
+        sftp.batch(f"put {tmp_path}/sparse {there}/sparse", f"get {there}/sparse {tmp_path}/back")
+    )
+    assert (tmp_path / "sparse").read_bytes() == (tmp_path / "back").read_bytes()
+
+
+@ours
+def test_a_put_that_was_cut_off_is_resumed(sftp: Sftp, there: Path, tmp_path: Path) -> None:
+    content = os.urandom(BIG)
+    (tmp_path / "file").write_bytes(content)
+    assert_done(sftp.batch(f"put {tmp_path}/file {there}/file"))
+    os.truncate(there / "file", BIG // 3)
+    assert_done(sftp.batch(f"reput {tmp_path}/file {there}/file"))
+    assert (there / "file").read_bytes() == content
+
+
+@ours
 def test_curl_reads_writes_and_lists(
     server: Server, account: Account, user_keys: Keyring, there: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +275,64 @@ def test_curl_reads_writes_and_lists(
     os.chown(there / "up", 0, 0)
     assert (there / "up").read_bytes() == (tmp_path / "up").read_bytes()
     assert b" up\n" in curl(base).stdout
+
+
+@ours
+def test_libssh_reads_and_writes(server: Server, login: Login, there: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").write_bytes(os.urandom(BIG))
+    client = LibraryClient("libssh")
+    for words in (
+        ("put", str(tmp_path / "here"), str(there / "file")),
+        ("get", str(there / "file"), str(tmp_path / "back")),
+    ):
+        done = client.run(server, login, "", options=[f"--sftp={word}" for word in words])
+        assert done.status == 0, done.stderr
+    assert (there / "file").read_bytes() == (tmp_path / "here").read_bytes()
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+@pytest.mark.root
+@ours
+def test_gnome_s_file_manager_can_do_its_work(
+    server: Server, login: Login, there: Path, tmp_path: Path
+) -> None:
+    """gvfs runs ssh itself; a home of its own is mounted for it."""
+    for program in ("gio", "dbus-run-session", "unshare"):
+        find_program(program)
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh").chmod(0o700)
+    shutil.copy(server.known_hosts, home / ".ssh/known_hosts")
+    (home / ".ssh/config").write_text(f"IdentityFile {login.key}\nIdentitiesOnly yes\n")
+    (tmp_path / "two words").write_text("text")
+    top = f"sftp://{login.user}@{server.address}:{server.port}"
+    script = tmp_path / "script"
+    script.write_text(
+        f"""
+        set -e
+        gio mount {top}/ </dev/null
+        gio copy '{tmp_path}/two words' {top}{there}/
+        gio list {top}{there}
+        gio copy {top}{there}/two%20words {tmp_path}/back
+        gio mkdir {top}{there}/new
+        gio rename {top}{there}/new newer
+        gio remove {top}{there}/newer
+        gio move {top}{there}/two%20words {top}{there}/moved
+        gio mount -u {top}/
+        """
+    )
+    mounted = f"mount --bind {home} {Path.home()}; exec dbus-run-session -- sh {script}"
+    with private_folder("gvfs") as run:  # short enough for sockets
+        own = {"XDG_RUNTIME_DIR": str(run), "GVFS_DISABLE_FUSE": "1"}
+        done = subprocess.run(
+            ["unshare", "--mount", "--", "sh", "-ec", mounted],
+            env=environment(Path.home(), own | {"GIO_USE_VOLUME_MONITOR": "unix"}),
+            capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert_done(done)
+    assert b"two words" in done.stdout
+    assert (tmp_path / "back").read_text() == (there / "moved").read_text() == "text"
+    assert [path.name for path in there.iterdir()] == ["moved"]
 
 
 @pytest.mark.parametrize("name", ["sftp", "scp", "rclone"])
@@ -329,6 +433,38 @@ def test_a_key_may_be_for_sftp_only(
         assert b"Permission denied" in sftp.batch(f"mkdir {there}/x").stderr
     finally:
         account.authorize(before.splitlines())
+
+
+@pytest.mark.root
+def test_an_account_without_an_ordinary_shell_needs_internal_sftp(
+    run_server: RunServer, account: Account, login: Login, there: Path, tmp_path: Path
+) -> None:
+    """Its shell may be there to refuse, so it is asked; the administrator may say otherwise."""
+    account.change("usermod", "-s", find_program("nologin"))
+    try:
+        done = Sftp(run_server(""), login, tmp_path).batch(f"ls {there}")
+        assert done.returncode == 255
+        server = run_server('force_command = "internal-sftp"\n')
+        assert_done(Sftp(server, login, tmp_path).batch(f"ls {there}"))
+    finally:
+        account.change("usermod", "-s", "/bin/sh")
+
+
+@ours
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\0\0\0\5\1\0\0\0\3" * 2, "a second INIT"),
+        (b"\0\0\0\5\1\0\0\0\3\xff\xff\xff\xff\5\0\0\0\7", "a packet of 4294967295 bytes"),
+        (bytes(1000), "a packet without a request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "a packet of 1195725856 bytes"),
+    ],
+)
+def test_what_is_no_sftp_ends_with_one_line(
+    server: Server, login: Login, data: bytes, told: str
+) -> None:
+    done = CLIENTS["openssh"].run(server, login, "sftp", options=["-s"], data=data)
+    assert (done.status, done.stderr.splitlines()[-1:]) == (1, [f"sftp-server: {told}"])
 
 
 @pytest.mark.root

@@ -163,6 +163,12 @@ def test_a_file_is_copied_onto_itself_only_without_overlap(
     assert (tmp_path / "a").read_bytes() == b"0123401234" * 2
 
 
+def test_what_has_no_end_is_not_copied(client: Client, tmp_path: Path) -> None:
+    target = client.open(bytes(tmp_path / "b"), NEW)
+    reply = copy(client, client.open(b"/dev/zero"), 0, 0, target, 0)
+    assert reply == sftp.Status(7, sftp.BAD_MESSAGE, "Invalid argument")
+
+
 def test_a_copy_needs_files_that_are_open_for_it(client: Client, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     reading = client.open(bytes(tmp_path / "a"))

@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import stat
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -266,3 +268,86 @@ def test_many_requests_of_one_read_are_answered_in_their_order(
     replies = client.raw(b"".join(write_string(request.encode()) for request in requests))
     assert replies == [sftp.Data(number, bytes((number,))) for number in range(200)]
     assert client.writes == 1
+
+
+# File systems with something the matter
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A function that mounts a tmpfs with these options."""
+    places: list[Path] = []
+
+    def run(options: str) -> Path:
+        place = tmp_path / f"mount-{len(places)}"
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("nothing can be mounted here")
+        places.append(place)
+        return place
+
+    yield run
+    for place in places:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk_says_so_and_takes_nothing_away(
+    make: Make, mounted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    client, place = make(), mounted("size=64k")
+    (place / "old").write_bytes(b"old")
+    no_space = os.strerror(errno.ENOSPC)
+    handle = client.open(bytes(place / "big"), NEW)
+    reply = client.ask(sftp.Write(1, handle, 0, bytes(200_000)))
+    assert reply == sftp.Status(1, sftp.FAILURE, no_space)
+    for name in ("old", "new"):
+        request = sftp.WriteFile(bytes(place / name), NEW, NOTHING, bytes(200_000), NOTHING)
+        assert client.refusal(sftp.WRITE_FILE, request) == no_space
+    (tmp_path / "source").write_bytes(bytes(1 << 20))
+    source = client.open(bytes(tmp_path / "source"))
+    reply = client.extended(sftp.COPY_DATA, sftp.CopyData(source, 0, 1 << 20, handle, 0))
+    assert reply == sftp.Status(7, sftp.FAILURE, no_space)
+    assert {path.name for path in place.iterdir()} == {"old", "big"}
+    assert client.code(sftp.Remove(1, bytes(place / "big"))) == sftp.OK
+
+
+@pytest.mark.root
+def test_a_file_system_that_cannot_be_written_says_so(
+    make: Make, mounted: Callable[[str], Path]
+) -> None:
+    client, place = make(), mounted("ro")
+    for request in (
+        sftp.Open(1, bytes(place / "new"), NEW, NOTHING),
+        sftp.MkDir(1, bytes(place / "new"), NOTHING),
+        sftp.SetStat(1, bytes(place), sftp.Attributes(permissions=0o700)),
+    ):
+        reply = client.ask(request)
+        assert reply == sftp.Status(1, sftp.FAILURE, os.strerror(errno.EROFS))
+    found = client.reply(sftp.FileSystem, sftp.STATVFS, sftp.OnePath(bytes(place)))
+    assert found.f_flag & 1
+
+
+@pytest.mark.root
+def test_nothing_is_renamed_or_linked_across_file_systems(
+    make: Make, mounted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    client, place = make(), mounted("size=64k")
+    (tmp_path / "file").touch()
+    pair = bytes(tmp_path / "file"), bytes(place / "file")
+    across = os.strerror(errno.EXDEV)
+    assert client.ask(sftp.Rename(1, *pair)) == sftp.Status(1, sftp.FAILURE, across)
+    assert client.refusal(sftp.POSIX_RENAME, sftp.TwoPaths(*pair)) == across
+    assert client.refusal(sftp.HARDLINK, sftp.TwoPaths(*pair)) == across
+    assert (tmp_path / "file").exists()
+
+
+def test_a_file_of_five_gibibytes_has_its_end(client: Client, tmp_path: Path) -> None:
+    handle = client.open(bytes(tmp_path / "file"), NEW | sftp.READ)
+    end = 5 << 30
+    assert client.code(sftp.Write(1, handle, end - 1, b"x")) == sftp.OK
+    assert client.ask(sftp.Read(1, handle, end - 1, 10)) == sftp.Data(1, b"x")
+    assert client.code(sftp.Read(1, handle, end, 10)) == sftp.EOF
+    assert client.attributes(sftp.FStat(1, handle)).size == end
+    assert (tmp_path / "file").stat().st_blocks < 1000

@@ -1,16 +1,21 @@
 """Packets, good and bad: what is answered, and what ends the server."""
 
 import os
+import select
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.process import ourselves
 from appliance.sftp.server import Unanswerable
 from appliance.wire import sftp
-from appliance.wire.codec import write_string
-from tests.unit.sftp.conftest import Client, Make
+from appliance.wire.codec import Message, write_string
+from tests.unit.sftp.conftest import REPLIES, Client, Make
 
 
 def packet(*parts: bytes) -> bytes:
@@ -310,3 +315,143 @@ def test_a_reader_that_is_gone_ends_the_program_quietly() -> None:
     )  # fmt: skip
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_program_has_little_memory_of_its_own_whatever_is_asked(tmp_path: Path) -> None:
+    """12 MiB, idle and with large requests in both directions."""
+    command = ourselves.bare_command(
+        "from appliance.cli.sftp_server import main; raise SystemExit(main(sys.argv[1:], 'x'))"
+    )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(*requests: Message) -> None:
+            for request in requests:
+                process.stdin.write(write_string(request.encode()))  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            for _ in requests:
+                length = int.from_bytes(process.stdout.read(4), "big")  # type: ignore[union-attr]
+                process.stdout.read(length)  # type: ignore[union-attr]
+
+        def private() -> int:
+            """KiB."""
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+        ask(sftp.Init(3))
+        assert private() < 12 << 10
+        ask(sftp.Open(1, bytes(tmp_path / "f"), 0x1B, sftp.Attributes()))
+        data = bytes(sftp.DATA_LIMIT)
+        for number in range(40):
+            ask(sftp.Write(1, bytes(4), number * len(data), data))
+        ask(*(sftp.Read(1, bytes(4), number << 10, 0xFFFFFFFF) for number in range(40)))
+        ask(*(sftp.Stat(1, b"x" * 200_000) for _ in range(20)))
+        assert private() < 12 << 10
+
+
+class Program:
+    """A running server, which is asked over pipes."""
+
+    def __init__(self) -> None:
+        code = "from appliance.cli.sftp_server import main; "
+        code += "raise SystemExit(main(sys.argv[1:], 'sftp-server'))"
+        self.process = subprocess.Popen(
+            ourselves.bare_command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.send(sftp.Init(3))
+        self.read()
+
+    def send(self, request: Message) -> None:
+        self.stdin.write(write_string(request.encode()))
+        self.stdin.flush()
+
+    def read(self) -> Message:
+        """The next reply, which has to come within some seconds."""
+        assert select.select([self.stdout], [], [], 10)[0], "no reply"
+        length = int.from_bytes(self.stdout.read(4), "big")
+        packet = self.stdout.read(length)
+        return REPLIES[packet[0]].decode(packet)
+
+    def is_silent(self, seconds: float = 0.2) -> bool:
+        return not select.select([self.stdout], [], [], seconds)[0]
+
+    def close(self) -> None:
+        self.stdin.close()
+        assert self.process.wait(10) == 0
+        self.stdout.close()
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Program]]:
+    """Two running servers."""
+    running = [Program(), Program()]
+    yield running
+    for each in running:
+        each.close()
+
+
+def test_changes_come_while_the_program_waits_for_requests(
+    programs: list[Program], tmp_path: Path
+) -> None:
+    program = programs[0]
+    program.send(sftp.Extended(1, sftp.WATCH, sftp.OnePath(bytes(tmp_path)).encode()))
+    assert isinstance(program.read(), sftp.ExtendedReply)
+    program.send(sftp.Extended(2, sftp.CHANGES))
+    assert program.is_silent()
+    program.send(sftp.RealPath(3, b"/"))
+    assert isinstance(program.read(), sftp.Names)
+    (tmp_path / "new").touch()
+    reply = program.read()
+    assert isinstance(reply, sftp.ExtendedReply)
+    assert reply.id == 2
+    assert sftp.ChangesReply.decode(reply.data).changes == (sftp.Change(1, b"new"),)
+    program.send(sftp.Extended(4, sftp.CHANGES))  # the end does not wait for it
+
+
+def test_a_lock_that_another_session_gives_up_is_passed_on(
+    programs: list[Program], tmp_path: Path
+) -> None:
+    first, second = programs
+    request = sftp.Lock(bytes(4), sftp.LOCK_EXCLUSIVE, 0, 0, True)
+    for program in programs:
+        program.send(sftp.Open(1, bytes(tmp_path / "file"), 0x0B, sftp.Attributes()))
+        assert isinstance(program.read(), sftp.Handle)
+        program.send(sftp.Extended(2, sftp.LOCK, request.encode()))
+    assert first.read() == sftp.Status(2, sftp.OK, "Success")
+    assert second.is_silent()
+    second.send(sftp.Read(3, bytes(4), 0, 1))
+    assert second.read() == sftp.Status(3, sftp.EOF, "End of file")
+    first.send(sftp.Close(4, bytes(4)))
+    assert first.read() == sftp.Status(4, sftp.OK, "Success")
+    assert second.read() == sftp.Status(2, sftp.OK, "Success")
+
+
+def test_a_session_begins_in_the_home_also_where_the_server_is_not_root(tmp_path: Path) -> None:
+    code = "from appliance.cli.sftp_server import session; raise SystemExit(session(sys.argv))"
+    for home, wanted in ((tmp_path, bytes(tmp_path)), (tmp_path / "none", b"/")):
+        done = subprocess.run(
+            ourselves.bare_command(code, "", "", ""),
+            input=INIT + write_string(sftp.RealPath(1, b".").encode()),
+            env={"HOME": str(home)}, capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+        told = write_string(wanted)
+        assert done.stdout.endswith(told + told + bytes(4)), done
+
+
+def test_descriptors_that_do_not_block_are_made_to() -> None:
+    code = "from appliance.cli.sftp_server import main; raise SystemExit(main([], 'sftp-server'))"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        with subprocess.Popen(
+            ourselves.bare_command(code), stdin=theirs.fileno(), stdout=theirs.fileno()
+        ) as process:
+            time.sleep(0.3)
+            ours.sendall(INIT)
+            ours.settimeout(10)
+            assert ours.recv(9)[4:] == b"\2\0\0\0\3"
+            ours.shutdown(socket.SHUT_WR)
+            assert process.wait(10) == 0
