@@ -397,13 +397,16 @@ def test_a_connection_of_its_own_serves_a_batch(
         [*OURS, "-F", "none", "-b", "-", "-P", str(server.port), "-i", str(login.key),
          f"-oUserKnownHostsFile={server.known_hosts}", f"-oUser={login.user}", *subsystem,
          f"{server.address}:{there}"],
-        input="ls -1\nget file\n-get none\nmkdir made\n", text=True, capture_output=True,
+        input="ls -1\nget file\n-get none\n-get /etc/shadow\n-rm /etc/hostname\nmkdir made\n",
+        text=True, capture_output=True,
         timeout=60, cwd=tmp_path, env=ENVIRONMENT | {"HOME": str(tmp_path)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sftp> ls -1\nfile\n" in done.stdout
     assert (tmp_path / "file").read_text() == "content"
     assert (there / "made").is_dir()
+    assert "/etc/shadow: Permission denied\n" in done.stderr
+    assert "/etc/hostname: Permission denied\n" in done.stderr
 
 
 def test_a_connection_lives_while_its_user_thinks(
