@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..client.copy import copy_here
 from ..errors import UsageError
 from ..files import scp_near_end
-from ..files.scp_near_end import Pace, far_command
+from ..files.scp_near_end import BlockingPace, far_command
 from ..files.scp_peer import ScpSettings
 from ..log import harmless
 from .options import Options
@@ -41,7 +41,7 @@ class OldCopy:
             settings.preserve,
             self._tell if "v" in options else None,
             progress.begin,
-            Pace(settings.rate).wait if settings.rate else None,
+            BlockingPace(settings.rate).wait if settings.rate else None,
         )
 
     def _tell(self, text: bytes) -> None:

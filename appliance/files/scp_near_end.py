@@ -91,7 +91,7 @@ def between(
         return sink.ends_well(done) and is_well
 
 
-class Pace:
+class BlockingPace:
     """Holds a copy to a number of bytes a second."""
 
     def __init__(self, rate: int) -> None:

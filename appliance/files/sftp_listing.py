@@ -47,7 +47,7 @@ async def ls(state: SftpState, arguments: Arguments) -> None:
     found = await expand(state.client, absolute, follow=True)
     if not found:
         raise CommandFailed(f"Can't ls: {in_quotes(wildcards.plain(absolute))} not found")
-    if len(found) == 1 and _is_directory(found[0][1]):
+    if len(found) == 1 and await state.client.is_directory(*found[0]):
         await listing.show_directory(found[0][0], hidden)
         return
     lines = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from ..wire import sftp
 from . import wildcards
@@ -18,10 +17,8 @@ async def cd(state: SftpState, arguments: Arguments) -> None:
     path = state.absolute(name) if name else state.start_directory
     with during(f"stat remote {in_quotes(path)}"):
         path = await state.client.realpath(path)
-        mode = (await state.client.stat(path)).permissions
-    if mode is None:
-        raise CommandFailed("Can't change directory: Can't check target")
-    if not stat.S_ISDIR(mode):
+        attributes = await state.client.stat(path)
+    if not await state.client.is_directory(path, attributes):
         raise CommandFailed(f"Can't change directory: {in_quotes(path)} is not a directory")
     state.directory = path
 

@@ -39,7 +39,7 @@ class SftpShell:
     def batch(self, lines: Iterable[bytes], stops: bool) -> bool:
         """Runs lines, and shows each one; with ``stops`` the first that fails is the last.
 
-        Returns whether none has failed, or was only told. A line that begins with '-' may fail,
+        Returns whether it went on to the end. A line that begins with '-' may fail,
         one that begins with '@' is not shown.
         """
         for line in lines:

@@ -123,7 +123,7 @@ def _is_directory(attributes: Attributes) -> bool:
 async def is_remote_directory(state: SftpState, path: bytes) -> bool:
     """Whether a path at the server is a directory, or leads to one."""
     try:
-        return _is_directory(await state.client.stat(path))
+        return await state.client.is_directory(path, await state.client.stat(path))
     except StatusError:
         return False
 

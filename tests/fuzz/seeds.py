@@ -107,6 +107,10 @@ def seeds() -> dict[str, list[bytes]]:
             b"T1700000000 0 1700000000 999999\nC0644 5 name\nD4755 0 dir\nE\n\1scp: no\n\2end",
             b"C0644 9223372036854775807 a b\nC0644 1 ..\nD0755 0 a/b",
         ],
+        "sftp-lines": [
+            b"get -r 'a b' c\\ d # x\nls -1 *[a-z]?\nput \"it's\" tw\nget 'two\n",
+            b"mk\nchmod 600 fi\nrename a fo\n-@rm \\*\n!x",
+        ],
         "scp-names": [b"dir/{a,b}*[!x-z]?\nabc1", b"'a b' \"c\\d\" e\\ f\na b"],
         "proxy": [b"HTTP/1.1 200 OK\r\n\r\n", b"\5\2\1\0\5\0\0\1" + bytes(6)],
     }

@@ -9,6 +9,8 @@ import io
 import os
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from appliance.aio import proxy
@@ -17,7 +19,15 @@ from appliance.client.ssh_config import Person, load
 from appliance.config import forwards, hosts
 from appliance.crypto import authorized_keys, key_files, keys, known_hosts, offered_keys, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError
-from appliance.files import scp_protocol, scp_request
+from appliance.files import (
+    scp_protocol,
+    scp_request,
+    sftp_commands,
+    sftp_completion,
+    sftp_words,
+    wildcards,
+)
+from appliance.files.sftp_state import CommandFailed
 from appliance.server import requests
 from appliance.services.agent_client import Agent
 from appliance.services.terminal import apply_modes
@@ -320,6 +330,24 @@ def scp_records(data: bytes) -> None:
                 assert os.path.basename(record.name) == record.name
 
 
+def sftp_lines(data: bytes) -> None:
+    """Lines of sftp: words, what a command makes of them, and what completes them."""
+    for line in data.split(b"\n"):
+        with contextlib.suppress(CulvertError, CommandFailed):
+            words = sftp_words.split(line)
+            for word in words:
+                wildcards.compiled(word).fullmatch(wildcards.plain(word))
+            if words:
+                sftp_commands.find(words[0].decode(errors="replace"), words[1:], b"")
+        for completed in sftp_completion.completions(_SFTP_STATE, line, lambda path: _LISTED):
+            with contextlib.suppress(UsageError):  # the quote of a directory stays open
+                sftp_words.split(completed)
+
+
+_LISTED = [(b"file", False), (b"two words", False), (b"folder", True), (b"it's", False)]
+_SFTP_STATE: Any = SimpleNamespace(absolute=lambda path: path)
+
+
 def scp_names(data: bytes) -> None:
     """A request for files, and a name that a source gives."""
     request, _, name = data.partition(b"\n")
@@ -348,5 +376,6 @@ TARGETS: dict[str, Target] = {
     "agent": agent,
     "proxy": proxies,
     "scp-records": scp_records,
+    "sftp-lines": sftp_lines,
     "scp-names": scp_names,
 }

@@ -20,7 +20,18 @@ import pytest
 
 from tests.hard_names import HARD_NAMES, NEWLINE, content, make_tree
 from tests.interop.conftest import pair_of, words_of, write_program
-from tests.peers import ROOT, ClientKind, Login, Server, find_program
+from tests.peers import (
+    ROOT,
+    SERVERS,
+    Account,
+    ClientKind,
+    Keyring,
+    Login,
+    Server,
+    ServerKind,
+    ServerSettings,
+    find_program,
+)
 
 SERVER = "/usr/lib/openssh/sftp-server"
 OURS = [sys.executable, "-m", "appliance", "sftp"]
@@ -66,10 +77,13 @@ def places(tmp_path: Path) -> Callable[[], Path]:
         (there / "sub/a").write_text("a")
         (there / "sub/b.txt").write_text("bb")
         (there / "link").symlink_to("file")
+        (there / "sub/link").symlink_to("./a")
+        (there / "sub/up").symlink_to("../..")
         (there / "dirlink").symlink_to("sub")
         (there / "dangling").symlink_to("nowhere")
         (folder / "here/local").write_text("local\n")
         (folder / "here/other").write_text("other\n")
+        (folder / "here/link").symlink_to("local")
         for number, path in enumerate(sorted(there.rglob("*"))):
             os.utime(path, (0, 1_600_000_000 + number * 1000), follow_symlinks=False)
         return folder
@@ -281,6 +295,59 @@ def test_a_locale_without_a_name_s_characters_shows_it_escaped(places: Callable[
     assert b"there/\\u65e5\\u672c\n" in done.stdout
 
 
+# Servers of the field, and hostile ones
+
+
+def odd(*oddities: str) -> list[str]:
+    """The words for a server with oddities: see odd_sftp_server.py."""
+    server = [sys.executable, "-m", "tests.interop.odd_sftp_server", *oddities]
+    return ["-D", shlex.join(server)]
+
+
+def at_odd(folder: Path, *oddities: str, lines: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*OURS, *odd(*oddities), "-b", "-"],
+        input=lines.encode(), capture_output=True, timeout=60, cwd=folder, check=False,
+        env=ENVIRONMENT | {"HOME": str(folder)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "oddity",
+    ["", "out-of-order", "short-reads", "cuts-writes", "no-messages", "one-name", "clock",
+     "no-attributes"],
+)  # fmt: skip
+def test_commands_work_at_servers_of_the_field(places: Callable[[], Path], oddity: str) -> None:
+    folder = places()
+    (folder / "there/dangling").unlink()
+    (folder / "there/sub/up").unlink()
+    lines = "cd there\ncd ..\nls -1 there\nls -l there\nget there/big got\n"
+    lines += "get there/st* here\nput got there/put\n"
+    lines += "mkdir there/made\nrename there/put there/made/moved\nput here/* there/made\n"
+    lines += "rm there/made/local\ncopy there/file there/copied\n"
+    done = at_odd(folder, *filter(None, [oddity]), lines=lines)
+    assert done.returncode == 0, done.stderr
+    assert b"\ntwo words\n" in done.stdout.replace(b"there/", b"")
+    assert (folder / "there/made/moved").read_bytes() == (folder / "there/big").read_bytes()
+    assert (folder / "there/copied").read_text() == "hello\n"
+    assert (folder / "here/star*").read_text() == "star"
+    assert sorted(os.listdir(folder / "there/made")) == ["link", "moved", "other", "star*"]
+
+
+@pytest.mark.parametrize("oddity", ["climbs", "no-names", "huge-packet", "wrong-type", "other-id"])
+def test_a_hostile_server_reaches_nothing(places: Callable[[], Path], oddity: str) -> None:
+    folder = places()
+    before = state_of(folder)
+    for lines in ("ls there\n", "ls -l there/*\n", "get there/* here/none/x\n", "cd there\n"):
+        done = at_odd(folder, oddity, lines=lines)
+        assert done.returncode in (0, 1, 255)
+        assert b"Traceback" not in done.stderr
+    done = at_odd(folder, oddity, lines="get -r there here/got\n")
+    assert b"Traceback" not in done.stderr
+    after = [each for each in state_of(folder) if not each[0].startswith("here/got")]
+    assert after == before
+
+
 # Connections
 
 
@@ -330,13 +397,38 @@ def test_a_connection_of_its_own_serves_a_batch(
         [*OURS, "-F", "none", "-b", "-", "-P", str(server.port), "-i", str(login.key),
          f"-oUserKnownHostsFile={server.known_hosts}", f"-oUser={login.user}", *subsystem,
          f"{server.address}:{there}"],
-        input="ls -1\nget file\n-get none\nmkdir made\n", text=True, capture_output=True,
+        input="ls -1\nget file\n-get none\n-get /etc/shadow\n-rm /etc/hostname\nmkdir made\n",
+        text=True, capture_output=True,
         timeout=60, cwd=tmp_path, env=ENVIRONMENT | {"HOME": str(tmp_path)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sftp> ls -1\nfile\n" in done.stdout
     assert (tmp_path / "file").read_text() == "content"
     assert (there / "made").is_dir()
+    assert "/etc/shadow: Permission denied\n" in done.stderr
+    assert "/etc/hostname: Permission denied\n" in done.stderr
+
+
+def test_a_connection_lives_while_its_user_thinks(
+    serve: Callable[[ServerKind, ServerSettings], Server], host_keys: Keyring, login: Login,
+    account: Account, tmp_path: Path,
+) -> None:  # fmt: skip
+    """The server asks every second, and gives up after the second question without an answer."""
+    options = ["-o", "ClientAliveInterval=1", "-o", "ClientAliveCountMax=1"]
+    settings = ServerSettings(host_keys.keys(["ssh-ed25519"]), accounts=[account], options=options)
+    server = serve(SERVERS["openssh"], settings)
+    terminal = Terminal(
+        [*OURS, "-F", "none", "-P", str(server.port), "-i", str(login.key),
+         f"-oUserKnownHostsFile={server.known_hosts}", f"-oUser={login.user}", "-s", SERVER,
+         server.address],
+        tmp_path,
+    )  # fmt: skip
+    terminal.wait_for(b"sftp> ")
+    time.sleep(5)
+    terminal.type(b"pwd\n")
+    terminal.wait_for(b"Remote working directory: ")
+    terminal.type(b"bye\n")
+    assert terminal.close() == 0
 
 
 def test_a_host_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
