@@ -83,6 +83,10 @@ class Reader:
             return None
         return layout.unpack_from(self._data, self._offset)
 
+    def skip(self, count: int) -> None:
+        """Takes ``count`` bytes that ``peek`` has shown."""
+        self._offset += count
+
     def uint64(self) -> int:
         """Eight bytes, most significant first."""
         value: int = _UINT64.unpack(self.take(8))[0]
@@ -90,7 +94,15 @@ class Reader:
 
     def string(self) -> bytes:
         """The bytes of a string: a length, then as many bytes."""
-        return self.take(self.uint32())
+        data, start = self._data, self._offset + 4
+        try:
+            end = start + _UINT32.unpack_from(data, self._offset)[0]
+        except struct.error as error:
+            raise MalformedMessage("a field runs past the end of its message") from error
+        if end > len(data):
+            raise MalformedMessage("a field runs past the end of its message")
+        self._offset = end
+        return data[start:end]
 
     def text(self) -> str:
         """A string in UTF-8."""

@@ -132,7 +132,8 @@ _IDENTITY_DATA = struct.Struct(">QQIQIIQI")
 _IDENTITY_HEAD = (
     write_uint32(1) + write_string(ATTRIBUTES.encode()) + write_uint32(_IDENTITY_DATA.size)
 )
-_IDENTITY_PAIR = struct.Struct(f"{len(_IDENTITY_HEAD)}s{_IDENTITY_DATA.size}s")
+# Everything that our own server tells of a file, behind the flags
+_OWN_DATA = struct.Struct(f">QIIIII{len(_IDENTITY_HEAD)}sQQIQIIQI")
 
 
 class FileIdentity:
@@ -242,18 +243,27 @@ def read_attributes(reader: Reader) -> Attributes:
     flags = reader.uint32()
     if flags & ~(_EVERY | _EXTENDED):
         raise MalformedMessage("attributes with flags that version 3 does not have")
+    # A listing may have 100,000 entries, each with the same fields.
+    if flags == _EVERY | _EXTENDED and (fields := reader.peek(_OWN_DATA)) is not None:
+        size, user, group, permissions, accessed, modified, head, *rest = fields
+        if head == _IDENTITY_HEAD:
+            reader.skip(_OWN_DATA.size)
+            device, inode, links, blocks, access, modification, seconds, nanoseconds = rest
+            _check_nanoseconds(max(access, modification, nanoseconds))
+            changed = seconds, nanoseconds
+            return Attributes(
+                size,
+                (user, group),
+                permissions,
+                (accessed, modified),
+                None,
+                FileIdentity(device, inode, links, blocks, access, modification, changed),
+            )
     attributes = Attributes()
-    # a listing may have 100,000 entries, each with the same fields
     if flags & _EVERY == _EVERY and (fields := reader.peek(_EVERY_DATA)) is not None:
-        reader.take(_EVERY_DATA.size)
+        reader.skip(_EVERY_DATA.size)
         attributes.size, user, group, attributes.permissions, accessed, modified = fields
         attributes.owner, attributes.times = (user, group), (accessed, modified)
-        if flags & _EXTENDED and (fields := reader.peek(_IDENTITY_PAIR)) is not None:
-            head, identity = fields
-            if head == _IDENTITY_HEAD:
-                reader.take(_IDENTITY_PAIR.size)
-                attributes.identity = FileIdentity.decode(identity)
-                return attributes
     else:
         if flags & _SIZE:
             attributes.size = reader.uint64()
