@@ -402,12 +402,19 @@ class SftpClient:
 
     # -- directories and names ---------------------------------------------------------
 
-    async def listing(self, path: bytes) -> AsyncIterator[tuple[NamedFile, ...]]:
+    def open_directory(self, path: bytes) -> Future[sftp.Handle]:
+        """Opens a directory, for ``listing`` or ``abandon``."""
+        return self.ask(sftp.OpenDir(0, path), sftp.Handle, path)
+
+    async def listing(
+        self, path: bytes, opened: Future[sftp.Handle] | None = None
+    ) -> AsyncIterator[tuple[NamedFile, ...]]:
         """Yields the entries of a directory as they come, '.' and '..' included.
 
         So many replies are asked for at once that a long link does not slow a long listing.
+        ``opened``: what ``open_directory`` has returned, if it was called before.
         """
-        handle = (await self.ask(sftp.OpenDir(0, path), sftp.Handle, path)).handle
+        handle = (await (opened or self.open_directory(path))).handle
         try:
             asked = [self.ask(sftp.ReadDir(0, handle), sftp.Names, path) for _ in range(2)]
             at_end = False
@@ -435,7 +442,7 @@ class SftpClient:
         if attributes.permissions is not None:
             return stat.S_ISDIR(attributes.permissions)
         try:
-            handle = (await self.ask(sftp.OpenDir(0, path), sftp.Handle, path)).handle
+            handle = (await self.open_directory(path)).handle
         except StatusError:
             return False
         self.abandon(handle)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
+from ..aio.tasks import Future
 from ..errors import MalformedMessage
 from ..wire import sftp
 from ..wire.codec import Reader, write_string, write_uint32
@@ -44,11 +45,14 @@ async def ls(state: SftpState, arguments: Arguments) -> None:
         return
     hidden = b"" if pattern.startswith(b"/") else state.directory
     absolute = state.absolute_pattern(pattern)
+    opened = None
+    if not wildcards.is_pattern(absolute):  # most often a directory: this saves a round trip
+        opened = state.client.open_directory(wildcards.plain(absolute))
     found = await expand(state.client, absolute, follow=True)
     if not found:
         raise CommandFailed(f"Can't ls: {in_quotes(wildcards.plain(absolute))} not found")
     if len(found) == 1 and await state.client.is_directory(*found[0]):
-        await listing.show_directory(found[0][0], hidden)
+        await listing.show_directory(found[0][0], hidden, opened)
         return
     lines = []
     for path, attributes in found:
@@ -84,14 +88,16 @@ class _Listing:
             self._order = _ORDERS.get(flag, self._order)
         self._columns = _terminal_width()
 
-    async def show_directory(self, path: bytes, hidden: bytes) -> None:
+    async def show_directory(
+        self, path: bytes, hidden: bytes, opened: Future[sftp.Handle] | None = None
+    ) -> None:
         """Shows what is in a directory; unsorted entries as they come."""
         lines: list[_Line] = []
         longest = 0
         below = _stripped(path, hidden)
         prefix = shown(os.path.join(below, b"")) if below else ""
         with during(f"remote readdir({in_quotes(path)})"):
-            async for entries in self._state.client.listing(path):
+            async for entries in self._state.client.listing(path, opened):
                 some = list(self._lines(entries, path, prefix))
                 longest = max(longest, max((width(line.shown) for line in some), default=0))
                 if self._order is None:
