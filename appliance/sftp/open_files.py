@@ -21,6 +21,7 @@ _USES = 1 << 32 - _SLOT_BITS  # until a handle comes again
 
 # Our own choices
 _SLOTS = 1 << _SLOT_BITS
+FIRST_ROOM = 16 << 10  # bytes of a listing's first reply, so that its reader soon has names
 _SPARE = 24  # descriptors that are not handles: standard ones, the log, inotify, a copy's ...
 
 
@@ -44,13 +45,14 @@ class OpenFile:
 class OpenFolder:
     """A directory that is being listed."""
 
-    __slots__ = ("dots", "entries", "kept", "name")
+    __slots__ = ("dots", "entries", "kept", "name", "room")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.entries = os.scandir(name)
         self.dots = [b"..", b"."]  # which scandir leaves out; those still to be listed
         self.kept = b""  # a packed entry that had no room in the last reply
+        self.room = FIRST_ROOM  # bytes of entries in the next reply
 
     def close(self) -> None:
         """Closes the directory."""

@@ -162,7 +162,8 @@ def _opendir(session: Session, request: int, asked: sftp.OpenDir) -> None:
 
 def _readdir(session: Session, request: int, asked: sftp.ReadDir) -> None:
     folder = session.files.folder(asked.handle)
-    count, entries = listing.fill(folder, session.longnames, session.pack, listing.ROOM)
+    count, entries = listing.fill(folder, session.longnames, session.pack, folder.room)
+    folder.room = min(4 * folder.room, listing.ROOM)
     if count:
         session.replies.names(request, count, entries)
     else:
