@@ -5,6 +5,7 @@ from pathlib import Path
 
 HARD_NAMES = [
     b"-leading",
+    b"-rf",
     b"--",
     b"two words",
     b" leading blank",
@@ -20,6 +21,9 @@ HARD_NAMES = [
     b"~",
     b"~root",
     b"%s%n",
+    b"100%",
+    b"co:lon",
+    b"!history",
     b"$HOME",
     b"`id`",
     b"a;b|c&d>e",
@@ -37,6 +41,15 @@ HARD_NAMES = [
     b"n" * 255,
 ]
 NEWLINE = b"new\nline"  # the old scp protocol has no way to write it
+
+
+def is_utf8(name: bytes) -> bool:
+    """Whether a program that takes UTF-8 only can take the name."""
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def make_tree(folder: Path, names: list[bytes] = HARD_NAMES) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hard_names import HARD_NAMES, NEWLINE
 from tests.interop import odd_sftp_server
 from tests.peers import SFTP_SERVER
 
@@ -22,28 +23,6 @@ PLAIN = (
     "no-messages",
     "one-name",
 )
-HARD_NAMES = [
-    b"-rf",
-    b"--",
-    b"new\nline",
-    b"quote'double\"",
-    b"back\\slash",
-    b"br[ac]ket",
-    b"st*r?",
-    b"~",
-    b"~root",
-    b"per%20cent%s",
-    b"blank ",
-    b" blank",
-    b"latin-\xe9\xff",
-    b"\x01\x1b[31m\x7f",
-    b"x" * 255,
-    b"{a,b}",
-    b"$HOME`id`",
-    b"co:lon",
-    "hán字".encode(),
-]
-
 Scp = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
@@ -90,7 +69,7 @@ def tree(tmp_path: Path) -> Path:
     (root / "exactly").write_bytes(os.urandom(2 * 261120))
     (root / "empty").touch()
     top = os.fsencode(root)
-    for index, name in enumerate(HARD_NAMES):
+    for index, name in enumerate([*HARD_NAMES, NEWLINE]):
         with open(os.path.join(top, name), "wb") as file:
             file.write(b"%d" % index * 10)
         os.mkdir(os.path.join(top, b"deep", name))
@@ -127,7 +106,7 @@ def test_a_tree_goes_to_openssh_s_server_and_comes_back(tree: Path, tmp_path: Pa
 
 
 def test_each_hard_name_can_be_asked_for(tree: Path, tmp_path: Path) -> None:
-    for index, name in enumerate(HARD_NAMES):
+    for index, name in enumerate([*HARD_NAMES, NEWLINE]):
         path = os.path.join(os.fsencode(tree), name)
         back = tmp_path / f"back{index}"
         assert_copied(scp("-D", SFTP_SERVER, f"x:{os.fsdecode(path)}", back))
