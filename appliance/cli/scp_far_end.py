@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..files.scp_peer import ScpPeer, ScpSettings
+from ..files.old_scp.peer import ScpPeer, ScpSettings
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str], name: str = "scp") -> int:
     settings = ScpSettings("r" in letters, "p" in letters, _trace if "v" in letters else None)
     paths = [os.fsencode(each) for each in operands]
     if "f" in letters:
-        from ..files.scp_source import ScpSource
+        from ..files.old_scp.source import ScpSource
 
         return not peer.run(lambda: ScpSource(peer, settings).send(paths))
-    from ..files.scp_sink import ScpSink
+    from ..files.old_scp.sink import ScpSink
 
     if len(paths) > 1:
         peer.report(b"ambiguous target")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..client.copy import copy_here
 from ..errors import UsageError
-from ..files import scp_near_end
-from ..files.scp_near_end import BlockingPace, far_command
-from ..files.scp_peer import ScpSettings
+from ..files.old_scp import near_end
+from ..files.old_scp.near_end import BlockingPace, far_command
+from ..files.old_scp.peer import ScpSettings
 from ..log import harmless
 from .options import Options
 
@@ -58,7 +58,7 @@ class OldCopy:
         local = [os.fsencode(source.path) for source in sources if not source.host]
         if local and target.host:
             words = self._words(target, "t", must_be_directory)
-            done.append(scp_near_end.upload(words, local, self._settings, self._tell))
+            done.append(near_end.upload(words, local, self._settings, self._tell))
         elif local:
             into = os.fsencode(target.path)
             done += [copy_here(source, into, self._here) for source in local]
@@ -68,8 +68,8 @@ class OldCopy:
         words = self._words(source, "f")
         if target.host:
             to_words = self._words(target, "t", must_be_directory)
-            return scp_near_end.between(words, to_words, self._settings, self._tell)
-        return scp_near_end.download(
+            return near_end.between(words, to_words, self._settings, self._tell)
+        return near_end.download(
             words,
             None if self._takes_any_name else os.fsencode(source.path),
             os.fsencode(target.path),

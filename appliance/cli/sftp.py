@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ..files.copying import CopySettings
     from ..files.places import Place
     from ..files.sftp_client import SftpClient
-    from ..files.sftp_shell import SftpShell
-    from ..files.sftp_state import SftpState
+    from ..files.shell.shell import SftpShell
+    from ..files.shell.state import SftpState
 
 _log = logging.getLogger(__name__)
 
@@ -188,8 +188,8 @@ class _Sftp:
         settings: CopySettings,
         batch: BinaryIO | None,
     ) -> int:
-        from ..files.sftp_shell import SftpShell
-        from ..files.sftp_state import SftpState
+        from ..files.shell.shell import SftpShell
+        from ..files.shell.state import SftpState
 
         home = thread.call(client.realpath(b"."))
         draws = self._batch_file is None and sys.stdout.isatty() and "q" not in self._options
@@ -214,7 +214,7 @@ class _Sftp:
         """
         from ..files import wildcards
         from ..files.progress import shown
-        from ..files.sftp_transfers import is_remote_directory
+        from ..files.shell.transfers import is_remote_directory
 
         path = os.fsencode(self._place.path)
         if path.startswith(b"~"):
@@ -228,7 +228,7 @@ class _Sftp:
 
     def _typed(self, state: SftpState, thread: LoopThread) -> Iterator[bytes]:
         """The lines that a person types, edited by readline if it is there."""
-        from ..files.sftp_shell import PROMPT
+        from ..files.shell.shell import PROMPT
         from . import sftp_editing
 
         if isinstance(sys.stdin, io.TextIOWrapper):

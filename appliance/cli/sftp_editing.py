@@ -7,14 +7,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..files.progress import padded, shown, width
-from ..files.sftp_completion import completions, list_directory, shown_matches
-from ..files.sftp_shell import PROMPT
+from ..files.shell.completion import completions, list_directory, shown_matches
+from ..files.shell.shell import PROMPT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..aio.loop_thread import LoopThread
-    from ..files.sftp_state import SftpState
+    from ..files.shell.state import SftpState
 
 
 def begin(state: SftpState, thread: LoopThread) -> None:

@@ -19,15 +19,13 @@ from appliance.client.ssh_config import Person, load
 from appliance.config import forwards, hosts
 from appliance.crypto import authorized_keys, key_files, keys, known_hosts, offered_keys, revoked
 from appliance.errors import CulvertError, MalformedMessage, UsageError
-from appliance.files import (
-    scp_protocol,
-    scp_request,
-    sftp_commands,
-    sftp_completion,
-    sftp_words,
-    wildcards,
-)
-from appliance.files.sftp_state import CommandFailed
+from appliance.files import wildcards
+from appliance.files.old_scp.protocol import Entry, parse
+from appliance.files.old_scp.request import wanted
+from appliance.files.shell.commands import find
+from appliance.files.shell.completion import completions
+from appliance.files.shell.state import CommandFailed
+from appliance.files.shell.words import split
 from appliance.server import requests
 from appliance.services.agent_client import Agent
 from appliance.services.terminal import apply_modes
@@ -323,10 +321,10 @@ def scp_records(data: bytes) -> None:
     """A source's records, a line each: what is read is written as it was, but for leading zeros."""
     for line in data.split(b"\n"):
         with contextlib.suppress(MalformedMessage):
-            record = scp_protocol.parse(line)
-            again = scp_protocol.parse(record.encode()[:-1])
+            record = parse(line)
+            again = parse(record.encode()[:-1])
             assert again.encode() == record.encode()
-            if isinstance(record, scp_protocol.Entry):
+            if isinstance(record, Entry):
                 assert os.path.basename(record.name) == record.name
 
 
@@ -334,14 +332,14 @@ def sftp_lines(data: bytes) -> None:
     """Lines of sftp: words, what a command makes of them, and what completes them."""
     for line in data.split(b"\n"):
         with contextlib.suppress(CulvertError, CommandFailed):
-            words = sftp_words.split(line)
+            words = split(line)
             for word in words:
                 wildcards.compiled(word).fullmatch(wildcards.plain(word))
             if words:
-                sftp_commands.find(words[0].decode(errors="replace"), words[1:], b"")
-        for completed in sftp_completion.completions(_SFTP_STATE, line, lambda path: _LISTED):
+                find(words[0].decode(errors="replace"), words[1:], b"")
+        for completed in completions(_SFTP_STATE, line, lambda path: _LISTED):
             with contextlib.suppress(UsageError):  # the quote of a directory stays open
-                sftp_words.split(completed)
+                split(completed)
 
 
 _LISTED = [(b"file", False), (b"two words", False), (b"folder", True), (b"it's", False)]
@@ -352,7 +350,7 @@ def scp_names(data: bytes) -> None:
     """A request for files, and a name that a source gives."""
     request, _, name = data.partition(b"\n")
     if request.count(b"{") < 6:  # each pair of braces may double the number of words
-        scp_request.wanted(request)(name)
+        wanted(request)(name)
 
 
 TARGETS: dict[str, Target] = {

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.files import scp_near_end
-from appliance.files.scp_near_end import far_command
-from appliance.files.scp_peer import ScpSettings
+from appliance.files.old_scp import near_end
+from appliance.files.old_scp.near_end import far_command
+from appliance.files.old_scp.peer import ScpSettings
 from tests.hard_names import HARD_NAMES, NEWLINE, content, make_tree
 from tests.interop.conftest import words_of, write_program
 from tests.peers import (
@@ -61,14 +61,12 @@ class NearEnd:
 
     def upload(self, sources: list[Path | bytes], target: str, settings: ScpSettings) -> bool:
         words = self.far(far_command("t", target, settings))
-        return scp_near_end.upload(
-            words, list(map(os.fsencode, sources)), settings, self.told.append
-        )
+        return near_end.upload(words, list(map(os.fsencode, sources)), settings, self.told.append)
 
     def download(
         self, request: bytes, target: Path, settings: ScpSettings, any_name: bool = False
     ) -> bool:
-        return scp_near_end.download(
+        return near_end.download(
             self.far(far_command("f", os.fsdecode(request), settings)),
             None if any_name else request,
             bytes(target),
@@ -185,7 +183,7 @@ def test_a_tree_goes_from_a_far_end_to_another(
         far(far_command("f", source, settings)),
         far(far_command("t", target, settings)),
     )
-    assert scp_near_end.between(from_words, to_words, settings, told.append), told
+    assert near_end.between(from_words, to_words, settings, told.append), told
     assert content(tmp_path / "there") == content(tree)
     assert told == []
 
@@ -198,7 +196,7 @@ def test_both_far_ends_failures_are_told(far: Callable[[str], list[str]], tmp_pa
     request = " ".join(f"{tmp_path}/{name}" for name in ("none", "taken", "last"))
     from_words = far(far_command("f", request, ScpSettings()))
     to_words = far(far_command("t", f"{tmp_path}/there", ScpSettings()))
-    assert not scp_near_end.between(from_words, to_words, ScpSettings(), told.append)
+    assert not near_end.between(from_words, to_words, ScpSettings(), told.append)
     assert told == [
         b"scp: %b/none: No such file or directory" % bytes(tmp_path),
         b"scp: %b/there/taken: Is a directory" % bytes(tmp_path),
@@ -209,8 +207,8 @@ def test_both_far_ends_failures_are_told(far: Callable[[str], list[str]], tmp_pa
 def test_a_program_that_fails_is_a_failure(tmp_path: Path) -> None:
     told: list[bytes] = []
     words = ["sh", "-c", "exit 255"]
-    assert not scp_near_end.upload(words, [b"/etc/hostname"], ScpSettings(), told.append)
-    assert not scp_near_end.download(words, b"x", bytes(tmp_path), ScpSettings(), told.append)
+    assert not near_end.upload(words, [b"/etc/hostname"], ScpSettings(), told.append)
+    assert not near_end.download(words, b"x", bytes(tmp_path), ScpSettings(), told.append)
     assert {*told} == {b"lost connection"}
 
 

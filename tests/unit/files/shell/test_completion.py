@@ -7,9 +7,9 @@ import pytest
 
 from appliance.files import wildcards
 from appliance.files.copying import CopySettings
-from appliance.files.sftp_completion import completions, shown_matches
-from appliance.files.sftp_state import SftpState
-from appliance.files.sftp_words import split
+from appliance.files.shell.completion import completions, shown_matches
+from appliance.files.shell.state import SftpState
+from appliance.files.shell.words import split
 
 THERE = {
     b"/home/": [(b"file", False), (b"folder", True), (b"two words", False), (b".hidden", False),

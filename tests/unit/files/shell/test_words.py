@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import UsageError
 from appliance.files import wildcards
-from appliance.files.sftp_words import split
+from appliance.files.shell.words import split
 
 
 @pytest.mark.parametrize(

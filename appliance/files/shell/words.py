@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..errors import UsageError
-from . import wildcards
+from ...errors import UsageError
+from .. import wildcards
 
 BLANKS: Final = b" \t\r\n\f\v"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from . import sftp_changes as changes
-from . import sftp_listing as listing
-from . import sftp_places as places
-from . import sftp_transfers as transfers
-from .sftp_state import Arguments, CommandFailed, SftpState, Work
+from . import changes as changes
+from . import listing as listing
+from . import places as places
+from . import transfers as transfers
+from .state import Arguments, CommandFailed, SftpState, Work
 
 
 class SftpCommand(NamedTuple):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from appliance.files.scp_peer import ScpPeer, ScpSettings
-from appliance.files.scp_request import wanted
-from appliance.files.scp_sink import ScpSink
+from appliance.files.old_scp.peer import ScpPeer, ScpSettings
+from appliance.files.old_scp.request import wanted
+from appliance.files.old_scp.sink import ScpSink
 
 
 class Outcome(NamedTuple):

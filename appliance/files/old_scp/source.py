@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
-from .scp_peer import READ, ScpPeer, ScpSettings
-from .scp_protocol import MODE_BITS, End, Entry, Times
+from .peer import READ, ScpPeer, ScpSettings
+from .protocol import MODE_BITS, End, Entry, Times
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:

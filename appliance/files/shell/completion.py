@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from .sftp_client import SftpClient, StatusError
-from .sftp_commands import COMMANDS
-from .sftp_state import SftpState
+from ..sftp_client import SftpClient, StatusError
+from .commands import COMMANDS
+from .state import SftpState
 
 # Lists a directory at the server: names, and whether each is a directory.
 ListRemote = Callable[[bytes], list[tuple[bytes, bool]]]
@@ -108,7 +108,7 @@ def _quoted(path: bytes, quote: bytes, is_directory: bool) -> bytes:
 
 
 def _read(line: bytes) -> _Typed:
-    """Reads words as ``sftp_words`` does, but for comments; the last one may be open."""
+    """Reads words as ``words`` does, but for comments; the last one may be open."""
     words: list[bytes] = []
     word, begin, quote, is_open = b"", len(line), b"", False
     at = 0

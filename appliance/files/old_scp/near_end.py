@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ..errors import UsageError
-from .scp_peer import READ, ScpPeer, ScpSettings
-from .scp_relay import ScpRelay
-from .scp_request import wanted
-from .scp_sink import ScpSink
-from .scp_source import ScpSource
+from ...errors import UsageError
+from .peer import READ, ScpPeer, ScpSettings
+from .relay import ScpRelay
+from .request import wanted
+from .sink import ScpSink
+from .source import ScpSource
 
 _F_SETPIPE_SZ: Final = 1031
 

@@ -6,15 +6,15 @@ import stat
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from ..aio.tasks import Future
-from ..wire import sftp
-from ..wire.sftp import Attributes
-from . import wildcards
-from .patterns import Found, expand
-from .progress import shown
-from .sftp_client import StatusError
-from .sftp_places import number
-from .sftp_state import Arguments, CommandFailed, SftpState, Work, during, in_quotes
+from ...aio.tasks import Future
+from ...wire import sftp
+from ...wire.sftp import Attributes
+from .. import wildcards
+from ..patterns import Found, expand
+from ..progress import shown
+from ..sftp_client import StatusError
+from .places import number
+from .state import Arguments, CommandFailed, SftpState, Work, during, in_quotes
 
 _PERMISSIONS: Final = 0o7777
 _HIGHEST_ID: Final = 0xFFFFFFFF
@@ -100,8 +100,8 @@ async def copy(state: SftpState, arguments: Arguments) -> None:
 
 
 async def _copy_through_here(state: SftpState, old: bytes, new: bytes) -> None:
-    from .crossings import Crossing
-    from .progress import Silent
+    from ..crossings import Crossing
+    from ..progress import Silent
 
     progress = Silent("")
     crossing = Crossing(state.loop, state.client, state.client, state.settings, progress)

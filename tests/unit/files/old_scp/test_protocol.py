@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import MalformedMessage
-from appliance.files.scp_protocol import (
+from appliance.files.old_scp.protocol import (
     LINE_LIMIT,
     End,
     Entry,

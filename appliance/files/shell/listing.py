@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from ..aio.tasks import Future
-from ..errors import MalformedMessage
-from ..wire import sftp
-from ..wire.codec import Reader, write_string, write_uint32
-from ..wire.sftp import Attributes, NamedFile
-from . import wildcards
-from .patterns import expand
-from .progress import shown, width
-from .sftp_client import StatusError
-from .sftp_sizes import scaled
-from .sftp_state import Arguments, CommandFailed, SftpState, during, in_quotes
+from ...aio.tasks import Future
+from ...errors import MalformedMessage
+from ...wire import sftp
+from ...wire.codec import Reader, write_string, write_uint32
+from ...wire.sftp import Attributes, NamedFile
+from .. import wildcards
+from ..patterns import expand
+from ..progress import shown, width
+from ..sftp_client import StatusError
+from .sizes import scaled
+from .state import Arguments, CommandFailed, SftpState, during, in_quotes
 
 # Our own choices
 _WIDTH: Final = 80  # columns where there is no terminal

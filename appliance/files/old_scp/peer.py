@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from ..errors import MalformedMessage, PeerDisconnected, PeerError
-from .scp_protocol import LINE_LIMIT, OK, Failure, UnexpectedName
+from ...errors import MalformedMessage, PeerDisconnected, PeerError
+from .protocol import LINE_LIMIT, OK, Failure, UnexpectedName
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .copying import Meter
+    from ..copying import Meter
 
 # Our own choices
 READ = 256 << 10  # bytes in one system call, and in a pipe of our server
@@ -48,10 +48,18 @@ class ScpPeer:
             self._fail(f"protocol error: {error}".encode())
         except (PeerDisconnected, BrokenPipeError, ConnectionResetError):
             self.errors += 1
-            self._tell(b"lost connection")
+            self._tell(self._last_words() or b"lost connection")
         except PeerStopped:
             pass
         return not self.errors
+
+    def _last_words(self) -> bytes:
+        """The message that the other end has sent before it was gone; empty if there is none."""
+        try:
+            failure = self.answer()
+        except (PeerError, OSError):
+            return b""
+        return b"" if failure is None else failure.text
 
     def _fail(self, text: bytes) -> None:
         try:  # noqa: SIM105  importing contextlib takes as long as starting Python
@@ -68,8 +76,14 @@ class ScpPeer:
             view = view[os.write(self._write_fd, view) :]
 
     def accept(self) -> None:
-        """Answers that all is well."""
-        self.write(OK)
+        """Answers that all is well.
+
+        If the other end is gone, its last message is still to be read, and then its end.
+        """
+        try:  # noqa: SIM105  importing contextlib takes as long as starting Python
+            self.write(OK)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
 
     def report(self, text: bytes) -> None:
         """Reports a failure to the users of both ends; the copy goes on."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.files.scp_peer import ScpPeer, ScpSettings
-from appliance.files.scp_sink import ScpSink
-from appliance.files.scp_source import ScpSource
+from appliance.files.old_scp.peer import ScpPeer, ScpSettings
+from appliance.files.old_scp.sink import ScpSink
+from appliance.files.old_scp.source import ScpSource
 from tests.hard_names import HARD_NAMES, NEWLINE, content, make_tree
 
 ENOUGH = b"\0" * 1000

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
-from ..aio.loop import Loop
-from ..aio.tasks import Future
-from . import wildcards
-from .copying import CopySettings
-from .progress import shown
-from .sftp_client import SftpClient
+from ...aio.loop import Loop
+from ...aio.tasks import Future
+from .. import wildcards
+from ..copying import CopySettings
+from ..progress import shown
+from ..sftp_client import SftpClient
 
 Work = Coroutine[Future[Any], None, None]  # of the event loop
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.files.scp_request import wanted
+from appliance.files.old_scp.request import wanted
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from ..wire import sftp
-from . import wildcards
-from .progress import shown
-from .sftp_sizes import scaled
-from .sftp_state import Arguments, CommandFailed, SftpState, during, in_quotes
+from ...wire import sftp
+from .. import wildcards
+from ..progress import shown
+from .sizes import scaled
+from .state import Arguments, CommandFailed, SftpState, during, in_quotes
 
 
 async def cd(state: SftpState, arguments: Arguments) -> None:

@@ -6,13 +6,13 @@ import os
 import stat
 import sys
 
-from ..wire.sftp import Attributes
-from . import wildcards
-from .copying import CopySettings
-from .patterns import expand
-from .progress import Lines, Silent, shown
-from .sftp_client import StatusError
-from .sftp_state import Arguments, CommandFailed, SftpState, in_quotes
+from ...wire.sftp import Attributes
+from .. import wildcards
+from ..copying import CopySettings
+from ..patterns import expand
+from ..progress import Lines, Silent, shown
+from ..sftp_client import StatusError
+from .state import Arguments, CommandFailed, SftpState, in_quotes
 
 
 async def progress(state: SftpState, arguments: Arguments) -> None:
@@ -23,7 +23,7 @@ async def progress(state: SftpState, arguments: Arguments) -> None:
 
 async def get(state: SftpState, arguments: Arguments) -> None:
     """Copies files from the server."""
-    from .downloads import Download
+    from ..downloads import Download
 
     pattern = state.absolute_pattern(arguments.operands[0])
     found = await expand(state.client, pattern, follow=True)
@@ -56,7 +56,7 @@ async def get(state: SftpState, arguments: Arguments) -> None:
 
 async def put(state: SftpState, arguments: Arguments) -> None:
     """Copies files to the server."""
-    from .uploads import Upload
+    from ..uploads import Upload
 
     pattern = arguments.operands[0]
     found = _local(pattern)

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ..errors import CulvertError, PeerError
-from ..log import harmless
-from . import sftp_words
-from .progress import shown
-from .sftp_commands import COMMANDS, Quit, SftpCommand, find
-from .sftp_state import Arguments, CommandFailed, SftpState, Work
+from ...errors import CulvertError, PeerError
+from ...log import harmless
+from ..progress import shown
+from .commands import COMMANDS, Quit, SftpCommand, find
+from .state import Arguments, CommandFailed, SftpState, Work
+from .words import BLANKS, split
 
 PROMPT: Final = "sftp> "
 
@@ -97,19 +97,19 @@ class SftpShell:
 
 def _prefixes(line: bytes) -> tuple[bool, bool, bytes]:
     """Whether the line may fail, and is not shown; and the line without the marks for it."""
-    rest = line.strip(sftp_words.BLANKS)
-    marks = rest[: len(rest) - len(rest.lstrip(b"-@" + sftp_words.BLANKS))]
+    rest = line.strip(BLANKS)
+    marks = rest[: len(rest) - len(rest.lstrip(b"-@" + BLANKS))]
     return b"-" in marks, b"@" in marks, rest[len(marks) :]
 
 
 def _parse(line: bytes) -> tuple[SftpCommand, Arguments] | None:
     """Returns the command and its arguments; None for an empty line or a comment."""
     if line.startswith(b"!"):
-        rest = line[1:].strip(sftp_words.BLANKS)
+        rest = line[1:].strip(BLANKS)
         return COMMANDS["!"], Arguments("!", "", [], rest)
-    words = sftp_words.split(line)
+    words = split(line)
     if not words:
         return None
     name = words[0].decode(errors="replace").lower()
-    rest = line[len(words[0]) :].strip(sftp_words.BLANKS)
+    rest = line[len(words[0]) :].strip(BLANKS)
     return find(name, words[1:], rest)

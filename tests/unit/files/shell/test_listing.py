@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from appliance.files.sftp_listing import long_line
-from appliance.files.sftp_sizes import scaled
+from appliance.files.shell.listing import long_line
+from appliance.files.shell.sizes import scaled
 from appliance.wire.sftp import Attributes, FileIdentity
 
 NOW = 1_700_000_000

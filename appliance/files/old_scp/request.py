@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from . import wildcards
+from .. import wildcards
 
 
 class _Char(NamedTuple):

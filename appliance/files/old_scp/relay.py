@@ -5,8 +5,8 @@ Each message is read on its way, so that the user sees what failed and how far t
 
 from __future__ import annotations
 
-from .scp_peer import ScpPeer, ScpSettings
-from .scp_protocol import OK, Entry, Failure, parse
+from .peer import ScpPeer, ScpSettings
+from .protocol import OK, Entry, Failure, parse
 
 
 class ScpRelay:

@@ -17,7 +17,7 @@ This module and all that the far end needs import next to nothing: a session wai
 
 from __future__ import annotations
 
-from ..errors import MalformedMessage
+from ...errors import MalformedMessage
 
 OK = b"\0"
 MODE_BITS = 0o7777  # rwx for each of three, setuid, setgid, sticky

@@ -12,15 +12,15 @@ import errno
 import os
 import stat
 
-from ..errors import MalformedMessage, PeerDisconnected
-from .scp_peer import READ, ScpPeer, ScpSettings
-from .scp_protocol import MODE_BITS, End, Entry, Failure, Times, parse
+from ...errors import MalformedMessage, PeerDisconnected
+from .peer import READ, ScpPeer, ScpSettings
+from .protocol import MODE_BITS, End, Entry, Failure, Times, parse
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .scp_protocol import Record
+    from .protocol import Record
 
 # Our own choices
 _HOLE = bytes(4096)  # aligned zeros that are not written: the block of most file systems

@@ -1,0 +1,1 @@
+"""The commands of `culvert sftp`: `commands.py` is their table, `shell.py` runs a line of them."""
