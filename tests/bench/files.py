@@ -5,6 +5,7 @@ The files lie in memory (/dev/shm), so that no disk is measured.
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,32 @@ def server_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
 
 
 @contextlib.contextmanager
+def busy_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
+    """Measure the private MiB of a server that sends 16 files at once, at the most."""
+    with _folder() as folder:
+        (folder / "files").mkdir()
+        for index in range(16):
+            (folder / "files" / str(index)).write_bytes(bytes(1_000_000))
+        program = folder / "server"
+        words = shlex.join(_server_words(contender))
+        program.write_text(f"#!/bin/sh\necho $$ >{folder}/pid\nexec {words}\n")
+        program.chmod(0o755)
+
+        def measure() -> Sample:
+            (folder / "pid").write_text("")
+            most = 0
+            argv = [*PROGRAM, "scp", "-q", "-r", "-D", str(program)]
+            with subprocess.Popen([*argv, f"x:{folder}/files", f"{folder}/copy"]) as copy:
+                while copy.poll() is None:
+                    with contextlib.suppress(OSError, ValueError):
+                        most = max(most, private_size(int((folder / "pid").read_text())))
+            shutil.rmtree(folder / "copy")
+            return Sample(most / (1 << 20))
+
+        yield measure
+
+
+@contextlib.contextmanager
 def prompt(bench: Bench, contender: Contender) -> Iterator[Measure]:
     """Measure the milliseconds of sftp until its first command is done, which is bye."""
     with _serving(bench, contender) as server:
@@ -428,6 +455,13 @@ FILE_WORKS = (
         False,
         server_memory,
         [Line("private memory of an idle sftp-server", CULVERT, None)],
+    ),
+    Work(
+        "sftp-server-busy",
+        "MiB",
+        False,
+        busy_memory,
+        [Line("the same with 16 transfers", CULVERT, None)],
     ),
     Work("sftp-prompt", "ms", False, prompt, [Line("sftp until its prompt", CULVERT, 1.0)]),
     Work(
