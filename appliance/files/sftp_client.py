@@ -544,6 +544,48 @@ class SftpClient:
         data = sftp.FindExtents(handle, offset).encode()
         return await self._extended(sftp.EXTENTS, data, sftp.Extents)
 
+    async def watch(self, path: bytes) -> int:
+        """Has the server tell of changes in a directory; returns the number that they have."""
+        data = sftp.OnePath(path).encode()
+        return (await self._extended(sftp.WATCH, data, sftp.WatchReply, path)).watch
+
+    async def unwatch(self, watch: int) -> None:
+        """Ends what ``watch`` began."""
+        await self._extended_status(sftp.UNWATCH, sftp.WatchReply(watch).encode())
+
+    async def changes(self) -> sftp.ChangesReply:
+        """Waits for changes in watched directories."""
+        return await self._extended(sftp.CHANGES, b"", sftp.ChangesReply)
+
+    async def lock(self, handle: bytes, kind: int, offset: int, length: int, waits: bool) -> None:
+        """Takes or gives up a lock of an open file: LOCK_SHARED, LOCK_EXCLUSIVE or LOCK_NONE.
+
+        ``length`` 0 is up to the end. Raises StatusError with EAGAIN if another lock is in the
+        way; with ``waits``, waits for it instead.
+        """
+        data = sftp.Lock(handle, kind, offset, length, waits).encode()
+        await self._extended_status(sftp.LOCK, data)
+
+    async def get_xattr(self, path: bytes, name: bytes) -> bytes:
+        """Returns an extended attribute, of a symbolic link itself."""
+        data = sftp.NamedXattr(path, name).encode()
+        return (await self._extended(sftp.GET_XATTR, data, sftp.XattrValue, path)).value
+
+    async def set_xattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Sets an extended attribute; ``flags`` as for setxattr(2)."""
+        data = sftp.SetXattr(path, name, value, flags).encode()
+        await self._extended_status(sftp.SET_XATTR, data, path)
+
+    async def list_xattrs(self, path: bytes) -> tuple[bytes, ...]:
+        """Returns the names of the extended attributes."""
+        data = sftp.OnePath(path).encode()
+        return (await self._extended(sftp.LIST_XATTRS, data, sftp.XattrNames, path)).names
+
+    async def remove_xattr(self, path: bytes, name: bytes) -> None:
+        """Removes an extended attribute."""
+        data = sftp.NamedXattr(path, name).encode()
+        await self._extended_status(sftp.REMOVE_XATTR, data, path)
+
 
 def _packet(message: Message) -> bytes:
     payload = message.encode()
