@@ -158,9 +158,16 @@ class _Send:
         self._in_flight = InFlight(chunk, settings.requests)
         self._failure: Exception | None = None
         self._waiting: Future[None] | None = None
+        self._is_over = False  # the meter is done
 
     async def run(self, begin: int, status: os.stat_result) -> None:
         """Sends everything from ``begin`` on; raises OSError."""
+        try:
+            await self._run(begin, status)
+        finally:
+            self._is_over = True
+
+    async def _run(self, begin: int, status: os.stat_result) -> None:
         at, size = begin, status.st_size
         has_holes = status.st_blocks * 512 < size
         while self._failure is None:
@@ -206,6 +213,8 @@ class _Send:
         return at - begin
 
     def _on_written(self, count: int, error: Exception | None) -> None:
+        if self._is_over:  # by ^C: these replies come late
+            return
         self._in_flight.answered()
         if error is None:
             self._meter.advance(count)
