@@ -266,6 +266,18 @@ def test_what_a_server_says_cannot_control_the_terminal(tmp_path: Path) -> None:
     assert b"\x1b" not in done.stderr
 
 
+def test_only_a_new_file_becomes_unwritable(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("read only")
+    (tmp_path / "source").chmod(0o444)
+    (tmp_path / "old").write_text("was here before")
+    (tmp_path / "old").chmod(0o640)
+    os.mknod(tmp_path / "null", stat.S_IFCHR, os.makedev(1, 3))  # as "scp host:file /dev/null"
+    (tmp_path / "null").chmod(0o666)
+    for name, mode in (("new", 0o444), ("old", 0o640), ("null", 0o666)):
+        assert_copied(scp("-D", odd(), f"x:{tmp_path}/source", tmp_path / name))
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
