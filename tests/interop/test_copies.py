@@ -62,6 +62,9 @@ def odd(*oddities: str) -> str:
     return shlex.join([sys.executable, "-m", "tests.interop.odd_sftp_server", *oddities])
 
 
+OURS = shlex.join([sys.executable, "-m", "appliance", "sftp-server"])
+
+
 def assert_copied(done: subprocess.CompletedProcess[bytes]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -276,6 +279,16 @@ def test_only_a_new_file_becomes_unwritable(tmp_path: Path) -> None:
     for name, mode in (("new", 0o444), ("old", 0o640), ("null", 0o666)):
         assert_copied(scp("-D", odd(), f"x:{tmp_path}/source", tmp_path / name))
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    "source", ["/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled"]
+)
+@pytest.mark.parametrize("server", [SFTP_SERVER, OURS], ids=["openssh", "ours"])
+def test_a_file_of_the_kernel_s_is_copied_whole(tmp_path: Path, server: str, source: str) -> None:
+    # whose size is not what can be read, and of which one read brings only a part
+    assert_copied(scp("-D", server, source, f"x:{tmp_path}/there"))
+    assert (tmp_path / "there").read_bytes() == Path(source).read_bytes()
 
 
 def test_the_oddities_have_their_tests() -> None:
