@@ -383,6 +383,17 @@ class SftpClient:
         """Returns the attributes of an open file."""
         return (await self.ask(sftp.FStat(0, handle), sftp.AttrsReply, path)).attrs
 
+    async def is_same_file(self, one: bytes, other: bytes) -> bool:
+        """Whether both paths lead to the same file, as far as the server tells."""
+        asked = [self.ask(sftp.Stat(0, path), sftp.AttrsReply, path) for path in (one, other)]
+        try:
+            first, second = [(await each).attrs.identity for each in asked]
+            if first is not None and second is not None:
+                return (first.device, first.inode) == (second.device, second.inode)
+            return await self.realpath(one) == await self.realpath(other)
+        except StatusError:
+            return False
+
     async def setstat(self, path: bytes, attrs: Attributes) -> None:
         """Sets those attributes that are given."""
         await self.send(sftp.SetStat(0, path, attrs), path)

@@ -291,6 +291,20 @@ def test_a_file_of_the_kernel_s_is_copied_whole(tmp_path: Path, server: str, sou
     assert (tmp_path / "there").read_bytes() == Path(source).read_bytes()
 
 
+@pytest.mark.parametrize("server", [SFTP_SERVER, OURS], ids=["openssh", "ours"])
+def test_a_copy_onto_itself_leaves_the_file(tmp_path: Path, server: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    (tmp_path / "link").symlink_to("file")
+    for target in (file, tmp_path, tmp_path / "link"):
+        done = scp("-D", server, f"x:{file}", f"x:{target}")
+        told = f"culvert scp: {file}: source and target are the same file\n"
+        assert (done.returncode, done.stderr) == (1, told.encode())
+        assert file.read_text() == "precious"
+    assert_copied(scp("-D", server, f"x:{file}", f"x:{tmp_path}/other"))
+    assert (tmp_path / "other").read_text() == "precious"
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
