@@ -23,6 +23,7 @@ FILES_AHEAD: Final = 4096  # files that wait, before another directory is listed
 IN_FLIGHT: Final = (
     16 << 20
 )  # bytes that are asked for or sent, and not answered: 1 Gbit/s at 130 ms
+MOST_IN_FLIGHT: Final = 1024  # requests of one file: a server may say that it takes single bytes
 FIRST_IN_FLIGHT: Final = 1 << 20  # so many at first, and as many more as were answered
 SMALL_FILE: Final = 128 << 10  # bytes: such a file is one request to a server of ours
 PART: Final = ".culvert-part"  # the end of a temporary name
@@ -74,7 +75,7 @@ class InFlight:
     """How many requests of one file may be in flight: few at first, more as they are answered."""
 
     def __init__(self, chunk: int, requests: int) -> None:
-        self._most = requests or max(IN_FLIGHT // chunk, 2)
+        self._most = requests or min(max(IN_FLIGHT // chunk, 2), MOST_IN_FLIGHT)
         self._window = requests or min(max(FIRST_IN_FLIGHT // chunk, 2), self._most)
         self.count = 0
 

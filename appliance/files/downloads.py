@@ -90,7 +90,7 @@ class Download:
         self._make_directory(target, attributes)
         if self._client.has(sftp.LOOKUP_TREE):
             listings = await self._client.lookup_tree(source, 64, _TREE_ENTRIES)
-            if listings and listings[0].is_complete:
+            if listings and listings[0].is_complete and not listings[0].path:
                 self._tree(source, target, listings)
                 return
         async for entries in self._client.listing(source):

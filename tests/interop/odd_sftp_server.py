@@ -38,6 +38,7 @@ ODDITIES = {
     "no-names": "answers READDIR without names",
     "dies": "ends after 300 KB",
     "escapes": "sends what a terminal acts on",
+    "other-tree": "lists a tree that was not asked for",
 }
 _KINDS = {
     kind.number: kind
@@ -97,7 +98,10 @@ class Server:
 
     def _answer(self, request: Message) -> Message:
         if isinstance(request, sftp.Init):
-            return sftp.Version(3)
+            return sftp.Version(3, ((sftp.LOOKUP_TREE, b"1"),) if "other-tree" in self._odd else ())
+        if isinstance(request, sftp.Extended):  # its only one
+            other = sftp.Tree((sftp.Listing(b"other", True, ()),))
+            return sftp.ExtendedReply(request.id, other.encode())
         number: int = request.id  # type: ignore[attr-defined]
         try:
             return self._ANSWERS[type(request)](self, request)

@@ -305,6 +305,13 @@ def test_a_copy_onto_itself_leaves_the_file(tmp_path: Path, server: str) -> None
     assert (tmp_path / "other").read_text() == "precious"
 
 
+def test_a_tree_that_was_not_asked_for_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").write_text("x")
+    assert_copied(scp("-r", "-D", odd("other-tree"), f"x:{tmp_path}/there", tmp_path / "here"))
+    assert contents(tmp_path / "here") == {b"file": b"x"}
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
