@@ -38,6 +38,7 @@ ODDITIES = {
     "no-names": "answers READDIR without names",
     "dies": "ends after 300 KB",
     "escapes": "sends what a terminal acts on",
+    "floods": "goes on sending once its input has ended",
     "other-tree": "lists a tree that was not asked for",
 }
 _KINDS = {
@@ -74,6 +75,8 @@ class Server:
                     sys.exit(1)
                 out.write(len(data).to_bytes(4, "big") + data)
             out.flush()
+        while "floods" in self._odd:
+            out.write(bytes(1 << 16))
 
     def _encoded(self, answer: Message) -> bytes:
         if "no-messages" in self._odd and isinstance(answer, sftp.Status):

@@ -312,6 +312,13 @@ def test_a_tree_that_was_not_asked_for_is_left(tmp_path: Path) -> None:
     assert contents(tmp_path / "here") == {b"file": b"x"}
 
 
+def test_a_server_that_never_ends_its_output_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    words = ("-D", odd("floods"), f"x:{tmp_path}/there", tmp_path / "here")
+    assert_copied(scp(*words, timeout=20))
+    assert (tmp_path / "here").read_text() == "x"
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
