@@ -271,6 +271,6 @@ class Server:
 if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - set(ODDITIES)
     assert not unknown, unknown
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(ConnectionError):
         Server(set(sys.argv[1:])).run()
     os._exit(0)
