@@ -99,6 +99,7 @@ class Crossing:
                     self._jobs.add_file(0, partial(self._link, below, to))
                 else:
                     self.add(below, to, entry.attributes)
+            await self._jobs.room()
 
     async def _link(self, source: bytes, target: bytes) -> None:
         self.add(source, target, await self._source.stat(source))

@@ -96,6 +96,7 @@ class Download:
         async for entries in self._client.listing(source):
             for entry in entries:
                 await self._entry(source, target, entry)
+            await self._jobs.room()
 
     def _tree(self, source: bytes, target: bytes, listings: tuple[sftp.Listing, ...]) -> None:
         """Adds what a reply has of a tree; directories that it left out are listed later."""
