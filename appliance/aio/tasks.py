@@ -77,7 +77,7 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """Runs a coroutine; the future of what the coroutine returns."""
 
-    __slots__ = ("_awaited", "_coroutine", "_loop")
+    __slots__ = ("_awaited", "_coroutine", "_is_cancelled", "_loop", "_runs")
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Future[Any], None, T]) -> None:
         """Runs ``coroutine`` until its first ``await`` that has to wait."""
@@ -85,11 +85,18 @@ class Task(Future[T]):
         self._loop = loop
         self._coroutine = coroutine
         self._awaited: Future[Any] | None = None
+        self._runs = False  # its code is on the stack
+        self._is_cancelled = False  # while it ran
         self._step(coroutine.send, None)
 
     def cancel(self) -> None:
-        """Raises Cancelled in the coroutine at its ``await``, unless the task is done."""
-        if not self.done:
+        """Raises Cancelled in the coroutine at its ``await``, unless the task is done.
+
+        One that has resolved a future, whose callbacks lead here, gets it at its next ``await``.
+        """
+        if self._runs:
+            self._is_cancelled = True
+        elif not self.done:
             self._step(self._coroutine.throw, Cancelled())
 
     def _resume(self, future: Future[Any]) -> None:
@@ -98,14 +105,22 @@ class Task(Future[T]):
 
     def _step(self, go_on: Callable[[Any], Future[Any]], argument: object) -> None:
         self._awaited = None
+        self._runs = True
         try:
             future = go_on(argument)
         except StopIteration as stop:
+            self._runs = False
             self.resolve(stop.value)
         except BaseException as error:
+            self._runs = False
             self.fail(error)
             self._loop.call_soon(self._raise_untaken)
         else:
+            self._runs = False
+            if self._is_cancelled:
+                self._is_cancelled = False
+                self.cancel()
+                return
             self._awaited = future
             future.when_done(partial(self._resume, future))
 

@@ -66,12 +66,13 @@ class OldCopy:
 
     def _from_host(self, source: Place, target: Place, must_be_directory: bool) -> bool:
         words = self._words(source, "f")
+        request = None if self._takes_any_name else os.fsencode(source.path)
         if target.host:
             to_words = self._words(target, "t", must_be_directory)
-            return near_end.between(words, to_words, self._settings, self._tell)
+            return near_end.between(words, request, to_words, self._settings, self._tell)
         return near_end.download(
             words,
-            None if self._takes_any_name else os.fsencode(source.path),
+            request,
             os.fsencode(target.path),
             self._settings,
             self._tell,

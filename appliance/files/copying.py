@@ -13,16 +13,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..aio.loop import Loop
-from ..aio.tasks import Future, Task, sleep
+from ..aio.tasks import Budget, Future, Task, sleep
 from ..errors import ProtocolError
 
 # Our own choices
 JOBS: Final = 64  # files and directories worked on at once; each may hold a file open
 AT_ONCE: Final = 16 << 20  # bytes of the files that are copied at once; a larger one goes alone
-FILES_AHEAD: Final = 4096  # files that wait, before another directory is listed
+LISTINGS: Final = 32  # directories listed at once; the other jobs make room for what is in them
+FILES_AHEAD: Final = 4096  # files that wait, before more of a directory is listed
 IN_FLIGHT: Final = (
     16 << 20
 )  # bytes that are asked for or sent, and not answered: 1 Gbit/s at 130 ms
+MOST_IN_FLIGHT: Final = 1024  # requests of one file: a server may say that it takes single bytes
 FIRST_IN_FLIGHT: Final = 1 << 20  # so many at first, and as many more as were answered
 SMALL_FILE: Final = 128 << 10  # bytes: such a file is one request to a server of ours
 PART: Final = ".culvert-part"  # the end of a temporary name
@@ -74,7 +76,7 @@ class InFlight:
     """How many requests of one file may be in flight: few at first, more as they are answered."""
 
     def __init__(self, chunk: int, requests: int) -> None:
-        self._most = requests or max(IN_FLIGHT // chunk, 2)
+        self._most = requests or min(max(IN_FLIGHT // chunk, 2), MOST_IN_FLIGHT)
         self._window = requests or min(max(FIRST_IN_FLIGHT // chunk, 2), self._most)
         self.count = 0
 
@@ -122,7 +124,9 @@ class Jobs:
         self._loop = loop
         self._failed = failed
         self._files: deque[tuple[int, Job]] = deque()
+        self._ahead = Budget(FILES_AHEAD)
         self._directories: list[Job] = []
+        self._listing = 0
         self._idle: list[Future[None]] = []
         self._running = 0
         self._copied = 0  # bytes of the files that are being copied
@@ -130,7 +134,12 @@ class Jobs:
     def add_file(self, size: int, job: Job) -> None:
         """Adds the copy of a file of ``size`` bytes."""
         self._files.append((size, job))
+        self._ahead.hold(1)
         self._wake()
+
+    async def room(self) -> None:
+        """Waits, in a directory's job, until few files wait: a listing may have no end."""
+        await self._ahead.room()
 
     def add_directory(self, job: Job) -> None:
         """Adds a directory, whose job adds what is in it."""
@@ -160,7 +169,9 @@ class Jobs:
     @property
     def _lists(self) -> bool:
         """Whether a directory may be listed."""
-        return bool(self._directories) and len(self._files) < FILES_AHEAD
+        if not self._directories or self._listing == LISTINGS:
+            return False
+        return len(self._files) < FILES_AHEAD
 
     @property
     def _copies(self) -> bool:
@@ -171,17 +182,19 @@ class Jobs:
 
     async def _work(self) -> None:
         while self._files or self._directories or self._running:
-            size = 0
+            size, listing = 0, 0
             if self._lists:
-                job = self._directories.pop()
+                job, listing = self._directories.pop(), 1
             elif self._copies:
                 size, job = self._files.popleft()
+                self._ahead.give(1)
             else:
                 future: Future[None] = Future()
                 self._idle.append(future)
                 await future
                 continue
             self._running += 1
+            self._listing += listing
             self._copied += size
             try:
                 await job()
@@ -189,6 +202,7 @@ class Jobs:
                 self._failed(error)
             finally:
                 self._running -= 1
+                self._listing -= listing
                 self._copied -= size
             if self._lists or self._copies:
                 self._wake()

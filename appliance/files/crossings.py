@@ -99,6 +99,7 @@ class Crossing:
                     self._jobs.add_file(0, partial(self._link, below, to))
                 else:
                     self.add(below, to, entry.attributes)
+            await self._jobs.room()
 
     async def _link(self, source: bytes, target: bytes) -> None:
         self.add(source, target, await self._source.stat(source))
@@ -113,6 +114,8 @@ class Crossing:
         mode = attributes.permissions
         if mode is not None and not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", source)
+        if self._source is self._target and await self._source.is_same_file(source, target):
+            raise OSError(errno.EINVAL, "source and target are the same file", source)
         meter = self._progress.begin(source, attributes.size or 0)
         try:
             reading = await self._source.open(source, sftp.READ)

@@ -90,12 +90,13 @@ class Download:
         self._make_directory(target, attributes)
         if self._client.has(sftp.LOOKUP_TREE):
             listings = await self._client.lookup_tree(source, 64, _TREE_ENTRIES)
-            if listings and listings[0].is_complete:
+            if listings and listings[0].is_complete and not listings[0].path:
                 self._tree(source, target, listings)
                 return
         async for entries in self._client.listing(source):
             for entry in entries:
                 await self._entry(source, target, entry)
+            await self._jobs.room()
 
     def _tree(self, source: bytes, target: bytes, listings: tuple[sftp.Listing, ...]) -> None:
         """Adds what a reply has of a tree; directories that it left out are listed later."""
@@ -169,6 +170,7 @@ class Download:
             else:
                 handle = await self._client.open(source, sftp.READ)
             temporary = target + PART.encode() if settings.temporary_name else target
+            is_new = not os.path.exists(temporary)
             fd = self._open(temporary, mode)
             try:
                 if settings.resume:
@@ -183,7 +185,7 @@ class Download:
                 if handle:
                     fetch = Fetch(self._client, handle, source, sink, self._chunk, settings)
                     await fetch.run(begin, size, await self._holes(handle, attributes))
-                self._finish(fd, mode, attributes)
+                self._finish(fd, mode if is_new or settings.preserve else None, attributes)
             finally:
                 os.close(fd)
             if settings.temporary_name:
@@ -196,7 +198,7 @@ class Download:
                 self._client.abandon(handle)
 
     def _open(self, target: bytes, mode: int | None) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         if not self._settings.resume:
             flags |= os.O_TRUNC
         permissions = 0o666 if mode is None else mode & 0o777  # never setuid: the server says it

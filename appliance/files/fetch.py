@@ -50,12 +50,19 @@ class Fetch:
         self._failure: Exception | None = None
         self._waiting: Future[None] | None = None
         self._highest = 0  # where the bytes that came end
+        self._is_over = False  # the sink may be closed
 
     async def run(self, begin: int, size: int | None, runs: list[tuple[int, int]] | None) -> None:
         """Reads from ``begin`` to the end, or the ``runs`` that hold data; raises OSError.
 
         ``size`` is what the file had; one that has grown is read to its new end.
         """
+        try:
+            await self._read(begin, size, runs)
+        finally:
+            self._is_over = True
+
+    async def _read(self, begin: int, size: int | None, runs: list[tuple[int, int]] | None) -> None:
         if runs is not None:
             for offset, length in runs:
                 await self._read_run(max(offset, begin), offset + length)
@@ -102,6 +109,8 @@ class Fetch:
     def _on_read(
         self, offset: int, length: int, data: memoryview | None, error: Exception | None
     ) -> None:
+        if self._is_over:  # by ^C: these replies come late
+            return
         self._in_flight.answered()
         if error is not None:
             self._failure = self._failure or error

@@ -287,7 +287,7 @@ class SftpClient:
 
     def _error(self, packet: memoryview, path: bytes | None) -> Exception | None:
         """Returns the failure that a STATUS tells; None for success."""
-        (code,) = _STATUS_CODE.unpack_from(packet, _BODY_AT)
+        code = _status_code(packet)
         if code == sftp.OK:
             return None
         if self._failure is not None:
@@ -295,9 +295,12 @@ class SftpClient:
         reason, number = "", 0
         if len(packet) > _BODY_AT + _STATUS_CODE.size:  # some servers send no message
             status = sftp.Status.decode(packet[_TYPE_AT:])
-            reason = harmless(status.message[:_TEXT_LIMIT])
+            # in one line: another could pass for one of ours
+            reason = " ".join(harmless(status.message[:_TEXT_LIMIT]).split())
             if self.has(sftp.ERRNO) and len(status.rest) == 8:
                 number = int.from_bytes(status.rest[4:], "big")
+        if number not in errno.errorcode:
+            number = 0
         if number:
             reason = os.strerror(number)
         elif code in (sftp.NO_SUCH_FILE, sftp.PERMISSION_DENIED) or not reason:
@@ -347,7 +350,7 @@ class SftpClient:
                 on_read(packet[13:], None)
             elif kind != sftp.Status.number:
                 raise ProtocolError(f"a reply of type {kind} to a READ")
-            elif _STATUS_CODE.unpack_from(packet, _BODY_AT)[0] == sftp.EOF:
+            elif _status_code(packet) == sftp.EOF:
                 on_read(None, None)
             else:
                 error = self._error(packet, None)
@@ -382,6 +385,17 @@ class SftpClient:
     async def fstat(self, handle: bytes, path: bytes | None = None) -> Attributes:
         """Returns the attributes of an open file."""
         return (await self.ask(sftp.FStat(0, handle), sftp.AttrsReply, path)).attrs
+
+    async def is_same_file(self, one: bytes, other: bytes) -> bool:
+        """Whether both paths lead to the same file, as far as the server tells."""
+        asked = [self.ask(sftp.Stat(0, path), sftp.AttrsReply, path) for path in (one, other)]
+        try:
+            first, second = [(await each).attrs.identity for each in asked]
+            if first is not None and second is not None:
+                return (first.device, first.inode) == (second.device, second.inode)
+            return await self.realpath(one) == await self.realpath(other)
+        except StatusError:
+            return False
 
     async def setstat(self, path: bytes, attrs: Attributes) -> None:
         """Sets those attributes that are given."""
@@ -590,6 +604,13 @@ class SftpClient:
 def _packet(message: Message) -> bytes:
     payload = message.encode()
     return len(payload).to_bytes(4, "big") + payload
+
+
+def _status_code(packet: memoryview) -> int:
+    if len(packet) < _BODY_AT + _STATUS_CODE.size:
+        raise MalformedMessage("a STATUS without its code")
+    code: int = _STATUS_CODE.unpack_from(packet, _BODY_AT)[0]
+    return code
 
 
 def _data_limit(announced: int) -> int:

@@ -206,9 +206,10 @@ class SocketStream:
         self._is_closed = True
         self._loop.watch_writer(self._sock.fileno(), None)
         self._loop.watch_reader(self._sock.fileno(), None)
+        end = self._loop.time() + PATIENCE
         self._sock.settimeout(PATIENCE)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-            while self._sock.recv(READ):
+            while self._sock.recv(READ) and self._loop.time() < end:
                 pass
         self._sock.close()

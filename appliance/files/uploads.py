@@ -100,7 +100,7 @@ class Upload:
         at = target + PART.encode() if settings.temporary_name else target
         is_small = status.st_size <= min(SMALL_FILE, self._chunk) and not settings.resume
         if is_small and self._client.has(sftp.WRITE_FILE) and not settings.fsync:
-            data = os.read(fd, SMALL_FILE + 1)
+            data = _beginning(fd, SMALL_FILE + 1)
             if len(data) <= SMALL_FILE:  # else it has grown
                 await self._pace.wait(len(data))
                 flags = sftp.WRITE | sftp.CREATE | sftp.TRUNCATE
@@ -158,24 +158,32 @@ class _Send:
         self._in_flight = InFlight(chunk, settings.requests)
         self._failure: Exception | None = None
         self._waiting: Future[None] | None = None
+        self._is_over = False  # the meter is done
 
     async def run(self, begin: int, status: os.stat_result) -> None:
         """Sends everything from ``begin`` on; raises OSError."""
-        at, size = begin, status.st_size
+        try:
+            await self._run(begin, status)
+        finally:
+            self._is_over = True
+
+    async def _run(self, begin: int, status: os.stat_result) -> None:
+        at, size, is_cut = begin, status.st_size, False
         has_holes = status.st_blocks * 512 < size
         while self._failure is None:
             end = size
             if has_holes:
                 at, end = self._run_of_data(at, size)
             sent = await self._send_run(at, end if has_holes else None)
+            is_cut = at + sent < end  # meanwhile, or a file of /sys, which is never so long
             at += sent
-            if not has_holes or end >= size or not sent:
+            if not has_holes or end >= size or not sent or is_cut:
                 break
         while self._in_flight.count:
             await self._answer()
         if self._failure is not None:
             raise self._failure
-        if has_holes and at < size:
+        if has_holes and at < size and not is_cut:
             await self._client.fsetstat(self._handle, Attributes(size=size))
 
     def _run_of_data(self, at: int, size: int) -> tuple[int, int]:
@@ -183,8 +191,10 @@ class _Send:
         try:
             begin = os.lseek(self._fd, at, os.SEEK_DATA)
             return begin, os.lseek(self._fd, begin, os.SEEK_HOLE)
-        except OSError:  # ENXIO: nothing but a hole
-            return at, at
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a file system that does not tell
+                return at, size
+            return at, at  # nothing but a hole
 
     async def _send_run(self, at: int, end: int | None) -> int:
         """Sends the bytes from ``at`` to ``end``, or to the end of the file; returns how many."""
@@ -206,6 +216,8 @@ class _Send:
         return at - begin
 
     def _on_written(self, count: int, error: Exception | None) -> None:
+        if self._is_over:  # by ^C: these replies come late
+            return
         self._in_flight.answered()
         if error is None:
             self._meter.advance(count)
@@ -218,6 +230,14 @@ class _Send:
     async def _answer(self) -> None:
         self._waiting = Future()
         await self._waiting
+
+
+def _beginning(fd: int, length: int) -> bytes:
+    """The first bytes of a file: fewer than ``length`` are all, which a short read may not be."""
+    data = b""
+    while len(data) < length and (more := os.pread(fd, length - len(data), len(data))):
+        data += more
+    return data
 
 
 def _permissions(status: os.stat_result) -> Attributes:

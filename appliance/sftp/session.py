@@ -119,13 +119,31 @@ class Session:
 
         Nothing that is opened makes the server wait: not a FIFO without a far end, not a
         terminal, not a file with a lease. A terminal does not become that of the server.
+
+        The memory of a process, this one's as well, is not written: whoever may do that runs
+        programs, and an account that is for files alone may not.
         """
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & (os.O_CREAT | os.O_TRUNC)
         if writes:
             self.journal.begin("write", path)
             if self.settings.read_only:
                 raise denied()
-        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+        if writes and _is_memory(descriptor):
+            os.close(descriptor)
+            raise error(errno.EACCES)
+        return descriptor
+
+
+def _is_memory(descriptor: int) -> bool:
+    """Whether this is /proc/PID/mem, by whatever path it was opened (proc(5))."""
+    try:
+        path = os.readlink(b"/proc/self/fd/%d" % descriptor)
+    except OSError:  # a chroot without /proc
+        return False
+    folder, name = os.path.split(path)
+    is_named_so = name == b"mem" and os.path.basename(folder).isdigit()
+    return is_named_so and not os.fstatvfs(descriptor).f_blocks  # as no disk says
 
 
 def resolved(path: bytes) -> bytes:

@@ -38,6 +38,8 @@ ODDITIES = {
     "no-names": "answers READDIR without names",
     "dies": "ends after 300 KB",
     "escapes": "sends what a terminal acts on",
+    "floods": "goes on sending once its input has ended",
+    "other-tree": "lists a tree that was not asked for",
 }
 _KINDS = {
     kind.number: kind
@@ -73,6 +75,8 @@ class Server:
                     sys.exit(1)
                 out.write(len(data).to_bytes(4, "big") + data)
             out.flush()
+        while "floods" in self._odd:
+            out.write(bytes(1 << 16))
 
     def _encoded(self, answer: Message) -> bytes:
         if "no-messages" in self._odd and isinstance(answer, sftp.Status):
@@ -97,7 +101,10 @@ class Server:
 
     def _answer(self, request: Message) -> Message:
         if isinstance(request, sftp.Init):
-            return sftp.Version(3)
+            return sftp.Version(3, ((sftp.LOOKUP_TREE, b"1"),) if "other-tree" in self._odd else ())
+        if isinstance(request, sftp.Extended):  # its only one
+            other = sftp.Tree((sftp.Listing(b"other", True, ()),))
+            return sftp.ExtendedReply(request.id, other.encode())
         number: int = request.id  # type: ignore[attr-defined]
         try:
             return self._ANSWERS[type(request)](self, request)
@@ -264,6 +271,6 @@ class Server:
 if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - set(ODDITIES)
     assert not unknown, unknown
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(ConnectionError):
         Server(set(sys.argv[1:])).run()
     os._exit(0)

@@ -41,6 +41,9 @@ def odd(*oddities: str) -> str:
     return shlex.join([sys.executable, "-m", "tests.interop.odd_sftp_server", *oddities])
 
 
+OURS = shlex.join([sys.executable, "-m", "appliance", "sftp-server"])
+
+
 def assert_copied(done: subprocess.CompletedProcess[bytes]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -243,6 +246,56 @@ def test_what_a_server_says_cannot_control_the_terminal(tmp_path: Path) -> None:
     done = scp("-D", odd("escapes"), f"x:{tmp_path}/\x1b[31mmissing", tmp_path / "back")
     assert done.returncode == 1
     assert b"\x1b" not in done.stderr
+
+
+def test_only_a_new_file_becomes_unwritable(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("read only")
+    (tmp_path / "source").chmod(0o444)
+    (tmp_path / "old").write_text("was here before")
+    (tmp_path / "old").chmod(0o640)
+    os.mknod(tmp_path / "null", stat.S_IFCHR, os.makedev(1, 3))  # as "scp host:file /dev/null"
+    (tmp_path / "null").chmod(0o666)
+    for name, mode in (("new", 0o444), ("old", 0o640), ("null", 0o666)):
+        assert_copied(scp("-D", odd(), f"x:{tmp_path}/source", tmp_path / name))
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    "source", ["/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled"]
+)
+@pytest.mark.parametrize("server", [SFTP_SERVER, OURS], ids=["openssh", "ours"])
+def test_a_file_of_the_kernel_s_is_copied_whole(tmp_path: Path, server: str, source: str) -> None:
+    # whose size is not what can be read, and of which one read brings only a part
+    assert_copied(scp("-D", server, source, f"x:{tmp_path}/there"))
+    assert (tmp_path / "there").read_bytes() == Path(source).read_bytes()
+
+
+@pytest.mark.parametrize("server", [SFTP_SERVER, OURS], ids=["openssh", "ours"])
+def test_a_copy_onto_itself_leaves_the_file(tmp_path: Path, server: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    (tmp_path / "link").symlink_to("file")
+    for target in (file, tmp_path, tmp_path / "link"):
+        done = scp("-D", server, f"x:{file}", f"x:{target}")
+        told = f"culvert scp: {file}: source and target are the same file\n"
+        assert (done.returncode, done.stderr) == (1, told.encode())
+        assert file.read_text() == "precious"
+    assert_copied(scp("-D", server, f"x:{file}", f"x:{tmp_path}/other"))
+    assert (tmp_path / "other").read_text() == "precious"
+
+
+def test_a_tree_that_was_not_asked_for_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").write_text("x")
+    assert_copied(scp("-r", "-D", odd("other-tree"), f"x:{tmp_path}/there", tmp_path / "here"))
+    assert contents(tmp_path / "here") == {b"file": b"x"}
+
+
+def test_a_server_that_never_ends_its_output_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    words = ("-D", odd("floods"), f"x:{tmp_path}/there", tmp_path / "here")
+    assert_copied(scp(*words, timeout=20))
+    assert (tmp_path / "here").read_text() == "x"
 
 
 def test_the_oddities_have_their_tests() -> None:

@@ -183,7 +183,7 @@ def test_a_tree_goes_from_a_far_end_to_another(
         far(far_command("f", source, settings)),
         far(far_command("t", target, settings)),
     )
-    assert near_end.between(from_words, to_words, settings, told.append), told
+    assert near_end.between(from_words, bytes(tree), to_words, settings, told.append), told
     assert content(tmp_path / "there") == content(tree)
     assert told == []
 
@@ -196,7 +196,7 @@ def test_both_far_ends_failures_are_told(far: Callable[[str], list[str]], tmp_pa
     request = " ".join(f"{tmp_path}/{name}" for name in ("none", "taken", "last"))
     from_words = far(far_command("f", request, ScpSettings()))
     to_words = far(far_command("t", f"{tmp_path}/there", ScpSettings()))
-    assert not near_end.between(from_words, to_words, ScpSettings(), told.append)
+    assert not near_end.between(from_words, request.encode(), to_words, ScpSettings(), told.append)
     assert told == [
         b"scp: %b/none: No such file or directory" % bytes(tmp_path),
         b"scp: %b/there/taken: Is a directory" % bytes(tmp_path),
@@ -368,6 +368,36 @@ def test_a_hostile_server_gets_nothing_through(tmp_path: Path, sent: bytes, told
     assert done.returncode == 1
     assert told in done.stderr
     assert b"\x1b" not in done.stderr
+    assert content(tmp_path / "target") == {}
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"C0644 1 .bashrc\nx\0", b"filename '.bashrc' does not match request"),
+        (b"D0777 0 wanted\nE\n", b"received directory without -r"),
+        (b"E\n", b"the end of a directory that was not begun"),
+    ],
+)
+def test_a_hostile_host_gets_nothing_through_to_another(
+    tmp_path: Path, sent: bytes, told: bytes
+) -> None:
+    (tmp_path / "sent").write_bytes(sent)
+    (tmp_path / "target").mkdir()
+    program = tmp_path / "program"
+    ours = shlex.join([sys.executable, "-m", "appliance", "scp", "-t", "target"])
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *"scp -t"*) exec {ours};; esac\n'
+        f"cat {tmp_path}/sent\ncat >/dev/null\n"
+    )
+    program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance", "scp", "-O", "-S", program, "a:wanted", "b:target"],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, cwd=tmp_path,
+        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert told in done.stderr
     assert content(tmp_path / "target") == {}
 
 

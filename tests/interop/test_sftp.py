@@ -229,6 +229,13 @@ def test_what_is_partly_there_is_continued(places: Callable[[], Path]) -> None:
     assert b"Resuming " in done.stdout
 
 
+def test_a_copy_onto_itself_leaves_the_file(places: Callable[[], Path]) -> None:
+    folder = places()
+    done = sftp(OURS, folder, lines="copy there/file there/file\ncopy there/file there/link")
+    assert done.stderr.count(b"are the same file") == 2
+    assert (folder / "there/file").read_text() == "hello\n"
+
+
 def test_times_and_modes_are_kept_with_p(places: Callable[[], Path]) -> None:
     folder = places()
     (folder / "there/file").chmod(0o751)

@@ -69,22 +69,30 @@ def download(
     ``request`` is the path that the far end was asked for: files of other names are refused.
     With None (-T), the far end may name what it likes.
     """
-    is_wanted = wanted(request) if request is not None else lambda name: True
     with _Program(words) as program:
         peer = ScpPeer(program.read_fd, program.write_fd, tell)
-        sink = ScpSink(peer, settings, is_wanted)
+        sink = ScpSink(peer, settings, _wanted(request))
         return program.ends_well(peer.run(lambda: sink.receive(target, must_be_directory)))
 
 
+def _wanted(request: bytes | None) -> Callable[[bytes], bool]:
+    return wanted(request) if request is not None else lambda name: True
+
+
 def between(
-    from_words: Sequence[str], to_words: Sequence[str], settings: ScpSettings, tell: Tell
+    from_words: Sequence[str],
+    request: bytes | None,
+    to_words: Sequence[str],
+    settings: ScpSettings,
+    tell: Tell,
 ) -> bool:
-    """Sends files of one far end to another, through this machine (-3)."""
+    """Sends files of one far end to another, through this machine (-3); see ``download``."""
     with _Program(from_words) as source, _Program(to_words) as sink:
         relay = ScpRelay(
             ScpPeer(source.read_fd, source.write_fd, tell),
             ScpPeer(sink.read_fd, sink.write_fd, tell),
             settings,
+            _wanted(request),
         )
         done = relay.run()
         is_well = source.ends_well(done)

@@ -80,6 +80,8 @@ async def copy(state: SftpState, arguments: Arguments) -> None:
         mode = (await client.stat(old)).permissions
     if mode is not None and not stat.S_ISREG(mode):
         raise CommandFailed(f"Cannot copy non-regular file: {shown(old)}")
+    if await client.is_same_file(old, new):  # which the copy would empty first
+        raise CommandFailed(f"{in_quotes(old)} and {in_quotes(new)} are the same file")
     if not client.has(sftp.COPY_DATA):
         await _copy_through_here(state, old, new)
         return

@@ -101,3 +101,30 @@ def test_a_budget_has_room_again_once_enough_was_given_back(loop: Loop) -> None:
     assert not task.done
     budget.give(1)
     assert task.done
+
+
+def test_a_task_that_runs_is_cancelled_at_its_next_await(loop: Loop) -> None:
+    begin, end = Future[None](), Future[None]()
+    seen = []
+
+    async def runs() -> None:
+        await begin
+        end.resolve(None)  # whose callback cancels this very task
+        seen.append("went on")
+        try:
+            await sleep(loop, 0)
+        except Cancelled:
+            seen.append("cancelled")
+            raise
+
+    task = Task(loop, runs())
+    end.when_done(task.cancel)
+    begin.resolve(None)
+    with pytest.raises(Cancelled):
+        task.result()
+    assert seen == ["went on", "cancelled"]
+    run(loop, _slept(loop))  # nothing is resolved a second time
+
+
+async def _slept(loop: Loop) -> None:
+    await sleep(loop, 0.01)

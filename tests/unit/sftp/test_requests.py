@@ -113,6 +113,15 @@ def test_the_limit_of_handles_is_a_limit(make: Make, tmp_path: Path) -> None:
     assert client.handle(sftp.OpenDir(1, path)) not in handles
 
 
+@pytest.mark.parametrize("path", ["/proc/self/mem", "/proc/thread-self/mem", "/proc/{}/mem"])
+def test_the_memory_of_a_process_is_not_written(client: Client, tmp_path: Path, path: str) -> None:
+    (tmp_path / "link").symlink_to(path.format(os.getpid()))
+    request = sftp.Open(1, bytes(tmp_path / "link"), sftp.READ | sftp.WRITE, NOTHING)
+    assert client.code(request) == sftp.PERMISSION_DENIED
+    (tmp_path / "mem").touch()  # any other file of the name
+    client.open(bytes(tmp_path / "mem"), sftp.WRITE)
+
+
 def test_a_directory_is_no_file_and_the_other_way_round(client: Client, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = client.handle(sftp.OpenDir(1, bytes(tmp_path)))

@@ -419,8 +419,9 @@ def test_a_lock_that_another_session_gives_up_is_passed_on(
     for program in programs:
         program.send(sftp.Open(1, bytes(tmp_path / "file"), 0x0B, sftp.Attributes()))
         assert isinstance(program.read(), sftp.Handle)
-        program.send(sftp.Extended(2, sftp.LOCK, request.encode()))
+    first.send(sftp.Extended(2, sftp.LOCK, request.encode()))
     assert first.read() == sftp.Status(2, sftp.OK, "Success")
+    second.send(sftp.Extended(2, sftp.LOCK, request.encode()))
     assert second.is_silent()
     second.send(sftp.Read(3, bytes(4), 0, 1))
     assert second.read() == sftp.Status(3, sftp.EOF, "End of file")
