@@ -114,8 +114,9 @@ def test_a_worker_runs_no_more_programs_than_max_sessions(take_over: TakeOver) -
     )
     before = set(family(os.getpid()))
     assert take_over(code, max_sessions=2) == "too many sessionsdone0 "
-    # The programs see the end of their input once their shell has read its own files.
-    assert wait_until(lambda: set(family(os.getpid())) <= before, 60)
+    # The programs see the end of their input once their shell has read its own files, which wait
+    # for each other where they change something (pyenv's give up after 60 s).
+    assert wait_until(lambda: set(family(os.getpid())) <= before, 150)
 
 
 @pytest.mark.parametrize(
