@@ -214,3 +214,8 @@ def check_name(name: bytes) -> None:
     """Raises ProtocolError for a name by which a hostile server would leave the directory."""
     if not name or b"/" in name or b"\0" in name:
         raise ProtocolError(f"the server lists a file with the name {os.fsdecode(name)!r}")
+
+
+def named(error: OSError, path: bytes) -> OSError:
+    """Returns the failure of a system call as one of ``path``, if it does not tell its own."""
+    return error if error.filename is not None else OSError(error.errno, error.strerror, path)

@@ -12,7 +12,7 @@ from ..aio.loop import Loop
 from ..errors import ProtocolError
 from ..wire import sftp
 from ..wire.sftp import Attributes, NamedFile
-from .copying import PART, SMALL_FILE, CopySettings, Jobs, Meter, Pace, Progress, check_name
+from .copying import PART, SMALL_FILE, CopySettings, Jobs, Meter, Pace, Progress, check_name, named
 from .fetch import Fetch
 from .sftp_client import SftpClient, StatusError
 
@@ -178,7 +178,7 @@ class Download:
                     if size is not None and begin > size:
                         raise OSError(errno.EFBIG, "the local file is larger", target)
                     meter.advance(begin)
-                sink = _LocalFile(fd, target, self._pace, meter)
+                sink = _LocalFile(fd, self._pace, meter)
                 if data:
                     sink.write(0, data)
                     begin = len(data)
@@ -192,6 +192,8 @@ class Download:
                 os.rename(temporary, target)
         except StatusError as error:
             raise error.about(source) from error
+        except OSError as error:
+            raise named(error, target) from error
         finally:
             meter.done()
             if handle:
@@ -202,10 +204,7 @@ class Download:
         if not self._settings.resume:
             flags |= os.O_TRUNC
         permissions = 0o666 if mode is None else mode & 0o777  # never setuid: the server says it
-        try:
-            return os.open(target, flags, permissions | 0o200)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, target) from error
+        return os.open(target, flags, permissions | 0o200)
 
     def _finish(self, fd: int, mode: int | None, attributes: Attributes) -> None:
         settings = self._settings
@@ -240,9 +239,8 @@ class Download:
 class _LocalFile:
     """An open file that is written."""
 
-    def __init__(self, fd: int, path: bytes, pace: Pace, meter: Meter) -> None:
+    def __init__(self, fd: int, pace: Pace, meter: Meter) -> None:
         self._fd = fd
-        self._path = path
         self._meter = meter
         self._pace = pace
 
@@ -252,13 +250,10 @@ class _LocalFile:
     def write(self, offset: int, data: memoryview | bytes) -> None:
         view = memoryview(data)
         self._meter.advance(len(view))
-        try:
-            while view:
-                count = os.pwrite(self._fd, view, offset)
-                view = view[count:]
-                offset += count
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._path) from error
+        while view:
+            count = os.pwrite(self._fd, view, offset)
+            view = view[count:]
+            offset += count
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)

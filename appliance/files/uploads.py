@@ -11,7 +11,7 @@ from ..aio.loop import Loop
 from ..aio.tasks import Future
 from ..wire import sftp
 from ..wire.sftp import Attributes
-from .copying import PART, SMALL_FILE, CopySettings, InFlight, Jobs, Meter, Pace, Progress
+from .copying import PART, SMALL_FILE, CopySettings, InFlight, Jobs, Meter, Pace, Progress, named
 from .sftp_client import SftpClient, StatusError
 
 
@@ -90,6 +90,8 @@ class Upload:
                 await self._copy(fd, status, target, meter)
             except StatusError as error:
                 raise error.about(target) from error
+            except OSError as error:
+                raise named(error, source) from error
             finally:
                 meter.done()
         finally:

@@ -319,6 +319,18 @@ def test_a_server_that_never_ends_its_output_is_left(tmp_path: Path) -> None:
     assert (tmp_path / "here").read_text() == "x"
 
 
+def test_a_failure_at_the_end_of_a_file_is_told_with_its_name(tmp_path: Path) -> None:
+    with open(tmp_path / "there", "wb") as file:
+        file.truncate(1 << 20)  # a hole, whose end is set at last
+    words = ["-D", OURS, f"x:{tmp_path}/there", f"{tmp_path}/here"]
+    done = subprocess.run(
+        ["prlimit", f"--fsize={1 << 16}", sys.executable, "-m", "appliance", "scp", *words],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    told = f"culvert scp: {tmp_path}/here: File too large\n"
+    assert (done.returncode, done.stderr) == (1, told.encode())
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
