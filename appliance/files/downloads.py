@@ -19,6 +19,9 @@ from .sftp_client import SftpClient, StatusError
 # Our own choices
 _ZEROS: Final = 64 << 10  # bytes: a file with holes is at least this long
 _TREE_ENTRIES: Final = 1500  # names in one reply of a tree
+_RUNS: Final = 1 << 18  # of data between holes; a file with more is read as if it had none
+
+_OFFSETS: Final = 1 << 63  # of off_t
 
 
 class Download:
@@ -159,6 +162,8 @@ class Download:
             raise OSError(errno.EINVAL, "not a regular file", source)
         settings = self._settings
         size = attributes.size
+        if size is not None and size >= _OFFSETS:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), source)
         meter = self._progress.begin(source, size or 0)
         handle, data, begin = b"", None, 0
         try:
@@ -227,13 +232,19 @@ class Download:
         if not self._client.has(sftp.EXTENTS):
             return None
         runs: list[tuple[int, int]] = []
-        while True:
-            found = await self._client.extents(handle, sum(runs[-1]) if runs else 0)
+        end = 0
+        while len(runs) < _RUNS:
+            found = await self._client.extents(handle, end)
+            for offset, length in found.runs:
+                if not (end <= offset < offset + length < _OFFSETS):
+                    raise ProtocolError("extents that are in no order, or in no file")
+                end = offset + length
             runs += found.runs
             if found.is_complete:
                 return runs
             if not found.runs:
                 raise ProtocolError("an incomplete list of extents without any")
+        return None
 
 
 class _LocalFile:
