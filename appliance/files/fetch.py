@@ -65,9 +65,10 @@ class Fetch:
     async def _read(self, begin: int, size: int | None, runs: list[tuple[int, int]] | None) -> None:
         if runs is not None:
             for offset, length in runs:
-                await self._read_run(max(offset, begin), offset + length)
+                await self._read_run(max(offset, begin), offset + length, exactly=True)
             await self._settle()
-            self._sink.truncate(max(size or 0, self._highest))
+            whole = max(size or 0, self._highest)
+            self._sink.truncate(whole if self._end is None else min(self._end, whole))
             return
         if size:
             await self._read_run(begin, size)
@@ -81,13 +82,14 @@ class Fetch:
         if self._end is not None and self._end < self._highest:
             self._sink.truncate(self._end)  # cut while we read
 
-    async def _read_run(self, at: int, end: int) -> None:
-        """Asks for all bytes of [at, end), and a little more."""
+    async def _read_run(self, at: int, end: int, exactly: bool = False) -> None:
+        """Asks for all bytes of [at, end), and a little more unless ``exactly``."""
         while at < end and self._failure is None and self._end is None:
             if self._in_flight.has_room:
                 await self._sink.ready(self._chunk)
-                self._ask(at, self._chunk)
-                at += self._chunk
+                length = min(self._chunk, end - at) if exactly else self._chunk
+                self._ask(at, length)
+                at += length
             else:
                 await self._answer()
 

@@ -331,6 +331,17 @@ def test_a_failure_at_the_end_of_a_file_is_told_with_its_name(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (1, told.encode())
 
 
+def test_many_small_holes_are_kept_by_our_server_and_not_sent(tmp_path: Path) -> None:
+    with open(tmp_path / "there", "wb") as file:
+        for offset in range(0, 64 << 20, 64 << 10):
+            os.pwrite(file.fileno(), b"data", offset)
+    assert_copied(scp("-D", OURS, f"x:{tmp_path}/there", tmp_path / "here"))
+    there, here = os.stat(tmp_path / "there"), os.stat(tmp_path / "here")
+    assert here.st_size == there.st_size
+    assert here.st_blocks < 2 * there.st_blocks
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
