@@ -14,6 +14,8 @@ from ..wire.sftp import Attributes
 from .copying import PART, SMALL_FILE, CopySettings, InFlight, Jobs, Meter, Pace, Progress, named
 from .sftp_client import SftpClient, StatusError
 
+_Places = tuple[tuple[int, int], ...]  # device and inode of directories
+
 
 class Upload:
     """Copies local files to one server."""
@@ -29,8 +31,8 @@ class Upload:
         self._directories: list[tuple[bytes, os.stat_result]] = []
         self._chunk = min(settings.buffer or client.write_limit, client.write_limit)
 
-    def add(self, source: bytes, target: bytes) -> None:
-        """Adds a file or directory to what ``run`` copies."""
+    def add(self, source: bytes, target: bytes, within: _Places = ()) -> None:
+        """Adds a file or directory to what ``run`` copies; ``within`` are those it lies in."""
         try:
             status = os.stat(source)
         except OSError as error:
@@ -40,8 +42,10 @@ class Upload:
             self._jobs.add_file(status.st_size, partial(self._file, source, target))
         elif not self._settings.recursive:
             self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
+        elif (place := (status.st_dev, status.st_ino)) in within:  # a symlink to where we are
+            self._failed(OSError(errno.ELOOP, os.strerror(errno.ELOOP), source))
         else:
-            self._jobs.add_directory(partial(self._directory, source, target))
+            self._jobs.add_directory(partial(self._directory, source, target, (*within, place)))
 
     async def run(self) -> None:
         """Copies everything that was added; failures of files go to the progress."""
@@ -58,7 +62,7 @@ class Upload:
 
     # -- directories -------------------------------------------------------------------
 
-    async def _directory(self, source: bytes, target: bytes) -> None:
+    async def _directory(self, source: bytes, target: bytes, within: _Places) -> None:
         status = os.stat(source)
         names = sorted(os.listdir(source))
         mode = stat.S_IMODE(status.st_mode) & 0o777
@@ -75,7 +79,7 @@ class Upload:
             if not self._settings.follow_links and os.path.islink(path):
                 self._progress.skipped(path)
             else:
-                self.add(path, os.path.join(target, name))
+                self.add(path, os.path.join(target, name), within)
 
     # -- files -------------------------------------------------------------------------
 

@@ -342,6 +342,22 @@ def test_many_small_holes_are_kept_by_our_server_and_not_sent(tmp_path: Path) ->
     assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
 
 
+def test_a_link_to_where_it_lies_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "here/sub").mkdir(parents=True)
+    (tmp_path / "here/file").write_text("x")
+    for name in ("here/one", "here/sub/two"):  # each doubles what the other one leads to
+        (tmp_path / name).symlink_to(tmp_path / "here")
+    done = scp("-r", "-D", odd(), tmp_path / "here", f"x:{tmp_path}/there")
+    told = sorted(done.stderr.splitlines())
+    reason = "Too many levels of symbolic links"
+    assert told == [
+        f"culvert scp: {tmp_path}/{name}: {reason}".encode()
+        for name in ("here/one", "here/sub/two")
+    ]
+    assert done.returncode == 1
+    assert contents(tmp_path / "there") == {b"file": b"x", b"sub": None}
+
+
 def test_the_oddities_have_their_tests() -> None:
     text = Path(__file__).read_text()
     assert [name for name in odd_sftp_server.ODDITIES if f'"{name}"' not in text] == []
