@@ -11,7 +11,18 @@ from ..aio.loop import Loop
 from ..aio.tasks import Future
 from ..wire import sftp
 from ..wire.sftp import Attributes
-from .copying import PART, SMALL_FILE, CopySettings, InFlight, Jobs, Meter, Pace, Progress, named
+from .copying import (
+    PART,
+    SHORTER,
+    SMALL_FILE,
+    CopySettings,
+    InFlight,
+    Jobs,
+    Meter,
+    Pace,
+    Progress,
+    named,
+)
 from .sftp_client import SftpClient, StatusError
 
 _Places = tuple[tuple[int, int], ...]  # device and inode of directories
@@ -127,6 +138,8 @@ class Upload:
             await _Send(self._client, handle, fd, self._chunk, settings, self._pace, meter).run(
                 begin, status
             )
+            if os.fstat(fd).st_size < status.st_size:
+                raise OSError(errno.EIO, SHORTER)
             if settings.fsync and self._client.has(sftp.FSYNC):
                 await self._client.fsync(handle)
             if settings.preserve:

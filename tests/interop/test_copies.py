@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop import odd_sftp_server
+from tests.netns import wait_until
 from tests.peers import SFTP_SERVER
 
 PLAIN = (
@@ -356,6 +357,28 @@ def test_a_link_to_where_it_lies_is_not_followed(tmp_path: Path) -> None:
     ]
     assert done.returncode == 1
     assert contents(tmp_path / "there") == {b"file": b"x", b"sub": None}
+
+
+@pytest.mark.parametrize("target", ["up", "down", "across"])
+def test_a_file_that_is_cut_meanwhile_is_a_failure(tmp_path: Path, target: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(8 << 20))
+    source, to = (
+        f"{where}{tmp_path}/{name}"
+        for where, name in (
+            ("" if target == "up" else "x:", "file"),
+            ("" if target == "down" else "x:", "copy"),
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "appliance", "scp", "-l", "16000", "-D", SFTP_SERVER, source, to],
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: (tmp_path / "copy").exists() and (tmp_path / "copy").stat().st_size > 0)
+    os.truncate(file, 1000)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert stderr == f"culvert scp: {file}: the file has become shorter\n".encode()
 
 
 def test_the_oddities_have_their_tests() -> None:
