@@ -127,6 +127,8 @@ TOPICS = {  # tests that go by no module
     "cli/test_mistakes.py": "what every command says to a mistake of the user's",
     "client/test_hostile_texts.py": "what a server says, wherever the client shows it",
     "config/test_properties.py": "all configuration files, with values that hypothesis makes",
+    "files/test_hostile_replies.py": "what a hostile SFTP server answers",
+    "files/test_late_replies.py": "what comes after a copy was cancelled, in both directions",
     "server/test_facts.py": "a real server's log and audit file, and fail2ban",
     "server/test_left_behind.py": "what all processes of a server keep of peers that went away",
     "server/test_monitor_logins.py": "logins through the monitor, with all that decides there",
