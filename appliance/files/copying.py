@@ -27,6 +27,7 @@ IN_FLIGHT: Final = (
 MOST_IN_FLIGHT: Final = 1024  # requests of one file: a server may say that it takes single bytes
 FIRST_IN_FLIGHT: Final = 1 << 20  # so many at first, and as many more as were answered
 SMALL_FILE: Final = 128 << 10  # bytes: such a file is one request to a server of ours
+SHORTER: Final = "the file has become shorter"  # while it was read: what was copied never was
 PART: Final = ".culvert-part"  # the end of a temporary name
 
 
@@ -214,3 +215,8 @@ def check_name(name: bytes) -> None:
     """Raises ProtocolError for a name by which a hostile server would leave the directory."""
     if not name or b"/" in name or b"\0" in name:
         raise ProtocolError(f"the server lists a file with the name {os.fsdecode(name)!r}")
+
+
+def named(error: OSError, path: bytes) -> OSError:
+    """Returns the failure of a system call as one of ``path``, if it does not tell its own."""
+    return error if error.filename is not None else OSError(error.errno, error.strerror, path)

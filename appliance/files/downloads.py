@@ -12,13 +12,16 @@ from ..aio.loop import Loop
 from ..errors import ProtocolError
 from ..wire import sftp
 from ..wire.sftp import Attributes, NamedFile
-from .copying import PART, SMALL_FILE, CopySettings, Jobs, Meter, Pace, Progress, check_name
+from .copying import PART, SMALL_FILE, CopySettings, Jobs, Meter, Pace, Progress, check_name, named
 from .fetch import Fetch
 from .sftp_client import SftpClient, StatusError
 
 # Our own choices
 _ZEROS: Final = 64 << 10  # bytes: a file with holes is at least this long
 _TREE_ENTRIES: Final = 1500  # names in one reply of a tree
+_RUNS: Final = 1 << 18  # of data between holes; a file with more is read as if it had none
+
+_OFFSETS: Final = 1 << 63  # of off_t
 
 
 class Download:
@@ -159,6 +162,8 @@ class Download:
             raise OSError(errno.EINVAL, "not a regular file", source)
         settings = self._settings
         size = attributes.size
+        if size is not None and size >= _OFFSETS:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), source)
         meter = self._progress.begin(source, size or 0)
         handle, data, begin = b"", None, 0
         try:
@@ -178,7 +183,7 @@ class Download:
                     if size is not None and begin > size:
                         raise OSError(errno.EFBIG, "the local file is larger", target)
                     meter.advance(begin)
-                sink = _LocalFile(fd, target, self._pace, meter)
+                sink = _LocalFile(fd, self._pace, meter)
                 if data:
                     sink.write(0, data)
                     begin = len(data)
@@ -192,6 +197,8 @@ class Download:
                 os.rename(temporary, target)
         except StatusError as error:
             raise error.about(source) from error
+        except OSError as error:
+            raise named(error, target) from error
         finally:
             meter.done()
             if handle:
@@ -202,10 +209,7 @@ class Download:
         if not self._settings.resume:
             flags |= os.O_TRUNC
         permissions = 0o666 if mode is None else mode & 0o777  # never setuid: the server says it
-        try:
-            return os.open(target, flags, permissions | 0o200)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, target) from error
+        return os.open(target, flags, permissions | 0o200)
 
     def _finish(self, fd: int, mode: int | None, attributes: Attributes) -> None:
         settings = self._settings
@@ -228,21 +232,26 @@ class Download:
         if not self._client.has(sftp.EXTENTS):
             return None
         runs: list[tuple[int, int]] = []
-        while True:
-            found = await self._client.extents(handle, sum(runs[-1]) if runs else 0)
+        end = 0
+        while len(runs) < _RUNS:
+            found = await self._client.extents(handle, end)
+            for offset, length in found.runs:
+                if not (end <= offset < offset + length < _OFFSETS):
+                    raise ProtocolError("extents that are in no order, or in no file")
+                end = offset + length
             runs += found.runs
             if found.is_complete:
                 return runs
             if not found.runs:
                 raise ProtocolError("an incomplete list of extents without any")
+        return None
 
 
 class _LocalFile:
     """An open file that is written."""
 
-    def __init__(self, fd: int, path: bytes, pace: Pace, meter: Meter) -> None:
+    def __init__(self, fd: int, pace: Pace, meter: Meter) -> None:
         self._fd = fd
-        self._path = path
         self._meter = meter
         self._pace = pace
 
@@ -252,13 +261,10 @@ class _LocalFile:
     def write(self, offset: int, data: memoryview | bytes) -> None:
         view = memoryview(data)
         self._meter.advance(len(view))
-        try:
-            while view:
-                count = os.pwrite(self._fd, view, offset)
-                view = view[count:]
-                offset += count
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._path) from error
+        while view:
+            count = os.pwrite(self._fd, view, offset)
+            view = view[count:]
+            offset += count
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from ..aio.tasks import Future
-from .copying import CopySettings, InFlight
+from .copying import SHORTER, CopySettings, InFlight
 from .sftp_client import SftpClient
 
 
@@ -65,9 +65,11 @@ class Fetch:
     async def _read(self, begin: int, size: int | None, runs: list[tuple[int, int]] | None) -> None:
         if runs is not None:
             for offset, length in runs:
-                await self._read_run(max(offset, begin), offset + length)
+                await self._read_run(max(offset, begin), offset + length, exactly=True)
             await self._settle()
-            self._sink.truncate(max(size or 0, self._highest))
+            whole = max(size or 0, self._highest)
+            self._sink.truncate(whole if self._end is None else min(self._end, whole))
+            await self._check_size(size)
             return
         if size:
             await self._read_run(begin, size)
@@ -80,14 +82,27 @@ class Fetch:
             await self._settle()
         if self._end is not None and self._end < self._highest:
             self._sink.truncate(self._end)  # cut while we read
+        await self._check_size(size)
 
-    async def _read_run(self, at: int, end: int) -> None:
-        """Asks for all bytes of [at, end), and a little more."""
+    async def _check_size(self, size: int | None) -> None:
+        """Raises OSError if the file was cut behind what was read; those of /sys always end early.
+
+        One that was cut before is copied as it is now.
+        """
+        if size is None or self._end is None or self._end >= size:
+            return
+        now = (await self._client.fstat(self._handle)).size
+        if now is not None and now < self._highest:
+            raise OSError(errno.EIO, SHORTER, self._source)
+
+    async def _read_run(self, at: int, end: int, exactly: bool = False) -> None:
+        """Asks for all bytes of [at, end), and a little more unless ``exactly``."""
         while at < end and self._failure is None and self._end is None:
             if self._in_flight.has_room:
                 await self._sink.ready(self._chunk)
-                self._ask(at, self._chunk)
-                at += self._chunk
+                length = min(self._chunk, end - at) if exactly else self._chunk
+                self._ask(at, length)
+                at += length
             else:
                 await self._answer()
 

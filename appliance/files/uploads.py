@@ -11,8 +11,21 @@ from ..aio.loop import Loop
 from ..aio.tasks import Future
 from ..wire import sftp
 from ..wire.sftp import Attributes
-from .copying import PART, SMALL_FILE, CopySettings, InFlight, Jobs, Meter, Pace, Progress
+from .copying import (
+    PART,
+    SHORTER,
+    SMALL_FILE,
+    CopySettings,
+    InFlight,
+    Jobs,
+    Meter,
+    Pace,
+    Progress,
+    named,
+)
 from .sftp_client import SftpClient, StatusError
+
+_Places = tuple[tuple[int, int], ...]  # device and inode of directories
 
 
 class Upload:
@@ -29,8 +42,8 @@ class Upload:
         self._directories: list[tuple[bytes, os.stat_result]] = []
         self._chunk = min(settings.buffer or client.write_limit, client.write_limit)
 
-    def add(self, source: bytes, target: bytes) -> None:
-        """Adds a file or directory to what ``run`` copies."""
+    def add(self, source: bytes, target: bytes, within: _Places = ()) -> None:
+        """Adds a file or directory to what ``run`` copies; ``within`` are those it lies in."""
         try:
             status = os.stat(source)
         except OSError as error:
@@ -40,8 +53,10 @@ class Upload:
             self._jobs.add_file(status.st_size, partial(self._file, source, target))
         elif not self._settings.recursive:
             self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
+        elif (place := (status.st_dev, status.st_ino)) in within:  # a symlink to where we are
+            self._failed(OSError(errno.ELOOP, os.strerror(errno.ELOOP), source))
         else:
-            self._jobs.add_directory(partial(self._directory, source, target))
+            self._jobs.add_directory(partial(self._directory, source, target, (*within, place)))
 
     async def run(self) -> None:
         """Copies everything that was added; failures of files go to the progress."""
@@ -58,7 +73,7 @@ class Upload:
 
     # -- directories -------------------------------------------------------------------
 
-    async def _directory(self, source: bytes, target: bytes) -> None:
+    async def _directory(self, source: bytes, target: bytes, within: _Places) -> None:
         status = os.stat(source)
         names = sorted(os.listdir(source))
         mode = stat.S_IMODE(status.st_mode) & 0o777
@@ -75,7 +90,7 @@ class Upload:
             if not self._settings.follow_links and os.path.islink(path):
                 self._progress.skipped(path)
             else:
-                self.add(path, os.path.join(target, name))
+                self.add(path, os.path.join(target, name), within)
 
     # -- files -------------------------------------------------------------------------
 
@@ -90,6 +105,8 @@ class Upload:
                 await self._copy(fd, status, target, meter)
             except StatusError as error:
                 raise error.about(target) from error
+            except OSError as error:
+                raise named(error, source) from error
             finally:
                 meter.done()
         finally:
@@ -121,6 +138,8 @@ class Upload:
             await _Send(self._client, handle, fd, self._chunk, settings, self._pace, meter).run(
                 begin, status
             )
+            if os.fstat(fd).st_size < status.st_size:
+                raise OSError(errno.EIO, SHORTER)
             if settings.fsync and self._client.has(sftp.FSYNC):
                 await self._client.fsync(handle)
             if settings.preserve:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .watches import Watches
 
 
+_PATH_LIMIT = 4096  # PATH_MAX of Linux
+
+
 class Settings:
     """What the command line says about requests."""
 
@@ -148,7 +151,12 @@ def _is_memory(descriptor: int) -> bool:
 
 def resolved(path: bytes) -> bytes:
     """Returns the absolute path without links, '.' and '..'; its last part need not exist."""
-    found = os.path.realpath(path or b".")
+    if len(path) >= _PATH_LIMIT:  # which the system could not open, and we would split for long
+        raise error(errno.ENAMETOOLONG)
+    try:
+        found = os.path.realpath(path or b".")
+    except RecursionError:  # a link to a link to a link ...
+        raise error(errno.ELOOP) from None
     os.stat(os.path.dirname(found) + b"/.")  # the rest must exist and be a directory
     if os.path.islink(found):
         raise error(errno.ELOOP)

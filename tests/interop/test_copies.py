@@ -12,6 +12,7 @@ import pytest
 
 from tests.hard_names import HARD_NAMES, NEWLINE
 from tests.interop import odd_sftp_server
+from tests.netns import wait_until
 from tests.peers import SFTP_SERVER
 
 PLAIN = (
@@ -296,6 +297,67 @@ def test_a_server_that_never_ends_its_output_is_left(tmp_path: Path) -> None:
     words = ("-D", odd("floods"), f"x:{tmp_path}/there", tmp_path / "here")
     assert_copied(scp(*words, timeout=20))
     assert (tmp_path / "here").read_text() == "x"
+
+
+def test_a_failure_at_the_end_of_a_file_is_told_with_its_name(tmp_path: Path) -> None:
+    with open(tmp_path / "there", "wb") as file:
+        file.truncate(1 << 20)  # a hole, whose end is set at last
+    words = ["-D", OURS, f"x:{tmp_path}/there", f"{tmp_path}/here"]
+    done = subprocess.run(
+        ["prlimit", f"--fsize={1 << 16}", sys.executable, "-m", "appliance", "scp", *words],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    told = f"culvert scp: {tmp_path}/here: File too large\n"
+    assert (done.returncode, done.stderr) == (1, told.encode())
+
+
+def test_many_small_holes_are_kept_by_our_server_and_not_sent(tmp_path: Path) -> None:
+    with open(tmp_path / "there", "wb") as file:
+        for offset in range(0, 64 << 20, 64 << 10):
+            os.pwrite(file.fileno(), b"data", offset)
+    assert_copied(scp("-D", OURS, f"x:{tmp_path}/there", tmp_path / "here"))
+    there, here = os.stat(tmp_path / "there"), os.stat(tmp_path / "here")
+    assert here.st_size == there.st_size
+    assert here.st_blocks < 2 * there.st_blocks
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
+
+
+def test_a_link_to_where_it_lies_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "here/sub").mkdir(parents=True)
+    (tmp_path / "here/file").write_text("x")
+    for name in ("here/one", "here/sub/two"):  # each doubles what the other one leads to
+        (tmp_path / name).symlink_to(tmp_path / "here")
+    done = scp("-r", "-D", odd(), tmp_path / "here", f"x:{tmp_path}/there")
+    told = sorted(done.stderr.splitlines())
+    reason = "Too many levels of symbolic links"
+    assert told == [
+        f"culvert scp: {tmp_path}/{name}: {reason}".encode()
+        for name in ("here/one", "here/sub/two")
+    ]
+    assert done.returncode == 1
+    assert contents(tmp_path / "there") == {b"file": b"x", b"sub": None}
+
+
+@pytest.mark.parametrize("target", ["up", "down", "across"])
+def test_a_file_that_is_cut_meanwhile_is_a_failure(tmp_path: Path, target: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(8 << 20))
+    source, to = (
+        f"{where}{tmp_path}/{name}"
+        for where, name in (
+            ("" if target == "up" else "x:", "file"),
+            ("" if target == "down" else "x:", "copy"),
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "appliance", "scp", "-l", "16000", "-D", SFTP_SERVER, source, to],
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: (tmp_path / "copy").exists() and (tmp_path / "copy").stat().st_size > 0)
+    os.truncate(file, 1000)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert stderr == f"culvert scp: {file}: the file has become shorter\n".encode()
 
 
 def test_the_oddities_have_their_tests() -> None:

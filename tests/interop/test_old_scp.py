@@ -358,7 +358,7 @@ def test_a_hostile_server_gets_nothing_through(tmp_path: Path, sent: bytes, told
     (tmp_path / "sent").write_bytes(sent)
     (tmp_path / "target").mkdir()
     program = tmp_path / "program"
-    program.write_text(f"#!/bin/sh\ncat {tmp_path}/sent\nexit 1\n")
+    program.write_text(f"#!/bin/sh\nhead -c 1 >/dev/null\ncat {tmp_path}/sent\nexit 1\n")
     program.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-m", "appliance", "scp", "-O", "-S", program, "host:wanted", "target"],

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.aio.loop import Loop
 from appliance.aio.tasks import Task, run, sleep
-from appliance.errors import MalformedMessage
+from appliance.errors import MalformedMessage, ProtocolError
 from appliance.files.copying import FILES_AHEAD, MOST_IN_FLIGHT, CopySettings, InFlight
 from appliance.files.downloads import Download
 from appliance.files.progress import Silent
@@ -60,6 +60,49 @@ def test_requests_of_single_bytes_are_not_without_number() -> None:
     while window.has_room:
         window.count += 1
     assert window.count == MOST_IN_FLIGHT
+
+
+HOLLOW = sftp.FileIdentity(
+    device=1,
+    inode=1,
+    links=1,
+    blocks=0,
+    access_nanoseconds=0,
+    modification_nanoseconds=0,
+    changed=(0, 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "runs", "failure"),
+    [
+        ((1 << 64) - 1, (), OSError),
+        (1 << 20, ((1 << 63, 1),), ProtocolError),
+        (1 << 20, ((4096, 4096), (0, 4096)), ProtocolError),
+        (1 << 20, ((0, 0),), ProtocolError),
+    ],
+)
+def test_a_size_or_an_extent_that_no_file_has_is_refused(
+    loop: Loop,
+    tmp_path: Path,
+    size: int,
+    runs: tuple[tuple[int, int], ...],
+    failure: type[Exception],
+) -> None:
+    stream = Stream()
+    client = SftpClient(stream)
+    client.extensions = {sftp.EXTENTS: b"1"}
+    attributes = sftp.Attributes(size=size, permissions=0o100644, identity=HOLLOW)
+    download = Download(loop, client, CopySettings(), Silent(""))
+    task = Task(loop, download._file(b"/source", os.fsencode(tmp_path / "target"), attributes))
+    while stream.requests and not task.done:
+        kind, number = stream.requests.popleft()
+        reply: Message = sftp.Handle(number, b"h")
+        if kind == sftp.Extended.number:
+            reply = sftp.ExtendedReply(number, sftp.Extents(False, runs).encode())
+        client.received(memoryview(write_string(reply.encode())))
+    with pytest.raises(failure):
+        task.result()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_the_limit_of_handles_is_a_limit(make: Make, tmp_path: Path) -> None:
         assert client.ask(request) == sftp.Status(1, sftp.FAILURE, os.strerror(errno.EMFILE))
     assert client.code(sftp.Close(1, handles[1])) == sftp.OK
     assert client.handle(sftp.OpenDir(1, path)) not in handles
+
+
+def test_neither_a_chain_of_links_nor_a_long_path_ends_the_server(
+    client: Client, tmp_path: Path
+) -> None:
+    for number in range(1200):
+        (tmp_path / f"link{number}").symlink_to(f"link{number + 1}")
+    reply = client.ask(sftp.RealPath(1, bytes(tmp_path / "link0")))
+    assert reply == sftp.Status(1, sftp.NO_SUCH_FILE, os.strerror(errno.ELOOP))
+    begin = time.monotonic()
+    assert client.code(sftp.RealPath(1, b"a/" * 100_000)) == sftp.BAD_MESSAGE
+    assert time.monotonic() - begin < 1
 
 
 @pytest.mark.parametrize("path", ["/proc/self/mem", "/proc/thread-self/mem", "/proc/{}/mem"])
