@@ -77,6 +77,13 @@ class LongNames:
         return _remember(self._times, modified // 60, text)
 
 
+class NoLongNames(LongNames):
+    """For a client that gets everything else: empty lines, which it makes itself."""
+
+    def line(self, name: bytes, status: os.stat_result) -> bytes:
+        return b""
+
+
 def _remember(known: dict[int, str], number: int, text: str) -> str:
     if len(known) >= CACHED:
         known.clear()

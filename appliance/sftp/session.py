@@ -9,7 +9,7 @@ from ..wire.sftp import Attributes
 from .failures import denied, error
 from .file_attributes import pack, pack_with_identity
 from .journal import Journal
-from .listing import LongNames
+from .listing import LongNames, NoLongNames
 from .locks import Locks
 from .open_files import OpenFiles
 from .replies import Replies
@@ -98,14 +98,15 @@ class Session:
         self.journal = journal
         self.replies = Replies(write)
         self.files = OpenFiles()
-        self.longnames = LongNames()
+        self.longnames: LongNames = LongNames()
         self.locks = Locks(self.replies, self.files)
         self.watches: Watches | None = None  # once there is one
         self.pack = pack  # what makes attributes
 
     def tell_identities(self) -> None:
-        """Adds a FileIdentity to all attributes from now on (ATTRIBUTES)."""
+        """Adds a FileIdentity to all attributes from now on, and leaves longnames out."""
         self.pack = pack_with_identity
+        self.longnames = NoLongNames()
 
     def change(
         self, name: bytes, attributes: Attributes, apply: Callable[[Attributes], None]

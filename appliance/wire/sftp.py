@@ -80,7 +80,8 @@ HOME_DIRECTORY = "home-directory"
 USERS_GROUPS_BY_ID = "users-groups-by-id@openssh.com"
 
 # Our own
-ATTRIBUTES = "attributes@culvert.example"  # from its reply on, attributes have a FileIdentity
+# From its reply on, attributes have a FileIdentity, and the longnames of a listing are empty.
+ATTRIBUTES = "attributes@culvert.example"
 ERRNO = "errno@culvert.example"  # from its reply on, a STATUS ends with Linux's errno
 NANOSECONDS = "nanoseconds@culvert.example"  # a pair of attributes that are set
 READ_FILE = "read-file@culvert.example"

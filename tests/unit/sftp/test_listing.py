@@ -166,3 +166,14 @@ def test_a_tree_of_what_is_no_directory_is_refused(client: Client, tmp_path: Pat
     (tmp_path / "file").touch()
     request = sftp.LookupTree(bytes(tmp_path / "file"), 1, 10)
     assert client.refusal(sftp.LOOKUP_TREE, request) == "Not a directory"
+
+
+def test_a_client_that_gets_all_attributes_gets_no_lines_of_ls(
+    client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert all(entry.longname for reply in listed(client, tmp_path) for entry in reply)
+    client.extended(sftp.ATTRIBUTES)
+    entries = [entry for reply in listed(client, tmp_path) for entry in reply]
+    assert len(entries) == 3
+    assert all(entry.attributes.identity and not entry.longname for entry in entries)
