@@ -25,7 +25,7 @@ IN_FLIGHT: Final = (
     16 << 20
 )  # bytes that are asked for or sent, and not answered: 1 Gbit/s at 130 ms
 MOST_IN_FLIGHT: Final = 1024  # requests of one file: a server may say that it takes single bytes
-FIRST_IN_FLIGHT: Final = 1 << 20  # so many at first, and as many more as were answered
+FIRST_IN_FLIGHT: Final = 4 << 20  # so many at first, and as many more as were answered
 SMALL_FILE: Final = 128 << 10  # bytes: such a file is one request to a server of ours
 SHORTER: Final = "the file has become shorter"  # while it was read: what was copied never was
 PART: Final = ".culvert-part"  # the end of a temporary name
