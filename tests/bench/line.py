@@ -78,6 +78,9 @@ class Relay:
             self._epoll.register(end.sock, select.EPOLLIN)
 
     def _read(self, end: End) -> None:
+        if end.ended:  # and now it has hung up
+            self._close(end)
+            return
         try:
             data = end.sock.recv(CHUNK)
         except BlockingIOError:
