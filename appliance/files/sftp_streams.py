@@ -59,13 +59,18 @@ class ChannelStream(ChannelHandler):
         self.unsent += len(data)
         if self._is_open:
             self._pump()
-            if not self._flushes:
-                self._flushes = True
-                self._driver.loop.call_soon(self._flush)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushes:
+            self._flushes = True
+            self._driver.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushes = False
         self._driver.flush()
+        if self._outbox:  # what has left made room, of which nobody else tells the channel
+            self._driver.connection.wake()
 
     def _pump(self) -> None:
         """Sends what the window allows; small requests share a message."""
@@ -128,6 +133,7 @@ class ChannelStream(ChannelHandler):
 
     def resume(self) -> None:
         self._pump()
+        self._flush_soon()
         self.client.drained()
 
     def eof(self) -> None:
