@@ -198,12 +198,20 @@ class _Send:
             at += sent
             if not has_holes or end >= size or not sent or is_cut:
                 break
+        await self._settle()
+        if has_holes and at < size and not is_cut:
+            try:
+                await self._client.fsetstat(self._handle, Attributes(size=size))
+            except StatusError:  # some servers refuse that
+                self._write(size - 1, b"\0")
+                await self._settle()
+
+    async def _settle(self) -> None:
+        """Waits until nothing is in flight; raises what failed."""
         while self._in_flight.count:
             await self._answer()
         if self._failure is not None:
             raise self._failure
-        if has_holes and at < size and not is_cut:
-            await self._client.fsetstat(self._handle, Attributes(size=size))
 
     def _run_of_data(self, at: int, size: int) -> tuple[int, int]:
         """Returns where the next data begins and ends; ``size`` twice if there is no more."""
@@ -229,10 +237,13 @@ class _Send:
             if not data:
                 break
             await self._pace.wait(len(data))
-            self._in_flight.count += 1
-            self._client.write(self._handle, at, data, partial(self._on_written, len(data)))
+            self._write(at, data)
             at += len(data)
         return at - begin
+
+    def _write(self, at: int, data: bytes) -> None:
+        self._in_flight.count += 1
+        self._client.write(self._handle, at, data, partial(self._on_written, len(data)))
 
     def _on_written(self, count: int, error: Exception | None) -> None:
         if self._is_over:  # by ^C: these replies come late

@@ -132,6 +132,16 @@ def test_a_server_that_refuses_setstat_gets_a_whole_file(tmp_path: Path) -> None
     assert (tmp_path / "there").read_bytes() == b"x" * 100_000
 
 
+def test_a_hole_at_the_end_of_a_file_arrives_at_a_server_that_refuses_setstat(
+    tmp_path: Path,
+) -> None:
+    with open(tmp_path / "here", "wb") as file:
+        file.write(b"data")
+        file.truncate(10 << 20)
+    assert_copied(scp("-D", odd("no-setstat"), tmp_path / "here", f"x:{tmp_path}/there"))
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+
+
 def test_times_that_a_server_leaves_out_do_not_become_1970(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("text")
     done = scp("-p", "-D", odd("no-attributes"), f"x:{tmp_path}/here", tmp_path / "there")
