@@ -7,23 +7,20 @@ others go on.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..aio.loop import Loop
 from ..aio.tasks import Budget, Future, Task, sleep
-from ..errors import ProtocolError
 
 # Our own choices
 JOBS: Final = 64  # files and directories worked on at once; each may hold a file open
 AT_ONCE: Final = 16 << 20  # bytes of the files that are copied at once; a larger one goes alone
 LISTINGS: Final = 32  # directories listed at once; the other jobs make room for what is in them
 FILES_AHEAD: Final = 4096  # files that wait, before more of a directory is listed
-IN_FLIGHT: Final = (
-    16 << 20
-)  # bytes that are asked for or sent, and not answered: 1 Gbit/s at 130 ms
+# Bytes that are asked for or sent, and not answered: 1 Gbit/s at 130 ms
+IN_FLIGHT: Final = 16 << 20
 MOST_IN_FLIGHT: Final = 1024  # requests of one file: a server may say that it takes single bytes
 FIRST_IN_FLIGHT: Final = 4 << 20  # so many at first, and as many more as were answered
 SMALL_FILE: Final = 128 << 10  # bytes: such a file is one request to a server of ours
@@ -209,12 +206,6 @@ class Jobs:
                 self._wake()
         while self._idle:  # all is done
             self._wake_one()
-
-
-def check_name(name: bytes) -> None:
-    """Raises ProtocolError for a name by which a hostile server would leave the directory."""
-    if not name or b"/" in name or b"\0" in name:
-        raise ProtocolError(f"the server lists a file with the name {os.fsdecode(name)!r}")
 
 
 def named(error: OSError, path: bytes) -> OSError:

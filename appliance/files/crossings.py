@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from functools import partial
-from typing import Final
 
 from ..aio.loop import Loop
 from ..aio.tasks import Budget, Future
 from ..wire import sftp
 from ..wire.sftp import Attributes
-from .copying import IN_FLIGHT, CopySettings, Jobs, Meter, Pace, Progress, check_name
+from .copying import IN_FLIGHT, CopySettings, Meter, Pace, Progress
 from .fetch import Fetch
 from .sftp_client import SftpClient, StatusError
+from .tree_copy import CopyFromServer
 
-_DOTS: Final = (b".", b"..")
 
-
-class Crossing:
+class Crossing(CopyFromServer):
     """Copies from the server of ``source`` to that of ``target``; see Download."""
 
     def __init__(
@@ -30,39 +27,11 @@ class Crossing:
         settings: CopySettings,
         progress: Progress,
     ) -> None:
-        self._source = source
+        super().__init__(loop, source, settings, progress)
         self._target = target
-        self._settings = settings
-        self._progress = progress
-        self._pace = Pace(loop, settings.rate)
-        self._jobs = Jobs(loop, self._failed)
         self._held = Budget(IN_FLIGHT)  # bytes that were read and are not written yet
-        self._directories: list[tuple[bytes, Attributes]] = []
         chunk = min(source.read_limit, target.write_limit)
         self._chunk = min(settings.buffer or chunk, chunk)
-
-    def add(self, source: bytes, target: bytes, attributes: Attributes) -> None:
-        """Adds a file or directory with its attributes to what ``run`` copies."""
-        mode, size = attributes.permissions, attributes.size or 0
-        if mode is None and self._settings.recursive:
-            self._jobs.add_file(size, partial(self._unknown, source, target, attributes))
-        elif mode is None or not stat.S_ISDIR(mode):
-            self._jobs.add_file(size, partial(self._file, source, target, attributes))
-        else:
-            self._add_directory(source, target, attributes)
-
-    async def run(self) -> None:
-        """Copies everything that was added; failures of files go to the progress."""
-        await self._jobs.run()
-        for target, attributes in reversed(self._directories):  # children first
-            try:
-                await self._target.setstat(target, self._kept(attributes))
-            except OSError as error:
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        path = getattr(error, "filename", None)
-        self._progress.failed(os.fsencode(path) if path is not None else b"", error)
 
     def _kept(self, attributes: Attributes) -> Attributes:
         mode = attributes.permissions
@@ -71,44 +40,13 @@ class Crossing:
             kept.times = attributes.times
         return kept
 
-    def _add_directory(self, source: bytes, target: bytes, attributes: Attributes) -> None:
-        if not self._settings.recursive:
-            self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
-            return
-        self._jobs.add_directory(partial(self._directory, source, target, attributes))
-
     async def _directory(self, source: bytes, target: bytes, attributes: Attributes) -> None:
         mode = 0o777 if attributes.permissions is None else attributes.permissions & 0o777
-        try:
-            await self._target.mkdir(target, Attributes(permissions=mode | 0o700))
-        except StatusError:
-            found = (await self._target.stat(target)).permissions
-            if found is not None and not stat.S_ISDIR(found):
-                raise
+        await self._target.make_directory(target, Attributes(permissions=mode | 0o700))
         if self._settings.preserve or mode | 0o700 != mode:
-            self._directories.append((target, attributes))
-        async for entries in self._source.listing(source):
-            for entry in entries:
-                name = entry.filename
-                if name in _DOTS:
-                    continue
-                check_name(name)
-                below, to = os.path.join(source, name), os.path.join(target, name)
-                permissions = entry.attributes.permissions
-                if permissions is not None and stat.S_ISLNK(permissions):
-                    self._jobs.add_file(0, partial(self._link, below, to))
-                else:
-                    self.add(below, to, entry.attributes)
-            await self._jobs.room()
-
-    async def _link(self, source: bytes, target: bytes) -> None:
-        self.add(source, target, await self._source.stat(source))
-
-    async def _unknown(self, source: bytes, target: bytes, attributes: Attributes) -> None:
-        if await self._source.is_directory(source, attributes):
-            self._add_directory(source, target, attributes)
-        else:
-            await self._file(source, target, attributes)
+            kept = self._kept(attributes)
+            self._to_finish.append(partial(self._target.setstat, target, kept))
+        await self._add_listing(source, target)
 
     async def _file(self, source: bytes, target: bytes, attributes: Attributes) -> None:
         mode = attributes.permissions

@@ -11,10 +11,11 @@ from typing import Final
 from ..aio.loop import Loop
 from ..errors import ProtocolError
 from ..wire import sftp
-from ..wire.sftp import Attributes, NamedFile
-from .copying import PART, SMALL_FILE, CopySettings, Jobs, Meter, Pace, Progress, check_name, named
+from ..wire.sftp import Attributes
+from .copying import PART, SMALL_FILE, CopySettings, Meter, Pace, Progress, named
 from .fetch import Fetch
 from .sftp_client import SftpClient, StatusError
+from .tree_copy import CopyFromServer, check_name
 
 # Our own choices
 _ZEROS: Final = 64 << 10  # bytes: a file with holes is at least this long
@@ -24,50 +25,16 @@ _RUNS: Final = 1 << 18  # of data between holes; a file with more is read as if 
 _OFFSETS: Final = 1 << 63  # of off_t
 
 
-class Download:
+class Download(CopyFromServer):
     """Copies from one server into local files."""
 
     def __init__(
         self, loop: Loop, client: SftpClient, settings: CopySettings, progress: Progress
     ) -> None:
-        self._client = client
-        self._settings = settings
-        self._progress = progress
-        self._pace = Pace(loop, settings.rate)
-        self._jobs = Jobs(loop, self._failed)
-        self._directories: list[tuple[bytes, Attributes]] = []
+        super().__init__(loop, client, settings, progress)
         self._chunk = min(settings.buffer or client.read_limit, sftp.DATA_LIMIT)
 
-    def add(self, source: bytes, target: bytes, attributes: Attributes) -> None:
-        """Adds a file or directory with its attributes to what ``run`` copies."""
-        mode, size = attributes.permissions, attributes.size or 0
-        if mode is None and self._settings.recursive:
-            self._jobs.add_file(size, partial(self._unknown, source, target, attributes))
-        elif mode is not None and stat.S_ISDIR(mode):
-            self._add_directory(source, target, attributes)
-        else:
-            self._jobs.add_file(size, partial(self._file, source, target, attributes))
-
-    async def run(self) -> None:
-        """Copies everything that was added; failures of files go to the progress."""
-        await self._jobs.run()
-        for target, attributes in reversed(self._directories):  # children first
-            try:
-                self._finish_directory(target, attributes)
-            except OSError as error:
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        path = getattr(error, "filename", None)
-        self._progress.failed(os.fsencode(path) if path is not None else b"", error)
-
     # -- directories -------------------------------------------------------------------
-
-    def _add_directory(self, source: bytes, target: bytes, attributes: Attributes) -> None:
-        if not self._settings.recursive:
-            self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
-            return
-        self._jobs.add_directory(partial(self._directory, source, target, attributes))
 
     def _make_directory(self, target: bytes, attributes: Attributes) -> None:
         try:
@@ -77,9 +44,9 @@ class Download:
                 raise
             if not self._settings.preserve:
                 return
-        self._directories.append((target, attributes))
+        self._to_finish.append(partial(self._finish_directory, target, attributes))
 
-    def _finish_directory(self, target: bytes, attributes: Attributes) -> None:
+    async def _finish_directory(self, target: bytes, attributes: Attributes) -> None:
         """Sets the permissions, which might have kept us from writing to it, and the times."""
         mode = attributes.permissions
         if mode is None:
@@ -91,15 +58,12 @@ class Download:
 
     async def _directory(self, source: bytes, target: bytes, attributes: Attributes) -> None:
         self._make_directory(target, attributes)
-        if self._client.has(sftp.LOOKUP_TREE):
-            listings = await self._client.lookup_tree(source, 64, _TREE_ENTRIES)
+        if self._source.has(sftp.LOOKUP_TREE):
+            listings = await self._source.lookup_tree(source, 64, _TREE_ENTRIES)
             if listings and listings[0].is_complete and not listings[0].path:
                 self._tree(source, target, listings)
                 return
-        async for entries in self._client.listing(source):
-            for entry in entries:
-                await self._entry(source, target, entry)
-            await self._jobs.room()
+        await self._add_listing(source, target)
 
     def _tree(self, source: bytes, target: bytes, listings: tuple[sftp.Listing, ...]) -> None:
         """Adds what a reply has of a tree; directories that it left out are listed later."""
@@ -110,49 +74,18 @@ class Download:
             for entry in listed[path].entries:
                 if entry.filename in (b".", b".."):
                     continue
-                check_name(entry.filename)
                 below = os.path.join(path, entry.filename)
+                if not stat.S_ISDIR(entry.attributes.permissions or 0) or below not in listed:
+                    self._add_entry(os.path.join(source, path), local, entry)
+                    continue
+                check_name(entry.filename)
                 to = os.path.join(local, entry.filename)
-                attributes = entry.attributes
-                mode = attributes.permissions or 0
-                remote = os.path.join(source, below)
-                if stat.S_ISLNK(mode):
-                    self._jobs.add_file(0, partial(self._link, remote, to))
-                elif stat.S_ISDIR(mode) and below in listed:
-                    try:
-                        self._make_directory(to, attributes)
-                    except OSError as error:
-                        self._failed(error)
-                        continue
-                    pending.append((below, to))
+                try:
+                    self._make_directory(to, entry.attributes)
+                except OSError as error:
+                    self._failed(error)
                 else:
-                    self.add(remote, to, attributes)
-
-    async def _entry(self, source: bytes, target: bytes, entry: NamedFile) -> None:
-        name = entry.filename
-        if name in (b".", b".."):
-            return
-        check_name(name)
-        remote, local = os.path.join(source, name), os.path.join(target, name)
-        mode = entry.attributes.permissions
-        if mode is not None and stat.S_ISLNK(mode):
-            self._jobs.add_file(0, partial(self._link, remote, local))
-        else:
-            self.add(remote, local, entry.attributes)
-
-    async def _link(self, source: bytes, target: bytes) -> None:
-        """Copies what a symbolic link leads to, if they are followed."""
-        if not self._settings.follow_links:
-            self._progress.skipped(source)
-            return
-        self.add(source, target, await self._client.stat(source))
-
-    async def _unknown(self, source: bytes, target: bytes, attributes: Attributes) -> None:
-        """Copies what the server's attributes do not tell from a file or a directory."""
-        if await self._client.is_directory(source, attributes):
-            self._add_directory(source, target, attributes)
-        else:
-            await self._file(source, target, attributes)
+                    pending.append((below, to))
 
     # -- files -------------------------------------------------------------------------
 
@@ -168,12 +101,12 @@ class Download:
         handle, data, begin = b"", None, 0
         try:
             is_small = size is not None and size <= SMALL_FILE and not settings.resume
-            if is_small and self._client.has(sftp.READ_FILE):
+            if is_small and self._source.has(sftp.READ_FILE):
                 await self._pace.wait(size or 0)
-                content = await self._client.read_file(source, SMALL_FILE + 1)
+                content = await self._source.read_file(source, SMALL_FILE + 1)
                 handle, data = content.handle, content.data
             else:
-                handle = await self._client.open(source, sftp.READ)
+                handle = await self._source.open(source, sftp.READ)
             temporary = target + PART.encode() if settings.temporary_name else target
             is_new = not os.path.exists(temporary)
             fd = self._open(temporary, mode)
@@ -188,7 +121,7 @@ class Download:
                     sink.write(0, data)
                     begin = len(data)
                 if handle:
-                    fetch = Fetch(self._client, handle, source, sink, self._chunk, settings)
+                    fetch = Fetch(self._source, handle, source, sink, self._chunk, settings)
                     await fetch.run(begin, size, await self._holes(handle, attributes))
                 self._finish(fd, mode if is_new or settings.preserve else None, attributes)
             finally:
@@ -202,7 +135,7 @@ class Download:
         finally:
             meter.done()
             if handle:
-                self._client.abandon(handle)
+                self._source.abandon(handle)
 
     def _open(self, target: bytes, mode: int | None) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -229,12 +162,12 @@ class Download:
         size = attributes.size or 0
         if identity is None or size < _ZEROS or identity.blocks * 512 >= size:
             return None
-        if not self._client.has(sftp.EXTENTS):
+        if not self._source.has(sftp.EXTENTS):
             return None
         runs: list[tuple[int, int]] = []
         end = 0
         while len(runs) < _RUNS:
-            found = await self._client.extents(handle, end)
+            found = await self._source.extents(handle, end)
             for offset, length in found.runs:
                 if not (end <= offset < offset + length < _OFFSETS):
                     raise ProtocolError("extents that are in no order, or in no file")

@@ -485,6 +485,15 @@ class SftpClient:
         """Makes a directory."""
         await self.send(sftp.MkDir(0, path, attrs or Attributes()), path)
 
+    async def make_directory(self, path: bytes, attrs: Attributes) -> None:
+        """Makes a directory, unless there is one."""
+        try:
+            await self.mkdir(path, attrs)
+        except StatusError:
+            found = (await self.stat(path)).permissions
+            if found is not None and not stat.S_ISDIR(found):
+                raise
+
     async def rmdir(self, path: bytes) -> None:
         """Removes an empty directory."""
         await self.send(sftp.RmDir(0, path), path)

@@ -17,29 +17,25 @@ from .copying import (
     SMALL_FILE,
     CopySettings,
     InFlight,
-    Jobs,
     Meter,
     Pace,
     Progress,
     named,
 )
 from .sftp_client import SftpClient, StatusError
+from .tree_copy import TreeCopy
 
 _Places = tuple[tuple[int, int], ...]  # device and inode of directories
 
 
-class Upload:
+class Upload(TreeCopy):
     """Copies local files to one server."""
 
     def __init__(
         self, loop: Loop, client: SftpClient, settings: CopySettings, progress: Progress
     ) -> None:
+        super().__init__(loop, settings, progress)
         self._client = client
-        self._settings = settings
-        self._progress = progress
-        self._pace = Pace(loop, settings.rate)
-        self._jobs = Jobs(loop, self._failed)
-        self._directories: list[tuple[bytes, os.stat_result]] = []
         self._chunk = min(settings.buffer or client.write_limit, client.write_limit)
 
     def add(self, source: bytes, target: bytes, within: _Places = ()) -> None:
@@ -51,25 +47,12 @@ class Upload:
             return
         if not stat.S_ISDIR(status.st_mode):
             self._jobs.add_file(status.st_size, partial(self._file, source, target))
-        elif not self._settings.recursive:
-            self._failed(IsADirectoryError(errno.EISDIR, "not a regular file", source))
+        elif not self._is_recursive(source):
+            return
         elif (place := (status.st_dev, status.st_ino)) in within:  # a symlink to where we are
             self._failed(OSError(errno.ELOOP, os.strerror(errno.ELOOP), source))
         else:
             self._jobs.add_directory(partial(self._directory, source, target, (*within, place)))
-
-    async def run(self) -> None:
-        """Copies everything that was added; failures of files go to the progress."""
-        await self._jobs.run()
-        for target, status in reversed(self._directories):  # children first
-            try:
-                await self._client.setstat(target, _attributes(status))
-            except OSError as error:
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        path = getattr(error, "filename", None)
-        self._progress.failed(os.fsencode(path) if path is not None else b"", error)
 
     # -- directories -------------------------------------------------------------------
 
@@ -77,14 +60,9 @@ class Upload:
         status = os.stat(source)
         names = sorted(os.listdir(source))
         mode = stat.S_IMODE(status.st_mode) & 0o777
-        try:
-            await self._client.mkdir(target, Attributes(permissions=mode | 0o700))
-        except StatusError:
-            found = (await self._client.stat(target)).permissions
-            if found is not None and not stat.S_ISDIR(found):
-                raise
+        await self._client.make_directory(target, Attributes(permissions=mode | 0o700))
         if self._settings.preserve or mode | 0o700 != mode:
-            self._directories.append((target, status))
+            self._to_finish.append(partial(self._client.setstat, target, _attributes(status)))
         for name in names:
             path = os.path.join(source, name)
             if not self._settings.follow_links and os.path.islink(path):

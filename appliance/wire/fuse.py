@@ -111,6 +111,9 @@ NOTIFY_DELETE: Final = 6
 PAGE: Final = 4096  # bytes; max_pages counts pages, and a larger page only makes a limit smaller
 LIMIT_WITHOUT_MAX_PAGES: Final = 32 * PAGE  # bytes of one READ or WRITE, before 7.28
 
+# Our own choice
+_BACKGROUND: Final = 64  # requests of the kernel's own read-ahead and write-back at once
+
 _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _ATTRIBUTES: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times before 1970 are negative
@@ -275,10 +278,6 @@ def negotiate(request: Request, wanted: int, largest: int) -> tuple[bytes, Agree
     if minor < 23:
         structure = structure[:_INIT_REPLY_SHORT]
     return structure, Agreement(min(minor, MINOR), agreed, largest)
-
-
-# Our own choice: requests of the kernel's own read-ahead and write-back at once
-_BACKGROUND: Final = 64
 
 
 # -- replies -------------------------------------------------------------------------------
