@@ -95,13 +95,25 @@ def main(arguments: list[str], name: str) -> int:
     return FAILURE
 
 
+def _log_level(options: Options) -> str | None:
+    """Returns the LogLevel of -v and -q; None without them."""
+    if verbose := options.count("v"):
+        return f"DEBUG{min(verbose, 3)}"
+    return "QUIET" if "q" in options else None
+
+
+def start_log(options: Options) -> None:
+    """Starts the log at the level of -v and -q."""
+    from . import client_log
+
+    client_log.set_up(_log_level(options) or "INFO", None)
+
+
 def ssh_settings(options: Options) -> tuple[str | tuple[str, str], ...]:
     """Returns the settings that the options have for the connection, in their order."""
     settings: list[str | tuple[str, str]] = []
-    if verbose := options.count("v"):
-        settings.append(("LogLevel", f"DEBUG{min(verbose, 3)}"))
-    elif "q" in options:
-        settings.append(("LogLevel", "QUIET"))
+    if (level := _log_level(options)) is not None:
+        settings.append(("LogLevel", level))
     for letter, value in options:
         if letter == "o":
             settings.append(value)
@@ -127,11 +139,8 @@ def _copy(options: Options, command: str) -> bool:
     from ..files.copying import CopySettings
     from ..files.places import parse_place
     from ..files.progress import Lines, Silent
-    from . import client_log
 
-    verbose = options.count("v")
-    level = f"DEBUG{min(verbose, 3)}" if verbose else "QUIET" if "q" in options else "INFO"
-    client_log.set_up(level, None)
+    start_log(options)
     requests, buffer = _tuning(options)
     settings = CopySettings(
         preserve="p" in options,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from ..errors import CulvertError, PeerError, UsageError
 from ..log import harmless
 from .options import Option, Options, help_text, parse
-from .scp import COPY_OPTIONS, host_of, rate
+from .scp import COPY_OPTIONS, host_of, rate, start_log
 
 if TYPE_CHECKING:
     from ..aio.loop import Loop
@@ -78,8 +78,6 @@ class _Sftp:
     """One run of the program, as its command line wants it."""
 
     def __init__(self, options: Options, command: str) -> None:
-        from . import client_log
-
         self._options = options
         self._command = command
         self._batch_file = options.value("b")
@@ -87,9 +85,7 @@ class _Sftp:
         is_quiet = "q" in options or self._batch_file is not None
         self._is_quiet = is_quiet and "N" not in options
         self._place = self._destination()
-        verbose = options.count("v")
-        level = f"DEBUG{min(verbose, 3)}" if verbose else "QUIET" if "q" in options else "INFO"
-        client_log.set_up(level, None)
+        start_log(options)
 
     def _destination(self) -> Place:
         from ..files.places import Place, parse_destination
