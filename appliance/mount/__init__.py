@@ -1,0 +1,1 @@
+"""Mounts directories of SFTP servers, by the kernel's FUSE protocol."""
