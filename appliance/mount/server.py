@@ -21,12 +21,15 @@ from ..aio.threads import in_thread
 from ..client.sftp_session import SftpSession
 from ..errors import CulvertError, PeerError
 from ..files.sftp_client import SftpClient
+from ..wire import sftp
 
 _log = logging.getLogger(__name__)
 
 # Blocks until the server has let us in; the function that it returns makes the session.
 Connect = Callable[[], Callable[[Loop], SftpSession]]
 T = TypeVar("T")
+# Takes a client, and whether this is a repetition.
+Operation = Callable[[SftpClient, bool], Coroutine[Future[Any], None, T]]
 
 # Our own choices
 ATTEMPTS: Final = 3  # of a request with which the session was lost: it may be what breaks it
@@ -49,6 +52,7 @@ class Server:
         self._is_closed = False
         self._on_session: list[Callable[[], None]] = []
         self.number = 0  # of the session, from 1
+        self.read_limit = self.write_limit = sftp.PLAIN_DATA_LIMIT  # bytes of one request
         self.last_error = ""
 
     async def start(self) -> SftpClient:
@@ -75,6 +79,7 @@ class Server:
         await session.start()
         self.number += 1
         self._client = session.client
+        self.read_limit, self.write_limit = session.client.read_limit, session.client.write_limit
         session.client.when_ended(self._lost)
         self._pause = FIRST_PAUSE
         self.last_error = ""
@@ -161,15 +166,17 @@ class Server:
         for future in waiting:
             future.resolve(None)
 
-    async def ask(
-        self, operation: Callable[[SftpClient], Coroutine[Future[Any], None, T]]
-    ) -> T:
+    async def ask(self, operation: Callable[[SftpClient], Coroutine[Future[Any], None, T]]) -> T:
         """Returns the result of an operation that may be done twice, if the session is lost."""
-        for _ in range(ATTEMPTS - 1):
+        return await self.change(lambda client, _: operation(client))
+
+    async def change(self, operation: Operation[T]) -> T:
+        """As ``ask``, for one that is told whether it may have been done already."""
+        for attempt in range(ATTEMPTS):
             client = await self.client()
             try:
-                return await operation(client)
+                return await operation(client, attempt > 0)
             except PeerError:
-                if client is self._client:  # a reply that this request cannot have
-                    raise
-        return await operation(await self.client())
+                if client is self._client or attempt == ATTEMPTS - 1:
+                    raise  # a reply that this request cannot have, or it is what breaks sessions
+        raise AssertionError
