@@ -135,13 +135,12 @@ class Listings:
         listing = self.current(node) or self.fetch(node)
         self._used(listing)
         listing.read_at = now
-        parent = node.parent
-        if parent is not None and parent.listing is not None:
-            if now - parent.listing.read_at < TRAVERSAL:
-                parent.listing.read_at = now
-                self._want(self._folders(parent), first=False)
-                if listing.is_complete:
-                    self._want(self._folders(node), first=True)
+        if self._is_traversed(node, now):
+            assert node.parent is not None and node.parent.listing is not None
+            node.parent.listing.read_at = now
+            self._want(self._folders(node.parent), first=False)
+            if listing.is_complete:
+                self._want(self._folders(node), first=True)
         return listing
 
     def missed(self, parent: Node) -> None:
@@ -210,9 +209,9 @@ class Listings:
 
     async def _fetch(self, node: Node, listing: Listing, path: bytes) -> None:
         async def entries(client: SftpClient) -> None:
-            if listing.is_ahead and client.has(sftp.LOOKUP_TREE):
-                if await self._fetch_tree(client, node, listing, path):
-                    return
+            is_tree = listing.is_ahead and client.has(sftp.LOOKUP_TREE)
+            if is_tree and await self._fetch_tree(client, node, listing, path):
+                return
             opened = client.open_directory(path)
             async for each in client.listing(path, opened):
                 listing.add(self._packed(each))
@@ -232,10 +231,9 @@ class Listings:
                 attributes = pack(entry.attributes, entry.longname)
             except OSError:  # an owner without a number here
                 attributes = b""
-            if (attributes and follows and stat.S_ISLNK(fuse.mode_in(attributes))) or (
-                attributes and not entry.attributes.times
-            ):
-                attributes = b""
+            is_link = bool(attributes) and stat.S_ISLNK(fuse.mode_in(attributes))
+            if (is_link and follows) or entry.attributes.times is None:
+                attributes = b""  # asked for by itself
             packed.append((name, attributes))
         return packed
 

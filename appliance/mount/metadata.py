@@ -291,13 +291,11 @@ class Metadata:
 
 def _handle_of(node: Node, file: OpenFile | None, for_writing: bool = False) -> bytes | None:
     """Returns a handle of an open file, if the kernel named it or the file has no name."""
-    if file is not None and (file.is_writable or not for_writing):
-        if (handle := file.handle_now()) is not None:
+    named = [] if file is None else [file]
+    others = node.files.open if node.parent is None and node.files is not None else []
+    for each in (*named, *others):
+        if (each.is_writable or not for_writing) and (handle := each.handle_now()) is not None:
             return handle
-    if node.parent is None and node.files is not None:
-        for each in node.files.open:
-            if (each.is_writable or not for_writing) and (handle := each.handle_now()) is not None:
-                return handle
     return None
 
 

@@ -248,9 +248,9 @@ class Names:
             try:
                 await self._rename_there(client, old, new, flags)
             except StatusError as error:
-                if is_repeated and error.code == sftp.NO_SUCH_FILE:
-                    if await failures.exists(client, new):
-                        return
+                is_gone = is_repeated and error.code == sftp.NO_SUCH_FILE
+                if is_gone and await failures.exists(client, new):
+                    return
                 look = failures.renaming(old, new, replaces=not flags)
                 failure = await explained(client, error, new, look)
                 if state.settings.rename_exdev and failure.errno in (errno.EPERM, errno.EIO):

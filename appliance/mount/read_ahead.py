@@ -224,9 +224,10 @@ class Reader:
                 session.reply(unique, self._joined(offset, size))
             else:
                 self._waiting.append((unique, offset, size))
-        if self._blocks.get(index) is block and len(block.data or b"") < BLOCK:
-            if index * BLOCK + len(block.data or b"") != self._file.node.size:
-                del self._blocks[index]  # the end is not where it was
+        length = len(block.data or b"")
+        is_end = length < BLOCK and index * BLOCK + length != self._file.node.size
+        if is_end and self._blocks.get(index) is block:
+            del self._blocks[index]  # the end is not where it was
 
     def _joined(self, offset: int, size: int) -> bytes:
         """Returns bytes of blocks that have come, up to the file's end."""

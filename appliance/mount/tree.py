@@ -217,8 +217,7 @@ class Tree:
         """Renames; what had the new name loses it."""
         node = parent.children.get(name)
         if node is not None and new_parent.children.get(new_name) is node:
-            if (parent, name) != (new_parent, new_name):
-                return  # two names of one file: rename(2) does nothing
+            return  # two names of one file: rename(2) does nothing
         self.remove(new_parent, new_name)
         if node is None:
             return

@@ -46,7 +46,7 @@ class Nothing:
         if asked.opcode == fuse.INIT:
             structure, _ = fuse.negotiate(asked, 0, 1 << 17)
         elif asked.opcode == fuse.GETATTR:
-            structure = fuse.attributes_reply(60, root)
+            structure = fuse.attributes_reply(60, root.encode())
         elif asked.opcode == fuse.OPENDIR:
             structure = fuse.opened(1, 0)
         elif asked.opcode in (fuse.READDIR, fuse.RELEASEDIR):
