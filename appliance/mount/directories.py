@@ -23,13 +23,24 @@ _UNKNOWN: Final = 0  # DT_UNKNOWN
 _UNKNOWN_INODE: Final = 0xFFFFFFFF  # as libfuse has it; 0 would hide the name
 
 
+class _OpenDirectory:
+    """A directory that a program reads."""
+
+    __slots__ = ("listing", "names")
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+        # as they were when the program began, or as they come
+        self.names = list(listing.entries) if listing.is_over else listing.coming
+
+
 class Directories:
     """The handlers, and the directories that are open."""
 
     def __init__(self, state: MountState, listings: Listings) -> None:
         self._state = state
         self._listings = listings
-        self._open: dict[int, Listing | None] = {}
+        self._open: dict[int, _OpenDirectory | None] = {}
         self._next = 1
 
     def opendir(self, request: Request) -> Answer:
@@ -57,33 +68,34 @@ class Directories:
     def _read(self, request: Request, with_attributes: bool) -> Answer:
         number, offset, size, *_ = request.fields()
         node = self._state.tree[request.node]
-        listing = self._open[number]
-        if listing is None or offset == 0:  # rewinddir(3) reads it again
-            listing = self._open[number] = self._listings.read(node)
-        waits = max(0, offset - _DOTS) >= len(listing.names) and not listing.is_over
-        if waits or listing.failure is not None:
-            return self._read_later(node, listing, offset, size, with_attributes)
-        return self._entries(node, listing, offset, size, with_attributes)
+        directory = self._open[number]
+        if directory is None or offset == 0:  # rewinddir(3) reads it again
+            directory = self._open[number] = _OpenDirectory(self._listings.read(node))
+        if self._waits(directory, offset) or directory.listing.failure is not None:
+            return self._read_later(node, directory, offset, size, with_attributes)
+        return self._entries(node, directory, offset, size, with_attributes)
+
+    def _waits(self, directory: _OpenDirectory, offset: int) -> bool:
+        return max(0, offset - _DOTS) >= len(directory.names) and not directory.listing.is_over
 
     async def _read_later(
-        self, node: Node, listing: Listing, offset: int, size: int, with_attributes: bool
+        self, node: Node, directory: _OpenDirectory, offset: int, size: int, with_attributes: bool
     ) -> Reply:
-        while max(0, offset - _DOTS) >= len(listing.names) and not listing.is_over:
-            await listing.more()
-        if listing.failure is not None:
-            raise listing.failure
-        return self._entries(node, listing, offset, size, with_attributes)
+        while self._waits(directory, offset):
+            await directory.listing.more()
+        if directory.listing.failure is not None:
+            raise directory.listing.failure
+        return self._entries(node, directory, offset, size, with_attributes)
 
     def _entries(
-        self, node: Node, listing: Listing, offset: int, size: int, with_attributes: bool
+        self, node: Node, directory: _OpenDirectory, offset: int, size: int, with_attributes: bool
     ) -> Reply:
         """Returns the entries from ``offset`` on, as many as fit."""
-        state = self._state
+        state, listing, names = self._state, directory.listing, directory.names
         now = state.loop.time()
         expires = listing.expires if listing.is_complete else now + state.attributes_hold
         parts: list[bytes] = []
         granted: list[Node] = []
-        names = listing.names
         while True:
             packed = b""
             if offset < _DOTS:

@@ -42,19 +42,19 @@ class Listing:
         "_changes",
         "_waiting",
         "begun",
+        "coming",
         "entries",
         "expires",
         "failure",
         "is_ahead",
         "is_complete",
-        "names",
         "read_at",
     )
 
     def __init__(self, begun: float) -> None:
         self.begun = begun  # when it was asked for
         self.entries: dict[bytes, bytes] = {}
-        self.names: list[bytes] = []  # in the server's order
+        self.coming: list[bytes] = []  # the names so far, while they come
         self.is_complete = False
         self.expires = 0.0
         self.failure: OSError | None = None
@@ -74,7 +74,7 @@ class Listing:
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Takes entries from the server."""
-        known, names, changes = self.entries, self.names, self._changes
+        known, names, changes = self.entries, self.coming, self._changes
         for name, packed in entries:
             if name in changes or name in known:
                 continue
@@ -87,6 +87,7 @@ class Listing:
         self.failure = failure
         self.is_complete = failure is None
         self.expires = expires
+        self.coming = []  # a program that reads it keeps the names
         self._changes.clear()
         self._tell()
 
