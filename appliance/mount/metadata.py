@@ -101,6 +101,8 @@ class Metadata:
         )
         if needs_others and node.expires <= state.loop.time():
             await self.refresh(node, file)
+        if self._is_so(node, fields):
+            return state.attributes_reply(node)
         given = self._wanted(node, fields)
         if valid & fuse.FATTR_SIZE:
             given.size = size
@@ -132,6 +134,21 @@ class Metadata:
 
         state.learn(node, await state.server.ask(change))
         return state.attributes_reply(node)
+
+    def _is_so(self, node: Node, fields: tuple[int, ...]) -> bool:
+        """Whether a change of owner or mode changes nothing: tar and cp ask for many of these."""
+        valid, *_, mode, uid, gid = fields
+        if valid & ~(fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_FH):
+            return False
+        if node.expires <= self._state.loop.time():
+            return False
+        known = fuse.Attributes.decode(node.packed)
+        return not (
+            (valid & fuse.FATTR_MODE and mode & 0o7777 != known.mode & 0o7777)
+            or (valid & fuse.FATTR_UID and uid != known.uid)
+            or (valid & fuse.FATTR_GID and gid != known.gid)
+            or known.mode & (stat.S_ISUID | stat.S_ISGID)
+        )
 
     def _wanted(self, node: Node, fields: tuple[int, ...]) -> sftp.Attributes:
         """Returns the attributes that SETATTR sets, but for the size."""
