@@ -161,6 +161,7 @@ class Files:
         node = self._state.made(parent, name, attributes)
         node.version += 1
         file = self._new(node, flags)
+        file.is_new = True
         file.opened(handle, number)
         granted = self._granted(node, flags, file)
         entry = self._state.entry(node)
@@ -231,6 +232,7 @@ class Files:
         file.tell_error()
         data = bytes(request.data())
         self._changed(file.node)
+        file.node.grow(offset + size)
         assert file.node.files is not None
         file.node.files.queue.add(file, offset, data)
         if self._state.settings.sync_writes:

@@ -95,15 +95,15 @@ class Metadata:
         state = self._state
         valid, number, size = fields[:3]
         file = self._files.get(number) if valid & fuse.FATTR_FH else None
-        needs_others = valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME) in (
-            fuse.FATTR_ATIME,
-            fuse.FATTR_MTIME,
-        )
-        if needs_others and node.expires <= state.loop.time():
+        # SETSTAT sets both times. The other one is asked for if it is the one that matters.
+        times = valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME)
+        if times == fuse.FATTR_ATIME and node.expires <= state.loop.time():
             await self.refresh(node, file)
         if self._is_so(node, fields):
             return state.attributes_reply(node)
         given = self._wanted(node, fields)
+        if file is not None and self._is_certain(file, valid):
+            return self._send(file, given)
         if valid & fuse.FATTR_SIZE:
             given.size = size
             node.version += 1
@@ -133,6 +133,40 @@ class Metadata:
             return (await looked).attrs
 
         state.learn(node, await state.server.ask(change))
+        return state.attributes_reply(node)
+
+    def _is_certain(self, file: OpenFile, valid: int) -> bool:
+        """Whether a change cannot fail but with the file itself: mode and times of one of our own.
+
+        It is on its way to the server with what was written, and there when the file is closed.
+        Servers that refuse such changes do not have the extension.
+        """
+        unusual = fuse.FATTR_SIZE | fuse.FATTR_UID | fuse.FATTR_GID
+        server = self._state.server
+        return (
+            file.is_new
+            and not valid & unusual
+            and server.has(sftp.LSETSTAT)
+            and file.handle_now() is not None
+        )
+
+    def _send(self, file: OpenFile, given: sftp.Attributes) -> Reply:
+        """Sends a change behind the writes, and answers before the server does."""
+        node, state = file.node, self._state
+        handle = file.handle_now()
+        assert handle is not None and node.files is not None
+        node.files.queue.push()
+        change = state.server.client_now().send(sftp.FSetStat(0, handle, given))
+        node.files.queue.follow(file, change)
+        known = fuse.Attributes.decode(node.packed)
+        if given.permissions is not None:
+            known = known._replace(mode=stat.S_IFMT(known.mode) | given.permissions)
+        if given.times is not None:
+            parts = given.nanoseconds or (0, 0)
+            times = [(s, n) for s, n in zip(given.times, parts, strict=True)]
+            known = known._replace(accessed=times[0], modified=times[1])
+            node.expires = state.loop.time() + state.attributes_hold
+        node.packed = known.encode()
         return state.attributes_reply(node)
 
     def _is_so(self, node: Node, fields: tuple[int, ...]) -> bool:
