@@ -102,8 +102,8 @@ class Metadata:
         if self._is_so(node, fields):
             return state.attributes_reply(node)
         given = self._wanted(node, fields)
-        if file is not None and self._is_certain(file, valid):
-            return self._send(file, given)
+        if (new := self._new_file(node, valid)) is not None:
+            return self._send(new, given)
         if valid & fuse.FATTR_SIZE:
             given.size = size
             node.version += 1
@@ -135,20 +135,19 @@ class Metadata:
         state.learn(node, await state.server.ask(change))
         return state.attributes_reply(node)
 
-    def _is_certain(self, file: OpenFile, valid: int) -> bool:
-        """Whether a change cannot fail but with the file itself: mode and times of one of our own.
+    def _new_file(self, node: Node, valid: int) -> OpenFile | None:
+        """Returns the open file behind whose writes a change may be sent, if it cannot fail.
 
-        It is on its way to the server with what was written, and there when the file is closed.
-        Servers that refuse such changes do not have the extension.
+        Mode and times of a file that we have just made are on their way with its content, and at
+        the server when the file is closed. Servers that refuse them do not have the extension.
         """
-        unusual = fuse.FATTR_SIZE | fuse.FATTR_UID | fuse.FATTR_GID
-        server = self._state.server
-        return (
-            file.is_new
-            and not valid & unusual
-            and server.has(sftp.LSETSTAT)
-            and file.handle_now() is not None
-        )
+        unusual = valid & (fuse.FATTR_SIZE | fuse.FATTR_UID | fuse.FATTR_GID)
+        if unusual or node.files is None or not self._state.server.has(sftp.LSETSTAT):
+            return None
+        for file in node.files.open:
+            if file.is_new and file.handle_now() is not None:
+                return file
+        return None
 
     def _send(self, file: OpenFile, given: sftp.Attributes) -> Reply:
         """Sends a change behind the writes, and answers before the server does."""
