@@ -144,6 +144,7 @@ class Budget:
     """A number of units that callbacks hold and give back; tasks wait until some are free."""
 
     def __init__(self, units: int) -> None:
+        self._units = units
         self._free = units
         self._waiting: deque[Future[None]] = deque()
 
@@ -151,6 +152,11 @@ class Budget:
     def has_room(self) -> bool:
         """Whether units are free."""
         return self._free > 0
+
+    @property
+    def held(self) -> int:
+        """How many units are held."""
+        return self._units - self._free
 
     async def room(self) -> None:
         """Waits until units are free."""

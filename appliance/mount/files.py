@@ -13,6 +13,7 @@ from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
 from . import failures
+from .behind import LARGE
 from .contents import SMALL, Contents
 from .failures import explained
 from .files_ahead import FilesAhead
@@ -46,6 +47,7 @@ class Files:
         self._metadata = metadata
         self._contents = contents
         self._ahead = ahead
+        self._behind = state.behind
         self._open = files
         self._next = 1
 
@@ -63,6 +65,7 @@ class Files:
         return self._open_for_reading(node, flags)
 
     async def _open_for_reading(self, node: Node, flags: int) -> Reply:
+        await self._behind.settled(node)
         is_small = 0 < node.size <= SMALL and node.expires > 0
         number, handle, data = 0, b"", b""
         changes = node.version
@@ -93,6 +96,7 @@ class Files:
 
     async def _open_there(self, node: Node, flags: int) -> Reply:
         """Opens a file at the server, which decides whether that is allowed."""
+        await self._behind.settled(node)
         pflags = pflags_of(flags) | (sftp.TRUNCATE if flags & os.O_TRUNC else 0)
         number, handle = 0, b""
 
@@ -121,11 +125,50 @@ class Files:
     def create(self, request: Request) -> Answer:
         (name,) = request.names()
         flags, mode, _, _ = request.fields()
-        return self._create(self._tree[request.node], name, flags, mode & 0o7777)
+        parent = self._tree[request.node]
+        if self._behind.may_make(parent, name):
+            return self._create_behind(parent, name, flags, mode & 0o7777)
+        return self._create(parent, name, flags, mode & 0o7777)
+
+    def _create_behind(self, parent: Node, name: bytes, flags: int, mode: int) -> Reply:
+        """Answers with a new file, which the server gets behind that."""
+        node = self._behind.make(parent, name, stat.S_IFREG | mode)
+        file = self._new(node, flags)
+        file.is_new = True
+        file.comes()
+        attrs = sftp.Attributes(permissions=mode if self._state.settings.create_mode else 0)
+        pflags = pflags_of(flags) | sftp.CREATE
+
+        async def make(client: SftpClient, is_repeated: bool) -> None:
+            number, path = self._state.server.number, self._tree.path(node)
+            exclusive = 0 if is_repeated else sftp.EXCLUSIVE
+            try:
+                file.opened(await client.open(path, pflags | exclusive, attrs), number)
+            except StatusError as error:
+                look = failures.opening(path, creates=True, is_exclusive=not is_repeated)
+                raise await explained(client, error, path, look) from error
+
+        async def work() -> None:
+            await file.make(lambda: self._state.server.insist(make))
+
+        assert node.files is not None
+        node.files.queue.follow(file, self._behind.add(node, work))
+        return self._created(node, flags, file)
+
+    def _created(self, node: Node, flags: int, file: OpenFile) -> Granted:
+        granted = self._granted(node, flags, file)
+        entry = self._state.entry(node)
+
+        def take_back() -> None:
+            granted.take_back()
+            self._tree.forget(node.number, 1)
+
+        return Granted(entry + granted.structure, take_back)
 
     async def _create(self, parent: Node, name: bytes, flags: int, mode: int) -> Reply:
         if len(name) > failures.NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        await self._behind.settled(parent)
         path = self._tree.path_of(parent, name)
         is_exclusive = bool(flags & os.O_EXCL)
         pflags = pflags_of(flags) | sftp.CREATE
@@ -158,19 +201,13 @@ class Files:
         except FileExistsError:
             self._listings.forget(parent)
             raise
+        self._behind.observed(attributes)
         node = self._state.made(parent, name, attributes)
         node.version += 1
         file = self._new(node, flags)
         file.is_new = True
         file.opened(handle, number)
-        granted = self._granted(node, flags, file)
-        entry = self._state.entry(node)
-
-        def take_back() -> None:
-            granted.take_back()
-            self._tree.forget(node.number, 1)
-
-        return Granted(entry + granted.structure, take_back)
+        return self._created(node, flags, file)
 
     def _new(self, node: Node, flags: int) -> OpenFile:
         if node.files is None:
@@ -233,6 +270,8 @@ class Files:
         data = bytes(request.data())
         self._changed(file.node)
         file.node.grow(offset + size)
+        if self._behind.is_on and file.is_new:
+            self._behind.written(file.node)
         assert file.node.files is not None
         file.node.files.queue.add(file, offset, data)
         if self._state.settings.sync_writes:
@@ -254,6 +293,7 @@ class Files:
     def _changed(self, node: Node) -> None:
         """Takes note that a file's content is another one now."""
         node.version += 1
+        node.is_dated = False
         self._state.doubt(node)
 
     def flush(self, request: Request) -> Answer:
@@ -262,7 +302,29 @@ class Files:
         if not file.node.files.is_changing:
             file.tell_error()
             return b""
+        if self._behind.is_on and file.is_new and self._state.unwritten.held < LARGE:
+            file.tell_error()
+            self._behind.add(file.node, lambda: self._finish(file))
+            return b""
         return self._flush(file)
+
+    async def _finish(self, file: OpenFile) -> sftp.Attributes | None:
+        """Waits for the writes of a file that its program has closed; returns its attributes.
+
+        Its time of modification becomes the one that was shown.
+        """
+        node = file.node
+        if node.files is not None:
+            await node.files.written()
+        client, handle = await file.handle()
+        if not node.is_dated and client.has(sftp.LSETSTAT):
+            known = fuse.Attributes.decode(node.packed)
+            (accessed, first), (modified, second) = known.accessed, known.modified
+            dated = sftp.Attributes(times=(accessed, modified))
+            if client.has(sftp.NANOSECONDS):
+                dated.nanoseconds = first, second
+            client.send(sftp.FSetStat(0, handle, dated)).when_done(lambda: None)
+        return await client.fstat(handle)
 
     async def _flush(self, file: OpenFile) -> Reply:
         """Waits for the writes, and learns the attributes that they have led to."""
@@ -291,6 +353,7 @@ class Files:
         return self._fsync(file)
 
     async def _fsync(self, file: OpenFile) -> Reply:
+        await self._behind.settled(file.node)
         await self._flush(file)
 
         async def sync(client: SftpClient) -> None:
@@ -343,6 +406,7 @@ class Files:
     ) -> Reply:
         """Has the server copy, as much as it may do without an answer to others."""
         for file in (source, target):
+            await self._behind.settled(file.node)
             if file.node.files is not None:
                 await file.node.files.written()
         if source.node.expires <= self._state.loop.time():

@@ -13,9 +13,13 @@ and one that is interrupted with EINTR. What it began goes on; only the answer i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import queue
+import signal
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -94,6 +98,7 @@ class FuseSession:
         self._waiting: dict[int, _Waiting] = {}  # in the order in which they came
         self._has_timer = False
         self._is_open = True
+        self._notices: queue.SimpleQueue[bytes] | None = None
         self.progress = 0.0  # when the server last did a part of something long (monotonic)
         os.set_blocking(fd, False)
         loop.watch_reader(fd, self._on_readable)
@@ -102,6 +107,8 @@ class FuseSession:
         """Answers no more; the caller closes the descriptor."""
         if self._is_open:
             self._is_open = False
+            if self._notices is not None:
+                self._notices.put(b"")
             self._loop.watch_reader(self._fd, None)
 
     # -- requests ----------------------------------------------------------------------
@@ -203,9 +210,21 @@ class FuseSession:
             self._write(unique, None, number)
 
     def notify(self, parts: list[bytes]) -> None:
-        """Tells the kernel something that it did not ask for."""
-        if self._is_open:
-            self._write_all(parts)
+        """Tells the kernel something that it did not ask for.
+
+        It may wait for locks that are held until we have answered a request, so another thread
+        does that.
+        """
+        if self._notices is None:
+            self._notices = queue.SimpleQueue()
+            threading.Thread(target=self._notify, args=(self._notices,), daemon=True).start()
+        self._notices.put(b"".join(parts))
+
+    def _notify(self, notices: queue.SimpleQueue[bytes]) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while notice := notices.get():
+            with contextlib.suppress(OSError):  # the kernel does not know it, or is gone
+                os.write(self._fd, notice)
 
     def _grant(self, unique: int, granted: Granted) -> None:
         if not self._write(unique, granted.structure):

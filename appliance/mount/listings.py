@@ -189,6 +189,7 @@ class Listings:
     async def _run(self, node: Node, listing: Listing) -> None:
         failure: OSError | None = None
         try:
+            await self._state.behind.settled(node)
             path = self._state.tree.path(node)
             await self._fetch(node, listing, path)
         except OSError as error:
@@ -196,6 +197,9 @@ class Listings:
         except PeerError:
             failure = OSError(errno.EIO, os.strerror(errno.EIO))
         now = self._state.loop.time()
+        for name, child in node.children.items():
+            if self._is_ours(child):
+                listing.change(name, child.packed)  # the server may not have it yet
         listing.ended(failure, now + self._holds)
         if failure is not None:
             if node.listing is listing:
@@ -292,12 +296,18 @@ class Listings:
         tree, expires = self._state.tree, now + self._state.attributes_hold
         for name, child in list(node.children.items()):
             packed = listing.entries.get(name)
-            if child.known_at >= listing.begun or (child.files and child.files.is_changing):
+            if child.known_at >= listing.begun or self._is_ours(child):
                 continue  # what the listing says is older
             if packed is None:
                 tree.remove(node, name)
             elif packed:
                 tree.child(node, name, packed, expires, now)
+
+    def _is_ours(self, node: Node) -> bool:
+        """Whether we know more of a file than the server does."""
+        if node.files is not None and node.files.is_changing:
+            return True
+        return self._state.behind.is_pending(node)
 
     # -- memory ------------------------------------------------------------------------
 

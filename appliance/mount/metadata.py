@@ -38,6 +38,7 @@ class Metadata:
         self._tree = state.tree
         self._listings = listings
         self._files = files  # that are open, by number
+        self._behind = state.behind
         self._statistics = fuse.statistics(
             _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, 10**9, 10**9, 4096, 255, 4096
         )
@@ -60,6 +61,7 @@ class Metadata:
     async def refresh(self, node: Node, file: OpenFile | None = None) -> None:
         """Asks the server for a node's attributes; raises OSError."""
         state = self._state
+        await self._behind.settled(node)
 
         async def ask(client: SftpClient) -> sftp.Attributes:
             if node.files is not None:
@@ -104,6 +106,9 @@ class Metadata:
         given = self._wanted(node, fields)
         if (new := self._new_file(node, valid)) is not None:
             return self._send(new, given)
+        if self._may_be_behind(node, valid):
+            return self._set_behind(node, given)
+        await self._behind.settled(node)
         if valid & fuse.FATTR_SIZE:
             given.size = size
             node.version += 1
@@ -157,16 +162,40 @@ class Metadata:
         node.files.queue.push()
         change = state.server.client_now().send(sftp.FSetStat(0, handle, given))
         node.files.queue.follow(file, change)
-        known = fuse.Attributes.decode(node.packed)
-        if given.permissions is not None:
-            known = known._replace(mode=stat.S_IFMT(known.mode) | given.permissions)
+        self._behind.changed(node, given)
         if given.times is not None:
-            parts = given.nanoseconds or (0, 0)
-            times = [(s, n) for s, n in zip(given.times, parts, strict=True)]
-            known = known._replace(accessed=times[0], modified=times[1])
-            node.expires = state.loop.time() + state.attributes_hold
-        node.packed = known.encode()
+            node.is_dated = True
+            node.expires = max(node.expires, state.loop.time() + state.attributes_hold)
         return state.attributes_reply(node)
+
+    def _may_be_behind(self, node: Node, valid: int) -> bool:
+        """Whether a change may be answered first: not of the size, and not of what is not known."""
+        return (
+            self._behind.is_on
+            and not valid & fuse.FATTR_SIZE
+            and node.parent is not None
+            and self._behind.room.has_room
+            and not stat.S_ISLNK(fuse.mode_in(node.packed))
+            and node.expires > self._state.loop.time()
+        )
+
+    def _set_behind(self, node: Node, given: sftp.Attributes) -> Reply:
+        async def work() -> sftp.Attributes:
+            async def change(client: SftpClient, _: bool) -> sftp.Attributes:
+                if node.files is not None:
+                    await node.files.sent()
+                path = self._tree.path(node)
+                changed = client.send(sftp.SetStat(0, path, given), path)
+                looked = client.ask(sftp.LStat(0, path), sftp.AttrsReply, path)
+                looked.when_done(lambda: None)
+                await changed
+                return (await looked).attrs
+
+            return await self._state.server.insist(change)
+
+        self._behind.changed(node, given)
+        self._behind.add(node, work)
+        return self._state.attributes_reply(node)
 
     def _is_so(self, node: Node, fields: tuple[int, ...]) -> bool:
         """Whether a change of owner or mode changes nothing: tar and cp ask for many of these."""
@@ -234,6 +263,7 @@ class Metadata:
         return self._readlink(node)
 
     async def _readlink(self, node: Node) -> Reply:
+        await self._behind.settled(node)
         path = self._tree.path(node)
         target = await self._state.server.ask(lambda client: client.readlink(path))
         if not target or b"\0" in target or len(target) >= 4096:
@@ -255,6 +285,7 @@ class Metadata:
         return self._getxattr(self._tree[request.node], name, size)
 
     async def _getxattr(self, node: Node, name: bytes, size: int) -> Reply:
+        await self._behind.settled(node)
         path = self._tree.path(node)
         value = await self._state.server.ask(lambda client: client.get_xattr(path, name))
         return _sized(value, size)
@@ -265,6 +296,7 @@ class Metadata:
         return self._listxattr(self._tree[request.node], size)
 
     async def _listxattr(self, node: Node, size: int) -> Reply:
+        await self._behind.settled(node)
         path = self._tree.path(node)
         names = await self._state.server.ask(lambda client: client.list_xattrs(path))
         own = [name for name in names if name.startswith(_OWN_NAMESPACE) and b"\0" not in name]
@@ -277,6 +309,7 @@ class Metadata:
         return self._setxattr(self._tree[request.node], name, bytes(request.data()), flags)
 
     async def _setxattr(self, node: Node, name: bytes, value: bytes, flags: int) -> Reply:
+        await self._behind.settled(node)
         path = self._tree.path(node)
         await self._state.server.ask(lambda client: client.set_xattr(path, name, value, flags))
         return b""
@@ -287,6 +320,7 @@ class Metadata:
         return self._removexattr(self._tree[request.node], name)
 
     async def _removexattr(self, node: Node, name: bytes) -> Reply:
+        await self._behind.settled(node)
         path = self._tree.path(node)
         await self._state.server.ask(lambda client: client.remove_xattr(path, name))
         return b""

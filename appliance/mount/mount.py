@@ -22,6 +22,7 @@ from ..aio.loop import Loop
 from ..errors import UsageError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse
+from .behind import Behind
 from .contents import Contents
 from .directories import Directories
 from .files import Files
@@ -87,6 +88,7 @@ class Mount:
         state = self._state
         assert state is not None
         listings, contents = Listings(state), Contents(state)
+        state.behind = Behind(state, listings)
         names, directories = Names(state, listings), Directories(state, listings)
         metadata = Metadata(state, listings, self._files)
         ahead = FilesAhead(state, contents)
@@ -142,6 +144,8 @@ class Mount:
         for node in {file.node for file in self._files.values()}:
             if node.files is not None:
                 await node.files.written()
+        if self._state is not None and self._session is not None:
+            await self._state.behind.all_done()
 
     def close(self) -> None:
         """Ends the session with the server."""

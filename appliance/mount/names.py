@@ -29,6 +29,7 @@ class Names:
         self._state = state
         self._tree = state.tree
         self._listings = listings
+        self._behind = state.behind
 
     # -- lookup ------------------------------------------------------------------------
 
@@ -56,9 +57,10 @@ class Names:
         state = self._state
         if len(name) > failures.NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        path = self._tree.path_of(parent, name)
         if state.settings.caches:
             self._listings.missed(parent)
+        await self._behind.settled(parent)
+        path = self._tree.path_of(parent, name)
 
         async def ask(client: SftpClient) -> sftp.Attributes | None:
             node = parent.children.get(name)
@@ -101,7 +103,25 @@ class Names:
     def mkdir(self, request: Request) -> Answer:
         (name,) = request.names()
         mode, _ = request.fields()
-        return self._mkdir(self._tree[request.node], name, mode & 0o7777)
+        parent = self._tree[request.node]
+        if self._behind.may_make(parent, name):
+            return self._mkdir_behind(parent, name, mode & 0o7777)
+        return self._mkdir(parent, name, mode & 0o7777)
+
+    def _mkdir_behind(self, parent: Node, name: bytes, mode: int) -> Reply:
+        node = self._behind.make(parent, name, stat.S_IFDIR | mode)
+        self._listings.made(node)
+        message = sftp.MkDir(0, b"", sftp.Attributes(permissions=mode))
+        self._behind.add(node, lambda: self._make_there(node, message))
+        return self._granted(node)
+
+    async def _make_there(self, node: Node, message: sftp.MkDir | sftp.SymLink) -> sftp.Attributes:
+        path = self._tree.path(node)
+        if isinstance(message, sftp.MkDir):
+            message.path = path
+        else:
+            message.linkpath = path
+        return await self._state.server.insist(_made_by(message, path))
 
     async def _mkdir(self, parent: Node, name: bytes, mode: int) -> Reply:
         path = self._tree.path_of(parent, name)
@@ -134,7 +154,13 @@ class Names:
 
     def symlink(self, request: Request) -> Answer:
         name, target = request.names()
-        return self._symlink(self._tree[request.node], name, target)
+        parent = self._tree[request.node]
+        if self._behind.may_make(parent, name):
+            node = self._behind.make(parent, name, stat.S_IFLNK | 0o777, len(target))
+            message = sftp.SymLink(0, target, b"")
+            self._behind.add(node, lambda: self._make_there(node, message))
+            return self._granted(node)
+        return self._symlink(parent, name, target)
 
     async def _symlink(self, parent: Node, name: bytes, target: bytes) -> Reply:
         path = self._tree.path_of(parent, name)
@@ -143,11 +169,13 @@ class Names:
     async def _make(self, parent: Node, name: bytes, make: Operation[sftp.Attributes]) -> Reply:
         if len(name) > failures.NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        await self._behind.settled(parent)
         try:
             attributes = await self._state.server.change(make)
         except FileExistsError:  # our listing did not have it
             self._listings.forget(parent)
             raise
+        self._behind.observed(attributes)
         return self._granted(self._state.made(parent, name, attributes))
 
     def link(self, request: Request) -> Answer:
@@ -158,6 +186,8 @@ class Names:
         return self._link(self._tree[number], self._tree[request.node], name)
 
     async def _link(self, node: Node, parent: Node, name: bytes) -> Reply:
+        await self._behind.settled(node)
+        await self._behind.settled(parent)
         old, new = self._tree.path(node), self._tree.path_of(parent, name)
 
         async def make(client: SftpClient, is_repeated: bool) -> sftp.Attributes:
@@ -186,10 +216,12 @@ class Names:
         return self._unlink(self._tree[request.node], name)
 
     async def _unlink(self, parent: Node, name: bytes) -> Reply:
-        path = self._tree.path_of(parent, name)
         node = parent.children.get(name)
-        if node is not None and node.files is not None:
-            await node.files.written()
+        if node is not None:
+            await self._behind.settled(node)
+            if node.files is not None:
+                await node.files.written()
+        path = self._tree.path_of(parent, name)
 
         async def remove(client: SftpClient, is_repeated: bool) -> None:
             try:
@@ -208,6 +240,8 @@ class Names:
         return self._rmdir(self._tree[request.node], name)
 
     async def _rmdir(self, parent: Node, name: bytes) -> Reply:
+        if (node := parent.children.get(name)) is not None:
+            await self._behind.settled_below(node)
         path = self._tree.path_of(parent, name)
 
         async def remove(client: SftpClient, is_repeated: bool) -> None:
@@ -240,11 +274,14 @@ class Names:
         self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int
     ) -> Reply:
         tree, state = self._tree, self._state
-        old, new = tree.path_of(parent, name), tree.path_of(new_parent, new_name)
         node, replaced = parent.children.get(name), new_parent.children.get(new_name)
-        for each in (*(tree.below(node) if node else ()), replaced):
-            if each is not None and each.files is not None:
-                await each.files.written()
+        await self._behind.settled(new_parent)
+        for each in [*(tree.below(node) if node else ()), replaced]:
+            if each is not None:
+                await self._behind.settled(each)
+                if each.files is not None:
+                    await each.files.written()
+        old, new = tree.path_of(parent, name), tree.path_of(new_parent, new_name)
 
         async def rename(client: SftpClient, is_repeated: bool) -> None:
             try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from ..aio.tasks import Future
 from ..files.sftp_client import SftpClient, StatusError
@@ -39,7 +40,7 @@ class OpenFile:
         self._opening: list[Future[None]] | None = None
         self._identity: object = None  # what a file that is opened again must have
         self._error: OSError | None = None  # of a write; told once
-        self._is_stale = False
+        self._lost: OSError | None = None  # why it can be opened no more
 
     @property
     def is_writable(self) -> bool:
@@ -62,8 +63,8 @@ class OpenFile:
             client = await self._state.server.client()
             if self._session == self._state.server.number:
                 return client, self._handle
-            if self._is_stale:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            if self._lost is not None:
+                raise self._lost
             if self._opening is None:
                 await self._open(client)
             else:
@@ -76,9 +77,27 @@ class OpenFile:
         try:
             await self._open_at(client)
         finally:
-            waiting, self._opening = self._opening, None
-            for future in waiting:
-                future.resolve(None)
+            self._opening_ended()
+
+    def _opening_ended(self) -> None:
+        waiting, self._opening = self._opening or [], None
+        for future in waiting:
+            future.resolve(None)
+
+    def comes(self) -> None:
+        """Takes note that the file will be made at the server, though programs write it already."""
+        self._opening = []
+
+    async def make(self, open_there: Callable[[], Coroutine[Future[Any], None, None]]) -> None:
+        """Makes the file at the server, of which ``comes`` has told; raises OSError."""
+        try:
+            await open_there()
+        except OSError as error:
+            self._lost = error
+            self.fails(error)
+            raise
+        finally:
+            self._opening_ended()
 
     async def _open_at(self, client: SftpClient) -> None:
         number, was_open = self._state.server.number, self._session > 0
@@ -86,8 +105,9 @@ class OpenFile:
             path = self._state.tree.path(self.node)
             handle = await client.open(path, pflags_of(self.flags))
         except FileNotFoundError as error:  # also of a file without a name
-            self._is_stale = was_open
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+            stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            self._lost = stale if was_open else None
+            raise stale from error
         except StatusError as error:
             look = opening(path, creates=False, is_exclusive=False)
             raise await explained(client, error, path, look) from error
@@ -95,15 +115,15 @@ class OpenFile:
             attributes = await client.fstat(handle)
             if not self._is_same(self._state.map.pack(attributes)):
                 client.abandon(handle)
-                self._is_stale = True
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                self._lost = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                raise self._lost
         self.opened(handle, number)
 
     def _is_same(self, packed: bytes) -> bool:
         """Whether the file of this name is still the one that was open."""
         node = self.node
         if inode := fuse.inode_in(packed):
-            return inode == fuse.inode_in(node.packed)
+            return inode == node.inode
         if node.version:  # we have changed it, so that its size and times tell nothing
             return bool(packed)
         return fuse.version_in(packed)[1:] == fuse.version_in(node.packed)[1:] and (

@@ -170,6 +170,23 @@ class Server:
         """Returns the result of an operation that may be done twice, if the session is lost."""
         return await self.change(lambda client, _: operation(client))
 
+    async def insist(self, operation: Operation[T]) -> T:
+        """As ``change``, however long the server cannot be reached."""
+        attempt = 0
+        while True:
+            try:
+                client = await self.client()
+            except OSError:
+                if self._is_closed:
+                    raise
+                continue
+            try:
+                return await operation(client, attempt > 0)
+            except PeerError:
+                attempt += 1
+                if client is self._client or self._is_closed or attempt == ATTEMPTS:
+                    raise
+
     async def change(self, operation: Operation[T]) -> T:
         """As ``ask``, for one that is told whether it may have been done already."""
         for attempt in range(ATTEMPTS):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..files.sftp_client import SftpClient
+    from .behind import Behind
     from .fuse_session import FuseSession
 
 # Our own choice
@@ -35,6 +36,7 @@ class MountState:
         self.tree = Tree(root)
         self.map = AttributeMap(settings)
         self.session: FuseSession | None = None  # once the kernel has mounted it
+        self.behind: Behind  # set by Mount
         # bytes that programs have written, and the server has not acknowledged
         self.unwritten = Budget(min(UNWRITTEN, settings.memory // 2))
         self.pace = Pace(loop)
@@ -87,7 +89,7 @@ class MountState:
         """Returns the reply that gives the kernel a node, and counts the lookup."""
         node.lookups += 1
         settings = self.settings
-        left = max(0.0, node.expires - self.loop.time())
+        left = self._left(node)
         for_name = left if settings.entry_timeout is None else settings.entry_timeout
         for_attributes = left if settings.attr_timeout is None else settings.attr_timeout
         return fuse.entry(node.number, for_name, for_attributes, node.packed)
@@ -96,8 +98,12 @@ class MountState:
         """Returns the reply to GETATTR."""
         timeout = self.settings.attr_timeout
         if timeout is None:
-            timeout = max(0.0, node.expires - self.loop.time())
+            timeout = self._left(node)
         return fuse.attributes_reply(timeout, node.packed)
+
+    def _left(self, node: Node) -> float:
+        """How long a node's attributes hold, in seconds."""
+        return min(max(0.0, node.expires - self.loop.time()), self.attributes_hold)
 
     def missing(self, left: float) -> bytes:
         """Returns the reply for a name that does not exist, which holds for so long."""

@@ -33,6 +33,9 @@ class Node:
         "children",
         "expires",
         "files",
+        "inode",
+        "is_dated",
+        "keeps_number",
         "known_at",
         "listing",
         "lookups",
@@ -54,6 +57,10 @@ class Node:
         self.name = name
         self.others: list[tuple[Node, bytes]] | None = None  # its other names
         self.packed = b""  # attributes, with the inode that the kernel is told
+        self.inode = 0  # at the server; 0 if it does not tell, or not yet
+        self.keeps_number = (
+            False  # the kernel is told our number: it was, before the inode was known
+        )
         self.known_at = 0.0  # when the attributes came
         self.expires = 0.0
         self.lookups = 0  # that the kernel has not forgotten
@@ -62,6 +69,7 @@ class Node:
         self.misses = 0  # names of a directory that were asked for one by one
         self.files: NodeFiles | None = None  # while it is open
         self.target: bytes | None = None  # of a symbolic link, as long as its attributes hold
+        self.is_dated = False  # its times were set behind what was written
         self.version = 0  # counts our own changes of its content
         self.seen_version: object = None  # what the server's attributes say of its content ...
         self.seen_version_at = 0.0  # ... since when
@@ -169,9 +177,10 @@ class Tree:
         return node
 
     def _know(self, node: Node, packed: bytes, inode: int, expires: float, now: float) -> None:
-        if not inode:
+        node.inode = inode or node.inode
+        if not inode or node.keeps_number:
             packed = fuse.with_inode(packed, node.number)
-        elif fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
+        if inode and fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
             self._by_inode[inode] = node
         node.know(packed, expires, now)
 
@@ -249,8 +258,8 @@ class Tree:
         while node is not self.root and not (node.lookups or node.children or node.files):
             if self._nodes.pop(node.number, None) is None:
                 return
-            if self._by_inode.get(inode := fuse.inode_in(node.packed)) is node:
-                del self._by_inode[inode]
+            if self._by_inode.get(node.inode) is node:
+                del self._by_inode[node.inode]
             parent = node.parent
             for each, name in [*self.names(node)]:
                 if each.children.get(name) is node:
@@ -276,4 +285,4 @@ def _is_same(node: Node, packed: bytes, inode: int) -> bool:
     """Whether attributes can be those of the node's file."""
     if (fuse.mode_in(node.packed) ^ fuse.mode_in(packed)) & 0o170000:
         return False
-    return not inode or fuse.inode_in(node.packed) == inode
+    return not inode or not node.inode or node.inode == inode

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..aio.tasks import Future, Task
 from ..errors import PeerError
@@ -61,7 +61,7 @@ class WriteQueue:
         """Whether the server has acknowledged everything."""
         return not self._writes and not self._others
 
-    def follow(self, file: OpenFile, change: Future[None]) -> None:
+    def follow(self, file: OpenFile, change: Future[Any]) -> None:
         """Takes a change of attributes that was sent behind the writes; its failure is the file's.
 
         Changes are not sent again in a new session, where they fail.
