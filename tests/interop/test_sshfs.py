@@ -1,6 +1,7 @@
 """culvert sshfs logs in to real servers; tests/unit/cli/test_sshfs.py has its command line."""
 
 import os
+import pty
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ class Sshfs:
         self.mountpoint = folder / "m"
         self.mountpoint.mkdir()
 
-    def run(self, folder: Path, *options: str, data: str = "", user: str = "") -> Done:
-        """Mounts a folder of the server."""
+    def words(self, folder: Path, *options: str) -> list[str]:
+        """The command line that mounts a folder of the server."""
         named = {
             "UserKnownHostsFile": str(self.server.known_hosts),
             "GlobalKnownHostsFile": "/dev/null",
@@ -38,9 +39,13 @@ class Sshfs:
         given = {option.partition("=")[0] for option in options}
         named = {name: value for name, value in named.items() if name not in given}
         all_options = [*(f"{name}={value}" for name, value in named.items()), *options]
-        source = f"{user or self.login.user}@{self.server.address}:{folder}"
+        source = f"{self.login.user}@{self.server.address}:{folder}"
+        return ["mount.sshfs", source, str(self.mountpoint), "-o", ",".join(all_options)]
+
+    def run(self, folder: Path, *options: str, data: str = "") -> Done:
+        """Mounts a folder of the server."""
         return subprocess.run(
-            [*CULVERT, "mount.sshfs", source, str(self.mountpoint), "-o", ",".join(all_options)],
+            [*CULVERT, *self.words(folder, *options)],
             input=data,
             env=environment(self.server.folder),
             capture_output=True,
@@ -124,3 +129,36 @@ def test_what_a_proxy_complains_about_is_shown(sshfs: Sshfs, there: Path) -> Non
     first, last = done.stderr.splitlines()
     assert first == "no way"
     assert "ProxyCommand ended with exit status 3" in last
+
+
+def read_until(fd: int, text: bytes) -> bytes:
+    """What a terminal shows up to this text, or to its end."""
+    shown = b""
+    while not shown.endswith(text):
+        try:
+            shown += os.read(fd, 1)
+        except OSError:
+            break
+    return shown
+
+
+@openssh
+def test_a_person_at_a_terminal_is_asked(sshfs: Sshfs, account: Account, there: Path) -> None:
+    if not account.password:
+        pytest.skip("the password of this account is not known")
+    (there / "file").write_text("content")
+    words = [*CULVERT, *sshfs.words(there, "PubkeyAuthentication=no")]
+    for answer, status in ((account.password.encode() + b"\n", 0), (b"\x03", 130)):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execve(words[0], words, environment(sshfs.server.folder))
+        assert read_until(terminal, b"assword: ").endswith(b"assword: ")
+        os.write(terminal, answer)
+        shown = read_until(terminal, b"no such text")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
+        assert shown.strip() == b""
+        os.close(terminal)
+        assert os.path.ismount(sshfs.mountpoint) == (status == 0)
+        if status == 0:  # its terminal is gone
+            assert (sshfs.mountpoint / "file").read_text() == "content"
+            sshfs.unmount()
