@@ -1,12 +1,10 @@
-"""Servers whose directories are mounted, and the mounts, for tests.
-
-CULVERT_STAND_IN=openssh has sshfs mount them, which tells a test's own mistakes from Culvert's.
-"""
+"""Servers whose directories are mounted, the mounts, and processes that work on them."""
 
 import contextlib
 import json
 import os
 import select
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.interop import mount_worker
-from tests.interop.conftest import OURS, write_program
 from tests.mounts import Mount, mounted
 from tests.peers import (
     SERVERS,
@@ -53,8 +50,9 @@ class Mounter:
         host_keys: Keyring,
         authorized_keys: Path,
         login: Login,
-        program: str = OURS,
+        program: str,
     ) -> None:
+        """``program`` is one of tests.mounts."""
         self._serve = serve
         self._host_keys = host_keys
         self._authorized_keys = authorized_keys
@@ -83,7 +81,10 @@ class Mounter:
             server = self.server(kind)
             if kind == "bare":
                 words = [sys.executable, "-c", _BARE, *map(str, ids(self.login.account))]
-                options = [f"ssh_command={write_program(folder / 'ssh', words)}", *options]
+                ssh = folder / "ssh"
+                ssh.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+                ssh.chmod(0o755)
+                options = [f"ssh_command={ssh}", *options]
             with mounted(self.program, server, self.login, behind, folder, options) as mount:
                 yield mount
 

@@ -20,10 +20,10 @@ import pytest
 from tests.interop.mount_worker import STAMPS, content
 from tests.interop.mounts import KINDS, Hang, Mounter, Process, give
 from tests.mounts import Mount
-from tests.peers import Account, Keyring, Login, Server, ServerKind, ServerSettings, private_folder
+from tests.peers import Account, private_folder
 
 MORE = int(os.environ.get("CULVERT_MOUNT_SEQUENCES", "0"))
-SEQUENCES = MORE or 40
+SEQUENCES = MORE or 80
 LENGTH = 60  # operations of a sequence
 SHRINKING = 30  # seconds
 Operation = tuple[int, tuple[Any, ...]]  # which process does it; its name and arguments
@@ -322,16 +322,6 @@ class Sides:
                 if _comparable(kind, "tree", want) != _comparable(kind, "tree", got):
                     lines = [*done, f"  then {path!r} is {got} {where}", f"  but should be {want}"]
                     raise AssertionError("\n".join(lines))
-
-
-@pytest.fixture
-def mounter(
-    serve: Callable[[ServerKind, ServerSettings], Server],
-    host_keys: Keyring,
-    authorized_keys: Path,
-    login: Login,
-) -> Mounter:
-    return Mounter(serve, host_keys, authorized_keys, login)
 
 
 @contextlib.contextmanager
