@@ -147,6 +147,11 @@ class Budget:
         self._free = units
         self._waiting: deque[Future[None]] = deque()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether units are free."""
+        return self._free > 0
+
     async def room(self) -> None:
         """Waits until units are free."""
         while self._free <= 0:

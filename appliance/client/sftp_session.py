@@ -2,13 +2,16 @@
 
 The login, and everything that ~/.ssh/config says about it, is that of ``culvert ssh``. What a
 copy has no use for is off: forwards, the agent, a terminal, RemoteCommand.
+
+``connect`` does both steps at once. Beside a loop that runs, ``log_in`` waits for the server in a
+thread, and ``LoggedIn.session`` goes on by the loop.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Sequence
 
+    from ..ssh.connection import Connection
     from .control_client import ControlClient
     from .host_options import HostOptions
 
@@ -111,10 +115,78 @@ class SftpSession:
             self._shared.close()
 
 
+class LoggedIn(Protocol):
+    """A host that is logged in to, without a loop yet; its owner calls one of both."""
+
+    def session(self, loop: Loop) -> SftpSession:
+        """Opens the session, on the loop's thread; the caller starts it."""
+
+    def close(self) -> None:
+        """Ends the connection, which gets no session."""
+
+
+class _Connection:
+    """A connection of our own."""
+
+    def __init__(
+        self, host: Host, options: HostOptions, login: Login, sock: socket.socket, ours: Connection
+    ) -> None:
+        self._host = host
+        self._options = options
+        self._login = login
+        self._socket = sock
+        self._connection = ours
+
+    def session(self, loop: Loop) -> SftpSession:
+        host, options = self._host, self._options
+        driver = Driver(loop, self._socket, self._connection, lambda: None)
+        stream = ChannelStream(driver, tell, host.command, host.subsystem)
+        driver.start()
+        if interval := options.server_alive_interval:
+            silent = PeerDisconnected(f"Timeout, server {options.host} not responding.")
+            count = options.server_alive_count_max
+            KeepAlive(driver, interval, count, lambda: stream.client.ended(silent))
+        return SftpSession(stream.client, self._login, driver)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._login.close()
+
+
+class _Socket:
+    """A socket to a program that speaks SFTP, or to a server through another client."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        process: subprocess.Popen[bytes] | None = None,
+        shared: socket.socket | None = None,
+    ) -> None:
+        self._socket = sock
+        self._process = process
+        self._shared = shared
+
+    def session(self, loop: Loop) -> SftpSession:
+        client = SocketStream(loop, self._socket).client
+        return SftpSession(client, process=self._process, shared=self._shared)
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._process is not None:
+            self._process.wait()
+        if self._shared is not None:
+            self._shared.close()
+
+
 def connect(loop: Loop, host: Host, quiet: bool = False) -> SftpSession:
     """Logs in and opens the session, which the caller starts; raises CulvertError."""
+    return log_in(host, quiet).session(loop)
+
+
+def log_in(host: Host, quiet: bool = False) -> LoggedIn:
+    """Logs in, in any thread; raises CulvertError."""
     if host.program:
-        return _run(loop, host.words())
+        return _run(host.words())
     options = host.load()
     if options.control_path is not None:
         from .control_client import ControlClient, NoMaster
@@ -124,9 +196,9 @@ def connect(loop: Loop, host: Host, quiet: bool = False) -> SftpSession:
         except NoMaster as error:
             _log.debug("%s", error)
             if options.control_master != "no":  # it may stay as master, when we have ended
-                return _run(loop, host.words())
+                return _run(host.words())
         else:
-            return _share(loop, master, host)
+            return _share(master, host)
     login = Login(options)
     greeting = Greeting(options, quiet)
     try:
@@ -136,47 +208,48 @@ def connect(loop: Loop, host: Host, quiet: bool = False) -> SftpSession:
     except BaseException:
         login.close()
         raise
-    driver = Driver(loop, sock, connection, lambda: None)
-    stream = ChannelStream(driver, tell, host.command, host.subsystem)
-    driver.start()
-    if interval := options.server_alive_interval:
-        silent = PeerDisconnected(f"Timeout, server {options.host} not responding.")
-        KeepAlive(
-            driver, interval, options.server_alive_count_max, lambda: stream.client.ended(silent)
-        )
-    return SftpSession(stream.client, login, driver)
+    return _Connection(host, options, login, sock, connection)
 
 
 def run_server(loop: Loop, words: Sequence[str]) -> SftpSession:
     """Runs an SFTP server on this machine (-D), without SSH; raises UsageError."""
-    return _run(loop, words)
+    return _run(words).session(loop)
 
 
-def _run(loop: Loop, words: Sequence[str]) -> SftpSession:
+def _run(words: Sequence[str]) -> _Socket:
     """Runs a program that speaks SFTP on its standard input and output.
 
-    It ignores ^C, which reaches it as well: we end the command, and it when we are done.
+    It ignores ^C, which reaches it as well: we end the command, and it when we are done. Other
+    threads than the main one cannot set that; they connect again, without a terminal.
     """
     import signal
     import subprocess
+    import threading
 
     ours, theirs = socket.socketpair()
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    is_main = threading.current_thread() is threading.main_thread()
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
     with theirs:
         try:
-            process = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno())
+            process = subprocess.Popen(
+                words,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                start_new_session=not is_main,
+            )
         except OSError as error:
             ours.close()
             raise UsageError(f"{words[0]}: {error.strerror}") from error
         finally:
-            signal.signal(signal.SIGINT, on_interrupt)
-    return SftpSession(SocketStream(loop, ours).client, process=process)
+            if is_main:
+                signal.signal(signal.SIGINT, on_interrupt)
+    return _Socket(ours, process)
 
 
-def _share(loop: Loop, master: ControlClient, host: Host) -> SftpSession:
+def _share(master: ControlClient, host: Host) -> _Socket:
     """Opens the session over the connection of another client."""
     ours, theirs = socket.socketpair()
     with theirs:
         kind = "exec" if host.command else "subsystem"
         shared = master.open(kind, (host.command or host.subsystem).encode(), theirs.fileno())
-    return SftpSession(SocketStream(loop, ours).client, shared=shared)
+    return _Socket(ours, shared=shared)

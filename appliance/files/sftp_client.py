@@ -108,6 +108,7 @@ class SftpClient:
         self._version: Future[sftp.Version] = Future()
         self._failure: PeerError | None = None
         self._on_writable: list[Future[None]] = []
+        self._on_end: list[Callable[[PeerError], None]] = []
         self.extensions: dict[str, bytes] = {}
         self.read_limit = sftp.PLAIN_DATA_LIMIT  # bytes of one request
         self.write_limit = sftp.PLAIN_DATA_LIMIT
@@ -136,6 +137,10 @@ class SftpClient:
     def close(self) -> None:
         """Ends the session."""
         self._stream.close()
+
+    def when_ended(self, callback: Callable[[PeerError], None]) -> None:
+        """Calls ``callback`` when the session has ended, before its requests fail."""
+        self._on_end.append(callback)
 
     @property
     def in_flight(self) -> int:
@@ -225,6 +230,8 @@ class SftpClient:
         if self._failure is not None:
             return
         self._failure = error or PeerDisconnected("the SFTP server has ended")
+        for callback in self._on_end:
+            callback(self._failure)
         if not self._version.done:
             self._version.fail(self._failure)
         failed = sftp.Status(0, sftp.CONNECTION_LOST, str(self._failure))

@@ -16,7 +16,6 @@ it raises MalformedMessage.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ..errors import MalformedMessage
@@ -117,7 +116,11 @@ _BACKGROUND: Final = 64  # requests of the kernel's own read-ahead and write-bac
 _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _ATTRIBUTES: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times before 1970 are negative
+_WORD: Final = struct.Struct("=Q")
+_HALF_WORD: Final = struct.Struct("=I")
+_MODE_AT: Final = 60
 _ENTRY_HEAD: Final = struct.Struct("=QQQQII")
+_ATTRIBUTES_HEAD: Final = struct.Struct("=QI4x")
 _DIRENT: Final = struct.Struct("=QQII")
 _INIT: Final = struct.Struct("=IIII")
 _INIT_FLAGS2: Final = struct.Struct("=I")
@@ -322,6 +325,54 @@ class Attributes(NamedTuple):
             0,
         )
 
+    @classmethod
+    def decode(cls, packed: bytes) -> Attributes:
+        """The inverse of ``encode``."""
+        inode, size, blocks, atime, mtime, ctime, ansec, mnsec, cnsec, *rest = _ATTRIBUTES.unpack(
+            packed
+        )
+        mode, links, uid, gid, rdev, block_size, _ = rest
+        times = (atime, ansec), (mtime, mnsec), (ctime, cnsec)
+        return cls(inode, size, blocks, *times, mode, links, uid, gid, rdev, block_size)
+
+
+# Single fields of packed attributes: those of 100,000 files are kept in no other form.
+
+
+def size_in(packed: bytes) -> int:
+    """Returns the size."""
+    size: int = _WORD.unpack_from(packed, 8)[0]
+    return size
+
+
+def mode_in(packed: bytes) -> int:
+    """Returns the mode, with the file's type."""
+    mode: int = _HALF_WORD.unpack_from(packed, _MODE_AT)[0]
+    return mode
+
+
+def links_in(packed: bytes) -> int:
+    """Returns the number of names."""
+    links: int = _HALF_WORD.unpack_from(packed, _MODE_AT + 4)[0]
+    return links
+
+
+def inode_in(packed: bytes) -> int:
+    """Returns the inode."""
+    inode: int = _WORD.unpack_from(packed)[0]
+    return inode
+
+
+def version_in(packed: bytes) -> tuple[bytes, bytes, bytes]:
+    """Returns what changes when a file's content does: inode and size, mtime, ctime."""
+    times = packed[32:48]
+    return packed[:16], times[:8] + packed[52:56], times[8:] + packed[56:60]
+
+
+def with_inode(packed: bytes, inode: int) -> bytes:
+    """Returns the attributes with another inode."""
+    return _WORD.pack(inode) + packed[8:]
+
 
 def reply(unique: int, *parts: bytes | memoryview) -> list[bytes | memoryview]:
     """Returns the pieces of a reply that succeeded, for writev."""
@@ -339,26 +390,37 @@ def notice(code: int, *parts: bytes) -> list[bytes]:
     return [_OUT_HEADER.pack(_OUT_HEADER.size + sum(map(len, parts)), code, 0), *parts]
 
 
-def entry(
-    node: int, generation: int, entry_seconds: float, seconds: float, attributes: Attributes
-) -> bytes:
-    """Returns struct fuse_entry_out; node 0 says that the name is missing.
+def entry(node: int, entry_seconds: float, seconds: float, packed: bytes) -> bytes:
+    """Returns struct fuse_entry_out for a name that leads to ``node``.
 
     The kernel may keep the name for ``entry_seconds``, and the attributes for ``seconds``.
     """
-    (name_valid, name_nsec), (valid, nsec) = _duration(entry_seconds), _duration(seconds)
-    head = _ENTRY_HEAD.pack(node, generation, name_valid, valid, name_nsec, nsec)
-    return head + attributes.encode()
+    name_valid, valid = int(entry_seconds), int(seconds)
+    return (
+        _ENTRY_HEAD.pack(
+            node,
+            0,
+            name_valid,
+            valid,
+            int((entry_seconds - name_valid) * 1_000_000_000),
+            int((seconds - valid) * 1_000_000_000),
+        )
+        + packed
+    )
 
 
-def attributes_reply(seconds: float, attributes: Attributes) -> bytes:
+def missing(seconds: float) -> bytes:
+    """Returns struct fuse_entry_out for a missing name; the kernel may keep that for so long."""
+    return entry(0, seconds, 0, bytes(_ATTRIBUTES.size))
+
+
+NO_ENTRY: Final = bytes(_ENTRY_HEAD.size + _ATTRIBUTES.size)  # READDIRPLUS: no attributes known
+
+
+def attributes_reply(seconds: float, packed: bytes) -> bytes:
     """Returns struct fuse_attr_out, which the kernel may keep for ``seconds``."""
-    return struct.pack("=QI4x", *_duration(seconds)) + attributes.encode()
-
-
-def _duration(seconds: float) -> tuple[int, int]:
-    whole = int(seconds)
-    return whole, int((seconds - whole) * 1_000_000_000)
+    valid = int(seconds)
+    return _ATTRIBUTES_HEAD.pack(valid, int((seconds - valid) * 1_000_000_000)) + packed
 
 
 def opened(handle: int, flags: int) -> bytes:
@@ -414,17 +476,6 @@ def directory_entry(inode: int, offset: int, kind: int, name: bytes) -> bytes:
     """Returns struct fuse_dirent; ``offset`` is that of the entry behind it, ``kind`` a DT_*."""
     head = _DIRENT.pack(inode, offset, len(name), kind)
     return head + name + bytes(-len(name) % 8)
-
-
-def entries_that_fit(entries: Iterable[bytes], size: int) -> tuple[bytes, int]:
-    """Returns the first entries that fit ``size`` bytes, joined, and how many they are."""
-    fitting: list[bytes] = []
-    for each in entries:
-        size -= len(each)
-        if size < 0:
-            break
-        fitting.append(each)
-    return b"".join(fitting), len(fitting)
 
 
 def invalid_inode(node: int, offset: int, length: int) -> list[bytes]:

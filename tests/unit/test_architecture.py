@@ -21,10 +21,11 @@ LAYERS = {
     "process": 5,
     "server": 6,
     "client": 6,
-    "links": 7,
-    "cli": 8,
-    "multicall": 9,
-    "__main__": 10,
+    "mount": 7,
+    "links": 8,
+    "cli": 9,
+    "multicall": 10,
+    "__main__": 11,
 }
 EVERYBODYS = {"errors", "config", "log", "__version__"}
 PURE = ("wire", "crypto", "ssh")

@@ -93,11 +93,36 @@ def test_arbitrary_bytes_are_a_request_or_malformed(opcode: int, body: bytes) ->
         fuse.parse(memoryview(request(opcode, body) + b"x"))
 
 
-def test_entries_are_padded_and_fill_a_reply() -> None:
+@given(
+    st.builds(
+        fuse.Attributes,
+        *[st.integers(0, 2**64 - 1)] * 3,
+        *[st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**32 - 1))] * 3,
+        *[st.integers(0, 2**32 - 1)] * 6,
+    )
+)
+def test_packed_attributes_are_read_as_a_whole_and_by_field(given: fuse.Attributes) -> None:
+    packed = given.encode()
+    assert fuse.Attributes.decode(packed) == given
+    assert fuse.size_in(packed) == given.size
+    assert fuse.mode_in(packed) == given.mode
+    assert fuse.links_in(packed) == given.links
+    assert fuse.inode_in(packed) == given.inode
+    assert fuse.Attributes.decode(fuse.with_inode(packed, 5)) == given._replace(inode=5)
+
+
+def test_a_version_tells_content_and_not_what_reading_changes() -> None:
+    first = fuse.Attributes(1, 2, 3, (4, 5), (6, 7), (8, 9), 10, 11, 12, 13)
+    version = fuse.version_in(first.encode())
+    assert fuse.version_in(first._replace(accessed=(0, 0), blocks=9).encode()) == version
+    changes = ({"size": 0}, {"modified": (6, 8)}, {"changed": (8, 0)}, {"inode": 2})
+    for change in changes:
+        assert fuse.version_in(first._replace(**change).encode()) != version
+
+
+def test_entries_are_padded() -> None:
     entries = [fuse.directory_entry(1, 2, 4, b"x" * length) for length in (1, 8, 9)]
     assert list(map(len, entries)) == [32, 32, 40]
-    assert fuse.entries_that_fit(entries, 70) == (entries[0] + entries[1], 2)
-    assert fuse.entries_that_fit(entries, 31) == (b"", 0)
 
 
 # -- the kernel itself ---------------------------------------------------------------------
@@ -149,12 +174,12 @@ class Files:
         if opcode == fuse.LOOKUP:
             if asked.names() != (b"file",):
                 raise FileNotFoundError(errno.ENOENT, "")
-            return [fuse.entry(2, 1, 0.5, 0.5, self._attributes(2))]
+            return [fuse.entry(2, 0.5, 0.5, self._attributes(2).encode())]
         if opcode in (fuse.GETATTR, fuse.SETATTR):
             if opcode == fuse.SETATTR and asked.fields()[0] & fuse.FATTR_SIZE:
                 size = asked.fields()[2]
                 self.content[:] = self.content[:size].ljust(size, b"\0")
-            return [fuse.attributes_reply(0, self._attributes(asked.node))]
+            return [fuse.attributes_reply(0, self._attributes(asked.node).encode())]
         if opcode in (fuse.OPEN, fuse.OPENDIR):
             return [fuse.opened(9, 0)]
         if opcode == fuse.READ:
@@ -167,9 +192,9 @@ class Files:
             return [fuse.written(len(data))]
         if opcode == fuse.READDIRPLUS:
             _, offset, size, *_ = asked.fields()
-            entry = fuse.entry(2, 1, 1, 1, self._attributes(2))
+            entry = fuse.entry(2, 1, 1, self._attributes(2).encode())
             entries = [entry + fuse.directory_entry(2, 1, stat.S_IFREG >> 12, b"file")]
-            return [fuse.entries_that_fit(entries[offset:], size)[0]]
+            return entries[offset:]
         if opcode == fuse.STATFS:
             return [fuse.statistics(1000, 500, 400, 10, 5, 4096, 255, 4096)]
         if opcode in (fuse.FLUSH, fuse.RELEASE, fuse.RELEASEDIR, fuse.ACCESS, fuse.DESTROY):

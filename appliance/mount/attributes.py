@@ -1,0 +1,134 @@
+"""What the kernel is told of a file: the server's attributes, with owners as they are here.
+
+Packed attributes are struct fuse_attr. Their inode is 0 where the server tells none; the node's
+number stands in for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from ..wire import fuse
+from ..wire.sftp import Attributes
+from .settings import IdMap, MountSettings
+
+_MASK: Final = (1 << 64) - 1
+_TYPES: Final = frozenset(
+    (
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+        stat.S_IFBLK,
+        stat.S_IFCHR,
+    )
+)
+# The first letter of a longname, as ls writes it
+_LETTERS: Final = {
+    b"-": stat.S_IFREG,
+    b"d": stat.S_IFDIR,
+    b"l": stat.S_IFLNK,
+    b"p": stat.S_IFIFO,
+    b"s": stat.S_IFSOCK,
+    b"b": stat.S_IFBLK,
+    b"c": stat.S_IFCHR,
+}
+UNIT: Final = 512  # bytes of st_blocks
+
+
+class AttributeMap:
+    """Turns a server's attributes into the kernel's, and owners back."""
+
+    def __init__(self, settings: MountSettings) -> None:
+        self._uid, self._gid = settings.uid, settings.gid
+        self._kept = 0o7777 if settings.umask is None else 0o7777 & ~settings.umask
+        self._sets_mode = settings.umask is not None
+        self._users, self._groups = settings.users, settings.groups
+        self._maps = bool(self._users.to_local or self._groups.to_local) or (
+            self._users.is_strict or self._groups.is_strict
+        )
+        self._device: int | None = None  # the root's, at the server
+
+    def found_root(self, attributes: Attributes) -> None:
+        """Takes the attributes of the root, whose device needs no mark in inodes."""
+        if attributes.identity is not None:
+            self._device = attributes.identity.device
+
+    def found_own_user(self, owner: tuple[int, int], uid: int, gid: int) -> None:
+        """Shows the server's user and group as ``uid`` and ``gid`` (idmap=user)."""
+        self._users = IdMap(to_local={owner[0]: uid})
+        self._groups = IdMap(to_local={owner[1]: gid})
+        self._maps = True
+
+    def pack(self, attributes: Attributes, longname: bytes = b"") -> bytes:
+        """Returns packed attributes; b'' if the server did not tell the file's type.
+
+        Raises OSError for an owner that has no number here.
+        """
+        mode = attributes.permissions
+        kind = 0 if mode is None else stat.S_IFMT(mode)
+        if kind not in _TYPES:
+            kind = _LETTERS.get(longname[:1], 0)
+            if not kind:
+                return b""
+            mode = kind | (mode & 0o7777 if mode is not None else 0o777)
+        assert mode is not None
+        if self._sets_mode:
+            mode = kind | (0o777 & self._kept)
+        size = attributes.size or 0
+        user, group = attributes.owner or (0, 0)
+        if self._maps:
+            user, group = _mapped(self._users, user), _mapped(self._groups, group)
+        if self._uid is not None:
+            user = self._uid
+        if self._gid is not None:
+            group = self._gid
+        accessed, modified = attributes.times or (0, 0)
+        identity = attributes.identity
+        if identity is None:
+            blocks = (size + UNIT - 1) // UNIT
+            times = (accessed, 0), (modified, 0), (modified, 0)
+            return fuse.Attributes(0, size, blocks, *times, mode, 1, user, group).encode()
+        inode = identity.inode
+        if self._device is not None and identity.device != self._device:
+            inode = (inode + identity.device * 0x9E3779B97F4A7C15) & _MASK
+        return fuse.Attributes(
+            inode,
+            size,
+            identity.blocks,
+            (accessed, identity.access_nanoseconds),
+            (modified, identity.modification_nanoseconds),
+            identity.changed,
+            mode,
+            identity.links,
+            user,
+            group,
+        ).encode()
+
+    def owner_there(self, uid: int, gid: int) -> tuple[int, int]:
+        """Returns the numbers that a local user and group have at the server; raises OSError."""
+        if not self._maps:
+            return uid, gid
+        return _mapped_back(self._users, uid), _mapped_back(self._groups, gid)
+
+
+def _mapped(table: IdMap, number: int) -> int:
+    found = table.to_local.get(number)
+    if found is None:
+        if table.is_strict:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return number
+    return found
+
+
+def _mapped_back(table: IdMap, number: int) -> int:
+    for there, here in table.to_local.items():
+        if here == number:
+            return there
+    if table.is_strict:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    return number

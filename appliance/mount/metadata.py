@@ -1,0 +1,313 @@
+"""Attributes, symbolic links, extended attributes, and the size of the file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from typing import Final
+
+from ..aio.tasks import Future, Task
+from ..errors import PeerError
+from ..files.sftp_client import SftpClient, StatusError
+from ..wire import fuse, sftp
+from ..wire.fuse import Request
+from . import failures
+from .failures import explained
+from .fuse_session import Answer, Reply
+from .listings import Listings
+from .open_files import OpenFile
+from .state import MountState
+from .tree import Node
+
+_GETATTR_FH: Final = 1  # fuse.h: the request has a handle
+_OWN_NAMESPACE: Final = b"user."  # xattr(7); others belong to the system here
+_UNKNOWN_BLOCKS: Final = 1 << 30  # free, and in all, where the server does not tell
+_SECOND: Final = 1_000_000_000  # nanoseconds
+
+# Our own choice
+STATFS_PATIENCE: Final = 1.0  # seconds; what was told before answers then
+
+
+class Metadata:
+    """The handlers of requests about one file's metadata."""
+
+    def __init__(self, state: MountState, listings: Listings, files: dict[int, OpenFile]) -> None:
+        self._state = state
+        self._tree = state.tree
+        self._listings = listings
+        self._files = files  # that are open, by number
+        self._statistics = fuse.statistics(
+            _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, 10**9, 10**9, 4096, 255, 4096
+        )
+
+    # -- attributes --------------------------------------------------------------------
+
+    def getattr(self, request: Request) -> Answer:
+        node = self._tree[request.node]
+        if node.expires > self._state.loop.time():
+            return self._state.attributes_reply(node)
+        flags, number = request.fields()
+        return self._getattr(node, self._files.get(number) if flags & _GETATTR_FH else None)
+
+    async def _getattr(self, node: Node, file: OpenFile | None) -> Reply:
+        if node.parent is not None and self._state.settings.caches and file is None:
+            self._listings.missed(node.parent)
+        await self.refresh(node, file)
+        return self._state.attributes_reply(node)
+
+    async def refresh(self, node: Node, file: OpenFile | None = None) -> None:
+        """Asks the server for a node's attributes; raises OSError."""
+        state = self._state
+
+        async def ask(client: SftpClient) -> sftp.Attributes:
+            if node.files is not None:
+                await node.files.sent()
+            handle = _handle_of(node, file)
+            if handle is not None:
+                return await client.fstat(handle)
+            return await state.stat(client, self._tree.path(node))
+
+        changes = node.version
+        try:
+            attributes = await state.server.ask(ask)
+        except FileNotFoundError:
+            for parent, name in [*self._tree.names(node)]:
+                state.unlinked(parent, name)
+            raise
+        packed = state.map.pack(attributes)
+        if not packed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if not self._tree.is_same(node, packed):
+            for parent, name in [*self._tree.names(node)]:
+                self._tree.remove(parent, name)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        self._tree.learn(node, packed, state.loop.time() + state.attributes_hold, state.loop.time())
+        if changes != node.version:  # written meanwhile
+            state.doubt(node)
+
+    def setattr(self, request: Request) -> Answer:
+        node = self._tree[request.node]
+        return self._setattr(node, request.fields())
+
+    async def _setattr(self, node: Node, fields: tuple[int, ...]) -> Reply:
+        state = self._state
+        valid, number, size = fields[:3]
+        file = self._files.get(number) if valid & fuse.FATTR_FH else None
+        needs_others = valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME) in (
+            fuse.FATTR_ATIME,
+            fuse.FATTR_MTIME,
+        )
+        if needs_others and node.expires <= state.loop.time():
+            await self.refresh(node, file)
+        given = self._wanted(node, fields)
+        if valid & fuse.FATTR_SIZE:
+            given.size = size
+            node.version += 1
+
+        async def change(client: SftpClient) -> sftp.Attributes:
+            if node.files is not None:
+                await node.files.sent()
+            handle = _handle_of(node, file, for_writing=bool(valid & fuse.FATTR_SIZE))
+            if handle is not None:
+                changed = client.send(sftp.FSetStat(0, handle, given))
+                looked = client.ask(sftp.FStat(0, handle), sftp.AttrsReply)
+                path = b""
+            else:
+                path = self._tree.path(node)
+                changed = self._change(client, node, path, given)
+                kind = sftp.Stat if state.settings.follow_symlinks else sftp.LStat
+                looked = client.ask(kind(0, path), sftp.AttrsReply, path)
+            looked.when_done(lambda: None)
+            try:
+                await changed
+            except StatusError as error:
+                look = failures.nothing_known(path or self._tree.path(node))
+                failure = await explained(client, error, path, look)
+                if failure.errno == errno.EACCES and given.size is None:
+                    failure = OSError(errno.EPERM, os.strerror(errno.EPERM))
+                raise failure from error
+            return (await looked).attrs
+
+        state.learn(node, await state.server.ask(change))
+        return state.attributes_reply(node)
+
+    def _wanted(self, node: Node, fields: tuple[int, ...]) -> sftp.Attributes:
+        """Returns the attributes that SETATTR sets, but for the size."""
+        valid, _, _, _, atime, mtime, _, ansec, mnsec, _, mode, uid, gid = fields
+        known = fuse.Attributes.decode(node.packed)
+        given = sftp.Attributes()
+        if valid & fuse.FATTR_MODE:
+            given.permissions = mode & 0o7777
+        if valid & (fuse.FATTR_UID | fuse.FATTR_GID):
+            given.owner = self._state.map.owner_there(
+                uid if valid & fuse.FATTR_UID else known.uid,
+                gid if valid & fuse.FATTR_GID else known.gid,
+            )
+        if valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME):
+            accessed, modified = known.accessed, known.modified
+            now = divmod(time.time_ns(), _SECOND)
+            if valid & fuse.FATTR_ATIME:
+                accessed = now if valid & fuse.FATTR_ATIME_NOW else (atime, ansec)
+            if valid & fuse.FATTR_MTIME:
+                modified = now if valid & fuse.FATTR_MTIME_NOW else (mtime, mnsec)
+            given.times = _in_range(accessed[0]), _in_range(modified[0])
+            if self._state.server.has(sftp.NANOSECONDS):
+                given.nanoseconds = accessed[1], modified[1]
+        return given
+
+    def _change(
+        self, client: SftpClient, node: Node, path: bytes, given: sftp.Attributes
+    ) -> Future[None]:
+        if not stat.S_ISLNK(fuse.mode_in(node.packed)):
+            return client.send(sftp.SetStat(0, path, given), path)
+        if not client.has(sftp.LSETSTAT):  # SETSTAT would change what the link leads to
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        data = sftp.PathAttributes(path, given).encode()
+        return client.send(sftp.Extended(0, sftp.LSETSTAT, data), path)
+
+    def access(self, request: Request) -> Answer:
+        """As sshfs: the server decides, but a file that nobody may execute is not executed."""
+        (mask,) = request.fields()
+        mode = fuse.mode_in(self._tree[request.node].packed)
+        if mask & os.X_OK and stat.S_ISREG(mode) and not mode & 0o111:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return b""
+
+    # -- symbolic links ----------------------------------------------------------------
+
+    def readlink(self, request: Request) -> Answer:
+        node = self._tree[request.node]
+        if node.target is not None and node.expires > self._state.loop.time():
+            return node.target
+        return self._readlink(node)
+
+    async def _readlink(self, node: Node) -> Reply:
+        path = self._tree.path(node)
+        target = await self._state.server.ask(lambda client: client.readlink(path))
+        if not target or b"\0" in target or len(target) >= 4096:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        settings = self._state.settings
+        if settings.transform_symlinks and target.startswith(b"/"):
+            target = os.path.relpath(target, os.path.dirname(path))
+        if settings.contain_symlinks and (target.startswith(b"/") or b".." in target.split(b"/")):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        node.target = target
+        return target
+
+    # -- extended attributes -----------------------------------------------------------
+
+    def getxattr(self, request: Request) -> Answer:
+        (size,) = request.fields()
+        (name,) = request.names()
+        self._check_xattr(sftp.GET_XATTR, name)
+        return self._getxattr(self._tree[request.node], name, size)
+
+    async def _getxattr(self, node: Node, name: bytes, size: int) -> Reply:
+        path = self._tree.path(node)
+        value = await self._state.server.ask(lambda client: client.get_xattr(path, name))
+        return _sized(value, size)
+
+    def listxattr(self, request: Request) -> Answer:
+        (size,) = request.fields()
+        self._check_xattr(sftp.LIST_XATTRS)
+        return self._listxattr(self._tree[request.node], size)
+
+    async def _listxattr(self, node: Node, size: int) -> Reply:
+        path = self._tree.path(node)
+        names = await self._state.server.ask(lambda client: client.list_xattrs(path))
+        own = [name for name in names if name.startswith(_OWN_NAMESPACE) and b"\0" not in name]
+        return _sized(b"".join(name + b"\0" for name in own), size)
+
+    def setxattr(self, request: Request) -> Answer:
+        _, flags = request.fields()
+        (name,) = request.names()
+        self._check_xattr(sftp.SET_XATTR, name)
+        return self._setxattr(self._tree[request.node], name, bytes(request.data()), flags)
+
+    async def _setxattr(self, node: Node, name: bytes, value: bytes, flags: int) -> Reply:
+        path = self._tree.path(node)
+        await self._state.server.ask(lambda client: client.set_xattr(path, name, value, flags))
+        return b""
+
+    def removexattr(self, request: Request) -> Answer:
+        (name,) = request.names()
+        self._check_xattr(sftp.REMOVE_XATTR, name)
+        return self._removexattr(self._tree[request.node], name)
+
+    async def _removexattr(self, node: Node, name: bytes) -> Reply:
+        path = self._tree.path(node)
+        await self._state.server.ask(lambda client: client.remove_xattr(path, name))
+        return b""
+
+    def _check_xattr(self, extension: str, name: bytes = _OWN_NAMESPACE) -> None:
+        """Raises OSError for what the server does not have.
+
+        What belongs to the system, as security.capability, is asked for with every write, and
+        would mean nothing here.
+        """
+        if not name.startswith(_OWN_NAMESPACE) or not self._state.server.has(extension):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    # -- the file system ---------------------------------------------------------------
+
+    def statfs(self, request: Request) -> Answer:
+        if not self._state.server.has(sftp.STATVFS):
+            return self._statistics
+        return self._statfs(self._tree.path(self._tree.root))
+
+    async def _statfs(self, path: bytes) -> Reply:
+        """Returns what the server tells soon, or has told before: status bars ask for ever."""
+        soon: Future[None] = Future()
+        timer = self._state.loop.call_later(STATFS_PATIENCE, soon.resolve, None)
+        task = Task(self._state.loop, self._ask_statistics(path))
+
+        def done() -> None:
+            timer.cancel()
+            if not soon.done:
+                soon.resolve(None)
+
+        task.when_done(done)
+        await soon
+        return self._statistics
+
+    async def _ask_statistics(self, path: bytes) -> None:
+        try:
+            found = await self._state.server.client_now().statvfs(path)
+        except (OSError, PeerError):
+            return
+        self._statistics = fuse.statistics(
+            found.f_blocks,
+            found.f_bfree,
+            found.f_bavail,
+            found.f_files,
+            found.f_ffree,
+            found.f_bsize & 0xFFFFFFFF,
+            min(found.f_namemax, failures.NAME_MAX),
+            found.f_frsize & 0xFFFFFFFF,
+        )
+
+
+def _handle_of(node: Node, file: OpenFile | None, for_writing: bool = False) -> bytes | None:
+    """Returns a handle of an open file, if the kernel named it or the file has no name."""
+    named = [] if file is None else [file]
+    others = node.files.open if node.parent is None and node.files is not None else []
+    for each in (*named, *others):
+        if (each.is_writable or not for_writing) and (handle := each.handle_now()) is not None:
+            return handle
+    return None
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The reply of GETXATTR and LISTXATTR; raises OSError if the caller has too little room."""
+    if not size:
+        return fuse.xattr_size(len(value))
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _in_range(seconds: int) -> int:
+    """Seconds as version 3 has them: none before 1970, none after 2106."""
+    return min(max(seconds, 0), 0xFFFFFFFF)

@@ -1,0 +1,148 @@
+"""A mounted directory: the handlers of all requests, put together.
+
+    mount = Mount(loop, settings, connect)
+    await mount.start()          logs in, and finds the root
+    mount.serve(fd, on_end)      answers the kernel from then on
+    await mount.finish()         writes what waits, before the end
+    mount.close()
+
+In the order in which a request meets them: fuse_session.py reads it; names.py, directories.py,
+metadata.py and files.py handle it; they answer by what listings.py, contents.py and tree.py know,
+or ask the server of server.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Final
+
+from ..aio.loop import Loop
+from ..errors import UsageError
+from ..files.sftp_client import SftpClient, StatusError
+from ..wire import fuse
+from .contents import Contents
+from .directories import Directories
+from .files import Files
+from .fuse_session import FuseSession, Handler
+from .listings import Listings
+from .metadata import Metadata
+from .names import Names
+from .open_files import OpenFile
+from .server import Connect, Server
+from .settings import MountSettings
+from .state import MountState
+
+_log = logging.getLogger(__name__)
+
+_HOME: Final = b"."  # a session begins there
+
+
+class Mount:
+    """One mounted directory of a server."""
+
+    def __init__(self, loop: Loop, settings: MountSettings, connect: Connect) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._server = Server(loop, connect, settings.timeout)
+        self._state: MountState | None = None
+        self._session: FuseSession | None = None
+        self._files: dict[int, OpenFile] = {}
+
+    async def start(self) -> int:
+        """Logs in and finds the root; returns its st_mode. Raises CulvertError and OSError."""
+        client = await self._server.start()
+        path = self._settings.directory or _HOME
+        try:
+            root = await client.expand_path(path)
+            attributes = await client.stat(root)
+        except StatusError as error:
+            name = os.fsdecode(self._settings.directory)
+            raise UsageError(f"{name or 'the home directory'}: {error.strerror}") from error
+        state = self._state = MountState(self._loop, self._settings, self._server, root)
+        state.map.found_root(attributes)
+        if self._settings.maps_own_user:
+            await self._find_own_user(state, client)
+        await self._measure(state, client, root)
+        state.learn(state.tree.root, attributes)
+        return fuse.mode_in(state.tree.root.packed)
+
+    async def _find_own_user(self, state: MountState, client: SftpClient) -> None:
+        """Finds the server's user as sshfs does: it has the home directory."""
+        owner = (await client.stat(_HOME)).owner
+        if owner is None:
+            raise UsageError("idmap=user: the server does not tell whose files are whose")
+        state.map.found_own_user(owner, os.getuid(), os.getgid())
+
+    async def _measure(self, state: MountState, client: SftpClient, root: bytes) -> None:
+        """Takes the time of an answer."""
+        asked = self._loop.time()
+        await client.lstat(root)
+        state.pace.answered(asked)
+
+    def serve(self, fd: int, on_end: Callable[[], None]) -> None:
+        """Answers the kernel on this descriptor; ``on_end`` is called once it is unmounted."""
+        state = self._state
+        assert state is not None
+        listings, contents = Listings(state), Contents(state)
+        names, directories = Names(state, listings), Directories(state, listings)
+        metadata = Metadata(state, listings, self._files)
+        files = Files(state, listings, metadata, contents, self._files)
+        handlers: dict[int, Handler] = {
+            fuse.LOOKUP: names.lookup,
+            fuse.FORGET: names.forget,
+            fuse.BATCH_FORGET: names.batch_forget,
+            fuse.MKDIR: names.mkdir,
+            fuse.MKNOD: names.mknod,
+            fuse.SYMLINK: names.symlink,
+            fuse.LINK: names.link,
+            fuse.UNLINK: names.unlink,
+            fuse.RMDIR: names.rmdir,
+            fuse.RENAME: names.rename,
+            fuse.RENAME2: names.rename2,
+            fuse.OPENDIR: directories.opendir,
+            fuse.READDIR: directories.readdir,
+            fuse.READDIRPLUS: directories.readdirplus,
+            fuse.RELEASEDIR: directories.releasedir,
+            fuse.FSYNCDIR: directories.fsyncdir,
+            fuse.GETATTR: metadata.getattr,
+            fuse.SETATTR: metadata.setattr,
+            fuse.ACCESS: metadata.access,
+            fuse.READLINK: metadata.readlink,
+            fuse.GETXATTR: metadata.getxattr,
+            fuse.SETXATTR: metadata.setxattr,
+            fuse.LISTXATTR: metadata.listxattr,
+            fuse.REMOVEXATTR: metadata.removexattr,
+            fuse.STATFS: metadata.statfs,
+            fuse.OPEN: files.open,
+            fuse.CREATE: files.create,
+            fuse.READ: files.read,
+            fuse.WRITE: files.write,
+            fuse.FLUSH: files.flush,
+            fuse.FSYNC: files.fsync,
+            fuse.RELEASE: files.release,
+            fuse.LSEEK: files.lseek,
+            fuse.COPY_FILE_RANGE: files.copy_file_range,
+        }
+        self._server.on_session(self._send_again)
+        self._session = FuseSession(self._loop, fd, handlers, self._settings.timeout, on_end)
+        state.session = self._session
+
+    def _send_again(self) -> None:
+        """Sends what a lost session has not acknowledged."""
+        for node in {file.node for file in self._files.values()}:
+            if node.files is not None:
+                node.files.queue.push()
+
+    async def finish(self) -> None:
+        """Waits until the server has everything that was written."""
+        for node in {file.node for file in self._files.values()}:
+            if node.files is not None:
+                await node.files.written()
+
+    def close(self) -> None:
+        """Ends the session with the server."""
+        if self._session is not None:
+            self._session.close()
+        self._server.close()

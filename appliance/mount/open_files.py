@@ -1,0 +1,185 @@
+"""Files that programs have open, and their handles at the server.
+
+A file that is only read may be open here alone, until something of it is needed that is not kept.
+A handle belongs to one session with the server. After a lost session the file is opened again, and
+goes on if it is still the same one; else everything that is done to it fails with ESTALE.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from ..aio.tasks import Future
+from ..files.sftp_client import SftpClient, StatusError
+from ..wire import fuse, sftp
+from .failures import explained, opening
+from .writes import WriteQueue
+
+if TYPE_CHECKING:
+    from .read_ahead import Reader
+    from .state import MountState
+    from .tree import Node
+
+
+class OpenFile:
+    """One open file description of the kernel's."""
+
+    def __init__(self, state: MountState, number: int, node: Node, flags: int) -> None:
+        """``flags``: those of open(2)."""
+        self._state = state
+        self.number = number
+        self.node = node
+        self.flags = flags
+        self.reader: Reader | None = None
+        self._handle = b""
+        self._session = 0  # to which the handle belongs; 0 before there is one
+        self._opening: list[Future[None]] | None = None
+        self._identity: object = None  # what a file that is opened again must have
+        self._error: OSError | None = None  # of a write; told once
+        self._is_stale = False
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it is open for writing."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+    # -- handles -----------------------------------------------------------------------
+
+    def opened(self, handle: bytes, session: int) -> None:
+        """Takes the handle of a session."""
+        self._handle, self._session = handle, session
+
+    def handle_now(self) -> bytes | None:
+        """Returns the handle, if there is one in the session of now."""
+        return self._handle if self._session == self._state.server.number else None
+
+    async def handle(self) -> tuple[SftpClient, bytes]:
+        """Returns the client and the handle; opens the file if need be. Raises OSError."""
+        while True:
+            client = await self._state.server.client()
+            if self._session == self._state.server.number:
+                return client, self._handle
+            if self._is_stale:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            if self._opening is None:
+                await self._open(client)
+            else:
+                future: Future[None] = Future()
+                self._opening.append(future)
+                await future
+
+    async def _open(self, client: SftpClient) -> None:
+        self._opening = []
+        try:
+            await self._open_at(client)
+        finally:
+            waiting, self._opening = self._opening, None
+            for future in waiting:
+                future.resolve(None)
+
+    async def _open_at(self, client: SftpClient) -> None:
+        number, was_open = self._state.server.number, self._session > 0
+        try:
+            path = self._state.tree.path(self.node)
+            handle = await client.open(path, pflags_of(self.flags))
+        except FileNotFoundError as error:  # also of a file without a name
+            self._is_stale = was_open
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+        except StatusError as error:
+            look = opening(path, creates=False, is_exclusive=False)
+            raise await explained(client, error, path, look) from error
+        if was_open:
+            attributes = await client.fstat(handle)
+            if not self._is_same(self._state.map.pack(attributes)):
+                client.abandon(handle)
+                self._is_stale = True
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        self.opened(handle, number)
+
+    def _is_same(self, packed: bytes) -> bool:
+        """Whether the file of this name is still the one that was open."""
+        node = self.node
+        if inode := fuse.inode_in(packed):
+            return inode == fuse.inode_in(node.packed)
+        if node.version:  # we have changed it, so that its size and times tell nothing
+            return bool(packed)
+        return fuse.version_in(packed)[1:] == fuse.version_in(node.packed)[1:] and (
+            fuse.size_in(packed) == node.size
+        )
+
+    def close(self) -> None:
+        """Closes the handle."""
+        if self.handle_now() is not None and self._state.server.is_connected:
+            self._state.server.client_now().abandon(self._handle)
+        self._session = 0
+
+    # -- errors ------------------------------------------------------------------------
+
+    def fails(self, error: OSError) -> None:
+        """Keeps the error of a write, for the next call that can tell it."""
+        if self._error is None:
+            self._error = error
+
+    def tell_error(self) -> None:
+        """Raises the error of an earlier write, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+class NodeFiles:
+    """All open files of one node, and what was written to them."""
+
+    def __init__(self, state: MountState, node: Node) -> None:
+        self._state = state
+        self._node = node
+        self.open: list[OpenFile] = []
+        self._closing: list[OpenFile] = []  # their writes are not acknowledged yet
+        self.queue = WriteQueue(state, self)
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the server does not have everything yet."""
+        return not self.queue.is_empty
+
+    async def sent(self) -> None:
+        """Sends everything; what is asked behind it sees it."""
+        if self.is_changing:
+            self.queue.push()
+            if not self._state.server.is_connected:
+                await self.queue.written()
+
+    async def written(self) -> None:
+        """Waits until the server has everything."""
+        await self.queue.written()
+
+    def written_out(self) -> None:
+        """Takes note that the server has everything."""
+        self._drop_if_closed()
+
+    def closed(self, file: OpenFile) -> None:
+        """Takes note that a program has closed a file; its handle lives until all is written."""
+        self.open.remove(file)
+        self._closing.append(file)
+        self._drop_if_closed()
+
+    def _drop_if_closed(self) -> None:
+        """Closes what may be closed, and forgets this once nothing is open or written."""
+        node = self._node
+        if self.queue.is_empty:
+            closing, self._closing = self._closing, []
+            for file in closing:
+                file.close()
+        if not self.open and self.queue.is_empty and node.files is self:
+            node.files = None
+            self._state.tree.closed(node)
+
+
+def pflags_of(flags: int) -> int:
+    """Returns the flags of OPEN for a file that exists."""
+    pflags = {os.O_RDONLY: sftp.READ, os.O_WRONLY: sftp.WRITE}.get(
+        flags & os.O_ACCMODE, sftp.READ | sftp.WRITE
+    )
+    return pflags | (sftp.APPEND if flags & os.O_APPEND else 0)

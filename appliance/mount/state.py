@@ -1,0 +1,139 @@
+"""What all requests of one mount share."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from ..aio.loop import Loop
+from ..aio.tasks import Budget
+from ..wire import fuse, sftp
+from .attributes import AttributeMap
+from .pace import Pace
+from .server import Server
+from .settings import MountSettings
+from .tree import Node, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..files.sftp_client import SftpClient
+    from .fuse_session import FuseSession
+
+# Our own choice
+UNWRITTEN: Final = 16 << 20  # bytes that wait for the server's acknowledgement: 1 Gbit/s at 130 ms
+
+
+class MountState:
+    """The tree, the server, and what is known of both."""
+
+    def __init__(self, loop: Loop, settings: MountSettings, server: Server, root: bytes) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.server = server
+        self.tree = Tree(root)
+        self.map = AttributeMap(settings)
+        self.session: FuseSession | None = None  # once the kernel has mounted it
+        # bytes that programs have written, and the server has not acknowledged
+        self.unwritten = Budget(min(UNWRITTEN, settings.memory // 2))
+        self.pace = Pace(loop)
+        # what is known of a file holds so long, in seconds
+        self.attributes_hold = settings.attributes_timeout if settings.caches else 0.0
+
+    @property
+    def write_size(self) -> int:
+        """How many bytes a WRITE has at the most."""
+        limit = self.server.write_limit
+        return min(self.settings.max_write or limit, limit)
+
+    @property
+    def read_size(self) -> int:
+        """How many bytes a READ asks for at the most."""
+        limit = self.server.read_limit
+        return min(self.settings.max_read or limit, limit)
+
+    def made_progress(self) -> None:
+        """Takes note that the server did a part of what callers wait for."""
+        if self.session is not None:
+            self.session.progress = self.loop.time()
+
+    # -- attributes --------------------------------------------------------------------
+
+    async def stat(self, client: SftpClient, path: bytes) -> sftp.Attributes:
+        """Asks for attributes, of a symbolic link itself unless links are followed."""
+        if self.settings.follow_symlinks:
+            return await client.stat(path)
+        return await client.lstat(path)
+
+    def learn(self, node: Node, attributes: sftp.Attributes) -> None:
+        """Takes attributes that the server has told now; raises OSError."""
+        packed = self.map.pack(attributes) or node.packed
+        now = self.loop.time()
+        self.tree.learn(node, packed, now + self.attributes_hold, now)
+
+    def doubt(self, node: Node) -> None:
+        """Believes a node's attributes no longer."""
+        node.expires = 0.0
+
+    def entry(self, node: Node) -> bytes:
+        """Returns the reply that gives the kernel a node, and counts the lookup."""
+        node.lookups += 1
+        settings = self.settings
+        left = max(0.0, node.expires - self.loop.time())
+        for_name = left if settings.entry_timeout is None else settings.entry_timeout
+        for_attributes = left if settings.attr_timeout is None else settings.attr_timeout
+        return fuse.entry(node.number, for_name, for_attributes, node.packed)
+
+    def attributes_reply(self, node: Node) -> bytes:
+        """Returns the reply to GETATTR."""
+        timeout = self.settings.attr_timeout
+        if timeout is None:
+            timeout = max(0.0, node.expires - self.loop.time())
+        return fuse.attributes_reply(timeout, node.packed)
+
+    def missing(self, left: float) -> bytes:
+        """Returns the reply for a name that does not exist, which holds for so long."""
+        timeout = self.settings.negative_timeout
+        return fuse.missing(max(0.0, left) if timeout is None else timeout)
+
+    def take_back(self, node: Node) -> Callable[[], None]:
+        """Returns what takes back the lookup of an ``entry``."""
+        return lambda: self.tree.forget(node.number, 1)
+
+    # -- names -------------------------------------------------------------------------
+
+    def made(self, parent: Node, name: bytes, attributes: sftp.Attributes) -> Node:
+        """Takes note of a file that we have made; returns its node."""
+        now = self.loop.time()
+        packed = self.map.pack(attributes)
+        if not packed:
+            raise OSError(5, os.strerror(5))
+        node = self.tree.child(parent, name, packed, now + self.attributes_hold, now)
+        self.renamed_in(parent, name, packed)
+        return node
+
+    def renamed_in(self, parent: Node, name: bytes, packed: bytes | None) -> None:
+        """Takes note of a name that we have made, or removed (None)."""
+        listing = parent.listing
+        if listing is not None:
+            listing.change(name, packed)
+        parent.expires = 0.0  # its times have changed
+
+    def unlinked(self, parent: Node, name: bytes) -> Node | None:
+        """Takes note of a name that we have removed; returns the node that had it."""
+        node = self.tree.remove(parent, name)
+        self.renamed_in(parent, name, None)
+        if node is not None:
+            node.expires = 0.0
+        return node
+
+
+def is_safe_name(name: bytes) -> bool:
+    """Whether a server's name can be that of a file; the kernel refuses a listing with others."""
+    return 0 < len(name) <= 1024 and b"/" not in name and b"\0" not in name
+
+
+def kind_of(packed: bytes) -> int:
+    """Returns a DT_* of readdir(3)."""
+    return stat.S_IFMT(fuse.mode_in(packed)) >> 12

@@ -1,0 +1,274 @@
+"""The files of a mount: nodes, which the kernel knows by number, and their places in the tree.
+
+A node is made when the kernel first asks for it, and lives as long as the kernel remembers it, a
+file of it is open, or another node lies in it. A file with several names is one node, if the
+server tells inodes.
+
+What is known of a node (``packed``) holds until ``expires`` (seconds, monotonic), by our clock
+alone: the server's may be years off.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from ..wire import fuse
+
+if TYPE_CHECKING:
+    from .listings import Listing
+    from .open_files import NodeFiles
+
+# Our own choice
+PROOF: Final = 2.0  # seconds, see Node.observe
+
+
+class Node:
+    """One file or directory."""
+
+    __slots__ = (
+        "cached_at",
+        "cached_version",
+        "children",
+        "expires",
+        "files",
+        "known_at",
+        "listing",
+        "lookups",
+        "misses",
+        "name",
+        "number",
+        "others",
+        "packed",
+        "parent",
+        "seen_version",
+        "seen_version_at",
+        "target",
+        "version",
+    )
+
+    def __init__(self, number: int, parent: Node | None, name: bytes) -> None:
+        self.number = number
+        self.parent = parent  # None for the root, and for a file that has no name any more
+        self.name = name
+        self.others: list[tuple[Node, bytes]] | None = None  # its other names
+        self.packed = b""  # attributes, with the inode that the kernel is told
+        self.known_at = 0.0  # when the attributes came
+        self.expires = 0.0
+        self.lookups = 0  # that the kernel has not forgotten
+        self.children: dict[bytes, Node] = {}
+        self.listing: Listing | None = None  # of a directory
+        self.misses = 0  # names of a directory that were asked for one by one
+        self.files: NodeFiles | None = None  # while it is open
+        self.target: bytes | None = None  # of a symbolic link, as long as its attributes hold
+        self.version = 0  # counts our own changes of its content
+        self.seen_version: object = None  # what the server's attributes say of its content ...
+        self.seen_version_at = 0.0  # ... since when
+        self.cached_version: object = None  # the seen_version of which the kernel has pages ...
+        self.cached_at = 0.0  # ... which came after this moment
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(fuse.mode_in(self.packed))
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(fuse.mode_in(self.packed))
+
+    @property
+    def size(self) -> int:
+        """Its size, in bytes."""
+        return fuse.size_in(self.packed)
+
+    def know(self, packed: bytes, expires: float, now: float) -> None:
+        """Takes attributes, which hold until ``expires``."""
+        version = fuse.version_in(packed)
+        if version != self.seen_version:
+            self.seen_version = version
+            self.seen_version_at = now
+            self.target = None
+        self.packed = packed
+        self.expires = expires
+        self.known_at = now
+
+    def proves(self, fetched: float) -> bool:
+        """Whether equal attributes prove that what was fetched at this moment is current.
+
+        A change shows in the file's times only if it does not fall into the same second as the
+        one before. PROOF seconds after we first saw these times, the server's clock is past them.
+        """
+        return fetched - self.seen_version_at >= PROOF
+
+
+class Tree:
+    """All nodes of a mount."""
+
+    def __init__(self, root: bytes) -> None:
+        """``root``: its absolute path at the server."""
+        self.root = Node(fuse.ROOT, None, b"")
+        self.root.lookups = 1
+        self._root_path = b"" if root == b"/" else root
+        self._nodes = {fuse.ROOT: self.root}
+        self._by_inode: dict[int, Node] = {}  # files with several names
+        self._next = fuse.ROOT + 1
+
+    def __getitem__(self, number: int) -> Node:
+        return self._nodes[number]
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def path(self, node: Node) -> bytes:
+        """Returns the path at the server; raises FileNotFoundError for a file without a name."""
+        names: list[bytes] = []
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        if node is not self.root:
+            raise FileNotFoundError(2, "the file was removed")
+        names.append(self._root_path)
+        names.reverse()
+        return b"/".join(names) or b"/"
+
+    def path_of(self, parent: Node, name: bytes) -> bytes:
+        """Returns the path of a name in a directory."""
+        path = self.path(parent)
+        return path + name if path == b"/" else path + b"/" + name
+
+    def child(self, parent: Node, name: bytes, packed: bytes, expires: float, now: float) -> Node:
+        """Returns the node of a name, with these attributes; another one if the file is another.
+
+        ``packed`` has inode 0 if the server tells none.
+        """
+        inode = fuse.inode_in(packed)
+        node = parent.children.get(name)
+        if node is not None:
+            if _is_same(node, packed, inode):
+                self._know(node, packed, inode, expires, now)
+                return node
+            self.remove(parent, name)
+        if inode and not stat.S_ISDIR(fuse.mode_in(packed)) and fuse.links_in(packed) > 1:
+            node = self._by_inode.get(inode)
+            if node is not None and _is_same(node, packed, inode):
+                self.add_name(node, parent, name)
+                self._know(node, packed, inode, expires, now)
+                return node
+        node = Node(self._next, parent, name)
+        self._next += 1
+        self._nodes[node.number] = node
+        parent.children[name] = node
+        self._know(node, packed, inode, expires, now)
+        return node
+
+    def _know(self, node: Node, packed: bytes, inode: int, expires: float, now: float) -> None:
+        if not inode:
+            packed = fuse.with_inode(packed, node.number)
+        elif fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
+            self._by_inode[inode] = node
+        node.know(packed, expires, now)
+
+    def learn(self, node: Node, packed: bytes, expires: float, now: float) -> None:
+        """Takes new attributes of a node, and of its names in listings."""
+        self._know(node, packed, fuse.inode_in(packed), expires, now)
+        for parent, name in self.names(node):
+            if parent.listing is not None and name in parent.listing.entries:
+                parent.listing.entries[name] = packed
+
+    def is_same(self, node: Node, packed: bytes) -> bool:
+        """Whether attributes can be those of the node's file."""
+        return _is_same(node, packed, fuse.inode_in(packed))
+
+    def names(self, node: Node) -> Iterator[tuple[Node, bytes]]:
+        """All names of a node that are known."""
+        if node.parent is not None:
+            yield node.parent, node.name
+        yield from node.others or ()
+
+    def add_name(self, node: Node, parent: Node, name: bytes) -> None:
+        """Gives a node one more name."""
+        if parent.children.get(name) is node:
+            return
+        parent.children[name] = node
+        if node.parent is None and node is not self.root:
+            node.parent, node.name = parent, name
+        else:
+            node.others = [*(node.others or ()), (parent, name)]
+
+    def remove(self, parent: Node, name: bytes) -> Node | None:
+        """Takes a name away; returns the node that had it."""
+        node = parent.children.pop(name, None)
+        if node is None:
+            return None
+        if node.parent is parent and node.name == name:
+            node.parent, node.name = None, b""
+            if node.others:
+                (node.parent, node.name), *rest = node.others
+                node.others = rest or None
+        elif node.others:
+            node.others = [each for each in node.others if each != (parent, name)] or None
+        self._drop(node)
+        self._drop(parent)
+        return node
+
+    def move(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes) -> None:
+        """Renames; what had the new name loses it."""
+        node = parent.children.get(name)
+        if node is not None and new_parent.children.get(new_name) is node:
+            return  # two names of one file: rename(2) does nothing
+        self.remove(new_parent, new_name)
+        if node is None:
+            return
+        del parent.children[name]
+        if node.parent is parent and node.name == name:
+            node.parent, node.name = new_parent, new_name
+        else:
+            node.others = [
+                (new_parent, new_name) if each == (parent, name) else each
+                for each in node.others or ()
+            ]
+        new_parent.children[new_name] = node
+        self._drop(parent)
+
+    def forget(self, number: int, count: int) -> None:
+        """Takes back lookups that the kernel has forgotten."""
+        node = self._nodes.get(number)
+        if node is not None:
+            node.lookups = max(0, node.lookups - count)
+            self._drop(node)
+
+    def _drop(self, node: Node) -> None:
+        """Forgets a node that nobody needs, and those above it."""
+        while node is not self.root and not (node.lookups or node.children or node.files):
+            if self._nodes.pop(node.number, None) is None:
+                return
+            if self._by_inode.get(inode := fuse.inode_in(node.packed)) is node:
+                del self._by_inode[inode]
+            parent = node.parent
+            for each, name in [*self.names(node)]:
+                if each.children.get(name) is node:
+                    del each.children[name]
+            if parent is None:
+                return
+            node = parent
+
+    def closed(self, node: Node) -> None:
+        """Takes note that no file of a node is open any more."""
+        self._drop(node)
+
+    def below(self, node: Node) -> Iterator[Node]:
+        """A directory's node and all those that lie in it."""
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += node.children.values()
+
+
+def _is_same(node: Node, packed: bytes, inode: int) -> bool:
+    """Whether attributes can be those of the node's file."""
+    if (fuse.mode_in(node.packed) ^ fuse.mode_in(packed)) & 0o170000:
+        return False
+    return not inode or fuse.inode_in(node.packed) == inode

@@ -1,0 +1,180 @@
+"""The writes of one file that the server has not acknowledged yet, in their order.
+
+A write is sent at once, or joins the one before it while that waits for an answer. The server
+does requests about one file in the order in which they come (draft-ietf-secsh-filexfer-02 section
+6.1), so that what is sent behind a write sees it. After a lost session the writes are sent again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ..aio.tasks import Future, Task
+from ..errors import PeerError
+from ..files.sftp_client import SftpClient, StatusError
+from . import failures
+from .failures import explained
+
+if TYPE_CHECKING:
+    from .open_files import NodeFiles, OpenFile
+    from .state import MountState
+
+_log = logging.getLogger(__name__)
+
+# Our own choice
+AT_ONCE: Final = 4  # small writes in flight; more of them wait to be joined
+
+
+class _Write:
+    """Bytes for one place of a file."""
+
+    __slots__ = ("data", "file", "is_sent", "offset", "size")
+
+    def __init__(self, file: OpenFile, offset: int, data: bytes) -> None:
+        self.file = file
+        self.offset = offset
+        self.data = [data]
+        self.size = len(data)
+        self.is_sent = False
+
+
+class WriteQueue:
+    """Sends the writes of one node."""
+
+    def __init__(self, state: MountState, files: NodeFiles) -> None:
+        self._state = state
+        self._files = files
+        self._writes: dict[int, _Write] = {}
+        self._next = 0
+        self._last: _Write | None = None  # may still grow
+        self._in_flight = 0
+        self._waiting: list[Future[None]] = []
+        self._is_opening = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the server has acknowledged everything."""
+        return not self._writes
+
+    def add(self, file: OpenFile, offset: int, data: bytes) -> None:
+        """Takes a write."""
+        self._state.unwritten.hold(len(data))
+        last, limit, at = self._last, self._state.write_size, 0
+        if last is not None and last.file is file and last.offset + last.size == offset:
+            at = max(0, min(limit - last.size, len(data)))
+            if at:
+                last.data.append(data[:at])
+                last.size += at
+        while at < len(data):
+            self._last = _Write(file, offset + at, data[at : at + limit])
+            self._writes[self._next] = self._last
+            self._next += 1
+            at += limit
+        self._pump(everything=False)
+
+    def push(self) -> None:
+        """Sends everything that can be sent."""
+        self._pump(everything=True)
+
+    def _pump(self, everything: bool) -> None:
+        server = self._state.server
+        if not server.is_connected or self._is_opening:
+            return
+        client = server.client_now()
+        for number, write in self._writes.items():
+            if write.is_sent:
+                continue
+            is_whole = write is not self._last or write.size >= self._state.write_size
+            if not (everything or is_whole) and self._in_flight >= AT_ONCE:
+                return
+            handle = write.file.handle_now()
+            if handle is None:
+                self._is_opening = True
+                Task(self._state.loop, self._open(write.file))
+                return
+            if write is self._last:
+                self._last = None
+            write.is_sent = True
+            self._in_flight += 1
+            data = write.data[0] if len(write.data) == 1 else b"".join(write.data)
+            client.write(handle, write.offset, data, partial(self._on_written, number, client))
+
+    async def _open(self, file: OpenFile) -> None:
+        """Opens a file again; its writes are lost if it is another one now."""
+        failure: OSError | None = None
+        try:
+            await file.handle()
+        except PeerError:
+            pass  # tried again with the next session
+        except OSError as error:
+            if error.errno != errno.ETIMEDOUT:
+                failure = error
+        self._is_opening = False
+        if failure is not None:
+            for number in [n for n, write in self._writes.items() if write.file is file]:
+                self._failed(self._writes[number], failure)
+                self._remove(number)
+            self._finish()
+        if self._state.server.is_connected:
+            self._pump(everything=True)
+
+    def _on_written(self, number: int, client: SftpClient, error: Exception | None) -> None:
+        self._in_flight -= 1
+        write = self._writes[number]
+        if error is None:
+            self._done(number)
+        elif isinstance(error, StatusError):
+            Task(self._state.loop, self._refused(number, client, error))
+        else:  # the session was lost
+            write.is_sent = False
+            if write is self._last:
+                self._last = None
+
+    async def _refused(self, number: int, client: SftpClient, error: StatusError) -> None:
+        failure: OSError = error
+        write = self._writes[number]
+        try:
+            path = self._state.tree.path(write.file.node)
+            failure = await explained(client, error, path, failures.nothing_known(path))
+        except PeerError:
+            failure = OSError(errno.EIO, os.strerror(errno.EIO))
+        except OSError:
+            pass
+        self._failed(write, failure)
+        self._done(number)
+
+    def _done(self, number: int) -> None:
+        self._state.made_progress()
+        self._remove(number)
+        self._finish()
+        self._pump(everything=bool(self._waiting))
+
+    def _failed(self, write: _Write, error: OSError) -> None:
+        name = os.fsdecode(write.file.node.name)
+        _log.error("%r: %d bytes at %d were not written: %s", name, write.size, write.offset, error)
+        write.file.fails(error)
+
+    def _remove(self, number: int) -> None:
+        write = self._writes.pop(number)
+        if write is self._last:
+            self._last = None
+        self._state.unwritten.give(write.size)
+
+    def _finish(self) -> None:
+        if not self._writes:
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                future.resolve(None)
+            self._files.written_out()
+
+    async def written(self) -> None:
+        """Waits until the server has acknowledged everything that was written until now."""
+        while self._writes:
+            self.push()
+            future: Future[None] = Future()
+            self._waiting.append(future)
+            await future
