@@ -40,7 +40,7 @@ THREADS = 16
 STATS = 50  # of the files beside a bulk read, and of those while there is none
 WRITE_BEHIND = "write_behind"
 FEW, SOME, ALL = 10, 36, 150  # directories of the source tree, by what sshfs needs for them
-LITTLE_MEMORY = ("cache_size=4m",)
+LITTLE_MEMORY = ("cache_size=4",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,5 +504,5 @@ MOUNT_WORKS = (
     *_works("cp", "cp within the mount", "MiB/s", big_file, copy, (5.0, 10.0)),
     *map(_stat_beside_read, AMOUNTS),
     _memory("mount-memory", "private memory of a mount after all of it", 96.0),
-    _memory("mount-memory-little", "the same with cache_size=4m", 48.0, LITTLE_MEMORY),
+    _memory("mount-memory-little", "the same with cache_size=4", 48.0, LITTLE_MEMORY),
 )

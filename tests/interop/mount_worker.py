@@ -45,6 +45,13 @@ def _kept(status: os.stat_result) -> int:
     return 0o500 if stat.S_ISDIR(status.st_mode) else 0
 
 
+FILES = {
+    "a": [(0, content(0, 100_000))],
+    "b": [(0, content(1, 8192)), (1_000_000, content(2, 5000))],  # with a hole
+    "d/a": [(0, b"ten bytes\n")],
+}
+
+
 class Worker:
     """The operations, and the files that they have opened."""
 
@@ -69,6 +76,18 @@ class Worker:
             with contextlib.suppress(OSError):
                 os.close(self._files.pop(slot))
         os.chdir(folder)
+
+    def fill(self, folder: str) -> None:
+        """Make a directory, and what is in it at the beginning."""
+        for name in ("", "d", "d/e"):
+            os.mkdir(os.path.join(folder, name))
+        for name, pieces in FILES.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                for offset, data in pieces:
+                    file.seek(offset)
+                    file.write(data)
+            os.utime(os.path.join(folder, name), (STAMPS - 1, STAMPS - 1))
+        os.symlink("a", os.path.join(folder, "l"))
 
     # open files
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.mount_worker import STAMPS, content
+from tests.interop.mount_worker import STAMPS
 from tests.interop.mounts import KINDS, Hang, Mounter, Process, give
 from tests.mounts import Mount
 from tests.peers import Account, private_folder
@@ -243,7 +243,6 @@ class Sides:
         self._kind = kind
         self._mount = mount
         self._plain = plain
-        self._account = account
         self._number = 0
         with contextlib.ExitStack() as up:
             processes = [up.enter_context(Process(account)) for _ in range(5)]
@@ -258,8 +257,8 @@ class Sides:
         """Do the operations on both sides, and compare everything."""
         self._number += 1
         folder = str(self._number)
-        for top in (self._mount.behind, self._plain):
-            self._fill(top / folder)
+        for process, top in ((self._mounted[0], self._mount.place), (self._local[0], self._plain)):
+            assert process.ask("fill", str(top / folder)) == {"done": None}
         for processes, top in (
             (self._mounted, self._mount.place),
             (self._local, self._plain),
@@ -280,23 +279,6 @@ class Sides:
             process.ask("enter", "/")
         for top in (self._mount.behind, self._plain):
             shutil.rmtree(top / folder)
-
-    def _fill(self, folder: Path) -> None:
-        """Make what is there at the beginning."""
-        for name in ("", "d", "d/e"):
-            (folder / name).mkdir()
-        (folder / "a").write_bytes(content(0, 100_000))
-        (folder / "d/a").write_bytes(b"ten bytes\n")
-        with open(folder / "b", "wb") as file:
-            file.write(content(1, 8192))
-            file.seek(1_000_000)
-            file.write(content(2, 5000))
-        (folder / "l").symlink_to("a")
-        for path in (folder, *folder.rglob("*")):
-            if not path.is_symlink():
-                os.utime(path, (1_000_000_000, 1_000_000_000))
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            give(path, self._account)
 
     def _step(self, who: int, operation: tuple[Any, ...], done: list[str]) -> None:
         got = self._mounted[who].ask(*operation)
