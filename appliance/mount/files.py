@@ -15,6 +15,7 @@ from ..wire.fuse import Request
 from . import failures
 from .contents import SMALL, Contents
 from .failures import explained
+from .files_ahead import FilesAhead
 from .fuse_session import Answer, Granted, Reply
 from .listings import Listings
 from .metadata import Metadata
@@ -36,6 +37,7 @@ class Files:
         listings: Listings,
         metadata: Metadata,
         contents: Contents,
+        ahead: FilesAhead,
         files: dict[int, OpenFile],
     ) -> None:
         self._state = state
@@ -43,6 +45,7 @@ class Files:
         self._listings = listings
         self._metadata = metadata
         self._contents = contents
+        self._ahead = ahead
         self._open = files
         self._next = 1
 
@@ -54,7 +57,7 @@ class Files:
         if flags & (os.O_ACCMODE | os.O_TRUNC) or self._state.settings.direct_io:
             return self._open_there(node, flags)
         if 0 < node.size <= SMALL:
-            self._contents.opened(node)
+            self._ahead.opened(node)
         if self._contents.current(node) is not None:
             return self._granted(node, flags, self._new(node, flags))
         return self._open_for_reading(node, flags)
@@ -158,6 +161,7 @@ class Files:
         node = self._state.made(parent, name, attributes)
         node.version += 1
         file = self._new(node, flags)
+        file.is_new = True
         file.opened(handle, number)
         granted = self._granted(node, flags, file)
         entry = self._state.entry(node)
@@ -228,6 +232,7 @@ class Files:
         file.tell_error()
         data = bytes(request.data())
         self._changed(file.node)
+        file.node.grow(offset + size)
         assert file.node.files is not None
         file.node.files.queue.add(file, offset, data)
         if self._state.settings.sync_writes:

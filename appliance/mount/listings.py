@@ -27,7 +27,7 @@ from .tree import Node
 # Our own choices
 ENTRY_SIZE: Final = 300  # bytes of memory that an entry takes
 NAMES_LIMIT: Final = 1_000_000  # in one directory; a listing that goes on is an error
-AHEAD_AT_ONCE: Final = 8  # directories that are fetched ahead at the same time
+AHEAD_AT_ONCE: Final = 16  # directories that are fetched ahead at the same time
 AHEAD_QUEUE: Final = 512  # directories that wait for it
 AHEAD_UNUSED: Final = 20_000  # entries that were fetched ahead and not asked for
 TRAVERSAL: Final = 5.0  # seconds between a directory and one in it, for whoever goes through a tree
@@ -148,7 +148,7 @@ class Listings:
         """Takes note of a name that was asked for by itself; the second one fetches all."""
         parent.misses += 1
         if parent.misses >= 2:
-            self.fetch(parent)
+            self.read(parent)
 
     def fetch(self, node: Node) -> Listing:
         """Begins a listing, unless one is coming."""
@@ -156,6 +156,13 @@ class Listings:
         if listing is not None and not listing.is_over:
             return listing
         return self._begin(node, is_ahead=False)
+
+    def made(self, node: Node) -> None:
+        """Takes note of a directory that we have made, and in which nothing is."""
+        now = self._state.loop.time()
+        listing = node.listing = Listing(now)
+        listing.ended(None, now + self._holds)
+        self._keep(node, listing)
 
     def forget(self, node: Node) -> None:
         """Throws a listing away that no longer holds."""
@@ -197,7 +204,9 @@ class Listings:
         if node.listing is listing:
             self._keep(node, listing)
             self._compare(node, listing, now)
-        if now - listing.read_at < TRAVERSAL and self._is_traversed(node, now):
+        if listing.is_ahead:
+            self._want(self._folders(node), first=False)
+        elif now - listing.read_at < TRAVERSAL and self._is_traversed(node, now):
             self._want(self._folders(node), first=True)
 
     def _is_traversed(self, node: Node, now: float) -> bool:

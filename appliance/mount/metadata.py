@@ -95,13 +95,15 @@ class Metadata:
         state = self._state
         valid, number, size = fields[:3]
         file = self._files.get(number) if valid & fuse.FATTR_FH else None
-        needs_others = valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME) in (
-            fuse.FATTR_ATIME,
-            fuse.FATTR_MTIME,
-        )
-        if needs_others and node.expires <= state.loop.time():
+        # SETSTAT sets both times. The other one is asked for if it is the one that matters.
+        times = valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME)
+        if times == fuse.FATTR_ATIME and node.expires <= state.loop.time():
             await self.refresh(node, file)
+        if self._is_so(node, fields):
+            return state.attributes_reply(node)
         given = self._wanted(node, fields)
+        if (new := self._new_file(node, valid)) is not None:
+            return self._send(new, given)
         if valid & fuse.FATTR_SIZE:
             given.size = size
             node.version += 1
@@ -132,6 +134,54 @@ class Metadata:
 
         state.learn(node, await state.server.ask(change))
         return state.attributes_reply(node)
+
+    def _new_file(self, node: Node, valid: int) -> OpenFile | None:
+        """Returns the open file behind whose writes a change may be sent, if it cannot fail.
+
+        Mode and times of a file that we have just made are on their way with its content, and at
+        the server when the file is closed. Servers that refuse them do not have the extension.
+        """
+        unusual = valid & (fuse.FATTR_SIZE | fuse.FATTR_UID | fuse.FATTR_GID)
+        if unusual or node.files is None or not self._state.server.has(sftp.LSETSTAT):
+            return None
+        for file in node.files.open:
+            if file.is_new and file.handle_now() is not None:
+                return file
+        return None
+
+    def _send(self, file: OpenFile, given: sftp.Attributes) -> Reply:
+        """Sends a change behind the writes, and answers before the server does."""
+        node, state = file.node, self._state
+        handle = file.handle_now()
+        assert handle is not None and node.files is not None
+        node.files.queue.push()
+        change = state.server.client_now().send(sftp.FSetStat(0, handle, given))
+        node.files.queue.follow(file, change)
+        known = fuse.Attributes.decode(node.packed)
+        if given.permissions is not None:
+            known = known._replace(mode=stat.S_IFMT(known.mode) | given.permissions)
+        if given.times is not None:
+            parts = given.nanoseconds or (0, 0)
+            times = [(s, n) for s, n in zip(given.times, parts, strict=True)]
+            known = known._replace(accessed=times[0], modified=times[1])
+            node.expires = state.loop.time() + state.attributes_hold
+        node.packed = known.encode()
+        return state.attributes_reply(node)
+
+    def _is_so(self, node: Node, fields: tuple[int, ...]) -> bool:
+        """Whether a change of owner or mode changes nothing: tar and cp ask for many of these."""
+        valid, *_, mode, uid, gid = fields
+        if valid & ~(fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_FH):
+            return False
+        if node.expires <= self._state.loop.time():
+            return False
+        known = fuse.Attributes.decode(node.packed)
+        return not (
+            (valid & fuse.FATTR_MODE and mode & 0o7777 != known.mode & 0o7777)
+            or (valid & fuse.FATTR_UID and uid != known.uid)
+            or (valid & fuse.FATTR_GID and gid != known.gid)
+            or known.mode & (stat.S_ISUID | stat.S_ISGID)
+        )
 
     def _wanted(self, node: Node, fields: tuple[int, ...]) -> sftp.Attributes:
         """Returns the attributes that SETATTR sets, but for the size."""

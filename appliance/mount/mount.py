@@ -25,6 +25,7 @@ from ..wire import fuse
 from .contents import Contents
 from .directories import Directories
 from .files import Files
+from .files_ahead import FilesAhead
 from .fuse_session import FuseSession, Handler
 from .listings import Listings
 from .metadata import Metadata
@@ -88,7 +89,8 @@ class Mount:
         listings, contents = Listings(state), Contents(state)
         names, directories = Names(state, listings), Directories(state, listings)
         metadata = Metadata(state, listings, self._files)
-        files = Files(state, listings, metadata, contents, self._files)
+        ahead = FilesAhead(state, contents)
+        files = Files(state, listings, metadata, contents, ahead, self._files)
         handlers: dict[int, Handler] = {
             fuse.LOOKUP: names.lookup,
             fuse.FORGET: names.forget,

@@ -106,7 +106,9 @@ class Names:
     async def _mkdir(self, parent: Node, name: bytes, mode: int) -> Reply:
         path = self._tree.path_of(parent, name)
         message = sftp.MkDir(0, path, sftp.Attributes(permissions=mode))
-        return await self._make(parent, name, _made_by(message, path))
+        reply = await self._make(parent, name, _made_by(message, path))
+        self._listings.made(parent.children[name])
+        return reply
 
     def mknod(self, request: Request) -> Answer:
         (name,) = request.names()

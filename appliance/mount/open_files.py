@@ -33,6 +33,7 @@ class OpenFile:
         self.node = node
         self.flags = flags
         self.reader: Reader | None = None
+        self.is_new = False  # we have made it, and it belongs to us
         self._handle = b""
         self._session = 0  # to which the handle belongs; 0 before there is one
         self._opening: list[Future[None]] | None = None

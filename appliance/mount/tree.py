@@ -94,6 +94,11 @@ class Node:
         self.expires = expires
         self.known_at = now
 
+    def grow(self, size: int) -> None:
+        """Takes note that the file has at least ``size`` bytes now."""
+        if size > fuse.size_in(self.packed):
+            self.packed = fuse.with_size(self.packed, size)
+
     def proves(self, fetched: float) -> bool:
         """Whether equal attributes prove that what was fetched at this moment is current.
 

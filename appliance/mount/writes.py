@@ -52,13 +52,33 @@ class WriteQueue:
         self._next = 0
         self._last: _Write | None = None  # may still grow
         self._in_flight = 0
+        self._others = 0  # changes of attributes that are in flight, and answered already
         self._waiting: list[Future[None]] = []
         self._is_opening = False
 
     @property
     def is_empty(self) -> bool:
         """Whether the server has acknowledged everything."""
-        return not self._writes
+        return not self._writes and not self._others
+
+    def follow(self, file: OpenFile, change: Future[None]) -> None:
+        """Takes a change of attributes that was sent behind the writes; its failure is the file's.
+
+        Changes are not sent again in a new session, where they fail.
+        """
+        self._others += 1
+
+        def done() -> None:
+            self._others -= 1
+            try:
+                change.result()
+            except OSError as error:
+                file.fails(error)
+            except PeerError:
+                file.fails(OSError(errno.EIO, os.strerror(errno.EIO)))
+            self._finish()
+
+        change.when_done(done)
 
     def add(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Takes a write."""
@@ -165,7 +185,7 @@ class WriteQueue:
         self._state.unwritten.give(write.size)
 
     def _finish(self) -> None:
-        if not self._writes:
+        if self.is_empty:
             waiting, self._waiting = self._waiting, []
             for future in waiting:
                 future.resolve(None)
@@ -173,7 +193,7 @@ class WriteQueue:
 
     async def written(self) -> None:
         """Waits until the server has acknowledged everything that was written until now."""
-        while self._writes:
+        while not self.is_empty:
             self.push()
             future: Future[None] = Future()
             self._waiting.append(future)

@@ -117,6 +117,7 @@ _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _ATTRIBUTES: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times before 1970 are negative
 _WORD: Final = struct.Struct("=Q")
+_TWO_WORDS: Final = struct.Struct("=QQ")
 _HALF_WORD: Final = struct.Struct("=I")
 _MODE_AT: Final = 60
 _ENTRY_HEAD: Final = struct.Struct("=QQQQII")
@@ -372,6 +373,11 @@ def version_in(packed: bytes) -> tuple[bytes, bytes, bytes]:
 def with_inode(packed: bytes, inode: int) -> bytes:
     """Returns the attributes with another inode."""
     return _WORD.pack(inode) + packed[8:]
+
+
+def with_size(packed: bytes, size: int) -> bytes:
+    """Returns the attributes with another size, and as many blocks as its bytes need."""
+    return packed[:8] + _TWO_WORDS.pack(size, (size + 511) // 512) + packed[24:]
 
 
 def reply(unique: int, *parts: bytes | memoryview) -> list[bytes | memoryview]:
