@@ -8,7 +8,6 @@ Python's way (os.fsdecode). Open files are known by small numbers, slots. What t
 one machine may differ in (inodes, the time of the last write) is in no result.
 """
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -71,10 +70,7 @@ class Worker:
         return self._files[slot]
 
     def enter(self, folder: str) -> None:
-        """Close all files and go to a directory."""
-        for slot in list(self._files):
-            with contextlib.suppress(OSError):
-                os.close(self._files.pop(slot))
+        """Go to a directory."""
         os.chdir(folder)
 
     def fill(self, folder: str) -> None:
@@ -101,6 +97,18 @@ class Worker:
         file = self._file(slot)
         del self._files[slot]
         os.close(file)
+
+    def close_all(self) -> None:
+        """Close what is open, upon which all that was written is at the server."""
+        files, self._files = self._files, {}
+        failures = []
+        for file in files.values():
+            try:
+                os.close(file)
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def read(self, slot: int, length: int) -> str:
         return told(os.read(self._file(slot), length))
@@ -190,7 +198,8 @@ class Worker:
             told |= {"size": status.st_size, "links": status.st_nlink}
         if stat.S_ISREG(status.st_mode):
             told["mtime"] = int(status.st_mtime) if status.st_mtime < STAMPS else "now"
-            told["has_blocks"] = status.st_blocks > 0
+            if status.st_size:  # else there may be blocks of extended attributes
+                told["has_blocks"] = status.st_blocks > 0
         return told
 
     def truncate(self, path: str, size: int) -> None:
