@@ -101,8 +101,8 @@ def ids(account: Account) -> tuple[int, int]:
     return status.st_uid, status.st_gid
 
 
-class Hang(AssertionError):
-    """A process that works on a mount did not come back."""
+class Lost(AssertionError):
+    """A process that works on a mount hangs, or was killed by what it did."""
 
 
 class Process:
@@ -116,15 +116,16 @@ class Process:
         )
 
     def ask(self, name: str, *arguments: object) -> dict[str, Any]:
-        """Have an operation done; return what became of it. Raises Hang."""
+        """Have an operation done; return what became of it. Raises Lost."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([name, *arguments]).encode() + b"\n")
         process.stdin.flush()
         if not select.select([process.stdout], [], [], PATIENCE)[0]:
-            raise Hang(f"{name}{arguments} hangs")
+            raise Lost(f"{name}{arguments} hangs")
         line = process.stdout.readline()
-        assert line, f"the process died of {name}{arguments}: {process.wait()}"
+        if not line:
+            raise Lost(f"{name}{arguments} ended the process with {process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -138,5 +139,5 @@ class Process:
         with contextlib.suppress(OSError):
             process.stdin.close()
         process.stdout.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a mount; see Hang
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a mount
             process.wait(PATIENCE)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.interop.mount_worker import STAMPS
-from tests.interop.mounts import KINDS, Hang, Mounter, Process, give
+from tests.interop.mounts import KINDS, Lost, Mounter, Process, give
 from tests.mounts import Mount
 from tests.peers import Account, private_folder
 
@@ -195,7 +195,7 @@ def shrink(
             try:
                 run(fewer)
                 start += size
-            except Hang:
+            except Lost:
                 raise
             except AssertionError as error:
                 operations, failure = fewer, error
@@ -288,9 +288,9 @@ class Sides:
             for process in (*self._mounted, *self._local):
                 assert process.ask("close_all") == {"done": None}, done
             self._compare_trees(done)
-        except Hang as hang:
+        except Lost as lost:
             self._mount.kill()  # or nobody could end that process
-            raise Hang("\n".join([f"{hang} after", *done])) from None
+            raise Lost("\n".join([f"{lost} after", *done])) from None
         for process in (*self._mounted, *self._local, self._behind):
             process.ask("enter", "/")
         for top in (self._mount.behind, self._plain):
@@ -342,7 +342,7 @@ def test_a_mount_is_like_a_directory(kind: str, mounter: Mounter) -> None:
             operations = sequence(MORE + seed)
             try:
                 sides.run(operations)
-            except Hang:
+            except Lost:
                 raise
             except AssertionError as error:
                 raise shrink(operations, sides.run, error) from None

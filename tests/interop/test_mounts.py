@@ -72,6 +72,11 @@ class Place:
         """Run a program to its end."""
         return self.finish(self.start(*words))
 
+    def appears(self, name: str) -> None:
+        """Wait until a file that was made at the server is seen."""
+        give(self.behind / name, self.account)
+        assert wait_until(lambda: name in self.run("ls").splitlines())
+
     def python(self, script: str, *words: str) -> subprocess.Popen[str]:
         """Start a script of Python's."""
         return self.start(sys.executable, "-c", script, *words, as_root=True)
@@ -221,8 +226,7 @@ for text in [*(b"%d" % number for number in range(1, 200)), b"end"]:
 
 
 def test_who_reads_while_files_are_exchanged_sees_whole_ones(place: Place) -> None:
-    (place.behind / "file").write_bytes(b"0 " * 1000)
-    give(place.behind / "file", place.account)
+    place.run("sh", "-c", "yes 0 | head -n 1000 >file")
     path = str(place.here / "file")
     processes = [place.python(READER, path), place.python(WRITER, path)]
     for process in processes:
@@ -353,8 +357,7 @@ def test_a_large_directory(place: Place) -> None:
     wanted = {f"name {number:05} {'x' * (number % 100)}" for number in range(NAMES)}
     for name in wanted:
         os.mknod(place.behind / "many" / name)
-    for path in (place.behind / "many", *(place.behind / "many").iterdir()):
-        give(path, place.account)
+    place.appears("many")
     for words in (("ls", "-U"), ("ls", "-l")):
         lines = place.run(*words, "many").splitlines()
         found = [line[line.index("name ") :] for line in lines if "name " in line]
@@ -427,8 +430,7 @@ os.close(file)
 
 
 def test_two_write_to_the_same_file_by_mmap(place: Place) -> None:
-    (place.behind / "file").write_bytes(bytes(MEBIBYTE))
-    give(place.behind / "file", place.account)
+    place.run("truncate", "-s", str(MEBIBYTE), "file")
     for writer in [place.python(MAPPED, str(place.here / "file"), which) for which in "01"]:
         place.finish(writer)
     wanted = b"".join(bytes([page]) * 4096 for page in range(256))
@@ -485,13 +487,13 @@ def test_a_file_without_a_name_is_used_until_it_is_closed(place: Place) -> None:
 
 def test_what_was_changed_at_the_server_is_seen(place: Place) -> None:
     """After seconds at the latest, and never a mix of old and new."""
-    path = place.behind / "file"
-    path.write_bytes(b"old" * 100_000)
-    give(path, place.account)
+    place.run("sh", "-c", "yes old | head -n 100000 >file; echo >gone")
     old = place.run("sha256sum", "file").split()[0]
-    assert old == hashlib.sha256(b"old" * 100_000).hexdigest()
-    path.write_bytes(b"newer" * 50_000)
-    new = hashlib.sha256(b"newer" * 50_000).hexdigest()
+    assert old == hashlib.sha256(b"old\n" * 100_000).hexdigest()
+    (place.behind / "file").write_bytes(b"newer\n" * 50_000)
+    (place.behind / "gone").unlink()
+    (place.behind / "more").touch()
+    new = hashlib.sha256(b"newer\n" * 50_000).hexdigest()
 
     def seen() -> bool:
         now = place.run("sha256sum", "file").split()[0]
@@ -499,10 +501,7 @@ def test_what_was_changed_at_the_server_is_seen(place: Place) -> None:
         return now == new
 
     assert wait_until(seen)
-    (place.behind / "more").touch()
-    assert wait_until(lambda: "more" in place.run("ls"))
-    path.unlink()
-    assert wait_until(lambda: "file" not in place.run("ls"))
+    assert wait_until(lambda: place.run("ls") == "file\nmore\n")
 
 
 # The program itself
