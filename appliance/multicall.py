@@ -31,6 +31,7 @@ APPLETS: dict[str, Applet] = {
     "ssh": Applet("ssh", "the client: commands, shells and VPN tunnels; with OpenSSH's options"),
     "scp": Applet("scp", "copy files between hosts; with OpenSSH's options"),
     "sftp": Applet("sftp", "copy and change files at a host, by commands; as OpenSSH's"),
+    "sshfs": Applet("sshfs", "mount a directory of a server; with sshfs's options"),
     "keygen": Applet("keygen", "make and convert keys, show fingerprints; as ssh-keygen"),
     "up": Applet("links", "connect the tunnels declared in links.toml and keep them connected"),
     "down": Applet("links", "end these tunnels, and undo what they changed"),
@@ -40,6 +41,8 @@ APPLETS: dict[str, Applet] = {
     "dbclient": Applet("dbclient"),
     "dropbearkey": Applet("keygen"),
     "dropbearconvert": Applet("keygen"),
+    "mount.sshfs": Applet("sshfs"),
+    "mount.fuse.sshfs": Applet("sshfs"),
 }
 
 

@@ -7,6 +7,14 @@ import sys
 from ..errors import UsageError
 from ..log import harmless
 
+_given: str | None = None  # the answer to all questions for a secret
+
+
+def give(answer: str) -> None:
+    """Answers all questions for a secret, and no others; nobody is asked any more."""
+    global _given
+    _given = answer
+
 
 def secret(prompt: str) -> str | None:
     """Asks for a line without echo; None if the user cannot be asked, or gives up."""
@@ -19,6 +27,8 @@ def line(prompt: str) -> str | None:
 
 
 def _ask(prompt: str, echo: bool) -> str | None:
+    if _given is not None:
+        return None if echo else _given
     program = os.environ.get("SSH_ASKPASS")
     require = os.environ.get("SSH_ASKPASS_REQUIRE", "")
     if program and (require == "force" or (require == "prefer" and os.environ.get("DISPLAY"))):

@@ -9,7 +9,9 @@ thread, and ``LoggedIn.session`` goes on by the loop.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -44,6 +46,10 @@ _SETTINGS: Final[tuple[Setting, ...]] = (
     ("RemoteCommand", "none"),
     ("RequestTTY", "no"),
 )
+
+# Our own choices
+_PIECE: Final = 64 << 10  # bytes from or to a pipe at once
+_GRACE: Final = 1.0  # seconds that a program gets to end after its input has ended
 
 _OURSELVES: Final = "from appliance.multicall import main; sys.exit(main())"
 
@@ -110,9 +116,22 @@ class SftpSession:
         if self._login is not None:
             self._login.close()
         if self._process is not None:
-            self._process.wait()
+            _end(self._process)
         if self._shared is not None:
             self._shared.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Waits for a program's end, but not for one whose own connection is dead."""
+    import subprocess
+
+    for stop in (process.terminate, process.kill):
+        try:
+            process.wait(_GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            stop()
+    process.wait()
 
 
 class LoggedIn(Protocol):
@@ -173,7 +192,7 @@ class _Socket:
     def close(self) -> None:
         self._socket.close()
         if self._process is not None:
-            self._process.wait()
+            _end(self._process)
         if self._shared is not None:
             self._shared.close()
 
@@ -214,6 +233,42 @@ def log_in(host: Host, quiet: bool = False) -> LoggedIn:
 def run_server(loop: Loop, words: Sequence[str]) -> SftpSession:
     """Runs an SFTP server on this machine (-D), without SSH; raises UsageError."""
     return _run(words).session(loop)
+
+
+def dial_server(host: str, port: int, timeout: float) -> LoggedIn:
+    """Connects to a server that speaks SFTP on a port, without SSH; raises DialFailed."""
+    from ..aio.dial import dial
+
+    return _Socket(dial(host, port, timeout=timeout)[0])
+
+
+def standard_streams() -> LoggedIn:
+    """Takes the server that is at standard input and output, as dpipe and socat put it there.
+
+    They may be two pipes; threads make a socket of them.
+    """
+    import threading
+
+    ours, theirs = socket.socketpair()
+    incoming, outgoing = os.dup(0), os.dup(1)
+
+    def receive() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(incoming, _PIECE):
+                theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_RDWR)  # which ends the other thread's wait as well
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            while data := theirs.recv(_PIECE):
+                while data:
+                    data = data[os.write(outgoing, data) :]
+        os.close(outgoing)
+        theirs.close()
+
+    for work in (receive, send):
+        threading.Thread(target=work, daemon=True).start()
+    return _Socket(ours)
 
 
 def _run(words: Sequence[str]) -> _Socket:

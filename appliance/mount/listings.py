@@ -124,7 +124,7 @@ class Listings:
     def current(self, node: Node) -> Listing | None:
         """Returns the listing of a directory, if it is complete and holds."""
         listing = node.listing
-        if listing is None or not listing.is_complete or listing.expires <= self._state.loop.time():
+        if listing is None or not listing.is_complete or not self._state.holds(listing.expires):
             return None
         if listing.is_ahead:
             self._used(listing)

@@ -46,7 +46,7 @@ class Metadata:
 
     def getattr(self, request: Request) -> Answer:
         node = self._tree[request.node]
-        if node.expires > self._state.loop.time():
+        if self._state.holds(node.expires):
             return self._state.attributes_reply(node)
         flags, number = request.fields()
         return self._getattr(node, self._files.get(number) if flags & _GETATTR_FH else None)
@@ -229,7 +229,7 @@ class Metadata:
 
     def readlink(self, request: Request) -> Answer:
         node = self._tree[request.node]
-        if node.target is not None and node.expires > self._state.loop.time():
+        if node.target is not None and self._state.holds(node.expires):
             return node.target
         return self._readlink(node)
 

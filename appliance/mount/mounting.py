@@ -77,29 +77,28 @@ class Mounted:
         with _Directory(mountpoint) as directory:
             place = directory.mount_place()
         if place is None or not place.fs_type.startswith("fuse"):
-            self._close()
+            self.close()
             raise UsageError(f"{mountpoint}: something else was mounted there at the same moment")
         self._place = place
 
     def unmount(self) -> None:
-        """Unmounts, unless that is done or something else is mounted there; closes ``fd``.
+        """Unmounts, unless that is done or something else is mounted there; raises UsageError.
 
-        Files that are still open fail from now on.
+        Files that are open can be used until ``close``.
         """
-        try:
-            if not self._is_gone():
-                with _Directory(self.mountpoint) as directory:
-                    if directory.mount_place() == self._place:
-                        _unmount(directory)
-        finally:
-            self._close()
+        if self._is_gone():
+            return
+        with _Directory(self.mountpoint) as directory:
+            if directory.mount_place() == self._place:
+                _unmount(directory)
 
     def _is_gone(self) -> bool:
         poll = select.poll()
         poll.register(self.fd, 0)
         return any(events & select.POLLERR for _, events in poll.poll(0))
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Closes ``fd``, with which the file system ends."""
         os.close(self.fd)
         if self._helper is not None:
             self._helper.close()

@@ -37,7 +37,7 @@ class Names:
         (name,) = request.names()
         now = self._state.loop.time()
         node = parent.children.get(name)
-        if node is not None and node.expires > now:
+        if node is not None and self._state.holds(node.expires):
             return self._granted(node)
         listing = self._listings.current(parent)
         if listing is not None:

@@ -58,6 +58,13 @@ class MountState:
         if self.session is not None:
             self.session.progress = self.loop.time()
 
+    def holds(self, expires: float) -> bool:
+        """Whether what is known until ``expires`` is told.
+
+        While the link is known to be down, it is told whatever its age: nobody knows better.
+        """
+        return expires > self.loop.time() or not self.server.is_connected
+
     # -- attributes --------------------------------------------------------------------
 
     async def stat(self, client: SftpClient, path: bytes) -> sftp.Attributes:
