@@ -321,7 +321,11 @@ class Sides:
             for path in sorted(wanted.keys() | found.keys()):
                 want, got = ({"done": side.get(path, {})} for side in (wanted, found))
                 if _comparable(kind, "tree", want) != _comparable(kind, "tree", got):
-                    lines = [*done, f"  then {_short(path)} is {got} {where}", f"  but should be {want}"]
+                    lines = [
+                        *done,
+                        f"  then {_short(path)} is {got} {where}",
+                        f"  but should be {want}",
+                    ]
                     raise AssertionError("\n".join(lines))
 
 
