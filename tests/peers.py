@@ -538,6 +538,19 @@ class Login:
         return self.account.name
 
 
+def write_ssh_config(folder: Path, server: Server, login: Login, port: int = 0) -> Path:
+    """Write an ssh_config in which 'there' is the server, or a relay's port that leads to it."""
+    config, known = folder / "config", folder / "known"
+    config.write_text(
+        f"Host there\n HostName {server.address}\n Port {port or server.port}\n"
+        f" User {login.user}\n IdentityFile {login.key}\n IdentitiesOnly yes\n BatchMode yes\n"
+        f" HostKeyAlias there\n UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
+    )
+    key = " ".join(server.known_hosts.read_text().split()[1:3])
+    known.write_text(f"there {key}\n")
+    return config
+
+
 @dataclass(frozen=True, slots=True)
 class Invocation:
     """A client's command line with its whole environment."""

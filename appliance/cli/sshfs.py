@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import CulvertError, UsageError
@@ -177,6 +176,8 @@ class _Wanted(NamedTuple):
 
 def _wanted(options: Options, is_helper: bool, command: str) -> _Wanted:
     """Returns what the options and operands ask for; raises UsageError."""
+    from dataclasses import replace
+
     from ..mount.mounting import check_mountpoint
     from .sshfs_options import read
 
@@ -309,7 +310,10 @@ class _Sshfs:
                 raise UsageError("password_stdin cannot be used with ssh_command or passive")
             prompts.give(os.fsdecode(sys.stdin.buffer.readline(1 << 12).rstrip(b"\r\n")))
             settings.append(("NumberOfPasswordPrompts", "1"))
-        program = tuple(shlex.split(line.ssh_command))
+        try:
+            program = tuple(shlex.split(line.ssh_command))
+        except ValueError as error:
+            raise UsageError(f"ssh_command={line.ssh_command}: {error}") from error
         host = Host(wanted.host, tuple(settings), wanted.config_file, program)
         if "/" in line.sftp_server:
             host = host._replace(command=line.sftp_server)
@@ -378,12 +382,18 @@ class _Sshfs:
         def killed(number: int, _: object) -> None:
             raise SystemExit(128 + number)  # which ends what was started
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup and shells have some signals ignored
+        numbers = [
+            number
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        for number in numbers:
             signal.signal(number, killed)
         wanted, kernel = self._wanted, self._line.kernel
         root_mode = self._root_mode(loop, mount)
         # From here on there is something to unmount.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in numbers:
             loop.on_signal(number, lambda: self._on_signal(loop, mount))
         mounted = mounting.mount(wanted.mountpoint, wanted.source, kernel, root_mode)
         self._mounted = mounted

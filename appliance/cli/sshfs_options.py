@@ -210,7 +210,8 @@ def split(text: str) -> Iterator[str]:
         if character == "\\" and at < len(text):
             digits = text[at : at + 3]
             if len(digits) == 3 and digits[0] in "0123" and set(digits) <= set("01234567"):
-                character = chr(int(digits, 8))
+                code = int(digits, 8)
+                character = chr(code if code < 128 else 0xDC00 + code)  # a byte of a name
                 at += 3
             else:
                 character = text[at]
@@ -225,7 +226,11 @@ def read(texts: Iterable[str], is_sloppy: bool = False) -> MountLine:
     ``is_sloppy``: an unknown option is ignored, as mount -s wants it.
     """
     reader = _Reader()
-    unknown = [word for text in texts for word in split(text) if word and not reader.take(word)]
+    words = [word for text in texts for word in split(text) if word]
+    for word in words:
+        if "\0" in word:
+            raise UsageError(f"option {word!r}: a NUL byte")
+    unknown = [word for word in words if not reader.take(word)]
     if unknown and not is_sloppy:
         raise UsageError(f"unknown option(s): `-o {','.join(unknown)}'")
     return reader.line()

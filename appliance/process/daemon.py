@@ -36,7 +36,8 @@ class Starting:
     called waits, and ends with status 0 once ``detach`` is called, or else as the child does.
 
     The child and what it starts never have the caller's standard error, which a caller may read
-    up to its end, but a pipe to the program that waits; it is ``messages`` after ``detach``.
+    up to its end, but a pipe to the program that waits; it is ``messages`` after ``detach``. It is
+    made before anything is opened, since it closes all other descriptors.
     """
 
     def __init__(self) -> None:
@@ -51,8 +52,7 @@ class Starting:
             os.close(self._started)
             _wait(child, started, self.messages)
         os.dup2(theirs, 2)
-        os.close(theirs)
-        os.close(started)
+        _close_all_but(self._started, self.messages)
 
     def detach(self) -> None:
         """Leaves the terminal and the caller; raises BrokenPipeError if that has gone already."""
@@ -62,6 +62,15 @@ class Starting:
             os.write(self._started, b"\0")
         finally:
             os.close(self._started)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Closes what was inherited: a lock of the caller's, or a pipe that they read to its end."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):  # that by which the names were read
+                os.close(fd)
 
 
 def _wait(child: int, started: int, messages: int) -> None:

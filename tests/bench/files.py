@@ -27,7 +27,14 @@ from tests.bench.contest import (
 from tests.bench.processes import private_size
 from tests.netns import CommandFailed
 from tests.peers import CULVERT as PROGRAM
-from tests.peers import SFTP_SERVER, Server, environment, find_program, private_folder
+from tests.peers import (
+    SFTP_SERVER,
+    Server,
+    environment,
+    find_program,
+    private_folder,
+    write_ssh_config,
+)
 
 BARE = Contender("tcp", "tcp")
 PYTHON = Contender("python", "python")
@@ -55,7 +62,7 @@ def line(address: str, port: int, milliseconds: float, rate: float = 0) -> Itera
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def memory_folder() -> Iterator[Path]:
     """A folder in memory that the benchmark's user may write to."""
     with private_folder("bench-files") as folder:
         memory = Path("/dev/shm") / folder.name
@@ -70,16 +77,7 @@ class Copier:
     """scp or sftp of a contender, to a server or to a line that leads to it."""
 
     def __init__(self, bench: Bench, contender: Contender, server: Server, port: int) -> None:
-        login = bench.login()
-        config = bench.new_folder("config") / "config"
-        config.write_text(
-            f"Host there\n HostName {server.address}\n Port {port}\n User {login.user}\n"
-            f" IdentityFile {login.key}\n IdentitiesOnly yes\n BatchMode yes\n"
-            f" HostKeyAlias there\n UserKnownHostsFile {config.parent}/known\n"
-            " GlobalKnownHostsFile /dev/null\n"
-        )
-        key = " ".join(server.known_hosts.read_text().split()[1:3])
-        (config.parent / "known").write_text(f"there {key}\n")
+        config = write_ssh_config(bench.new_folder("config"), server, bench.login(), port)
         self._words = ["-q", "-F", str(config)]
         self._is_ours = contender.client == "culvert"
         self._environment = environment(server.folder)
@@ -123,7 +121,7 @@ def large(direction: str) -> Setup:
 
     @contextlib.contextmanager
     def setup(bench: Bench, contender: Contender) -> Iterator[Measure]:
-        with _folder() as folder, _serving(bench, contender) as server:
+        with memory_folder() as folder, _serving(bench, contender) as server:
             shutil.chown(folder, bench.account.name)
             content = os.urandom(1_000_000)
             with open(folder / "file", "wb") as file:
@@ -150,7 +148,7 @@ def small(direction: str, milliseconds: float, count: int) -> Setup:
     @contextlib.contextmanager
     def setup(bench: Bench, contender: Contender) -> Iterator[Measure]:
         with contextlib.ExitStack() as up:
-            folder = up.enter_context(_folder())
+            folder = up.enter_context(memory_folder())
             server = up.enter_context(_serving(bench, contender))
             shutil.chown(folder, bench.account.name)
             # OpenSSH takes minutes for what others do in seconds: it copies fewer of them.
@@ -179,7 +177,7 @@ def small(direction: str, milliseconds: float, count: int) -> Setup:
 @contextlib.contextmanager
 def empty(bench: Bench, contender: Contender) -> Iterator[Measure]:
     """Measure the milliseconds of scp with an empty file."""
-    with _folder() as folder, _serving(bench, contender) as server:
+    with memory_folder() as folder, _serving(bench, contender) as server:
         shutil.chown(folder, bench.account.name)
         (folder / "file").touch()
         copier = Copier(bench, contender, server, server.port)
@@ -196,7 +194,7 @@ def long_line(direction: str) -> Setup:
             if contender == BARE:
                 yield up.enter_context(_bare_line())
                 return
-            folder = up.enter_context(_folder())
+            folder = up.enter_context(memory_folder())
             server = up.enter_context(_serving(bench, contender))
             shutil.chown(folder, bench.account.name)
             (folder / "file").write_bytes(bytes(LONG))
@@ -289,7 +287,7 @@ def server_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
 @contextlib.contextmanager
 def busy_memory(bench: Bench, contender: Contender) -> Iterator[Measure]:
     """Measure the private MiB of a server that sends 16 files at once, at the most."""
-    with _folder() as folder:
+    with memory_folder() as folder:
         (folder / "files").mkdir()
         for index in range(16):
             (folder / "files" / str(index)).write_bytes(bytes(1_000_000))
@@ -324,7 +322,7 @@ def prompt(bench: Bench, contender: Contender) -> Iterator[Measure]:
 def _names(bench: Bench, contender: Contender) -> Iterator[tuple[Copier, Path]]:
     """A directory of many names at a server that is 20 ms away."""
     with (
-        _folder() as folder,
+        memory_folder() as folder,
         _serving(bench, contender) as server,
         line(server.address, server.port, NEAR) as port,
     ):

@@ -27,6 +27,7 @@ from tests.bench.contest import (
     Work,
 )
 from tests.bench.files import FILE_WORKS
+from tests.bench.mounts import MOUNT_WORKS
 from tests.bench.processes import family, proportional_set_size
 from tests.netns import CommandFailed, wait_until
 from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
@@ -415,4 +416,5 @@ WORKS = (
         [Line("the same with merge_memory (KSM)", CULVERT, 1.3)],
     ),
     *FILE_WORKS,
+    *MOUNT_WORKS,
 )

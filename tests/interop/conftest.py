@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.interop.algorithms import DROPBEAR_HOST_KEYS
+from tests.interop.mounts import Mounter
 from tests.peers import (
     CLIENTS,
     KEY_TYPES,
@@ -99,6 +100,21 @@ def client(request: pytest.FixtureRequest, need: Callable[[ClientKind], None]) -
 def login(account: Account, user_keys: Keyring) -> Login:
     """A login of the test's user by an Ed25519 key."""
     return Login(account, user_keys.key())
+
+
+# Mounts
+
+
+@pytest.fixture(scope="session")
+def mounter(
+    serve: Callable[[ServerKind, ServerSettings], Server],
+    host_keys: Keyring,
+    user_keys: Keyring,
+    account: Account,
+    authorized_keys: Path,
+) -> Mounter:
+    """Mounts directories as our program does."""
+    return Mounter(serve, host_keys, authorized_keys, Login(account, user_keys.key()), OURS)
 
 
 # Programs that run an ssh

@@ -222,7 +222,8 @@ class Server:
         return sftp.Status(request.id, sftp.OK)
 
     def _mkdir(self, request: sftp.MkDir) -> Message:
-        os.mkdir(request.path)
+        mode = request.attrs.permissions
+        os.mkdir(request.path, 0o777 if mode is None else mode)
         return sftp.Status(request.id, sftp.OK)
 
     def _rmdir(self, request: sftp.RmDir) -> Message:

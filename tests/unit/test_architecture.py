@@ -168,6 +168,7 @@ def modules_after(statement: str) -> set[str]:
         "import appliance.multicall",
         "from appliance.cli.ssh import main; main(['--help'], 'ssh')",
         "from appliance.cli.ssh import main; main(['-F', 'none', '-G', 'host'], 'ssh')",
+        "from appliance.cli.sshfs import main; main(['host:', '/none'], 'sshfs')",
     ],
 )
 def test_the_client_imports_nothing_heavy_before_it_is_connected(statement: str) -> None:

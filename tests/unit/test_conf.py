@@ -1,11 +1,13 @@
 """Every file under conf/ loads, so that what we hand out works."""
 
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from appliance.cli import sshfs_options
 from appliance.config.links import load_links_config
 from appliance.config.server import ServerConfig, load_server_config
 from appliance.crypto.key_files import load_public_line
@@ -52,3 +54,25 @@ def test_the_host_keys_of_the_links_are_keys() -> None:
     assert any(keys)
     for key in filter(None, keys):
         load_public_line(key)
+
+
+def test_the_lines_for_fstab_are_understood() -> None:
+    lines = [line.split() for line in (CONF / "fstab").read_text().splitlines()]
+    mounts = [fields for fields in lines if fields and not fields[0].startswith("#")]
+    assert len(mounts) == 4
+    for source, _, kind, options, *numbers in mounts:
+        assert ":" in source
+        assert (kind, numbers) == ("sshfs", ["0", "0"])
+        sshfs_options.read([options])
+
+
+GENERATOR = Path("/usr/lib/systemd/system-generators/systemd-fstab-generator")
+
+
+def test_systemd_makes_units_of_the_lines_for_fstab(tmp_path: Path) -> None:
+    environment = {"SYSTEMD_FSTAB": str(CONF / "fstab")}
+    subprocess.run([GENERATOR, *[tmp_path] * 3], env=environment, check=True, timeout=30)
+    units = {path.name for path in tmp_path.glob("*mount")}
+    assert {"mnt-nas.mount", "mnt-home.mount", "mnt-home.automount"} <= units
+    assert "Type=sshfs" in (tmp_path / "mnt-nas.mount").read_text()
+    assert "TimeoutIdleSec=10min" in (tmp_path / "mnt-home.automount").read_text()

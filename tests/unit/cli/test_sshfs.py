@@ -53,8 +53,9 @@ class Place:
     def start(
         self, *words: str | Path, env: Mapping[str, str] | None = None, name: str = "sshfs"
     ) -> "subprocess.Popen[str]":
+        program = [name] if name.startswith("/") else self.called(name)
         return subprocess.Popen(
-            [*self.called(name), *map(str, words)],
+            [*program, *map(str, words)],
             env=environment(self.folder) if env is None else env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -140,6 +141,35 @@ def test_it_mounts_without_an_environment(place: Place) -> None:
     place.unmount()
 
 
+def test_a_caller_gets_their_descriptors_back(place: Place) -> None:
+    """A lock, say, of a script that mounts."""
+    read, write = os.pipe()
+    words = [f"host:{place.there}", str(place.mountpoint), "-o", f"ssh_command={place.ssh}"]
+    subprocess.run(
+        [*place.called("sshfs"), *words],
+        env=environment(place.folder), pass_fds=(write,), timeout=60, check=True,
+    )  # fmt: skip
+    os.close(write)
+    assert os.read(read, 1) == b""
+    os.close(read)
+    place.unmount()
+
+
+def test_signals_that_the_caller_has_ignored_stay_so(place: Place) -> None:
+    process = place.start(
+        "-c",
+        f"trap '' HUP; exec {shlex.join(place.called('sshfs'))} host:{place.there}"
+        f" {place.mountpoint} -f -o ssh_command={place.ssh}",
+        name="/bin/sh",
+    )
+    wait_for(lambda: place.is_mounted)
+    process.send_signal(signal.SIGHUP)
+    assert (place.mountpoint / "file").read_text() == "content"
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
 MISTAKES = [
     ((), "missing host"),
     (("M", "x"), "missing host"),
@@ -159,6 +189,7 @@ MISTAKES = [
     (("host:", "M", "-o", "ssh_command=/bin/false"), "the SFTP server has ended"),
     (("localhost:", "M", "-o", "directport=1"), "connect to host localhost port 1: Connection ref"),
     (("localhost:", "M", "-o", "Port=1"), "connect to host localhost port 1: Connection refused"),
+    (("host:", "M", "-o", "ssh_command=a 'b"), "ssh_command=a 'b: No closing quotation"),
     (("host:/none", "M", "-o", "ssh_command=SSH"), "/none: No such file or directory"),
     (("host:/etc/passwd", "M", "-o", "ssh_command=SSH"), "host:/etc/passwd: Not a directory"),
     (("host:", "M", "-o", "password_stdin,passive"), "password_stdin cannot be used with"),

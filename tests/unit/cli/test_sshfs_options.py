@@ -1,5 +1,6 @@
 """What the options of sshfs's -o mean."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ def test_options_are_separated_by_commas_that_no_backslash_hides() -> None:
         "x=\\",
         "y=,zx",
     ]
+
+
+def test_octal_numbers_are_bytes() -> None:
+    (word,) = split("fsname=\\303\\251\\054")
+    assert os.fsencode(word) == "fsname=é,".encode()
+    with pytest.raises(UsageError, match="a NUL byte"):
+        read(["fsname=a\\000b"])
 
 
 @given(st.text())
