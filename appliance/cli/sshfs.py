@@ -76,8 +76,6 @@ Options of -o, separated by commas (\\, is a comma within one):
   write_behind              report changes as done before the server has confirmed them
   dir_cache=no              keep no names and attributes
   dcache_timeout=SECONDS    keep them this long; also dcache_{stat,link,dir}_timeout (default 3)
-  delay_connect             mount before the server was asked
-  no_check_root             mount though the directory may be missing
   idmap=user                the server's user has our number; idmap=file with uidfile=, gidfile=
   nomap=ignore              with idmap=file: those that are missing there keep their numbers
   follow_symlinks           have the server follow its symbolic links
@@ -406,17 +404,13 @@ class _Sshfs:
             mounted.unmount()
 
     def _root_mode(self, loop: Loop, mount: Mount) -> int:
-        """Connects, unless that is to be done later; returns st_mode of the directory."""
+        """Connects, and returns st_mode of the directory; raises CulvertError."""
         import stat
 
-        line, mode = self._line, stat.S_IFDIR
-        if line.delay_connect:
-            return mode
         try:
             mode = self._started(loop, mount)
         except OSError as error:
-            if line.check_root:
-                raise UsageError(f"{self._wanted.source}: {error.strerror}") from error
+            raise UsageError(f"{self._wanted.source}: {error.strerror}") from error
         if not stat.S_ISDIR(mode):
             raise UsageError(f"{self._wanted.source}: Not a directory")
         return mode
