@@ -200,9 +200,15 @@ def _wanted(options: Options, is_helper: bool, command: str) -> _Wanted:
         host,
         check_mountpoint(mountpoint),
         (*settings, *line.ssh),
-        options.value("F"),
+        _absolute(options.value("F")),
         line.debug or (not is_helper and "f" in options),
     )
+
+
+def _absolute(config_file: str | None) -> str | None:
+    if config_file is None or config_file.lower() == "none":
+        return config_file
+    return os.path.abspath(config_file)
 
 
 def _operands(operands: list[str], command: str) -> tuple[str, str]:
@@ -280,6 +286,7 @@ class _Sshfs:
         from . import client_log
 
         starting = None if self._wanted.stays else Starting()
+        os.chdir("/")  # at once, so that a path which leads nowhere later is told now
         line = self._line
         client_log.set_up("DEBUG" if line.debug else "VERBOSE" if line.verbose else "INFO", None)
         self._prepare()
