@@ -16,7 +16,7 @@ from ..log import harmless
 from .options import Option, Options, help_text, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..aio.loop import Loop, Timer
     from ..aio.tasks import Task
@@ -264,6 +264,21 @@ def _become(name: str) -> None:
     os.environ.update(HOME=entry.pw_dir, USER=name, LOGNAME=name)
 
 
+def defaults(host: Host, options: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns settings that neither the options, as keyword=value, nor the files have.
+
+    Raises UsageError for a mistake in any of them.
+    """
+    found = host.load()
+    given = {word.partition("=")[0].lower() for word in options}
+    settings = []
+    if found.connect_timeout is None and "connecttimeout" not in given:
+        settings.append(("ConnectTimeout", str(CONNECT_SECONDS)))
+    if not found.server_alive_interval and "serveraliveinterval" not in given:
+        settings.append(("ServerAliveInterval", str(ALIVE_SECONDS)))
+    return settings
+
+
 class _Sshfs:
     """One run of the program, as its command line wants it."""
 
@@ -325,19 +340,8 @@ class _Sshfs:
         elif line.sftp_server:
             host = host._replace(subsystem=line.sftp_server)
         if not program and not line.passive and not line.direct_port:
-            host = host._replace(settings=(*host.settings, *self._defaults(host)))
+            host = host._replace(settings=(*host.settings, *defaults(host, line.ssh)))
         self._host = host
-
-    def _defaults(self, host: Host) -> list[tuple[str, str]]:
-        """Returns settings that neither the options nor the files have."""
-        options = host.load()
-        given = {word.partition("=")[0].lower() for word in self._line.ssh}
-        defaults = []
-        if options.connect_timeout is None and "connecttimeout" not in given:
-            defaults.append(("ConnectTimeout", str(CONNECT_SECONDS)))
-        if not options.server_alive_interval and "serveraliveinterval" not in given:
-            defaults.append(("ServerAliveInterval", str(ALIVE_SECONDS)))
-        return defaults
 
     def _connect(self) -> Callable[[Loop], SftpSession]:
         """Logs in; the first time it may ask the user, later it may not."""
