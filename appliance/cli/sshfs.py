@@ -412,7 +412,11 @@ class _Sshfs:
                 self._detach(loop, starting)
             loop.run()
         finally:
-            mounted.unmount()
+            try:
+                mounted.unmount()
+            except UsageError as error:
+                self._has_failed = True
+                _log.error("%s", error)
 
     def _root_mode(self, loop: Loop, mount: Mount) -> int:
         """Connects, and returns st_mode of the directory; raises CulvertError."""
