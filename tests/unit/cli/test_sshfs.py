@@ -293,22 +293,6 @@ def test_a_mount_that_others_put_above_stays(place: Place) -> None:
     assert [line.split(" - ")[1].split()[0] for line in place.lines()] == ["fuse.sshfs", "tmpfs"]
 
 
-def test_a_mount_point_that_was_moved_away_is_named(place: Place) -> None:
-    process = place.start(
-        f"host:{place.there}", place.mountpoint, "-f", "-o", f"ssh_command={place.ssh}"
-    )
-    wait_for(lambda: place.is_mounted)
-    moved = place.folder.with_name(place.folder.name + "-moved")
-    place.folder.rename(moved)
-    process.terminate()
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (
-        1,
-        f"error: {place.mountpoint}: No such file or directory\n",
-    )
-    moved.rename(place.folder)
-
-
 def test_debug_shows_the_requests_and_stays(place: Place) -> None:
     process = place.start(
         f"host:{place.there}", place.mountpoint, "-d", "-o", f"ssh_command={place.ssh}"

@@ -228,6 +228,20 @@ def test_what_others_have_mounted_stays(place: Path, mounted: Mount) -> None:
 
 
 @pytest.mark.root
+def test_a_mount_is_found_under_another_name_of_its_directory(place: Path) -> None:
+    ours = mount(str(place), "h:", KernelOptions(), DIRECTORY)
+    moved = place.parent.with_name(place.parent.name + "-moved")
+    place.parent.rename(moved)
+    try:
+        assert lines_of(moved / "m")
+        ours.unmount()
+        assert not lines_of(moved / "m")
+    finally:
+        moved.rename(place.parent)
+        ours.close()
+
+
+@pytest.mark.root
 def test_a_mount_that_took_our_place_stays(place: Path, mounted: Mount) -> None:
     ours = mounted()
     subprocess.run(["umount", place], check=True)
