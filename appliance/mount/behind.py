@@ -22,7 +22,7 @@ from typing import Any, Final
 from ..aio.tasks import Budget, Future, Task
 from ..errors import PeerError
 from ..wire import fuse, sftp
-from .listings import Listings
+from .listing import Listing
 from .state import MountState
 from .tree import Node
 
@@ -43,9 +43,8 @@ _FOR_EVER: Final = float("inf")
 class Behind:
     """The operations that the server has not answered."""
 
-    def __init__(self, state: MountState, listings: Listings) -> None:
+    def __init__(self, state: MountState) -> None:
         self._state = state
-        self._listings = listings
         self._last: dict[Node, Operation] = {}  # the last operation on each node
         self._owner: tuple[int, int] | None = None  # of new files
         self._clock = 0  # the server's, less ours (monotonic): nanoseconds
@@ -74,11 +73,10 @@ class Behind:
         seconds, _ = self.now()
         return sftp.Attributes(size, self._owner, mode, (seconds, seconds))
 
-    def may_make(self, parent: Node, name: bytes) -> bool:
-        """Whether a name may be made here first."""
+    def may_make(self, listing: Listing | None, name: bytes) -> bool:
+        """Whether a name may be made here first, in a directory with this current listing."""
         if not self.is_on or self._owner is None or not self.room.has_room:
             return False
-        listing = self._listings.current(parent)
         return listing is not None and name not in listing.entries
 
     def make(self, parent: Node, name: bytes, mode: int, size: int = 0) -> Node:
@@ -121,7 +119,8 @@ class Behind:
     def _undo(self, node: Node) -> None:
         """Believes nothing more of a node of which the server did not accept something."""
         for parent, name in [*self._state.tree.names(node)]:
-            self._listings.forget(parent)
+            if parent.listing is not None:
+                parent.listing.expires = 0.0
             if self._state.session is not None:
                 self._state.session.notify(fuse.invalid_entry(parent.number, name))
 
@@ -179,6 +178,7 @@ class Behind:
             accessed, modified = zip(given.times, parts, strict=True)
             known = known._replace(accessed=accessed, modified=modified)
         node.packed = known.encode()
+        node.is_expected = True
         for parent, name in self._state.tree.names(node):
             if parent.listing is not None and name in parent.listing.entries:
                 parent.listing.entries[name] = node.packed

@@ -8,7 +8,8 @@ from typing import Final
 from ..wire import fuse
 from ..wire.fuse import Request
 from .fuse_session import Answer, Granted, Reply
-from .listings import Listing, Listings
+from .listing import Listing
+from .listings import Listings
 from .state import MountState, kind_of
 from .tree import Node
 

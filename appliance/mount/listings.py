@@ -17,10 +17,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from ..aio.tasks import Future, Task
+from ..aio.tasks import Task
 from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
+from .behind import Behind
+from .listing import Listing
 from .state import MountState, is_safe_name
 from .tree import Node
 
@@ -35,84 +37,12 @@ TREE_DEPTH: Final = 16  # levels of one request to a server of ours
 TREE_ENTRIES: Final = 2000  # entries of it
 
 
-class Listing:
-    """The names in a directory, each with packed attributes; b'' where they are not known."""
-
-    __slots__ = (
-        "_changes",
-        "_waiting",
-        "begun",
-        "coming",
-        "entries",
-        "expires",
-        "failure",
-        "is_ahead",
-        "is_complete",
-        "read_at",
-    )
-
-    def __init__(self, begun: float) -> None:
-        self.begun = begun  # when it was asked for
-        self.entries: dict[bytes, bytes] = {}
-        self.coming: list[bytes] = []  # the names so far, while they come
-        self.is_complete = False
-        self.expires = 0.0
-        self.failure: OSError | None = None
-        self.is_ahead = False  # nobody has asked for it yet
-        self.read_at = -TRAVERSAL  # when a program last began to read the directory
-        self._changes: dict[bytes, bytes | None] = {}  # our own, while the listing comes
-        self._waiting: list[Future[None]] = []
-
-    def change(self, name: bytes, packed: bytes | None) -> None:
-        """Takes note of a name that we have made, changed or removed (None)."""
-        if packed is None:
-            self.entries.pop(name, None)
-        else:
-            self.entries[name] = packed
-        if not self.is_complete:
-            self._changes[name] = packed
-
-    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """Takes entries from the server."""
-        known, names, changes = self.entries, self.coming, self._changes
-        for name, packed in entries:
-            if name in changes or name in known:
-                continue
-            known[name] = packed
-            names.append(name)
-        self._tell()
-
-    def ended(self, failure: OSError | None, expires: float) -> None:
-        """Ends the listing."""
-        self.failure = failure
-        self.is_complete = failure is None
-        self.expires = expires
-        self.coming = []  # a program that reads it keeps the names
-        self._changes.clear()
-        self._tell()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no more entries come."""
-        return self.is_complete or self.failure is not None
-
-    def more(self) -> Future[None]:
-        """Returns a future that is done when more entries have come, or the end."""
-        future: Future[None] = Future()
-        self._waiting.append(future)
-        return future
-
-    def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            future.resolve(None)
-
-
 class Listings:
     """Fetches listings, and keeps as many as the memory allows."""
 
-    def __init__(self, state: MountState) -> None:
+    def __init__(self, state: MountState, behind: Behind) -> None:
         self._state = state
+        self._behind = behind
         self._limit = max(state.settings.memory // 2 // ENTRY_SIZE, 1000)
         self._kept: dict[Node, Listing] = {}  # the oldest first
         self._count = 0  # entries in them
@@ -189,7 +119,7 @@ class Listings:
     async def _run(self, node: Node, listing: Listing) -> None:
         failure: OSError | None = None
         try:
-            await self._state.behind.settled(node)
+            await self._behind.settled(node)
             path = self._state.tree.path(node)
             await self._fetch(node, listing, path)
         except OSError as error:
@@ -307,7 +237,7 @@ class Listings:
         """Whether we know more of a file than the server does."""
         if node.files is not None and node.files.is_changing:
             return True
-        return self._state.behind.is_pending(node)
+        return self._behind.is_pending(node)
 
     # -- memory ------------------------------------------------------------------------
 

@@ -14,10 +14,12 @@ from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
 from . import failures
+from .behind import Behind
 from .failures import explained
 from .fuse_session import Answer, Reply
 from .listings import Listings
-from .open_files import OpenFile
+from .node_files import Opened
+from .open_file import OpenFile
 from .state import MountState
 from .tree import Node
 
@@ -33,12 +35,14 @@ STATFS_PATIENCE: Final = 1.0  # seconds; what was told before answers then
 class Metadata:
     """The handlers of requests about one file's metadata."""
 
-    def __init__(self, state: MountState, listings: Listings, files: dict[int, OpenFile]) -> None:
+    def __init__(
+        self, state: MountState, listings: Listings, behind: Behind, files: dict[int, Opened]
+    ) -> None:
         self._state = state
         self._tree = state.tree
         self._listings = listings
         self._files = files  # that are open, by number
-        self._behind = state.behind
+        self._behind = behind
         self._statistics = fuse.statistics(
             _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, 10**9, 10**9, 4096, 255, 4096
         )
@@ -50,7 +54,11 @@ class Metadata:
         if self._state.holds(node.expires):
             return self._state.attributes_reply(node)
         flags, number = request.fields()
-        return self._getattr(node, self._files.get(number) if flags & _GETATTR_FH else None)
+        return self._getattr(node, self._file(number) if flags & _GETATTR_FH else None)
+
+    def _file(self, number: int) -> OpenFile | None:
+        opened = self._files.get(number)
+        return opened.file if opened is not None else None
 
     async def _getattr(self, node: Node, file: OpenFile | None) -> Reply:
         if node.parent is not None and self._state.settings.caches and file is None:
@@ -89,7 +97,7 @@ class Metadata:
     async def _setattr(self, node: Node, fields: tuple[int, ...]) -> Reply:
         state = self._state
         valid, number, size = fields[:3]
-        file = self._files.get(number) if valid & fuse.FATTR_FH else None
+        file = self._file(number) if valid & fuse.FATTR_FH else None
         # SETSTAT sets both times. The other one is asked for if it is the one that matters.
         times = valid & (fuse.FATTR_ATIME | fuse.FATTR_MTIME)
         if times == fuse.FATTR_ATIME and node.expires <= state.loop.time():
@@ -97,8 +105,8 @@ class Metadata:
         if self._is_so(node, fields):
             return state.attributes_reply(node)
         given = self._wanted(node, fields)
-        if (new := self._new_file(node, valid)) is not None:
-            return self._send(new, given)
+        if self._change_behind(node, valid, given):
+            return state.attributes_reply(node)
         if self._may_be_behind(node, valid):
             return self._set_behind(node, given)
         await self._behind.settled(node)
@@ -135,33 +143,22 @@ class Metadata:
         state.learn(node, await state.server.ask(change))
         return state.attributes_reply(node)
 
-    def _new_file(self, node: Node, valid: int) -> OpenFile | None:
-        """Returns the open file behind whose writes a change may be sent, if it cannot fail.
+    def _change_behind(self, node: Node, valid: int, given: sftp.Attributes) -> bool:
+        """Sends a change that cannot fail behind what was written, and does not wait for it.
 
         Mode and times of a file that we have just made are on their way with its content, and at
         the server when the file is closed. Servers that refuse them do not have the extension.
         """
         unusual = valid & (fuse.FATTR_SIZE | fuse.FATTR_UID | fuse.FATTR_GID)
         if unusual or node.files is None or not self._state.server.has(sftp.LSETSTAT):
-            return None
-        for file in node.files.open:
-            if file.is_new and file.handle_now() is not None:
-                return file
-        return None
-
-    def _send(self, file: OpenFile, given: sftp.Attributes) -> Reply:
-        """Sends a change behind the writes, and answers before the server does."""
-        node, state = file.node, self._state
-        handle = file.handle_now()
-        assert handle is not None and node.files is not None
-        node.files.queue.push()
-        change = state.server.client_now().send(sftp.FSetStat(0, handle, given))
-        node.files.queue.follow(file, change)
+            return False
+        if not node.files.change_behind(given):
+            return False
         self._behind.changed(node, given)
         if given.times is not None:
             node.is_dated = True
-            node.expires = max(node.expires, state.loop.time() + state.attributes_hold)
-        return state.attributes_reply(node)
+            node.expires = max(node.expires, self._state.loop.time() + self._state.attributes_hold)
+        return True
 
     def _may_be_behind(self, node: Node, valid: int) -> bool:
         """Whether a change may be answered first: not of the size, and not of what is not known."""
@@ -370,11 +367,12 @@ class Metadata:
 
 def _handle_of(node: Node, file: OpenFile | None, for_writing: bool = False) -> bytes | None:
     """Returns a handle of an open file, if the kernel named it or the file has no name."""
-    named = [] if file is None else [file]
-    others = node.files.open if node.parent is None and node.files is not None else []
-    for each in (*named, *others):
-        if (each.is_writable or not for_writing) and (handle := each.handle_now()) is not None:
+    if file is not None and (file.is_writable or not for_writing):
+        handle = file.handle_now()
+        if handle is not None:
             return handle
+    if node.parent is None and node.files is not None:
+        return node.files.handle(for_writing)
     return None
 
 

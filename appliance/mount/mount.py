@@ -7,8 +7,8 @@
     mount.close()
 
 In the order in which a request meets them: fuse_session.py reads it; names.py, directories.py,
-metadata.py and files.py handle it; they answer by what listings.py, contents.py and tree.py know,
-or ask the server of server.py.
+metadata.py, opening.py and data.py handle it; they answer by what listings.py, contents.py and
+tree.py know, or ask the server of server.py.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse
 from .behind import Behind
 from .contents import Contents
+from .data import Data
 from .directories import Directories
-from .files import Files
 from .files_ahead import FilesAhead
 from .fuse_session import FuseSession, Handler
 from .listings import Listings
 from .metadata import Metadata
 from .names import Names
-from .open_files import OpenFile
+from .node_files import Opened
+from .opening import Opening
 from .server import Connect, Server
 from .settings import MountSettings
 from .state import MountState
@@ -50,7 +51,8 @@ class Mount:
         self._server = Server(loop, connect, settings.timeout)
         self._state: MountState | None = None
         self._session: FuseSession | None = None
-        self._files: dict[int, OpenFile] = {}
+        self._behind: Behind | None = None
+        self._files: dict[int, Opened] = {}
 
     async def start(self) -> int:
         """Logs in and finds the root; returns its st_mode. Raises CulvertError and OSError."""
@@ -87,12 +89,13 @@ class Mount:
         """Answers the kernel on this descriptor; ``on_end`` is called once it is unmounted."""
         state = self._state
         assert state is not None
-        listings, contents = Listings(state), Contents(state)
-        state.behind = Behind(state, listings)
-        names, directories = Names(state, listings), Directories(state, listings)
-        metadata = Metadata(state, listings, self._files)
+        behind = self._behind = Behind(state)
+        listings, contents = Listings(state, behind), Contents(state)
+        names, directories = Names(state, listings, behind), Directories(state, listings)
+        metadata = Metadata(state, listings, behind, self._files)
         ahead = FilesAhead(state, contents)
-        files = Files(state, listings, metadata, contents, ahead, self._files)
+        opening = Opening(state, listings, contents, ahead, behind, self._files)
+        data = Data(state, metadata, contents, behind, self._files)
         handlers: dict[int, Handler] = {
             fuse.LOOKUP: names.lookup,
             fuse.FORGET: names.forget,
@@ -119,15 +122,15 @@ class Mount:
             fuse.LISTXATTR: metadata.listxattr,
             fuse.REMOVEXATTR: metadata.removexattr,
             fuse.STATFS: metadata.statfs,
-            fuse.OPEN: files.open,
-            fuse.CREATE: files.create,
-            fuse.READ: files.read,
-            fuse.WRITE: files.write,
-            fuse.FLUSH: files.flush,
-            fuse.FSYNC: files.fsync,
-            fuse.RELEASE: files.release,
-            fuse.LSEEK: files.lseek,
-            fuse.COPY_FILE_RANGE: files.copy_file_range,
+            fuse.OPEN: opening.open,
+            fuse.CREATE: opening.create,
+            fuse.READ: data.read,
+            fuse.WRITE: data.write,
+            fuse.FLUSH: data.flush,
+            fuse.FSYNC: data.fsync,
+            fuse.RELEASE: opening.release,
+            fuse.LSEEK: data.lseek,
+            fuse.COPY_FILE_RANGE: data.copy_file_range,
         }
         self._server.on_session(self._send_again)
         self._session = FuseSession(self._loop, fd, handlers, self._settings.timeout, on_end)
@@ -135,17 +138,15 @@ class Mount:
 
     def _send_again(self) -> None:
         """Sends what a lost session has not acknowledged."""
-        for node in {file.node for file in self._files.values()}:
-            if node.files is not None:
-                node.files.queue.push()
+        for files in {opened.files for opened in self._files.values()}:
+            files.queue.push()
 
     async def finish(self) -> None:
         """Waits until the server has everything that was written."""
-        for node in {file.node for file in self._files.values()}:
-            if node.files is not None:
-                await node.files.written()
-        if self._state is not None and self._session is not None:
-            await self._state.behind.all_done()
+        for files in {opened.files for opened in self._files.values()}:
+            await files.written()
+        if self._behind is not None:
+            await self._behind.all_done()
 
     def close(self) -> None:
         """Ends the session with the server."""

@@ -11,6 +11,7 @@ from ..files.sftp_client import SftpClient, StatusError
 from ..wire import sftp
 from ..wire.fuse import Request
 from . import failures
+from .behind import Behind
 from .failures import explained
 from .fuse_session import Answer, Granted, Reply
 from .listings import Listings
@@ -25,11 +26,11 @@ _NOREPLACE: Final = 1
 class Names:
     """The handlers of requests about names."""
 
-    def __init__(self, state: MountState, listings: Listings) -> None:
+    def __init__(self, state: MountState, listings: Listings, behind: Behind) -> None:
         self._state = state
         self._tree = state.tree
         self._listings = listings
-        self._behind = state.behind
+        self._behind = behind
 
     # -- lookup ------------------------------------------------------------------------
 
@@ -103,7 +104,7 @@ class Names:
         (name,) = request.names()
         mode, _ = request.fields()
         parent = self._tree[request.node]
-        if self._behind.may_make(parent, name):
+        if self._behind.may_make(self._listings.current(parent), name):
             return self._mkdir_behind(parent, name, mode & 0o7777)
         return self._mkdir(parent, name, mode & 0o7777)
 
@@ -154,7 +155,7 @@ class Names:
     def symlink(self, request: Request) -> Answer:
         name, target = request.names()
         parent = self._tree[request.node]
-        if self._behind.may_make(parent, name):
+        if self._behind.may_make(self._listings.current(parent), name):
             node = self._behind.make(parent, name, stat.S_IFLNK | 0o777, len(target))
             message = sftp.SymLink(0, target, b"")
             self._behind.add(node, lambda: self._make_there(node, message))

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..aio.tasks import Future, Task
 from ..errors import PeerError
 from ..files.sftp_client import SftpClient
 from .fuse_session import PENDING, Answer, Reply
-
-if TYPE_CHECKING:
-    from .open_files import OpenFile
-    from .state import MountState
+from .open_file import OpenFile
+from .state import MountState
 
 # Our own choice
 BLOCK: Final = 128 << 10  # bytes: what the kernel asks for at once when it reads ahead

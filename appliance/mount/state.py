@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..files.sftp_client import SftpClient
-    from .behind import Behind
     from .fuse_session import FuseSession
 
 # Our own choice
@@ -38,7 +37,6 @@ class MountState:
         self.tree = Tree(root)
         self.map = AttributeMap(settings)
         self.session: FuseSession | None = None  # once the kernel has mounted it
-        self.behind: Behind  # set by Mount
         # bytes that programs have written, and the server has not acknowledged
         self.unwritten = Budget(min(UNWRITTEN, settings.memory // 2))
         self.pace = Pace(loop)
@@ -125,6 +123,12 @@ class MountState:
     def doubt(self, node: Node) -> None:
         """Believes a node's attributes no longer."""
         node.expires = 0.0
+
+    def changed(self, node: Node) -> None:
+        """Takes note that a file's content is another one now."""
+        node.version += 1
+        node.is_dated = False
+        self.doubt(node)
 
     def entry(self, node: Node) -> bytes:
         """Returns the reply that gives the kernel a node, and counts the lookup."""

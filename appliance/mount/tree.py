@@ -14,16 +14,43 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from ..wire import fuse
-
-if TYPE_CHECKING:
-    from .listings import Listing
-    from .open_files import NodeFiles
+from ..wire.sftp import Attributes
+from .listing import Listing
 
 # Our own choice
 PROOF: Final = 2.0  # seconds, see Node.observe
+
+
+class OpenFiles(Protocol):
+    """The open files of one node (open_files.py)."""
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the server does not have everything yet that was written."""
+        ...
+
+    async def sent(self) -> None:
+        """Sends everything; what is asked behind it sees it."""
+        ...
+
+    async def written(self) -> None:
+        """Waits until the server has everything."""
+        ...
+
+    async def opened(self) -> None:
+        """Opens at the server what is open here alone, before something is in the way of that."""
+        ...
+
+    def handle(self, for_writing: bool) -> bytes | None:
+        """Returns a handle of any of the files, if there is one now."""
+        ...
+
+    def change_behind(self, given: Attributes) -> bool:
+        """Changes mode and times behind the writes of a file that we have made, if there is one."""
+        ...
 
 
 class Node:
@@ -38,6 +65,7 @@ class Node:
         "files",
         "inode",
         "is_dated",
+        "is_expected",
         "keeps_number",
         "known_at",
         "listing",
@@ -73,8 +101,9 @@ class Node:
         self.children: dict[bytes, Node] = {}
         self.listing: Listing | None = None  # of a directory
         self.misses = 0  # names of a directory that were asked for one by one
-        self.files: NodeFiles | None = None  # while it is open
+        self.files: OpenFiles | None = None  # while it is open
         self.target: bytes | None = None  # of a symbolic link, as long as its attributes hold
+        self.is_expected = False  # the attributes are what we have set, not what the server told
         self.is_dated = False  # its times were set behind what was written
         self.version = 0  # counts our own changes of its content
         self.seen_version: object = None  # what the server's attributes say of its content ...
@@ -107,6 +136,7 @@ class Node:
         self.packed = packed
         self.expires = expires
         self.known_at = now
+        self.is_expected = False
 
     def grow(self, size: int) -> None:
         """Takes note that the file has at least ``size`` bytes now."""

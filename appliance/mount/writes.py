@@ -10,18 +10,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..aio.tasks import Future, Task
 from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
 from . import failures
 from .failures import explained
-
-if TYPE_CHECKING:
-    from .open_files import NodeFiles, OpenFile
-    from .state import MountState
+from .open_file import OpenFile
+from .state import MountState
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +44,10 @@ class _Write:
 class WriteQueue:
     """Sends the writes of one node."""
 
-    def __init__(self, state: MountState, files: NodeFiles) -> None:
+    def __init__(self, state: MountState, on_empty: Callable[[], None]) -> None:
+        """``on_empty`` is called when the server has acknowledged everything."""
         self._state = state
-        self._files = files
+        self._on_empty = on_empty
         self._writes: dict[int, _Write] = {}
         self._next = 0
         self._last: _Write | None = None  # may still grow
@@ -189,7 +189,7 @@ class WriteQueue:
             waiting, self._waiting = self._waiting, []
             for future in waiting:
                 future.resolve(None)
-            self._files.written_out()
+            self._on_empty()
 
     async def written(self) -> None:
         """Waits until the server has acknowledged everything that was written until now."""

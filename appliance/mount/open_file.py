@@ -1,4 +1,4 @@
-"""Files that programs have open, and their handles at the server.
+"""A file that a program has open, and its handle at the server.
 
 A file that is only read may be open here alone, until something of it is needed that is not kept.
 A handle belongs to one session with the server. After a lost session the file is opened again, and
@@ -7,23 +7,17 @@ goes on if it is still the same one; else everything that is done to it fails wi
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..aio.tasks import Future
-from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .failures import explained, opening
-from .writes import WriteQueue
-
-if TYPE_CHECKING:
-    from .read_ahead import Reader
-    from .state import MountState
-    from .tree import Node
+from .state import MountState
+from .tree import Node
 
 
 class OpenFile:
@@ -35,7 +29,6 @@ class OpenFile:
         self.number = number
         self.node = node
         self.flags = flags
-        self.reader: Reader | None = None
         self.kept: tuple[int, bytes] | None = None  # Node.version and content, if open here alone
         self.is_new = False  # we have made it, and it belongs to us
         self._handle = b""
@@ -162,61 +155,6 @@ class OpenFile:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-
-class NodeFiles:
-    """All open files of one node, and what was written to them."""
-
-    def __init__(self, state: MountState, node: Node) -> None:
-        self._state = state
-        self._node = node
-        self.open: list[OpenFile] = []
-        self._closing: list[OpenFile] = []  # their writes are not acknowledged yet
-        self.queue = WriteQueue(state, self)
-
-    @property
-    def is_changing(self) -> bool:
-        """Whether the server does not have everything yet."""
-        return not self.queue.is_empty
-
-    async def sent(self) -> None:
-        """Sends everything; what is asked behind it sees it."""
-        if self.is_changing:
-            self.queue.push()
-            if not self._state.server.is_connected:
-                await self.queue.written()
-
-    async def opened(self) -> None:
-        """Opens all files at the server, before something changes that would be in the way."""
-        for file in [*self.open]:
-            if not file.has_handle:
-                with contextlib.suppress(OSError, PeerError):  # whoever reads it gets the error
-                    await file.handle()
-
-    async def written(self) -> None:
-        """Waits until the server has everything."""
-        await self.queue.written()
-
-    def written_out(self) -> None:
-        """Takes note that the server has everything."""
-        self._drop_if_closed()
-
-    def closed(self, file: OpenFile) -> None:
-        """Takes note that a program has closed a file; its handle lives until all is written."""
-        self.open.remove(file)
-        self._closing.append(file)
-        self._drop_if_closed()
-
-    def _drop_if_closed(self) -> None:
-        """Closes what may be closed, and forgets this once nothing is open or written."""
-        node = self._node
-        if self.queue.is_empty:
-            closing, self._closing = self._closing, []
-            for file in closing:
-                file.close()
-        if not self.open and self.queue.is_empty and node.files is self:
-            node.files = None
-            self._state.tree.closed(node)
 
 
 def pflags_of(flags: int) -> int:

@@ -1,0 +1,83 @@
+"""What is known of all names in one directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ..aio.tasks import Future
+
+NEVER: Final = float("-inf")
+
+
+class Listing:
+    """The names in a directory, each with packed attributes; b'' where they are not known."""
+
+    __slots__ = (
+        "_changes",
+        "_waiting",
+        "begun",
+        "coming",
+        "entries",
+        "expires",
+        "failure",
+        "is_ahead",
+        "is_complete",
+        "read_at",
+    )
+
+    def __init__(self, begun: float) -> None:
+        self.begun = begun  # when it was asked for
+        self.entries: dict[bytes, bytes] = {}
+        self.coming: list[bytes] = []  # the names so far, while they come
+        self.is_complete = False
+        self.expires = 0.0
+        self.failure: OSError | None = None
+        self.is_ahead = False  # nobody has asked for it yet
+        self.read_at = NEVER  # when a program last began to read the directory
+        self._changes: dict[bytes, bytes | None] = {}  # our own, while the listing comes
+        self._waiting: list[Future[None]] = []
+
+    def change(self, name: bytes, packed: bytes | None) -> None:
+        """Takes note of a name that we have made, changed or removed (None)."""
+        if packed is None:
+            self.entries.pop(name, None)
+        else:
+            self.entries[name] = packed
+        if not self.is_complete:
+            self._changes[name] = packed
+
+    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Takes entries from the server."""
+        known, names, changes = self.entries, self.coming, self._changes
+        for name, packed in entries:
+            if name in changes or name in known:
+                continue
+            known[name] = packed
+            names.append(name)
+        self._tell()
+
+    def ended(self, failure: OSError | None, expires: float) -> None:
+        """Ends the listing."""
+        self.failure = failure
+        self.is_complete = failure is None
+        self.expires = expires
+        self.coming = []  # a program that reads it keeps the names
+        self._changes.clear()
+        self._tell()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more entries come."""
+        return self.is_complete or self.failure is not None
+
+    def more(self) -> Future[None]:
+        """Returns a future that is done when more entries have come, or the end."""
+        future: Future[None] = Future()
+        self._waiting.append(future)
+        return future
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            future.resolve(None)
