@@ -53,8 +53,9 @@ class Behind:
 
     # -- what is expected --------------------------------------------------------------
 
-    def observed(self, attributes: sftp.Attributes) -> None:
-        """Takes what the server shows of a file that it has made just now."""
+    def observed(self, parent: Node, attributes: sftp.Attributes) -> None:
+        """Takes what the server shows of a file that it has made just now in ``parent``."""
+        parent.writable = fuse.rights_in(parent.packed)
         if attributes.owner is None or attributes.times is None:
             return
         self._owner = attributes.owner
@@ -73,9 +74,14 @@ class Behind:
         seconds, _ = self.now()
         return sftp.Attributes(size, self._owner, mode, (seconds, seconds))
 
-    def may_make(self, listing: Listing | None, name: bytes) -> bool:
-        """Whether a name may be made here first, in a directory with this current listing."""
+    def may_make(self, parent: Node, listing: Listing | None, name: bytes) -> bool:
+        """Whether a name may be made here first, in a directory with this current listing.
+
+        Something must have been made in it since its rights were set.
+        """
         if not self.is_on or self._owner is None or not self.room.has_room:
+            return False
+        if parent.writable != fuse.rights_in(parent.packed):
             return False
         return listing is not None and name not in listing.entries
 
@@ -84,6 +90,8 @@ class Behind:
         node = self._state.made(parent, name, self.expected(mode, size))
         node.keeps_number = True
         node.expires = _FOR_EVER
+        if stat.S_ISDIR(mode) and mode & 0o300 == 0o300:
+            node.writable = fuse.rights_in(node.packed)
         return node
 
     # -- operations --------------------------------------------------------------------
@@ -186,6 +194,7 @@ class Behind:
     def written(self, node: Node) -> None:
         """Shows that a file is written now."""
         node.expires = _FOR_EVER
+        node.is_expected = True
         now = self.now()
         known = fuse.Attributes.decode(node.packed)
         node.packed = known._replace(modified=now, changed=now).encode()

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..wire import fuse
 from ..wire.fuse import Request
+from .behind import Behind
 from .fuse_session import Answer, Granted, Reply
 from .listing import Listing
 from .listings import Listings
@@ -38,8 +39,9 @@ class _OpenDirectory:
 class Directories:
     """The handlers, and the directories that are open."""
 
-    def __init__(self, state: MountState, listings: Listings) -> None:
+    def __init__(self, state: MountState, listings: Listings, behind: Behind) -> None:
         self._state = state
+        self._behind = behind
         self._listings = listings
         self._open: dict[int, _OpenDirectory | None] = {}
         self._next = 1
@@ -58,6 +60,11 @@ class Directories:
         return b""
 
     def fsyncdir(self, request: Request) -> Answer:
+        """Waits for what is written behind; SFTP has no fsync for directories."""
+        return self._fsyncdir()
+
+    async def _fsyncdir(self) -> Reply:
+        await self._behind.all_done()
         return b""
 
     def readdir(self, request: Request) -> Answer:

@@ -91,7 +91,7 @@ class Mount:
         assert state is not None
         behind = self._behind = Behind(state)
         listings, contents = Listings(state, behind), Contents(state)
-        names, directories = Names(state, listings, behind), Directories(state, listings)
+        names, directories = Names(state, listings, behind), Directories(state, listings, behind)
         metadata = Metadata(state, listings, behind, self._files)
         ahead = FilesAhead(state, contents)
         opening = Opening(state, listings, contents, ahead, behind, self._files)

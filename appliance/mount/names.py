@@ -104,7 +104,7 @@ class Names:
         (name,) = request.names()
         mode, _ = request.fields()
         parent = self._tree[request.node]
-        if self._behind.may_make(self._listings.current(parent), name):
+        if self._behind.may_make(parent, self._listings.current(parent), name):
             return self._mkdir_behind(parent, name, mode & 0o7777)
         return self._mkdir(parent, name, mode & 0o7777)
 
@@ -155,7 +155,7 @@ class Names:
     def symlink(self, request: Request) -> Answer:
         name, target = request.names()
         parent = self._tree[request.node]
-        if self._behind.may_make(self._listings.current(parent), name):
+        if self._behind.may_make(parent, self._listings.current(parent), name):
             node = self._behind.make(parent, name, stat.S_IFLNK | 0o777, len(target))
             message = sftp.SymLink(0, target, b"")
             self._behind.add(node, lambda: self._make_there(node, message))
@@ -173,7 +173,7 @@ class Names:
         except FileExistsError:  # our listing did not have it
             self._listings.forget(parent)
             raise
-        self._behind.observed(attributes)
+        self._behind.observed(parent, attributes)
         return self._granted(self._state.made(parent, name, attributes))
 
     def link(self, request: Request) -> Answer:

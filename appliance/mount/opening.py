@@ -138,7 +138,7 @@ class Opening:
         (name,) = request.names()
         flags, mode, _, _ = request.fields()
         parent = self._tree[request.node]
-        if self._behind.may_make(self._listings.current(parent), name):
+        if self._behind.may_make(parent, self._listings.current(parent), name):
             return self._create_behind(parent, name, flags, mode & 0o7777)
         return self._create(parent, name, flags, mode & 0o7777)
 
@@ -212,7 +212,7 @@ class Opening:
         except FileExistsError:
             self._listings.forget(parent)
             raise
-        self._behind.observed(attributes)
+        self._behind.observed(parent, attributes)
         node = self._state.made(parent, name, attributes)
         node.version += 1
         file = self._new(node, flags).file

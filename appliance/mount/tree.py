@@ -81,6 +81,7 @@ class Node:
         "seen_version_at",
         "target",
         "version",
+        "writable",
     )
 
     def __init__(self, number: int, parent: Node | None, name: bytes) -> None:
@@ -100,6 +101,7 @@ class Node:
         self.lookups = 0  # that the kernel has not forgotten
         self.children: dict[bytes, Node] = {}
         self.listing: Listing | None = None  # of a directory
+        self.writable = b""  # its rights, fuse.rights_in, when we last made something in it
         self.misses = 0  # names of a directory that were asked for one by one
         self.files: OpenFiles | None = None  # while it is open
         self.target: bytes | None = None  # of a symbolic link, as long as its attributes hold

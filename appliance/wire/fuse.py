@@ -369,7 +369,12 @@ def version_in(packed: bytes) -> tuple[bytes, bytes, bytes]:
 
     Three parts: the inode; the size; mtime and ctime, mode and owner.
     """
-    return packed[:8], packed[8:16], packed[32:48] + packed[52:64] + packed[68:76]
+    return packed[:8], packed[8:16], packed[32:48] + packed[52:60] + rights_in(packed)
+
+
+def rights_in(packed: bytes) -> bytes:
+    """Returns what decides who may use a file: mode and owner."""
+    return packed[60:64] + packed[68:76]
 
 
 def with_inode(packed: bytes, inode: int) -> bytes:

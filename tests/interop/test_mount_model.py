@@ -276,6 +276,7 @@ class Sides:
             process.ask("close_all")  # of a sequence that has failed
         for process, top in ((self._mounted[0], self._mount.place), (self._local[0], self._plain)):
             assert process.ask("fill", str(top / folder)) == {"done": None}
+        self._settle(folder)
         for processes, top in (
             (self._mounted, self._mount.place),
             (self._local, self._plain),
@@ -290,6 +291,7 @@ class Sides:
                     self._step(who, operation, done)
             for process in (*self._mounted, *self._local):
                 assert process.ask("close_all") == {"done": None}, done
+            self._settle(folder)
             self._compare_trees(done)
         except Lost as lost:
             self._mount.kill()  # or nobody could end that process
@@ -298,6 +300,12 @@ class Sides:
             process.ask("enter", "/")
         for top in (self._mount.behind, self._plain):
             shutil.rmtree(top / folder)
+
+    def _settle(self, folder: str) -> None:
+        """Wait until the server has everything, where changes are written behind."""
+        fd = os.open(self._mount.place / folder, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
 
     def _step(self, who: int, operation: tuple[Any, ...], done: list[str]) -> None:
         got = self._mounted[who].ask(*operation)
@@ -343,8 +351,9 @@ def _sides(kind: str, mounter: Mounter, options: Sequence[str]) -> Iterator[Side
 
 @pytest.mark.timeout(0 if MORE else 120)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mount_is_like_a_directory(kind: str, mounter: Mounter) -> None:
-    with _sides(kind, mounter, ()) as sides:
+@pytest.mark.parametrize("mode", ["safe", "write_behind"])
+def test_a_mount_is_like_a_directory(mode: str, kind: str, mounter: Mounter) -> None:
+    with _sides(kind, mounter, ("write_behind",) if mode == "write_behind" else ()) as sides:
         for seed in range(SEQUENCES):
             operations = sequence(MORE + seed)
             try:
