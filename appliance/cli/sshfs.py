@@ -16,7 +16,7 @@ from ..log import harmless
 from .options import Option, Options, help_text, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..aio.loop import Loop, Timer
     from ..aio.tasks import Task
@@ -76,8 +76,6 @@ Options of -o, separated by commas (\\, is a comma within one):
   write_behind              report changes as done before the server has confirmed them
   dir_cache=no              keep no names and attributes
   dcache_timeout=SECONDS    keep them this long; also dcache_{stat,link,dir}_timeout (default 3)
-  delay_connect             mount before the server was asked
-  no_check_root             mount though the directory may be missing
   idmap=user                the server's user has our number; idmap=file with uidfile=, gidfile=
   nomap=ignore              with idmap=file: those that are missing there keep their numbers
   follow_symlinks           have the server follow its symbolic links
@@ -202,9 +200,15 @@ def _wanted(options: Options, is_helper: bool, command: str) -> _Wanted:
         host,
         check_mountpoint(mountpoint),
         (*settings, *line.ssh),
-        options.value("F"),
+        _absolute(options.value("F")),
         line.debug or (not is_helper and "f" in options),
     )
+
+
+def _absolute(config_file: str | None) -> str | None:
+    if config_file is None or config_file.lower() == "none":
+        return config_file
+    return os.path.abspath(config_file)
 
 
 def _operands(operands: list[str], command: str) -> tuple[str, str]:
@@ -260,6 +264,21 @@ def _become(name: str) -> None:
     os.environ.update(HOME=entry.pw_dir, USER=name, LOGNAME=name)
 
 
+def defaults(host: Host, options: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns settings that neither the options, as keyword=value, nor the files have.
+
+    Raises UsageError for a mistake in any of them.
+    """
+    found = host.load()
+    given = {word.partition("=")[0].lower() for word in options}
+    settings = []
+    if found.connect_timeout is None and "connecttimeout" not in given:
+        settings.append(("ConnectTimeout", str(CONNECT_SECONDS)))
+    if not found.server_alive_interval and "serveraliveinterval" not in given:
+        settings.append(("ServerAliveInterval", str(ALIVE_SECONDS)))
+    return settings
+
+
 class _Sshfs:
     """One run of the program, as its command line wants it."""
 
@@ -282,6 +301,7 @@ class _Sshfs:
         from . import client_log
 
         starting = None if self._wanted.stays else Starting()
+        os.chdir("/")  # at once, so that a path which leads nowhere later is told now
         line = self._line
         client_log.set_up("DEBUG" if line.debug else "VERBOSE" if line.verbose else "INFO", None)
         self._prepare()
@@ -320,19 +340,8 @@ class _Sshfs:
         elif line.sftp_server:
             host = host._replace(subsystem=line.sftp_server)
         if not program and not line.passive and not line.direct_port:
-            host = host._replace(settings=(*host.settings, *self._defaults(host)))
+            host = host._replace(settings=(*host.settings, *defaults(host, line.ssh)))
         self._host = host
-
-    def _defaults(self, host: Host) -> list[tuple[str, str]]:
-        """Returns settings that neither the options nor the files have."""
-        options = host.load()
-        given = {word.partition("=")[0].lower() for word in self._line.ssh}
-        defaults = []
-        if options.connect_timeout is None and "connecttimeout" not in given:
-            defaults.append(("ConnectTimeout", str(CONNECT_SECONDS)))
-        if not options.server_alive_interval and "serveraliveinterval" not in given:
-            defaults.append(("ServerAliveInterval", str(ALIVE_SECONDS)))
-        return defaults
 
     def _connect(self) -> Callable[[Loop], SftpSession]:
         """Logs in; the first time it may ask the user, later it may not."""
@@ -403,20 +412,20 @@ class _Sshfs:
                 self._detach(loop, starting)
             loop.run()
         finally:
-            mounted.unmount()
+            try:
+                mounted.unmount()
+            except UsageError as error:
+                self._has_failed = True
+                _log.error("%s", error)
 
     def _root_mode(self, loop: Loop, mount: Mount) -> int:
-        """Connects, unless that is to be done later; returns st_mode of the directory."""
+        """Connects, and returns st_mode of the directory; raises CulvertError."""
         import stat
 
-        line, mode = self._line, stat.S_IFDIR
-        if line.delay_connect:
-            return mode
         try:
             mode = self._started(loop, mount)
         except OSError as error:
-            if line.check_root:
-                raise UsageError(f"{self._wanted.source}: {error.strerror}") from error
+            raise UsageError(f"{self._wanted.source}: {error.strerror}") from error
         if not stat.S_ISDIR(mode):
             raise UsageError(f"{self._wanted.source}: Not a directory")
         return mode

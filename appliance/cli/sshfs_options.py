@@ -39,8 +39,6 @@ class MountLine:
     direct_port: int = 0
     passive: bool = False
     password_stdin: bool = False
-    delay_connect: bool = False
-    check_root: bool = True
     debug: bool = False
     verbose: bool = False
     become: str = ""  # setuid: the user who mounts
@@ -161,8 +159,6 @@ _LINE_FLAGS: Final[dict[str, tuple[str, bool]]] = {
     "passive": ("passive", True),
     "slave": ("passive", True),  # its name in sshfs 2
     "password_stdin": ("password_stdin", True),
-    "delay_connect": ("delay_connect", True),
-    "no_check_root": ("check_root", False),
     "debug": ("debug", True),
     "sshfs_debug": ("debug", True),
     "sshfs_verbose": ("verbose", True),
@@ -175,11 +171,13 @@ _LINE_VALUES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "setuid": ("become", str),
 }
 
-# What changes nothing: it is so anyway, concerns mount(8) alone, or has no meaning here.
+# What changes nothing: it is so anyway, concerns mount(8) alone, or has no meaning here. A server
+# is always asked before the mount is made, and for the directory.
 _IGNORED_FLAGS = """
     auto noauto user nouser users owner group _netdev nofail defaults
     relatime norelatime strictatime nostrictatime diratime nodiratime lazytime nolazytime
-    reconnect sync_readdir noauto_cache no_rofd_flush unreliable_append nonempty
+    reconnect delay_connect no_check_root sync_readdir noauto_cache no_rofd_flush
+    unreliable_append nonempty
     large_read big_writes hard_remove use_ino readdir_ino noforget intr async_read sync_read
     clone_fd
 """

@@ -82,7 +82,12 @@ class Contents:
         asked = self._state.loop.time()
         if client.has(sftp.READ_FILE):
             content = await client.read_file(path, SMALL)
-            self._state.learn(node, content.attrs)
+            try:
+                self._state.learn_same(node, content.attrs)
+            except OSError:
+                if content.handle:
+                    client.abandon(content.handle)
+                raise
             if not content.handle:
                 self.put(node, content.data, asked)
             return content.handle, content.data

@@ -56,12 +56,15 @@ class Files:
     def open(self, request: Request) -> Answer:
         node = self._tree[request.node]
         flags, _ = request.fields()
+        self._state.find_again(node)
         if flags & (os.O_ACCMODE | os.O_TRUNC) or self._state.settings.direct_io:
             return self._open_there(node, flags)
         if 0 < node.size <= SMALL:
             self._ahead.opened(node)
-        if self._contents.current(node) is not None:
-            return self._granted(node, flags, self._new(node, flags))
+        if (data := self._contents.current(node)) is not None:
+            file = self._new(node, flags)
+            file.kept = node.version, data
+            return self._granted(node, flags, file)
         return self._open_for_reading(node, flags)
 
     async def _open_for_reading(self, node: Node, flags: int) -> Reply:
@@ -78,14 +81,16 @@ class Files:
             if is_small or client.has(sftp.READ_FILE):
                 handle, data = await self._contents.fetch(client, node)
             else:
-                handle = await client.open(self._tree.path(node), sftp.READ)
+                handle = await self._open_same(client, node, sftp.READ)
 
         try:
             await self._state.server.ask(begin)
         except StatusError as error:
             raise await self._explained(node, error) from error
         file = self._new(node, flags)
-        if handle:
+        if not handle:
+            file.kept = node.version, data
+        else:
             file.opened(handle, number)
             assert file.reader is not None
             if changes == node.version:
@@ -105,7 +110,7 @@ class Files:
             number = self._state.server.number
             if node.files is not None:
                 await node.files.sent()
-            handle = await client.open(self._tree.path(node), pflags)
+            handle = await self._open_same(client, node, pflags)
 
         try:
             await self._state.server.ask(begin)
@@ -117,7 +122,22 @@ class Files:
         file.opened(handle, number)
         return self._granted(node, flags, file)
 
+    async def _open_same(self, client: SftpClient, node: Node, pflags: int) -> bytes:
+        """Opens a node's file and learns its attributes; raises OSError if it is another one."""
+        path = self._tree.path(node)
+        looked = client.ask(sftp.LStat(0, path), sftp.AttrsReply, path)
+        looked.when_done(lambda: None)
+        handle = await client.open(path, pflags)
+        try:
+            self._state.learn_same(node, (await looked).attrs)
+        except OSError:
+            client.abandon(handle)
+            raise
+        return handle
+
     async def _explained(self, node: Node, error: StatusError) -> OSError:
+        if error.code == sftp.NO_SUCH_FILE:
+            return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         path = self._tree.path(node)
         look = failures.opening(path, creates=False, is_exclusive=False)
         return await explained(await self._state.server.client(), error, path, look)
@@ -222,7 +242,8 @@ class Files:
     def _granted(self, node: Node, flags: int, file: OpenFile) -> Granted:
         """Returns the reply for an open file; the kernel keeps its pages if they are current."""
         settings, now = self._state.settings, self._state.loop.time()
-        opened = fuse.FOPEN_DIRECT_IO if settings.direct_io else 0
+        is_direct = settings.direct_io or node.exchanged > now
+        opened = fuse.FOPEN_DIRECT_IO if is_direct else 0
         is_known = node.cached_version == node.seen_version and node.expires > now
         if settings.kernel_cache or (is_known and node.proves(node.cached_at)):
             opened |= fuse.FOPEN_KEEP_CACHE
@@ -424,9 +445,8 @@ class Files:
                 await client.copy_data(read_handle, offset, length, write_handle, at)
             except PeerError:
                 continue
-            except StatusError as error:
-                path = self._tree.path(target.node)
-                look = failures.nothing_known(path)
-                raise await explained(client, error, path, look) from error
+            except StatusError as error:  # the kernel copies, and finds the reason if there is one
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from error
+            target.node.grow(at + length)
             return fuse.written(length)
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -74,18 +74,11 @@ class Metadata:
         changes = node.version
         try:
             attributes = await state.server.ask(ask)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             for parent, name in [*self._tree.names(node)]:
                 state.unlinked(parent, name)
-            raise
-        packed = state.map.pack(attributes)
-        if not packed:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if not self._tree.is_same(node, packed):
-            for parent, name in [*self._tree.names(node)]:
-                self._tree.remove(parent, name)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        self._tree.learn(node, packed, state.loop.time() + state.attributes_hold, state.loop.time())
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+        state.learn_same(node, attributes)
         if changes != node.version:  # written meanwhile
             state.doubt(node)
 
@@ -109,6 +102,8 @@ class Metadata:
         if self._may_be_behind(node, valid):
             return self._set_behind(node, given)
         await self._behind.settled(node)
+        if node.files is not None:
+            await node.files.opened()
         if valid & fuse.FATTR_SIZE:
             given.size = size
             node.version += 1

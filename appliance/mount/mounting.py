@@ -23,6 +23,7 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
 
 DEVICE: Final = "/dev/fuse"
 
@@ -88,9 +89,11 @@ class Mounted:
         """
         if self._is_gone():
             return
-        with _Directory(self.mountpoint) as directory:
-            if directory.mount_place() == self._place:
-                _unmount(directory)
+        for place, path in _mounts():  # a directory above may have got another name
+            if place == self._place:
+                with _Directory(path) as directory:
+                    if directory.mount_place() == place:
+                        _unmount(directory)
 
     def _is_gone(self) -> bool:
         poll = select.poll()
@@ -130,12 +133,19 @@ class _Directory:
         """Returns the mount that it is the root of."""
         with open(f"/proc/self/fdinfo/{self.fd}") as file:
             number = int(dict(line.split(":", 1) for line in file)["mnt_id"])
-        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-            for line in file:
-                fields = line.split()
-                if int(fields[0]) == number and _unescaped(fields[4]) == self.path:
-                    return _Place(number, fields[2], fields[fields.index("-") + 1])
+        for place, path in _mounts():
+            if place.number == number and path == self.path:
+                return place
         return None
+
+
+def _mounts() -> Iterator[tuple[_Place, str]]:
+    """Yields all mounts, each with its path."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split()
+            fs_type = fields[fields.index("-") + 1]
+            yield _Place(int(fields[0]), fields[2], fs_type), _unescaped(fields[4])
 
 
 def check_mountpoint(path: str) -> str:

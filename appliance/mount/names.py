@@ -36,6 +36,7 @@ class Names:
     def lookup(self, request: Request) -> Answer:
         parent = self._tree[request.node]
         (name,) = request.names()
+        _check_length(name)
         now = self._state.loop.time()
         node = parent.children.get(name)
         if node is not None and self._state.holds(node.expires):
@@ -55,8 +56,6 @@ class Names:
 
     async def _look_up(self, parent: Node, name: bytes) -> Reply:
         state = self._state
-        if len(name) > failures.NAME_MAX:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if state.settings.caches:
             self._listings.missed(parent)
         await self._behind.settled(parent)
@@ -167,8 +166,6 @@ class Names:
         return await self._make(parent, name, _made_by(sftp.SymLink(0, target, path), path))
 
     async def _make(self, parent: Node, name: bytes, make: Operation[sftp.Attributes]) -> Reply:
-        if len(name) > failures.NAME_MAX:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         await self._behind.settled(parent)
         try:
             attributes = await self._state.server.change(make)
@@ -221,6 +218,7 @@ class Names:
             await self._behind.settled(node)
             if node.files is not None:
                 await node.files.written()
+                await node.files.opened()
         path = self._tree.path_of(parent, name)
 
         async def remove(client: SftpClient, is_repeated: bool) -> None:
@@ -281,6 +279,7 @@ class Names:
                 await self._behind.settled(each)
                 if each.files is not None:
                     await each.files.written()
+                    await each.files.opened()
         old, new = tree.path_of(parent, name), tree.path_of(new_parent, new_name)
 
         async def rename(client: SftpClient, is_repeated: bool) -> None:
@@ -306,6 +305,7 @@ class Names:
             packed = parent.listing.entries.get(name, b"")
         if replaced is not None and replaced is not node:
             replaced.expires = 0.0  # it has one name less
+            replaced.replaced_at = new_parent, new_name
         tree.move(parent, name, new_parent, new_name)
         state.renamed_in(parent, name, None)
         state.renamed_in(new_parent, new_name, packed)
@@ -344,6 +344,11 @@ def _made_by(message: sftp.MkDir | sftp.SymLink, path: bytes) -> Operation[sftp.
         return (await looked).attrs
 
     return make
+
+
+def _check_length(name: bytes) -> None:
+    if len(name) > failures.NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 async def _link_itself(client: SftpClient, path: bytes) -> sftp.Attributes | None:

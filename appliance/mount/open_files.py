@@ -7,12 +7,14 @@ goes on if it is still the same one; else everything that is done to it fails wi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ..aio.tasks import Future
+from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .failures import explained, opening
@@ -34,6 +36,7 @@ class OpenFile:
         self.node = node
         self.flags = flags
         self.reader: Reader | None = None
+        self.kept: tuple[int, bytes] | None = None  # Node.version and content, if open here alone
         self.is_new = False  # we have made it, and it belongs to us
         self._handle = b""
         self._session = 0  # to which the handle belongs; 0 before there is one
@@ -52,6 +55,11 @@ class OpenFile:
     def opened(self, handle: bytes, session: int) -> None:
         """Takes the handle of a session."""
         self._handle, self._session = handle, session
+
+    @property
+    def has_handle(self) -> bool:
+        """Whether it was opened at the server."""
+        return self._session > 0
 
     def handle_now(self) -> bytes | None:
         """Returns the handle, if there is one in the session of now."""
@@ -104,11 +112,10 @@ class OpenFile:
         try:
             path = self._state.tree.path(self.node)
             handle = await client.open(path, pflags_of(self.flags))
-        except FileNotFoundError as error:  # also of a file without a name
-            stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            self._lost = stale if was_open else None
-            raise stale from error
         except StatusError as error:
+            if error.code == sftp.NO_SUCH_FILE:
+                self._lost = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                raise self._lost from error
             look = opening(path, creates=False, is_exclusive=False)
             raise await explained(client, error, path, look) from error
         if was_open:
@@ -126,15 +133,22 @@ class OpenFile:
             return inode == node.inode
         if node.version:  # we have changed it, so that its size and times tell nothing
             return bool(packed)
-        return fuse.version_in(packed)[1:] == fuse.version_in(node.packed)[1:] and (
-            fuse.size_in(packed) == node.size
-        )
+        return fuse.version_in(packed)[1:] == fuse.version_in(node.packed)[1:]
 
     def close(self) -> None:
         """Closes the handle."""
         if self.handle_now() is not None and self._state.server.is_connected:
             self._state.server.client_now().abandon(self._handle)
         self._session = 0
+
+    def content(self) -> bytes | None:
+        """Returns the content that the file had when it was opened here alone, if it still has it.
+
+        For a file that was removed meanwhile, or that may not be read any more.
+        """
+        if self.kept is None or self.kept[0] != self.node.version:
+            return None
+        return self.kept[1]
 
     # -- errors ------------------------------------------------------------------------
 
@@ -171,6 +185,13 @@ class NodeFiles:
             self.queue.push()
             if not self._state.server.is_connected:
                 await self.queue.written()
+
+    async def opened(self) -> None:
+        """Opens all files at the server, before something changes that would be in the way."""
+        for file in [*self.open]:
+            if not file.has_handle:
+                with contextlib.suppress(OSError, PeerError):  # whoever reads it gets the error
+                    await file.handle()
 
     async def written(self) -> None:
         """Waits until the server has everything."""

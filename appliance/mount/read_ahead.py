@@ -129,7 +129,12 @@ class Reader:
         parts, have = [begun], len(begun)
         attempts = 0
         while have < size:
-            client, handle = await self._file.handle()
+            try:
+                client, handle = await self._file.handle()
+            except OSError:
+                if (kept := self._file.content()) is not None:
+                    return kept[offset : offset + size]
+                raise
             future: Future[bytes] = Future()
             length = min(size - have, self._state.read_size)
             client.read(handle, offset + have, length, partial(_take, future))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .fuse_session import FuseSession
 
 # Our own choice
+EXCHANGE: Final = 1.0  # seconds between two exchanges of a file
 UNWRITTEN: Final = 16 << 20  # bytes that wait for the server's acknowledgement: 1 Gbit/s at 130 ms
 
 
@@ -40,6 +42,8 @@ class MountState:
         # bytes that programs have written, and the server has not acknowledged
         self.unwritten = Budget(min(UNWRITTEN, settings.memory // 2))
         self.pace = Pace(loop)
+        self._exchanged: object = None  # the name that led to another file last ...
+        self._exchanged_at = 0.0  # ... and when
         # what is known of a file holds so long, in seconds
         self.attributes_hold = settings.attributes_timeout if settings.caches else 0.0
 
@@ -81,6 +85,43 @@ class MountState:
         now = self.loop.time()
         self.tree.learn(node, packed, now + self.attributes_hold, now)
 
+    def learn_same(self, node: Node, attributes: sftp.Attributes) -> None:
+        """As ``learn``, but they may be those of another file, which has the name now.
+
+        Then ESTALE has the kernel look the name up again. While somebody exchanges the file over
+        and over, that would not end: the second time the node becomes the other file.
+        """
+        packed = self.map.pack(attributes)
+        if packed and not self.tree.is_same(node, packed):
+            now = self.loop.time()
+            place = node.parent, node.name
+            is_repeated = place == self._exchanged and now - self._exchanged_at < EXCHANGE
+            self._exchanged, self._exchanged_at = place, now
+            if is_repeated and not node.is_directory:
+                node.inode = 0
+                node.exchanged = now + self.attributes_hold
+                self.learn(node, attributes)
+                return
+            for parent, name in [*self.tree.names(node)]:
+                self.tree.remove(parent, name)
+                node.replaced_at = parent, name
+                self.renamed_in(parent, name, b"")
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        self.learn(node, attributes)
+
+    def find_again(self, node: Node) -> None:
+        """Gives a file the name back that another one has taken, for a program that opens it now.
+
+        It looked the name up before, and means whatever has the name: the node becomes that file.
+        """
+        if node.parent is None and node.replaced_at is not None and node.files is None:
+            parent, name = node.replaced_at
+            if (other := self.tree.remove(parent, name)) is not None:
+                other.replaced_at = parent, name
+            self.tree.add_name(node, parent, name)
+            node.inode, node.expires = 0, 0.0
+            node.exchanged = self.loop.time() + self.attributes_hold
+
     def doubt(self, node: Node) -> None:
         """Believes a node's attributes no longer."""
         node.expires = 0.0
@@ -121,7 +162,7 @@ class MountState:
         now = self.loop.time()
         packed = self.map.pack(attributes)
         if not packed:
-            raise OSError(5, os.strerror(5))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         node = self.tree.child(parent, name, packed, now + self.attributes_hold, now)
         self.renamed_in(parent, name, packed)
         return node

@@ -10,6 +10,8 @@ alone: the server's may be years off.
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -31,6 +33,7 @@ class Node:
         "cached_at",
         "cached_version",
         "children",
+        "exchanged",
         "expires",
         "files",
         "inode",
@@ -45,6 +48,7 @@ class Node:
         "others",
         "packed",
         "parent",
+        "replaced_at",
         "seen_version",
         "seen_version_at",
         "target",
@@ -63,6 +67,8 @@ class Node:
         )
         self.known_at = 0.0  # when the attributes came
         self.expires = 0.0
+        self.replaced_at: tuple[Node, bytes] | None = None  # the name that we gave to another file
+        self.exchanged = 0.0  # until when the kernel may know the size of another file
         self.lookups = 0  # that the kernel has not forgotten
         self.children: dict[bytes, Node] = {}
         self.listing: Listing | None = None  # of a directory
@@ -135,13 +141,16 @@ class Tree:
         return len(self._nodes)
 
     def path(self, node: Node) -> bytes:
-        """Returns the path at the server; raises FileNotFoundError for a file without a name."""
+        """Returns the path at the server; raises OSError for a file without a name.
+
+        ESTALE has the kernel look the path up again, and the caller get another file of that name.
+        """
         names: list[bytes] = []
         while node.parent is not None:
             names.append(node.name)
             node = node.parent
         if node is not self.root:
-            raise FileNotFoundError(2, "the file was removed")
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         names.append(self._root_path)
         names.reverse()
         return b"/".join(names) or b"/"

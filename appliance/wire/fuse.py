@@ -365,9 +365,11 @@ def inode_in(packed: bytes) -> int:
 
 
 def version_in(packed: bytes) -> tuple[bytes, bytes, bytes]:
-    """Returns what changes when a file's content does: inode and size, mtime, ctime."""
-    times = packed[32:48]
-    return packed[:16], times[:8] + packed[52:56], times[8:] + packed[56:60]
+    """Returns what changes when a file's content does, or the right to read it.
+
+    Three parts: the inode; the size; mtime and ctime, mode and owner.
+    """
+    return packed[:8], packed[8:16], packed[32:48] + packed[52:64] + packed[68:76]
 
 
 def with_inode(packed: bytes, inode: int) -> bytes:

@@ -84,6 +84,24 @@ def test_a_key_mounts(sshfs: Sshfs, there: Path) -> None:
     sshfs.unmount()
 
 
+@openssh
+def test_it_connects_again_by_the_same_files(sshfs: Sshfs, there: Path, tmp_path: Path) -> None:
+    """The working directory is another one then."""
+    (there / "file").write_text("content")
+    config = tmp_path / "config"
+    config.write_text(f"ProxyCommand {find_program('busybox')} nc %h %p\n")
+    words = sshfs.words(there)
+    done = subprocess.run(
+        [*CULVERT, "sshfs", *words[1:], "-F", "config"],
+        env=environment(sshfs.server.folder), cwd=tmp_path, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    (relay,) = family(sshfs.daemon())[1:]
+    os.kill(relay, signal.SIGKILL)
+    assert (sshfs.mountpoint / "file").read_text() == "content"
+    sshfs.unmount()
+
+
 @servers
 def test_a_password_of_standard_input_mounts_and_connects_again(
     sshfs: Sshfs, account: Account, there: Path

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.sshfs import defaults
+from appliance.client.sftp_session import Host
 from tests.peers import CULVERT, SFTP_SERVER, environment, private_folder
 from tests.processes import family, lives
 
@@ -431,6 +433,16 @@ def test_a_server_may_be_at_standard_input_and_output(place: Place) -> None:
     server.wait()
     process.communicate(timeout=30)
     assert not place.is_mounted
+
+
+def test_a_silent_server_is_noticed_unless_the_settings_have_their_own(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.touch()
+    host = Host("host", config_file=str(config))
+    assert defaults(host, ()) == [("ConnectTimeout", "30"), ("ServerAliveInterval", "5")]
+    assert defaults(host, ("serveraliveinterval=0", "ConnectTimeout=none")) == []
+    config.write_text("ServerAliveInterval 60\nConnectTimeout 5\n")
+    assert defaults(host, ()) == []
 
 
 # -- help ----------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_options_say_how_the_server_is_reached() -> None:
         [
             "port=2222,identityfile=/k\\,ey,COMPRESSION=yes",
             "ssh_command=ssh -v,sftp_server=/usr/lib/sftp-server,directport=5",
-            "passive,password_stdin,delay_connect,no_check_root,fsname=here,setuid=joe",
+            "passive,password_stdin,fsname=here,setuid=joe",
             "debug,sshfs_verbose",
         ]
     )
@@ -108,8 +108,6 @@ def test_options_say_how_the_server_is_reached() -> None:
     assert (line.direct_port, line.source, line.become) == (5, "here", "joe")
     assert line.passive
     assert line.password_stdin
-    assert line.delay_connect
-    assert not line.check_root
     assert line.debug
     assert line.verbose
 
@@ -120,7 +118,7 @@ def test_what_concerns_others_is_ignored() -> None:
             [
                 "auto,noauto,user,user=joe,nouser,users,_netdev,nofail,defaults,rw,comment=a",
                 "x-systemd.automount,x-gvfs-name=a,writeback_cache=no,workaround=buflimit",
-                "reconnect,sync_readdir,max_conns=4,ssh_protocol=2,dcache_max_size=1",
+                "reconnect,delay_connect,no_check_root,sync_readdir,max_conns=4,ssh_protocol=2,dcache_max_size=1",
                 "dcache_clean_interval=1,cache_min_clean_interval=1,nonempty,big_writes,,",
             ]
         )

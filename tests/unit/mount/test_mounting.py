@@ -194,6 +194,17 @@ def test_what_fusermount_refuses_is_one_line(place: Path, options: str, told: st
 
 
 @pytest.mark.root
+def test_a_mount_point_may_have_any_name(place: Path) -> None:
+    target = place / os.fsdecode(b"a \\040\n\t#,\xff\xc3")
+    target.mkdir()
+    path = check_mountpoint(str(target))
+    ours = mount(path, "h:", KernelOptions(), DIRECTORY)
+    ours.unmount()
+    ours.close()
+    assert str(place) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.root
 def test_unmounting_works_while_files_are_open(place: Path, mounted: Mount) -> None:
     ours = mounted()
     fd = os.open(place, os.O_RDONLY)
@@ -214,6 +225,20 @@ def test_what_others_have_mounted_stays(place: Path, mounted: Mount) -> None:
     ]
     subprocess.run(["umount", place], check=True)
     subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.root
+def test_a_mount_is_found_under_another_name_of_its_directory(place: Path) -> None:
+    ours = mount(str(place), "h:", KernelOptions(), DIRECTORY)
+    moved = place.parent.with_name(place.parent.name + "-moved")
+    place.parent.rename(moved)
+    try:
+        assert lines_of(moved / "m")
+        ours.unmount()
+        assert not lines_of(moved / "m")
+    finally:
+        moved.rename(place.parent)
+        ours.close()
 
 
 @pytest.mark.root

@@ -115,7 +115,14 @@ def test_a_version_tells_content_and_not_what_reading_changes() -> None:
     first = fuse.Attributes(1, 2, 3, (4, 5), (6, 7), (8, 9), 10, 11, 12, 13)
     version = fuse.version_in(first.encode())
     assert fuse.version_in(first._replace(accessed=(0, 0), blocks=9).encode()) == version
-    changes = ({"size": 0}, {"modified": (6, 8)}, {"changed": (8, 0)}, {"inode": 2})
+    changes = (
+        {"size": 0},
+        {"modified": (6, 8)},
+        {"changed": (8, 0)},
+        {"inode": 2},
+        {"mode": 1},
+        {"uid": 0},
+    )
     for change in changes:
         assert fuse.version_in(first._replace(**change).encode()) != version
 
