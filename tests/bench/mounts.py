@@ -39,7 +39,7 @@ SMALL = 4096  # bytes of a small file
 THREADS = 16
 STATS = 50  # of the files beside a bulk read, and of those while there is none
 WRITE_BEHIND = "write_behind"
-FEW, SOME, ALL = 10, 36, 150  # directories of the source tree, by what sshfs needs for them
+FEW, SOME, ALL = 15, 36, 150  # directories of the source tree, by what sshfs needs for them
 LITTLE_MEMORY = ("cache_size=4",)
 
 
@@ -63,7 +63,7 @@ class Amount:
 
 AMOUNTS = {
     0: Amount(512, 4000, 2000, 1000, ALL, 100_000, 12_000),
-    NEAR: Amount(64, 100, 200, 50, FEW, 100_000, 600),
+    NEAR: Amount(64, 100, 200, 150, FEW, 100_000, 600),
 }
 
 

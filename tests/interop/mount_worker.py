@@ -39,11 +39,6 @@ def told(data: bytes) -> str:
     return f"{len(data)} bytes, {hashlib.sha256(data).hexdigest()[:16]}"
 
 
-def _kept(status: os.stat_result) -> int:
-    """The permissions that chmod leaves a directory: caches still know what is in one without."""
-    return 0o500 if stat.S_ISDIR(status.st_mode) else 0
-
-
 FILES = {
     "a": [(0, content(0, 100_000))],
     "b": [(0, content(1, 8192)), (1_000_000, content(2, 5000))],  # with a hole
@@ -56,6 +51,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._files: dict[int, int] = {}
+        self._kept = 0o500
 
     def call(self, name: str, *arguments: Any) -> dict[str, Any]:
         """Do an operation and return its line."""
@@ -84,6 +80,17 @@ class Worker:
                     file.write(data)
             os.utime(os.path.join(folder, name), (STAMPS - 1, STAMPS - 1))
         os.symlink("a", os.path.join(folder, "l"))
+
+    def keep(self, mode: int) -> None:
+        """Say which permissions chmod leaves a directory.
+
+        Caches still know what is in one without. And who answers before the server has done
+        something does not know that it may not.
+        """
+        self._kept = mode
+
+    def _mode_of(self, mode: int, status: os.stat_result) -> int:
+        return mode | (self._kept if stat.S_ISDIR(status.st_mode) else 0)
 
     # open files
 
@@ -130,7 +137,7 @@ class Worker:
 
     def fchmod(self, slot: int, mode: int) -> None:
         file = self._file(slot)
-        os.fchmod(file, mode | _kept(os.fstat(file)))
+        os.fchmod(file, self._mode_of(mode, os.fstat(file)))
 
     def futimens(self, slot: int, seconds: int) -> None:
         os.utime(self._file(slot), (seconds, seconds))
@@ -171,7 +178,10 @@ class Worker:
     def _map(self, slot: int, page: int, length: int, protection: int) -> mmap.mmap:
         """Map what a file has from a page on; beyond its end there is only SIGBUS."""
         file = self._file(slot)
-        length = min(length, os.fstat(file).st_size - page * PAGE)
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENODEV, "only files are mapped")
+        length = min(length, status.st_size - page * PAGE)
         if length <= 0:
             raise OSError(errno.ENXIO, "there is nothing to map")
         return mmap.mmap(file, length, mmap.MAP_SHARED, protection, offset=page * PAGE)
@@ -206,7 +216,7 @@ class Worker:
         os.truncate(path, size)
 
     def chmod(self, path: str, mode: int) -> None:
-        os.chmod(path, mode | _kept(os.stat(path)))
+        os.chmod(path, self._mode_of(mode, os.stat(path)))
 
     def utimens(self, path: str, seconds: int) -> None:
         os.utime(path, (seconds, seconds), follow_symlinks=False)
@@ -218,7 +228,7 @@ class Worker:
         os.unlink(path)
 
     def mkdir(self, path: str, mode: int) -> None:
-        os.mkdir(path, mode)
+        os.mkdir(path, mode | self._kept)
 
     def rmdir(self, path: str) -> None:
         os.rmdir(path)
