@@ -22,7 +22,7 @@ from typing import Any, Final
 from ..aio.tasks import Budget, Future, Task
 from ..errors import PeerError
 from ..wire import fuse, sftp
-from .listing import Listing
+from .listing import FOR_EVER, Listing
 from .state import MountState
 from .tree import Node
 
@@ -37,7 +37,6 @@ AT_ONCE: Final = 512  # operations that wait for the server
 LARGE: Final = 4 << 20  # bytes: whoever closes a file waits while so many are unwritten
 
 _SECOND: Final = 1_000_000_000  # nanoseconds
-_FOR_EVER: Final = float("inf")
 
 
 class Behind:
@@ -89,7 +88,7 @@ class Behind:
         """Makes a name here; the caller then adds what makes it at the server."""
         node = self._state.made(parent, name, self.expected(mode, size))
         node.keeps_number = True
-        node.expires = _FOR_EVER
+        node.expires = FOR_EVER
         if stat.S_ISDIR(mode) and mode & 0o300 == 0o300:
             node.writable = fuse.rights_in(node.packed)
         return node
@@ -98,7 +97,7 @@ class Behind:
 
     def add(self, node: Node, work: Work) -> Operation:
         """Does ``work`` at the server, after what was added for this node before."""
-        node.expires = _FOR_EVER
+        node.expires = FOR_EVER
         self.room.hold(1)
         before = self._last.get(node)
         task = Task(self._state.loop, self._run(node, before, work))
@@ -144,7 +143,7 @@ class Behind:
             attributes = task.result()
             if attributes is not None:
                 state.learn(node, attributes)
-            elif node.expires == _FOR_EVER:
+            elif node.expires == FOR_EVER:
                 state.doubt(node)
         for parent, name in state.tree.names(node):
             if parent.listing is not None and not parent.listing.is_over:
@@ -193,7 +192,7 @@ class Behind:
 
     def written(self, node: Node) -> None:
         """Shows that a file is written now."""
-        node.expires = _FOR_EVER
+        node.expires = FOR_EVER
         node.is_expected = True
         now = self.now()
         known = fuse.Attributes.decode(node.packed)

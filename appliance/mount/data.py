@@ -14,6 +14,7 @@ from ..wire.fuse import Request
 from .behind import LARGE, Behind
 from .contents import Contents
 from .fuse_session import Answer, Reply
+from .locks import Locks
 from .metadata import Metadata
 from .node_files import Opened
 from .open_file import OpenFile
@@ -32,12 +33,14 @@ class Data:
         metadata: Metadata,
         contents: Contents,
         behind: Behind,
+        locks: Locks,
         files: dict[int, Opened],
     ) -> None:
         self._state = state
         self._metadata = metadata
         self._contents = contents
         self._behind = behind
+        self._locks = locks
         self._open = files
 
     # -- read and write ----------------------------------------------------------------
@@ -84,8 +87,10 @@ class Data:
         return fuse.written(size)
 
     def flush(self, request: Request) -> Answer:
-        opened = self._open[request.fields()[0]]
+        number, owner = request.fields()
+        opened = self._open[number]
         file = opened.file
+        self._locks.release(file, owner)
         if not opened.files.is_changing and not file.node.is_expected:
             file.tell_error()
             return b""

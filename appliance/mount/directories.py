@@ -101,7 +101,6 @@ class Directories:
         """Returns the entries from ``offset`` on, as many as fit."""
         state, listing, names = self._state, directory.listing, directory.names
         now = state.loop.time()
-        expires = listing.expires if listing.is_complete else now + state.attributes_hold
         parts: list[bytes] = []
         granted: list[Node] = []
         while True:
@@ -129,7 +128,7 @@ class Directories:
             if size < 0:
                 break
             if with_attributes:
-                child = self._child(node, listing, name, packed, expires, now)
+                child = self._child(node, listing, name, packed, now)
                 if child is not None and offset < WITH_ATTRIBUTES:
                     granted.append(child)
                     parts.append(state.entry(child))
@@ -139,7 +138,7 @@ class Directories:
         return Granted(b"".join(parts), lambda: self._take_back(granted))
 
     def _child(
-        self, node: Node, listing: Listing, name: bytes, packed: bytes, expires: float, now: float
+        self, node: Node, listing: Listing, name: bytes, packed: bytes, now: float
     ) -> Node | None:
         """Returns the node of an entry, if its attributes are known."""
         child = node.children.get(name)
@@ -150,7 +149,12 @@ class Directories:
                 return None  # they have changed
             if child.files is not None and child.files.is_changing:
                 return None
-        if not packed or expires <= now:
+        if not packed:
+            return None
+        expires = now + self._state.attributes_hold
+        if listing.is_complete:
+            expires = listing.expires_of(packed)
+        if expires <= now:
             return None
         return self._state.tree.child(node, name, packed, expires, now)
 

@@ -106,7 +106,7 @@ class FilesAhead:
                 continue
             mode = fuse.mode_in(packed)
             if stat.S_ISREG(mode) and 0 < fuse.size_in(packed) <= SMALL:
-                yield self._node(directory, name, packed, listing.expires)
+                yield self._node(directory, name, packed, listing.expires_of(packed))
             elif stat.S_ISDIR(mode) and (below := directory.children.get(name)) is not None:
                 yield from self._within(below, None)
 

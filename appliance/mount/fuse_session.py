@@ -85,13 +85,18 @@ class FuseSession:
         fd: int,
         handlers: Mapping[int, Handler],
         patience: float,
+        flags: int,
         on_end: Callable[[], None],
     ) -> None:
-        """``on_end`` is called once, when the file system is unmounted."""
+        """``flags`` of INIT are wanted besides those of every mount.
+
+        ``on_end`` is called once, when the file system is unmounted.
+        """
         self._loop = loop
         self._fd = fd
         self._handlers = handlers
         self._patience = patience
+        self._flags = _WANTED | flags
         self._on_end = on_end
         self._buffer = bytearray(LARGEST + fuse.PAGE)
         self._view = memoryview(self._buffer)
@@ -164,7 +169,7 @@ class FuseSession:
             if unique in self._waiting:
                 self._loop.call_later(INTERRUPT_GRACE, self.fail, unique, errno.EINTR)
         elif request.opcode == fuse.INIT:
-            structure, agreement = fuse.negotiate(request, _WANTED, LARGEST)
+            structure, agreement = fuse.negotiate(request, self._flags, LARGEST)
             if agreement is not None:
                 _log.debug("FUSE 7.%d, flags %#x", agreement.minor, agreement.flags)
             self._write(request.unique, structure)

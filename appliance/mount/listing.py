@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from typing import Final
 
 from ..aio.tasks import Future
+from ..wire import fuse
 
+FOR_EVER: Final = float("inf")  # until we are told otherwise
 NEVER: Final = float("-inf")
 
 
@@ -15,6 +18,7 @@ class Listing:
 
     __slots__ = (
         "_changes",
+        "_until",
         "_waiting",
         "begun",
         "coming",
@@ -23,6 +27,7 @@ class Listing:
         "failure",
         "is_ahead",
         "is_complete",
+        "is_exact",
         "read_at",
     )
 
@@ -31,7 +36,9 @@ class Listing:
         self.entries: dict[bytes, bytes] = {}
         self.coming: list[bytes] = []  # the names so far, while they come
         self.is_complete = False
-        self.expires = 0.0
+        self.is_exact = True  # no name may have been made or removed
+        self.expires = 0.0  # of the names
+        self._until = 0.0
         self.failure: OSError | None = None
         self.is_ahead = False  # nobody has asked for it yet
         self.read_at = NEVER  # when a program last began to read the directory
@@ -47,6 +54,11 @@ class Listing:
         if not self.is_complete:
             self._changes[name] = packed
 
+    def doubt(self, name: bytes) -> None:
+        """Takes note that a name was made, changed or removed by somebody."""
+        self.entries[name] = b""
+        self.is_exact = False
+
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Takes entries from the server."""
         known, names, changes = self.entries, self.coming, self._changes
@@ -57,14 +69,26 @@ class Listing:
             names.append(name)
         self._tell()
 
-    def ended(self, failure: OSError | None, expires: float) -> None:
-        """Ends the listing."""
+    def ended(self, failure: OSError | None, expires: float, until: float) -> None:
+        """Ends the listing, which holds until ``expires``, attributes at least ``until``."""
         self.failure = failure
+        self._until = until
         self.is_complete = failure is None
         self.expires = expires
         self.coming = []  # a program that reads it keeps the names
         self._changes.clear()
         self._tell()
+
+    def expires_of(self, packed: bytes) -> float:
+        """Returns until when attributes in the listing hold.
+
+        While the server tells of changes in the directory, those of a file hold, but not those of a
+        directory, which change by what is made in it, or of a file that has other names.
+        """
+        if self.expires != FOR_EVER:
+            return self.expires
+        is_told = not stat.S_ISDIR(fuse.mode_in(packed)) and fuse.links_in(packed) == 1
+        return FOR_EVER if is_told else self._until
 
     @property
     def is_over(self) -> bool:

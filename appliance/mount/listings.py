@@ -22,9 +22,10 @@ from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .behind import Behind
-from .listing import Listing
+from .listing import FOR_EVER, Listing
 from .state import MountState, is_safe_name
 from .tree import Node
+from .watches import Watches
 
 # Our own choices
 ENTRY_SIZE: Final = 300  # bytes of memory that an entry takes
@@ -43,6 +44,7 @@ class Listings:
     def __init__(self, state: MountState, behind: Behind) -> None:
         self._state = state
         self._behind = behind
+        self._watches = Watches(state)
         self._limit = max(state.settings.memory // 2 // ENTRY_SIZE, 1000)
         self._kept: dict[Node, Listing] = {}  # the oldest first
         self._count = 0  # entries in them
@@ -63,7 +65,9 @@ class Listings:
     def read(self, node: Node) -> Listing:
         """Returns the listing for a program that reads the directory; it may still come."""
         now = self._state.loop.time()
-        listing = self.current(node) or self.fetch(node)
+        listing = self.current(node)
+        if listing is None or not listing.is_exact:
+            listing = self.fetch(node)
         self._used(listing)
         listing.read_at = now
         if self._is_traversed(node, now):
@@ -91,7 +95,7 @@ class Listings:
         """Takes note of a directory that we have made, and in which nothing is."""
         now = self._state.loop.time()
         listing = node.listing = Listing(now)
-        listing.ended(None, now + self._holds)
+        listing.ended(None, now + self._holds, now + self._state.attributes_hold)
         self._keep(node, listing)
 
     def forget(self, node: Node) -> None:
@@ -113,14 +117,17 @@ class Listings:
         if before is not None:
             listing.read_at = before.read_at
         node.misses = 0
-        Task(self._state.loop, self._run(node, listing))
+        is_watched = before is not None and not is_ahead
+        Task(self._state.loop, self._run(node, listing, is_watched))
         return listing
 
-    async def _run(self, node: Node, listing: Listing) -> None:
+    async def _run(self, node: Node, listing: Listing, is_watched: bool) -> None:
         failure: OSError | None = None
         try:
             await self._behind.settled(node)
             path = self._state.tree.path(node)
+            if is_watched:
+                await self._watches.watch(await self._state.server.client(), node, path)
             await self._fetch(node, listing, path)
         except OSError as error:
             failure = error
@@ -130,7 +137,8 @@ class Listings:
         for name, child in node.children.items():
             if self._is_ours(child):
                 listing.change(name, child.packed)  # the server may not have it yet
-        listing.ended(failure, now + self._holds)
+        holds = FOR_EVER if self._watches.is_watched(node) else now + self._holds
+        listing.ended(failure, holds, now + self._state.attributes_hold)
         if failure is not None:
             if node.listing is listing:
                 node.listing = None
@@ -217,13 +225,13 @@ class Listings:
         listing = node.listing = Listing(begun)
         listing.is_ahead = True
         listing.add(self._packed(found.entries))
-        listing.ended(None, now + self._holds)
+        listing.ended(None, now + self._holds, now + self._state.attributes_hold)
         self._keep(node, listing)
         self._compare(node, listing, now)
 
     def _compare(self, node: Node, listing: Listing, now: float) -> None:
         """Brings the nodes in a directory up to date."""
-        tree, expires = self._state.tree, now + self._state.attributes_hold
+        tree = self._state.tree
         for name, child in list(node.children.items()):
             packed = listing.entries.get(name)
             if child.known_at >= listing.begun or self._is_ours(child):
@@ -231,7 +239,7 @@ class Listings:
             if packed is None:
                 tree.remove(node, name)
             elif packed:
-                tree.child(node, name, packed, expires, now)
+                tree.child(node, name, packed, listing.expires_of(packed), now)
 
     def _is_ours(self, node: Node) -> bool:
         """Whether we know more of a file than the server does."""
@@ -271,7 +279,9 @@ class Listings:
             if packed and stat.S_ISDIR(fuse.mode_in(packed)):
                 child = node.children.get(name)
                 if child is None:
-                    child = self._state.tree.child(node, name, packed, listing.expires, now)
+                    child = self._state.tree.child(
+                        node, name, packed, listing.expires_of(packed), now
+                    )
                 below = child.listing
                 if below is None or (below.is_over and below.expires <= now):
                     found.append(child)

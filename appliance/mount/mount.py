@@ -21,7 +21,7 @@ from typing import Final
 from ..aio.loop import Loop
 from ..errors import UsageError
 from ..files.sftp_client import SftpClient, StatusError
-from ..wire import fuse
+from ..wire import fuse, sftp
 from .behind import Behind
 from .contents import Contents
 from .data import Data
@@ -29,6 +29,7 @@ from .directories import Directories
 from .files_ahead import FilesAhead
 from .fuse_session import FuseSession, Handler
 from .listings import Listings
+from .locks import Locks
 from .metadata import Metadata
 from .names import Names
 from .node_files import Opened
@@ -94,8 +95,9 @@ class Mount:
         names, directories = Names(state, listings, behind), Directories(state, listings, behind)
         metadata = Metadata(state, listings, behind, self._files)
         ahead = FilesAhead(state, contents)
-        opening = Opening(state, listings, contents, ahead, behind, self._files)
-        data = Data(state, metadata, contents, behind, self._files)
+        locks = Locks(state, self._files)
+        opening = Opening(state, listings, contents, ahead, behind, locks, self._files)
+        data = Data(state, metadata, contents, behind, locks, self._files)
         handlers: dict[int, Handler] = {
             fuse.LOOKUP: names.lookup,
             fuse.FORGET: names.forget,
@@ -133,7 +135,17 @@ class Mount:
             fuse.COPY_FILE_RANGE: data.copy_file_range,
         }
         self._server.on_session(self._send_again)
-        self._session = FuseSession(self._loop, fd, handlers, self._settings.timeout, on_end)
+        flags = 0
+        if self._server.has(sftp.LOCK):
+            self._server.on_session(locks.take_again)
+            handlers |= {
+                fuse.GETLK: locks.getlk,
+                fuse.SETLK: locks.setlk,
+                fuse.SETLKW: locks.setlkw,
+            }
+            flags = fuse.POSIX_LOCKS | fuse.FLOCK_LOCKS
+        patience = self._settings.timeout
+        self._session = FuseSession(self._loop, fd, handlers, patience, flags, on_end)
         state.session = self._session
 
     def _send_again(self) -> None:

@@ -47,8 +47,9 @@ class Names:
             packed = listing.entries.get(name)
             if packed is None:
                 return self._state.missing(listing.expires - now)
-            if packed and not (node is not None and node.expires < listing.expires):
-                node = self._tree.child(parent, name, packed, listing.expires, now)
+            expires = listing.expires_of(packed) if packed else 0.0
+            if packed and self._state.holds(expires) and (node is None or node.expires >= expires):
+                node = self._tree.child(parent, name, packed, expires, now)
                 return self._granted(node)
         return self._look_up(parent, name)
 
@@ -77,13 +78,17 @@ class Names:
 
         attributes = await state.server.ask(ask)
         if attributes is None:
-            state.unlinked(parent, name)
+            self._tree.remove(parent, name)
+            if parent.listing is not None:
+                parent.listing.change(name, None)
             hold = state.attributes_hold if state.settings.negative_timeout else 0.0
             return state.missing(hold)
         now = state.loop.time()
         packed = state.map.pack(attributes)
         if not packed:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if parent.listing is not None:
+            parent.listing.change(name, packed)
         return self._granted(
             self._tree.child(parent, name, packed, now + state.attributes_hold, now)
         )

@@ -153,7 +153,8 @@ class MountState:
     def missing(self, left: float) -> bytes:
         """Returns the reply for a name that does not exist, which holds for so long."""
         timeout = self.settings.negative_timeout
-        return fuse.missing(max(0.0, left) if timeout is None else timeout)
+        left = min(max(0.0, left), self.attributes_hold)
+        return fuse.missing(left if timeout is None else timeout)
 
     def take_back(self, node: Node) -> Callable[[], None]:
         """Returns what takes back the lookup of an ``entry``."""
