@@ -170,6 +170,8 @@ class Worker:
             return told(memory[:])
 
     def mmap_write(self, slot: int, page: int, length: int, seed: int) -> int:
+        if os.fstat(self._file(slot)).st_mode & stat.S_ISUID:
+            raise OSError(errno.EPERM, "a server cannot tell it from a write, which ends setuid")
         with self._map(slot, page, length, mmap.PROT_READ | mmap.PROT_WRITE) as memory:
             memory[:] = content(seed, len(memory))
             memory.flush()

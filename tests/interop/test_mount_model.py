@@ -186,6 +186,63 @@ def sequence(seed: int) -> list[Operation]:
     return operations
 
 
+_NEW = os.O_RDWR | os.O_CREAT
+# What was done when a mount was found to be wrong, in short; always tried
+FOUND: Sequence[Sequence[Operation]] = (
+    # pages are written where they belong, though the file is open for appending
+    [
+        (0, ("open", 0, "a", os.O_RDWR | os.O_APPEND, 0o644)),
+        (0, ("mmap_write", 0, 1, 5000, 2)),
+        (0, ("write", 0, 3, 100)),
+        (0, ("mmap_write", 0, 0, 1, 4)),
+    ],
+    # an open file needs no name, and no permission any more
+    [
+        (1, ("open", 0, "b", os.O_RDONLY, 0)),
+        (0, ("unlink", "b")),
+        (1, ("fstat", 0)),
+        (1, ("seek", 0, 0, os.SEEK_DATA)),
+        (1, ("futimens", 0, 1)),
+        (1, ("fsync", 0)),
+        (1, ("read", 0, 5000)),
+    ],
+    [
+        (1, ("open", 0, "b", os.O_RDONLY, 0)),
+        (0, ("rename", "a", "b")),
+        (1, ("fstat", 0)),
+        (1, ("mmap_read", 0, 0, 5000)),
+    ],
+    [
+        (0, ("open", 0, "d/a", os.O_RDONLY, 0)),
+        (0, ("fchmod", 0, 0)),
+        (0, ("read", 0, 100)),
+        (1, ("open", 0, "d/a", os.O_RDONLY, 0)),
+    ],
+    # OpenSSH's server copies no data within a file
+    [
+        (0, ("open", 0, "a", _NEW, 0o644)),
+        (0, ("open", 1, "a", _NEW, 0o644)),
+        (0, ("copy_range", 0, 0, 4095, 0, 65_535)),
+        (0, ("copy_range", 0, 1, 4096, 4097, 300_000)),
+    ],
+    # a name is too long, also for a mount that knows all names
+    [
+        (0, ("listdir", ".")),
+        (0, ("lstat", "x" * 256)),
+        (0, ("open", 0, "x" * 256, _NEW, 0o644)),
+        (0, ("mkdir", "x" * 256, 0o755)),
+    ],
+    # blocks are counted anew after a write
+    [
+        (0, ("open", 0, "d/l", _NEW, 0o644)),
+        (0, ("ftruncate", 0, 4096)),
+        (0, ("fstat", 0)),
+        (0, ("pwrite", 0, 39, 1, 99)),
+        (0, ("fstat", 0)),
+    ],
+)
+
+
 def shrink(
     operations: Sequence[Operation],
     run: Callable[[Sequence[Operation]], None],
@@ -378,8 +435,7 @@ def _sides(kind: str, mode: str, mounter: Mounter) -> Iterator[Sides]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mount_is_like_a_directory(kind: str, mode: str, mounter: Mounter) -> None:
     with _sides(kind, mode, mounter) as sides:
-        for seed in range(SEQUENCES):
-            operations = sequence(MORE + seed)
+        for operations in (*FOUND, *(sequence(MORE + seed) for seed in range(SEQUENCES))):
             try:
                 sides.run(operations)
             except Lost:

@@ -117,6 +117,21 @@ def test_a_tree_goes_there_and_comes_back(
 
 
 @ours
+@pytest.mark.parametrize("name", ["sftp", "psftp", "lftp", "sshfs"])
+def test_a_directory_of_many_names_comes_back(
+    server: Server, login: Login, there: Path, tmp_path: Path, name: str
+) -> None:
+    """Clients have limits to one reply: sshfs takes 128 KiB."""
+    (there / "many").mkdir()
+    names = {f"{'x' * 100} {number}" for number in range(1500)}
+    for each in names:
+        (there / "many" / each).touch()
+    copier: Copier = COPIERS[name](server, login, tmp_path)
+    assert_done(copier.get(there / "many", tmp_path / "back"))
+    assert {path.name for path in (tmp_path / "back").iterdir()} == names
+
+
+@ours
 @pytest.mark.parametrize("name", ["sftp", "scp", "lftp", "rclone", "sshfs", "rsync"])
 def test_hard_names_go_there_and_come_back(
     server: Server, login: Login, there: Path, tmp_path: Path, name: str
