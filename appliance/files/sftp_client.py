@@ -57,7 +57,7 @@ _REASONS: Final = {
     sftp.OP_UNSUPPORTED: "Operation unsupported",
 }
 
-Reply = TypeVar("Reply", bound=Message)
+Reply = TypeVar("Reply", covariant=True)
 Data = TypeVar("Data", bound=Record)
 
 # Takes the bytes of a READ, None at the end of the file, or the failure.
@@ -77,6 +77,19 @@ class StatusError(OSError):
     def about(self, path: bytes) -> StatusError:
         """Returns the failure of this request as one of ``path``."""
         return StatusError(self.code, self._reason, self._number, path)
+
+
+class ReplyType(Protocol[Reply]):
+    """What reads a reply: a record of wire/sftp.py, or a faster way to read the same."""
+
+    @property
+    def number(self) -> int:
+        """The type of the packet."""
+        ...
+
+    def decode(self, payload: memoryview, /) -> Reply:
+        """Returns the reply; raises MalformedMessage."""
+        ...
 
 
 class Stream(Protocol):
@@ -261,7 +274,9 @@ class SftpClient:
         self._send(request, on_reply)
         return future
 
-    def ask(self, request: Any, expected: type[Reply], path: bytes | None = None) -> Future[Reply]:
+    def ask(
+        self, request: Any, expected: ReplyType[Reply], path: bytes | None = None
+    ) -> Future[Reply]:
         """Sends a request that is answered by ``expected``, or by STATUS if it failed."""
         future: Future[Reply] = Future()
 
@@ -270,7 +285,7 @@ class SftpClient:
                 future.resolve(expected.decode(packet[_TYPE_AT:]))
                 return
             if kind != sftp.Status.number:
-                raise ProtocolError(f"a reply of type {kind} to a request for {expected.__name__}")
+                raise ProtocolError(f"a reply of type {kind}, not {expected.number}")
             error = self._error(packet, path)
             future.fail(error or ProtocolError("a STATUS of success where a result was expected"))
 
@@ -432,12 +447,26 @@ class SftpClient:
     ) -> AsyncIterator[tuple[NamedFile, ...]]:
         """Yields the entries of a directory as they come, '.' and '..' included.
 
-        So many replies are asked for at once that a long link does not slow a long listing.
         ``opened``: what ``open_directory`` has returned, if it was called before.
+        """
+        async for names in self.read_directory(path, sftp.Names, opened):
+            if not names.entries:
+                raise ProtocolError("a listing without an entry, and not at its end")
+            yield names.entries
+
+    async def read_directory(
+        self,
+        path: bytes,
+        expected: ReplyType[Reply],
+        opened: Future[sftp.Handle] | None = None,
+    ) -> AsyncIterator[Reply]:
+        """Yields the replies to READDIR, as ``expected`` decodes them.
+
+        So many are asked for at once that a long link does not slow a long listing.
         """
         handle = (await (opened or self.open_directory(path))).handle
         try:
-            asked = [self.ask(sftp.ReadDir(0, handle), sftp.Names, path) for _ in range(2)]
+            asked = [self.ask(sftp.ReadDir(0, handle), expected, path) for _ in range(2)]
             at_end = False
             while asked:
                 try:
@@ -447,14 +476,12 @@ class SftpClient:
                         raise
                     at_end = True
                     continue
-                if not names.entries:
-                    raise ProtocolError("a listing without an entry, and not at its end")
                 if not at_end:
                     more = min(2, READDIRS - len(asked))
                     asked += [
-                        self.ask(sftp.ReadDir(0, handle), sftp.Names, path) for _ in range(more)
+                        self.ask(sftp.ReadDir(0, handle), expected, path) for _ in range(more)
                     ]
-                yield names.entries
+                yield names
         finally:
             self.abandon(handle)
 

@@ -109,6 +109,30 @@ class AttributeMap:
             group,
         ).encode()
 
+    def pack_or_nothing(self, attributes: Attributes, longname: bytes) -> bytes:
+        """As ``pack``; b'' also for an owner that has no number here."""
+        try:
+            return self.pack(attributes, longname)
+        except OSError:
+            return b""
+
+    def pack_plain(self, fields: tuple[int, ...]) -> bytes:
+        """Packs (flags, size, uid, gid, permissions, atime, mtime); b'' where ``pack`` must."""
+        _, size, user, group, mode, accessed, modified = fields
+        if self._is_plain and mode & 0o170000 in _TYPES:
+            blocks = (size + UNIT - 1) // UNIT
+            return fuse.pack_attributes(
+                0, size, blocks, accessed, modified, modified, 0, 0, 0, mode, 1, user, group, 0,
+                fuse.PAGE, 0,
+            )  # fmt: skip
+        attributes = Attributes(size, (user, group), mode, (accessed, modified))
+        return self.pack_or_nothing(attributes, b"")
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether owners and modes are told as they are at the server."""
+        return not self._maps and self._uid is None and self._gid is None and not self._sets_mode
+
     def owner_there(self, uid: int, gid: int) -> tuple[int, int]:
         """Returns the numbers that a local user and group have at the server; raises OSError."""
         if not self._maps:

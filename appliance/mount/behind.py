@@ -22,6 +22,7 @@ from typing import Any, Final
 from ..aio.tasks import Budget, Future, Task
 from ..errors import PeerError
 from ..wire import fuse, sftp
+from .attributes import UNIT
 from .listing import FOR_EVER, Listing
 from .state import MountState
 from .tree import Node
@@ -190,10 +191,11 @@ class Behind:
             if parent.listing is not None and name in parent.listing.entries:
                 parent.listing.entries[name] = node.packed
 
-    def written(self, node: Node) -> None:
-        """Shows that a file is written now."""
+    def written(self, node: Node, size: int) -> None:
+        """Shows that ``size`` bytes of a file are written now."""
         node.expires = FOR_EVER
         node.is_expected = True
         now = self.now()
         known = fuse.Attributes.decode(node.packed)
-        node.packed = known._replace(modified=now, changed=now).encode()
+        blocks = min(known.blocks + (size + UNIT - 1) // UNIT, (known.size + UNIT - 1) // UNIT)
+        node.packed = known._replace(modified=now, changed=now, blocks=blocks).encode()

@@ -22,7 +22,7 @@ OVERHEAD: Final = 300  # bytes that keeping a file takes besides its content
 
 class _Content(NamedTuple):
     data: bytes
-    version: object  # Node.seen_version of what was fetched
+    version: bytes  # Node.seen_version of what was fetched
     changes: int  # Node.version of that moment
     fetched: float  # when it was asked for
 

@@ -128,8 +128,10 @@ class Directories:
             if size < 0:
                 break
             if with_attributes:
-                child = self._child(node, listing, name, packed, now)
-                if child is not None and offset < WITH_ATTRIBUTES:
+                child = None
+                if offset < WITH_ATTRIBUTES:
+                    child = self._child(node, listing, name, packed, now)
+                if child is not None:
                     granted.append(child)
                     parts.append(state.entry(child))
                 else:

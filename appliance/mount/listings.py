@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from ..aio.tasks import Task
-from ..errors import PeerError
+from ..errors import PeerError, ProtocolError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .behind import Behind
+from .entries import EntriesReader
 from .listing import FOR_EVER, Listing
 from .state import MountState, is_safe_name
 from .tree import Node
@@ -45,6 +46,7 @@ class Listings:
         self._state = state
         self._behind = behind
         self._watches = Watches(state)
+        self._reader = EntriesReader(state.map, state.settings.follow_symlinks)
         self._limit = max(state.settings.memory // 2 // ENTRY_SIZE, 1000)
         self._kept: dict[Node, Listing] = {}  # the oldest first
         self._count = 0  # entries in them
@@ -165,28 +167,25 @@ class Listings:
             if is_tree and await self._fetch_tree(client, node, listing, path):
                 return
             opened = client.open_directory(path)
-            async for each in client.listing(path, opened):
-                listing.add(self._packed(each))
+            async for each in client.read_directory(path, self._reader, opened):
+                if each.is_empty:
+                    raise ProtocolError("a listing without an entry, and not at its end")
+                listing.add(each.entries)
                 if len(listing.entries) > NAMES_LIMIT:
                     raise OSError(errno.EFBIG, "the directory has too many names")
 
         await self._state.server.ask(entries)
 
     def _packed(self, entries: Iterable[sftp.NamedFile]) -> list[tuple[bytes, bytes]]:
+        """The entries of a tree, which our server sends."""
         packed = []
-        pack, follows = self._state.map.pack, self._state.settings.follow_symlinks
+        pack, follows = self._state.map.pack_or_nothing, self._state.settings.follow_symlinks
         for entry in entries:
-            name = entry.filename
-            if name in (b".", b"..") or not is_safe_name(name):
-                continue
-            try:
-                attributes = pack(entry.attributes, entry.longname)
-            except OSError:  # an owner without a number here
-                attributes = b""
-            is_link = bool(attributes) and stat.S_ISLNK(fuse.mode_in(attributes))
-            if (is_link and follows) or entry.attributes.times is None:
-                attributes = b""  # asked for by itself
-            packed.append((name, attributes))
+            if is_safe_name(entry.filename):
+                attributes = pack(entry.attributes, b"") if entry.attributes.times else b""
+                if attributes and follows and stat.S_ISLNK(fuse.mode_in(attributes)):
+                    attributes = b""  # asked for by itself
+                packed.append((entry.filename, attributes))
         return packed
 
     async def _fetch_tree(

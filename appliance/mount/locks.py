@@ -1,8 +1,8 @@
-"""Locks that hold for other clients of a server of ours, too: fcntl(2) and flock(2).
+"""Locks of fcntl(2) that hold for other clients of a server of ours, too.
 
 The server's locks belong to handles. Among the programs of this machine, which may share a handle,
 we decide; whoever gets a lock here then asks the server for it. With other servers the kernel
-decides for this machine alone, and none of this is asked.
+decides for this machine alone, as it does of flock(2), and none of this is asked.
 """
 
 from __future__ import annotations

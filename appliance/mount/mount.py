@@ -63,8 +63,7 @@ class Mount:
             root = await client.expand_path(path)
             attributes = await client.stat(root)
         except StatusError as error:
-            name = os.fsdecode(self._settings.directory)
-            raise UsageError(f"{name or 'the home directory'}: {error.strerror}") from error
+            raise OSError(error.errno, error.strerror) from error
         state = self._state = MountState(self._loop, self._settings, self._server, root)
         state.map.found_root(attributes)
         if self._settings.maps_own_user:
@@ -96,7 +95,7 @@ class Mount:
         metadata = Metadata(state, listings, behind, self._files)
         ahead = FilesAhead(state, contents)
         locks = Locks(state, self._files)
-        opening = Opening(state, listings, contents, ahead, behind, locks, self._files)
+        opening = Opening(state, listings, contents, ahead, behind, self._files)
         data = Data(state, metadata, contents, behind, locks, self._files)
         handlers: dict[int, Handler] = {
             fuse.LOOKUP: names.lookup,
@@ -143,7 +142,7 @@ class Mount:
                 fuse.SETLK: locks.setlk,
                 fuse.SETLKW: locks.setlkw,
             }
-            flags = fuse.POSIX_LOCKS | fuse.FLOCK_LOCKS
+            flags = fuse.POSIX_LOCKS
         patience = self._settings.timeout
         self._session = FuseSession(self._loop, fd, handlers, patience, flags, on_end)
         state.session = self._session

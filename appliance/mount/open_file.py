@@ -126,7 +126,7 @@ class OpenFile:
             return inode == node.inode
         if node.version:  # we have changed it, so that its size and times tell nothing
             return bool(packed)
-        return fuse.version_in(packed)[1:] == fuse.version_in(node.packed)[1:]
+        return fuse.version_in(packed)[8:] == node.seen_version[8:]
 
     def close(self) -> None:
         """Closes the handle."""
@@ -158,8 +158,12 @@ class OpenFile:
 
 
 def pflags_of(flags: int) -> int:
-    """Returns the flags of OPEN for a file that exists."""
+    """Returns the flags of OPEN for a file that exists.
+
+    The server appends where a program only writes, as to a log that others write, too. A file that
+    is open for reading as well may be mapped, and pages of it are written where they belong.
+    """
     pflags = {os.O_RDONLY: sftp.READ, os.O_WRONLY: sftp.WRITE}.get(
         flags & os.O_ACCMODE, sftp.READ | sftp.WRITE
     )
-    return pflags | (sftp.APPEND if flags & os.O_APPEND else 0)
+    return pflags | (sftp.APPEND if flags & os.O_APPEND and pflags == sftp.WRITE else 0)

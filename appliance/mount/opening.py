@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
 
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
@@ -17,14 +16,11 @@ from .failures import explained
 from .files_ahead import FilesAhead
 from .fuse_session import Answer, Granted, Reply
 from .listings import Listings
-from .locks import Locks
 from .node_files import NodeFiles, Opened
 from .open_file import OpenFile, pflags_of
 from .read_ahead import Reader
 from .state import MountState
 from .tree import Node
-
-_RELEASE_FLOCK_UNLOCK: Final = 2  # fuse.h: RELEASE's release_flags
 
 
 class Opening:
@@ -37,7 +33,6 @@ class Opening:
         contents: Contents,
         ahead: FilesAhead,
         behind: Behind,
-        locks: Locks,
         files: dict[int, Opened],
     ) -> None:
         self._state = state
@@ -46,7 +41,6 @@ class Opening:
         self._contents = contents
         self._ahead = ahead
         self._behind = behind
-        self._locks = locks
         self._open = files
         self._next = 1
 
@@ -249,9 +243,7 @@ class Opening:
         return Granted(fuse.opened(file.number, opened), lambda: self._release(file.number))
 
     def release(self, request: Request) -> Answer:
-        number, _, flags, owner = request.fields()
-        if flags & _RELEASE_FLOCK_UNLOCK:
-            self._locks.release(self._open[number].file, owner)
+        number, *_ = request.fields()
         self._release(number)
         return b""
 

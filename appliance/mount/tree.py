@@ -24,6 +24,9 @@ from .listing import Listing
 PROOF: Final = 2.0  # seconds, see Node.observe
 
 
+_NO_CHILDREN: Final[dict[bytes, Node]] = {}  # most nodes are files
+
+
 class OpenFiles(Protocol):
     """The open files of one node (open_files.py)."""
 
@@ -77,7 +80,6 @@ class Node:
         "packed",
         "parent",
         "replaced_at",
-        "seen_version",
         "seen_version_at",
         "target",
         "version",
@@ -99,7 +101,7 @@ class Node:
         self.replaced_at: tuple[Node, bytes] | None = None  # the name that we gave to another file
         self.exchanged = 0.0  # until when the kernel may know the size of another file
         self.lookups = 0  # that the kernel has not forgotten
-        self.children: dict[bytes, Node] = {}
+        self.children: dict[bytes, Node] = _NO_CHILDREN  # those that are nodes
         self.listing: Listing | None = None  # of a directory
         self.writable = b""  # its rights, fuse.rights_in, when we last made something in it
         self.misses = 0  # names of a directory that were asked for one by one
@@ -108,9 +110,8 @@ class Node:
         self.is_expected = False  # the attributes are what we have set, not what the server told
         self.is_dated = False  # its times were set behind what was written
         self.version = 0  # counts our own changes of its content
-        self.seen_version: object = None  # what the server's attributes say of its content ...
-        self.seen_version_at = 0.0  # ... since when
-        self.cached_version: object = None  # the seen_version of which the kernel has pages ...
+        self.seen_version_at = 0.0  # since when we know the attributes' version
+        self.cached_version = b""  # the seen_version of which the kernel has pages ...
         self.cached_at = 0.0  # ... which came after this moment
 
     @property
@@ -128,11 +129,14 @@ class Node:
         """Its size, in bytes."""
         return fuse.size_in(self.packed)
 
+    @property
+    def seen_version(self) -> bytes:
+        """What the attributes say of its content, and of the right to read it."""
+        return fuse.version_in(self.packed)
+
     def know(self, packed: bytes, expires: float, now: float) -> None:
         """Takes attributes, which hold until ``expires``."""
-        version = fuse.version_in(packed)
-        if version != self.seen_version:
-            self.seen_version = version
+        if not self.packed or fuse.version_in(packed) != self.seen_version:
             self.seen_version_at = now
             self.target = None
         self.packed = packed
@@ -213,7 +217,7 @@ class Tree:
         node = Node(self._next, parent, name)
         self._next += 1
         self._nodes[node.number] = node
-        parent.children[name] = node
+        self._enter(parent, name, node)
         self._know(node, packed, inode, expires, now)
         return node
 
@@ -246,17 +250,23 @@ class Tree:
         """Gives a node one more name."""
         if parent.children.get(name) is node:
             return
-        parent.children[name] = node
+        self._enter(parent, name, node)
         if node.parent is None and node is not self.root:
             node.parent, node.name = parent, name
         else:
             node.others = [*(node.others or ()), (parent, name)]
 
+    @staticmethod
+    def _enter(parent: Node, name: bytes, node: Node) -> None:
+        if parent.children is _NO_CHILDREN:
+            parent.children = {}
+        parent.children[name] = node
+
     def remove(self, parent: Node, name: bytes) -> Node | None:
         """Takes a name away; returns the node that had it."""
-        node = parent.children.pop(name, None)
-        if node is None:
+        if name not in parent.children:
             return None
+        node = parent.children.pop(name)
         if node.parent is parent and node.name == name:
             node.parent, node.name = None, b""
             if node.others:
@@ -284,7 +294,7 @@ class Tree:
                 (new_parent, new_name) if each == (parent, name) else each
                 for each in node.others or ()
             ]
-        new_parent.children[new_name] = node
+        self._enter(new_parent, new_name, node)
         self._drop(parent)
 
     def forget(self, number: int, count: int) -> None:

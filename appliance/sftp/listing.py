@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Our own choices
 ROOM = PACKET_LIMIT - 1024  # bytes of entries in one reply
+PLAIN_ROOM = 96 << 10  # of a client that does not know us: sshfs takes 128 KiB
 CACHED = 4096  # names of users and groups, and texts of times
 NO_ATTRIBUTES = b"\0\0\0\0"  # of an entry that vanished, or whose attributes may not be read
 

@@ -163,7 +163,8 @@ def _opendir(session: Session, request: int, asked: sftp.OpenDir) -> None:
 def _readdir(session: Session, request: int, asked: sftp.ReadDir) -> None:
     folder = session.files.folder(asked.handle)
     count, entries = listing.fill(folder, session.longnames, session.pack, folder.room)
-    folder.room = min(4 * folder.room, listing.ROOM)
+    most = listing.ROOM if session.tells_identities else listing.PLAIN_ROOM
+    folder.room = min(4 * folder.room, most)
     if count:
         session.replies.names(request, count, entries)
     else:

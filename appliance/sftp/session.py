@@ -102,10 +102,12 @@ class Session:
         self.locks = Locks(self.replies, self.files)
         self.watches: Watches | None = None  # once there is one
         self.pack = pack  # what makes attributes
+        self.tells_identities = False
 
     def tell_identities(self) -> None:
         """Adds a FileIdentity to all attributes from now on, and leaves longnames out."""
         self.pack = pack_with_identity
+        self.tells_identities = True
         self.longnames = NoLongNames()
 
     def change(

@@ -127,6 +127,7 @@ EXTENSIONS = {
 }
 
 _PAIRS_LIMIT = 64  # extended pairs of one file's attributes, names of extensions
+ATTRIBUTES_LIMIT = 32 << 10  # bytes of one file's attributes, of which all servers send far fewer
 _EVERY_DATA = struct.Struct(">QIIIII")
 _IDENTITY_DATA = struct.Struct(">QQIQIIQI")
 # One extended pair, the identity: the count, the name behind its length, the length of the data.
