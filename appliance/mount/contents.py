@@ -32,7 +32,7 @@ class Contents:
 
     def __init__(self, state: MountState) -> None:
         self._state = state
-        self._limit = state.settings.memory // 2
+        self._limit = state.settings.memory // 4
         self._kept: dict[Node, _Content] = {}  # the one used longest ago first
         self._size = 0
 

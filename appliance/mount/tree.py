@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, Protocol
 
 from ..wire import fuse
@@ -303,6 +304,20 @@ class Tree:
         if node is not None:
             node.lookups = max(0, node.lookups - count)
             self._drop(node)
+
+    def unused(self, count: int) -> list[tuple[Node, bytes]]:
+        """Returns names of files that nobody has open, of nodes that were told longest ago.
+
+        The next call returns others first.
+        """
+        found: list[tuple[Node, bytes]] = []
+        for number in list(islice(self._nodes, 2 * count)):
+            node = self._nodes[number] = self._nodes.pop(number)
+            if node.parent is not None and not node.is_directory and node.files is None:
+                found += self.names(node)
+            if len(found) >= count:
+                break
+        return found
 
     def _drop(self, node: Node) -> None:
         """Forgets a node that nobody needs, and those above it."""
