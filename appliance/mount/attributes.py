@@ -116,8 +116,8 @@ class AttributeMap:
         except OSError:
             return b""
 
-    def pack_plain(self, fields: tuple[int, ...]) -> bytes:
-        """Packs (flags, size, uid, gid, permissions, atime, mtime); b'' where ``pack`` must."""
+    def pack_plain(self, fields: tuple[int, ...], longname: bytes) -> bytes:
+        """As ``pack_or_nothing`` for (flags, size, uid, gid, permissions, atime, mtime)."""
         _, size, user, group, mode, accessed, modified = fields
         if self._is_plain and mode & 0o170000 in _TYPES:
             blocks = (size + UNIT - 1) // UNIT
@@ -126,7 +126,7 @@ class AttributeMap:
                 fuse.PAGE, 0,
             )  # fmt: skip
         attributes = Attributes(size, (user, group), mode, (accessed, modified))
-        return self.pack_or_nothing(attributes, b"")
+        return self.pack_or_nothing(attributes, longname)
 
     @property
     def _is_plain(self) -> bool:

@@ -62,7 +62,7 @@ class EntriesReader:
             if at > end:
                 raise MalformedMessage("a listing that ends too early")
             if unpack(data, at)[0] == _PLAIN_FLAGS:
-                packed = pack_plain(plain(data, at))
+                packed = pack_plain(plain(data, at), data[start : start + 1])
                 at += _PLAIN.size
             else:
                 reader = Reader(data[at : at + sftp.ATTRIBUTES_LIMIT])
