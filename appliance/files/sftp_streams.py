@@ -58,8 +58,7 @@ class ChannelStream(ChannelHandler):
         self._outbox.append(memoryview(data))
         self.unsent += len(data)
         if self._is_open:
-            self._pump()
-            self._flush_soon()
+            self._flush_soon()  # what this turn of the loop asks for shares a message
 
     def _flush_soon(self) -> None:
         if not self._flushes:
@@ -68,9 +67,11 @@ class ChannelStream(ChannelHandler):
 
     def _flush(self) -> None:
         self._flushes = False
+        self._pump()
         self._driver.flush()
         if self._outbox:  # what has left made room, of which nobody else tells the channel
             self._driver.connection.wake()
+        self.client.drained()
 
     def _pump(self) -> None:
         """Sends what the window allows; small requests share a message."""

@@ -323,7 +323,10 @@ class Metadata:
         What belongs to the system, as security.capability, is asked for with every write, and
         would mean nothing here.
         """
-        if not name.startswith(_OWN_NAMESPACE) or not self._state.server.has(extension):
+        server = self._state.server
+        if server.is_connected and not server.has(extension):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # the kernel asks no more
+        if not name.startswith(_OWN_NAMESPACE):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     # -- the file system ---------------------------------------------------------------
