@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..aio.loop import Loop
 from ..aio.tasks import Budget
@@ -29,6 +29,18 @@ EXCHANGE: Final = 1.0  # seconds between two exchanges of a file
 UNWRITTEN: Final = 8 << 20  # bytes that wait for the server's acknowledgement: 1 Gbit/s at 65 ms
 
 
+class Writes(Protocol):
+    """The writes of one file (writes.py)."""
+
+    def push(self) -> None:
+        """Sends everything that can be sent."""
+        ...
+
+    async def written(self) -> None:
+        """Waits until the server has acknowledged everything."""
+        ...
+
+
 class MountState:
     """The tree, the server, and what is known of both."""
 
@@ -41,6 +53,7 @@ class MountState:
         self.session: FuseSession | None = None  # once the kernel has mounted it
         # bytes that programs have written, and the server has not acknowledged
         self.unwritten = Budget(min(UNWRITTEN, settings.memory // 4))
+        self.unfinished: set[Writes] = set()  # of files that may be closed already
         self.pace = Pace(loop)
         self._nodes_limit = max(settings.memory // 2 // NODE_SIZE, RECLAIMED)
         self._reclaims_at = self._nodes_limit  # nodes

@@ -67,6 +67,7 @@ class WriteQueue:
         Changes are not sent again in a new session, where they fail.
         """
         self._others += 1
+        self._state.unfinished.add(self)
 
         def done() -> None:
             self._others -= 1
@@ -83,6 +84,7 @@ class WriteQueue:
     def add(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Takes a write."""
         self._state.unwritten.hold(len(data))
+        self._state.unfinished.add(self)
         last, limit, at = self._last, self._state.write_size, 0
         if last is not None and last.file is file and last.offset + last.size == offset:
             at = max(0, min(limit - last.size, len(data)))
@@ -186,6 +188,7 @@ class WriteQueue:
 
     def _finish(self) -> None:
         if self.is_empty:
+            self._state.unfinished.discard(self)
             waiting, self._waiting = self._waiting, []
             for future in waiting:
                 future.resolve(None)
