@@ -99,6 +99,7 @@ class Behind:
     def add(self, node: Node, work: Work) -> Operation:
         """Does ``work`` at the server, after what was added for this node before."""
         node.expires = FOR_EVER
+        node.pending += 1
         self.room.hold(1)
         before = self._last.get(node)
         task = Task(self._state.loop, self._run(node, before, work))
@@ -134,6 +135,7 @@ class Behind:
 
     def _done(self, node: Node, task: Operation) -> None:
         self.room.give(1)
+        node.pending -= 1
         if self._last.get(node) is task:
             del self._last[node]
         if node in self._last:
@@ -149,10 +151,7 @@ class Behind:
         for parent, name in state.tree.names(node):
             if parent.listing is not None and not parent.listing.is_over:
                 parent.listing.change(name, node.packed)
-
-    def is_pending(self, node: Node) -> bool:
-        """Whether something of a node is not done yet."""
-        return node in self._last
+        state.tree.closed(node)
 
     async def settled(self, node: Node) -> None:
         """Waits until everything of a node, and of those above it, is done."""

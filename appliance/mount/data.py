@@ -68,7 +68,8 @@ class Data:
         data = bytes(request.data())
         self._state.changed(file.node)
         file.node.grow(offset + size)
-        if self._behind.is_on and file.is_new and file.node.parent is not None:
+        is_ours = file.is_new or file.node.pending
+        if self._behind.is_on and is_ours and file.node.parent is not None:
             self._behind.written(file.node, size)
         opened.files.queue.add(file, offset, data)
         if self._state.settings.sync_writes:

@@ -45,7 +45,7 @@ class Listings:
     def __init__(self, state: MountState, behind: Behind) -> None:
         self._state = state
         self._behind = behind
-        self._watches = Watches(state)
+        self._watches = Watches(state, self._is_ours)
         self._reader = EntriesReader(state.map, state.settings.follow_symlinks)
         self._limit = max(state.settings.memory // 2 // ENTRY_SIZE, 1000)
         self._kept: dict[Node, Listing] = {}  # the oldest first
@@ -216,6 +216,8 @@ class Listings:
             if child is None:
                 child = tree.child(node, name, packed, now + self._state.attributes_hold, now)
             node = child
+        if node.changed_at >= begun or any(map(self._is_ours, node.children.values())):
+            return  # we know more than the server did
         if node.listing is not None and (
             not node.listing.is_over or node.listing.expires > now + self._holds / 2
         ):
@@ -244,7 +246,7 @@ class Listings:
         """Whether we know more of a file than the server does."""
         if node.files is not None and node.files.is_changing:
             return True
-        return self._behind.is_pending(node)
+        return node.pending > 0
 
     # -- memory ------------------------------------------------------------------------
 

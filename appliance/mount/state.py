@@ -138,8 +138,9 @@ class MountState:
             node.exchanged = self.loop.time() + self.attributes_hold
 
     def doubt(self, node: Node) -> None:
-        """Believes a node's attributes no longer."""
-        node.expires = 0.0
+        """Believes a node's attributes no longer, unless we know more than the server does."""
+        if not node.pending:
+            node.expires = 0.0
 
     def changed(self, node: Node) -> None:
         """Takes note that a file's content is another one now."""
@@ -204,10 +205,10 @@ class MountState:
 
     def renamed_in(self, parent: Node, name: bytes, packed: bytes | None) -> None:
         """Takes note of a name that we have made, or removed (None)."""
-        listing = parent.listing
-        if listing is not None:
-            listing.change(name, packed)
-        parent.expires = 0.0  # its times have changed
+        parent.changed_at = self.loop.time()
+        if parent.listing is not None:
+            parent.listing.change(name, packed)
+        self.doubt(parent)  # its times have changed
 
     def unlinked(self, parent: Node, name: bytes) -> Node | None:
         """Takes note of a name that we have removed; returns the node that had it."""

@@ -63,6 +63,7 @@ class Node:
     __slots__ = (
         "cached_at",
         "cached_version",
+        "changed_at",
         "children",
         "exchanged",
         "expires",
@@ -80,6 +81,7 @@ class Node:
         "others",
         "packed",
         "parent",
+        "pending",
         "replaced_at",
         "seen_version_at",
         "target",
@@ -101,9 +103,11 @@ class Node:
         self.expires = 0.0
         self.replaced_at: tuple[Node, bytes] | None = None  # the name that we gave to another file
         self.exchanged = 0.0  # until when the kernel may know the size of another file
+        self.pending = 0  # changes that programs were told, and the server has not done
         self.lookups = 0  # that the kernel has not forgotten
         self.children: dict[bytes, Node] = _NO_CHILDREN  # those that are nodes
         self.listing: Listing | None = None  # of a directory
+        self.changed_at = 0.0  # when we last changed a name in it
         self.writable = b""  # its rights, fuse.rights_in, when we last made something in it
         self.misses = 0  # names of a directory that were asked for one by one
         self.files: OpenFiles | None = None  # while it is open
@@ -321,7 +325,9 @@ class Tree:
 
     def _drop(self, node: Node) -> None:
         """Forgets a node that nobody needs, and those above it."""
-        while node is not self.root and not (node.lookups or node.children or node.files):
+        while node is not self.root and not (
+            node.lookups or node.children or node.files or node.pending
+        ):
             if self._nodes.pop(node.number, None) is None:
                 return
             if self._by_inode.get(node.inode) is node:

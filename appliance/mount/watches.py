@@ -9,6 +9,7 @@ either, since what is made in them changes their times.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from ..aio.tasks import Task
@@ -27,8 +28,10 @@ LIMIT: Final = 1024  # directories; the one watched first makes room
 class Watches:
     """The watched directories, by the numbers of the session."""
 
-    def __init__(self, state: MountState) -> None:
+    def __init__(self, state: MountState, is_ours: Callable[[Node], bool]) -> None:
+        """``is_ours``: whether we know more of a file than the server does."""
         self._state = state
+        self._is_ours = is_ours
         self._nodes: dict[int, Node] = {}
         self._numbers: dict[Node, int] = {}
         self._session = 0
@@ -96,9 +99,13 @@ class Watches:
             if listing is not None:
                 listing.expires = 0.0
             for each in directory.children.values():
-                self._state.doubt(each)
+                if not self._is_ours(each):
+                    self._state.doubt(each)
+            return
+        child = directory.children.get(name)
+        if child is not None and self._is_ours(child):
             return
         if listing is not None:
             listing.doubt(name)
-        if (child := directory.children.get(name)) is not None:
+        if child is not None:
             self._state.doubt(child)
