@@ -149,13 +149,14 @@ class Mount:
 
     def _send_again(self) -> None:
         """Sends what a lost session has not acknowledged."""
-        for files in {opened.files for opened in self._files.values()}:
-            files.queue.push()
+        assert self._state is not None
+        for queue in [*self._state.queues]:
+            queue.push()
 
     async def finish(self) -> None:
         """Waits until the server has everything that was written."""
-        for files in {opened.files for opened in self._files.values()}:
-            await files.written()
+        while self._state is not None and self._state.queues:
+            await next(iter(self._state.queues)).written()
         if self._behind is not None:
             await self._behind.all_done()
 

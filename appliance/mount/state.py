@@ -11,6 +11,7 @@ from ..aio.loop import Loop
 from ..aio.tasks import Budget
 from ..wire import fuse, sftp
 from .attributes import AttributeMap
+from .listing import NEVER
 from .pace import Pace
 from .server import Server
 from .settings import MountSettings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..files.sftp_client import SftpClient
     from .fuse_session import FuseSession
+    from .writes import WriteQueue
 
 # Our own choice
 EXCHANGE: Final = 1.0  # seconds between two exchanges of a file
@@ -39,6 +41,7 @@ class MountState:
         self.session: FuseSession | None = None  # once the kernel has mounted it
         # bytes that programs have written, and the server has not acknowledged
         self.unwritten = Budget(min(UNWRITTEN, settings.memory // 2))
+        self.queues: set[WriteQueue] = set()  # those that are not empty
         self.pace = Pace(loop)
         self._exchanged: object = None  # the name that led to another file last ...
         self._exchanged_at = 0.0  # ... and when
@@ -65,9 +68,12 @@ class MountState:
     def holds(self, expires: float) -> bool:
         """Whether what is known until ``expires`` is told.
 
-        While the link is known to be down, it is told whatever its age: nobody knows better.
+        While the link is known to be down, it is told whatever its age: nobody knows better, unless
+        we have changed it ourselves.
         """
-        return expires > self.loop.time() or not self.server.is_connected
+        if expires > self.loop.time():
+            return True
+        return expires != NEVER and not self.server.is_connected
 
     # -- attributes --------------------------------------------------------------------
 
@@ -128,7 +134,7 @@ class MountState:
         """Takes note that a file's content is another one now."""
         node.version += 1
         node.is_dated = False
-        self.doubt(node)
+        node.expires = NEVER
 
     def entry(self, node: Node) -> bytes:
         """Returns the reply that gives the kernel a node, and counts the lookup."""
