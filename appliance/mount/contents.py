@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from ..aio.tasks import Future
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import sftp
+from .open_file import take
 from .state import MountState
 from .tree import Node
 
@@ -109,12 +110,5 @@ class Contents:
 def _beginning(client: SftpClient, handle: bytes, limit: int) -> Future[bytes]:
     """Returns the first bytes of an open file, as many as one request gives."""
     future: Future[bytes] = Future()
-    client.read(handle, 0, min(limit, client.read_limit), partial(_take, future))
+    client.read(handle, 0, min(limit, client.read_limit), partial(take, future))
     return future
-
-
-def _take(future: Future[bytes], data: memoryview | None, error: Exception | None) -> None:
-    if error is not None:
-        future.fail(error)
-    else:
-        future.resolve(b"" if data is None else bytes(data))

@@ -52,7 +52,7 @@ class Data:
             return data[offset : offset + size]
         if opened.files.is_changing:
             opened.files.queue.push()
-            if not self._state.server.is_connected:
+            if not opened.files.queue.is_sent:
                 return self._read_written(opened, offset, size)
         return opened.reader.read(request.unique, offset, size)
 
@@ -124,7 +124,7 @@ class Data:
         files.queue.push()
         handle, changes = file.handle_now(), node.version
         looked: Future[sftp.AttrsReply] | None = None
-        if handle is not None and self._state.server.is_connected:
+        if handle is not None and self._state.server.is_connected and files.queue.is_sent:
             client = self._state.server.client_now()
             looked = client.ask(sftp.FStat(0, handle), sftp.AttrsReply)
             looked.when_done(lambda: None)
@@ -171,8 +171,12 @@ class Data:
             await self._metadata.refresh(node, file)
         if offset >= node.size:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        client, handle = await file.handle()
-        found = await client.extents(handle, offset)
+
+        async def look(client: SftpClient) -> sftp.Extents:
+            client, handle = await file.handle()
+            return await client.extents(handle, offset)
+
+        found = await self._state.server.ask(look)
         if whence == os.SEEK_DATA:
             if not found.runs:
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))

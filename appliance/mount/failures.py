@@ -50,6 +50,20 @@ async def exists(client: SftpClient, path: bytes) -> bool:
     return True
 
 
+async def was_renamed(client: SftpClient, old: bytes, new: bytes) -> bool:
+    """Whether a rename is done that a lost session has asked for."""
+    return not await exists(client, old) and await exists(client, new)
+
+
+async def is_empty(client: SftpClient, path: bytes) -> bool:
+    """Whether an empty file exists, as one that was just made."""
+    try:
+        found = await client.lstat(path)
+    except StatusError:
+        return False
+    return stat.S_ISREG(found.permissions or 0) and not found.size
+
+
 async def no_room(client: SftpClient, path: bytes) -> int:
     """Returns ENOSPC or EROFS if the file system says so, else 0."""
     if not client.has(sftp.STATVFS):

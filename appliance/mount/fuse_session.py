@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from ..aio.loop import Loop
 from ..aio.tasks import Future, Task
-from ..errors import MalformedMessage, PeerError
+from ..errors import PeerError
 from ..wire import fuse
 from ..wire.fuse import Request
 
@@ -183,8 +183,6 @@ class FuseSession:
             reply = task.result()
         except OSError as error:
             self.fail(unique, error.errno or errno.EIO)
-        except MalformedMessage:
-            raise
         except PeerError as error:
             _log.debug("request %d: %s", unique, error)
             self.fail(unique, errno.EIO)

@@ -14,8 +14,9 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from ..aio.tasks import Future, Task
+from ..aio.tasks import Future, Task, sleep
 from ..errors import PeerError
+from ..files.sftp_client import SftpClient
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
 from .fuse_session import Answer, Granted, Reply
@@ -31,6 +32,9 @@ _KINDS: Final = {
     fcntl.F_WRLCK: sftp.LOCK_EXCLUSIVE,
     fcntl.F_UNLCK: sftp.LOCK_NONE,
 }
+# Our own choice
+PAUSE: Final = 0.5  # seconds between two attempts to take a lock again
+
 _END: Final = (1 << 63) - 1  # OFFSET_MAX: up to the end of the file
 
 
@@ -51,6 +55,7 @@ class Locks:
         self._state = state
         self._files = files
         self._held: dict[Node, list[_Lock]] = {}
+        self._asked: list[_Lock] = []  # those of them that the server has not given yet
         self._waiting: dict[Node, list[Future[None]]] = {}
 
     def getlk(self, request: Request) -> Answer:
@@ -90,15 +95,21 @@ class Locks:
             await future
         held = [each for each in self._held.get(node, []) if each.owner == lock.owner]
         self._held.setdefault(node, []).append(lock)  # others wait meanwhile
+        self._asked.append(lock)
         try:
             await self._ask(lock, lock.kind, waits)
         except (OSError, PeerError):
-            self._held[node].remove(lock)
+            self._drop(lock)
             self._wake(node)
             raise
+        finally:
+            self._asked.remove(lock)
+        if lock not in self._held.get(node, []):  # its program has closed the file meanwhile
+            await self._give_up_there(lock)
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         for each in held:
             self._cut(each, lock)
-        return Granted(b"", lambda: self.release(lock.file, lock.owner))
+        return Granted(b"", lambda: self._unlock_later(lock))
 
     async def _unlock(self, lock: _Lock) -> Reply:
         cut = [each for each in self._held.get(lock.file.node, []) if each.owner == lock.owner]
@@ -112,8 +123,16 @@ class Locks:
     def release(self, file: OpenFile, owner: int) -> None:
         """Gives up all locks of an owner, who has closed the file."""
         if any(each.owner == owner for each in self._held.get(file.node, [])):
-            whole = _Lock(owner, file, fcntl.F_UNLCK, 0, _END)
-            Task(self._state.loop, self._unlock(whole))
+            self._unlock_later(_Lock(owner, file, fcntl.F_UNLCK, 0, _END))
+
+    def _unlock_later(self, lock: _Lock) -> None:
+        Task(self._state.loop, self._try_to_unlock(lock))
+
+    async def _try_to_unlock(self, lock: _Lock) -> None:
+        try:
+            await self._unlock(lock)
+        except (OSError, PeerError) as error:  # the session has ended, and with it the lock
+            _log.debug("%r: %s", os.fsdecode(lock.file.node.name), error)
 
     def take_again(self) -> None:
         """Takes the locks that a lost session had."""
@@ -122,11 +141,26 @@ class Locks:
 
     async def _take_again(self, node: Node) -> None:
         for lock in [*self._held.get(node, [])]:
+            if lock in self._asked:
+                continue
             try:
-                await self._ask(lock, lock.kind, waits=False)
+                await self._insist(lock)
             except (OSError, PeerError) as error:
                 _log.error("%r: a lock was lost: %s", os.fsdecode(node.name), error)
                 lock.file.fails(OSError(errno.EIO, os.strerror(errno.EIO)))
+
+    async def _insist(self, lock: _Lock) -> None:
+        """Takes a lock that the server may still keep for the lost session."""
+        end = self._state.loop.time() + self._state.settings.timeout
+        while True:
+            try:
+                await self._ask(lock, lock.kind, waits=False)
+            except BlockingIOError:
+                if self._state.loop.time() > end or lock not in self._held.get(lock.file.node, []):
+                    raise
+                await sleep(self._state.loop, PAUSE)
+            else:
+                return
 
     # -- what is held ------------------------------------------------------------------
 
@@ -141,14 +175,25 @@ class Locks:
         """Takes from a lock the bytes of another one of the same owner."""
         if by.end < lock.start or lock.end < by.start:
             return
-        held = self._held[lock.file.node]
-        held.remove(lock)
+        if not self._drop(lock):
+            return
+        held = self._held.setdefault(lock.file.node, [])
         if lock.start < by.start:
             held.append(lock._replace(end=by.start - 1))
         if by.end < lock.end:
             held.append(lock._replace(start=by.end + 1))
         if not held:
             del self._held[lock.file.node]
+
+    def _drop(self, lock: _Lock) -> bool:
+        """Whether the lock was still held; it is not any more."""
+        held = self._held.get(lock.file.node, [])
+        if lock not in held:
+            return False
+        held.remove(lock)
+        if not held:
+            del self._held[lock.file.node]
+        return True
 
     def _wake(self, node: Node) -> None:
         for future in self._waiting.pop(node, []):
@@ -157,9 +202,13 @@ class Locks:
     # -- at the server -----------------------------------------------------------------
 
     async def _ask(self, lock: _Lock, kind: int, waits: bool) -> None:
-        client, handle = await lock.file.handle()
         length = 0 if lock.end >= _END else lock.end - lock.start + 1
-        await client.lock(handle, _KINDS[kind], lock.start, length, waits)
+
+        async def ask(_: SftpClient) -> None:
+            client, handle = await lock.file.handle()
+            await client.lock(handle, _KINDS[kind], lock.start, length, waits)
+
+        await self._state.server.ask(ask)
 
     async def _give_up_there(self, lock: _Lock) -> None:
         """Gives up a range at the server, unless another program holds it by the same handle."""

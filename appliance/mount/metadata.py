@@ -43,6 +43,7 @@ class Metadata:
         self._listings = listings
         self._files = files  # that are open, by number
         self._behind = behind
+        self._counting: Task[None] | None = None  # asks for the statistics
         self._statistics = fuse.statistics(
             _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, _UNKNOWN_BLOCKS, 10**9, 10**9, 4096, 255, 4096
         )
@@ -303,7 +304,12 @@ class Metadata:
     async def _setxattr(self, node: Node, name: bytes, value: bytes, flags: int) -> Reply:
         await self._behind.settled(node)
         path = self._tree.path(node)
-        await self._state.server.ask(lambda client: client.set_xattr(path, name, value, flags))
+
+        async def change(client: SftpClient, is_repeated: bool) -> None:
+            # that it is there, or not, was seen when the change was made for the first time
+            await client.set_xattr(path, name, value, 0 if is_repeated else flags)
+
+        await self._state.server.change(change)
         return b""
 
     def removexattr(self, request: Request) -> Answer:
@@ -314,7 +320,15 @@ class Metadata:
     async def _removexattr(self, node: Node, name: bytes) -> Reply:
         await self._behind.settled(node)
         path = self._tree.path(node)
-        await self._state.server.ask(lambda client: client.remove_xattr(path, name))
+
+        async def remove(client: SftpClient, is_repeated: bool) -> None:
+            try:
+                await client.remove_xattr(path, name)
+            except StatusError as error:
+                if not (is_repeated and error.errno == errno.ENODATA):
+                    raise
+
+        await self._state.server.change(remove)
         return b""
 
     def _check_xattr(self, extension: str, name: bytes = _OWN_NAMESPACE) -> None:
@@ -332,15 +346,18 @@ class Metadata:
     # -- the file system ---------------------------------------------------------------
 
     def statfs(self, request: Request) -> Answer:
-        if not self._state.server.has(sftp.STATVFS):
+        server = self._state.server
+        if not server.has(sftp.STATVFS) or not server.is_connected:
             return self._statistics
-        return self._statfs(self._tree.path(self._tree.root))
+        return self._statfs()
 
-    async def _statfs(self, path: bytes) -> Reply:
+    async def _statfs(self) -> Reply:
         """Returns what the server tells soon, or has told before: status bars ask for ever."""
         soon: Future[None] = Future()
         timer = self._state.loop.call_later(STATFS_PATIENCE, soon.resolve, None)
-        task = Task(self._state.loop, self._ask_statistics(path))
+        task = self._counting
+        if task is None or task.done:
+            task = self._counting = Task(self._state.loop, self._ask_statistics())
 
         def done() -> None:
             timer.cancel()
@@ -351,9 +368,10 @@ class Metadata:
         await soon
         return self._statistics
 
-    async def _ask_statistics(self, path: bytes) -> None:
+    async def _ask_statistics(self) -> None:
+        path = self._tree.path(self._tree.root)
         try:
-            found = await self._state.server.client_now().statvfs(path)
+            found = await self._state.server.ask(lambda client: client.statvfs(path))
         except (OSError, PeerError):
             return
         self._statistics = fuse.statistics(

@@ -145,8 +145,10 @@ class Names:
     async def _mknod(self, parent: Node, name: bytes, mode: int) -> Reply:
         path = self._tree.path_of(parent, name)
 
-        async def make(client: SftpClient, _: bool) -> sftp.Attributes:
+        async def make(client: SftpClient, is_repeated: bool) -> sftp.Attributes:
             flags = sftp.WRITE | sftp.CREATE | sftp.EXCLUSIVE
+            if is_repeated and await failures.is_empty(client, path):
+                return await client.lstat(path)
             try:
                 handle = await client.open(path, flags, sftp.Attributes(permissions=mode))
             except StatusError as error:
@@ -289,12 +291,11 @@ class Names:
         old, new = tree.path_of(parent, name), tree.path_of(new_parent, new_name)
 
         async def rename(client: SftpClient, is_repeated: bool) -> None:
+            if is_repeated and await failures.was_renamed(client, old, new):
+                return
             try:
                 await self._rename_there(client, old, new, flags)
             except StatusError as error:
-                is_gone = is_repeated and error.code == sftp.NO_SUCH_FILE
-                if is_gone and await failures.exists(client, new):
-                    return
                 look = failures.renaming(old, new, replaces=not flags)
                 failure = await explained(client, error, new, look)
                 if state.settings.rename_exdev and failure.errno in (errno.EPERM, errno.EIO):

@@ -6,7 +6,7 @@ import contextlib
 from typing import NamedTuple
 
 from ..errors import PeerError
-from ..wire.sftp import Attributes, FSetStat
+from ..wire.sftp import Attributes
 from .open_file import OpenFile
 from .read_ahead import Reader
 from .state import MountState
@@ -33,7 +33,7 @@ class NodeFiles:
         """Sends everything; what is asked behind it sees it."""
         if self.is_changing:
             self.queue.push()
-            if not self._state.server.is_connected:
+            if not self.queue.is_sent:
                 await self.queue.written()
 
     async def opened(self) -> None:
@@ -57,10 +57,8 @@ class NodeFiles:
     def change_behind(self, given: Attributes) -> bool:
         """Changes mode and times behind the writes of a file that we have made, if there is one."""
         for file in self.open:
-            if file.is_new and (handle := file.handle_now()) is not None:
-                self.queue.push()
-                change = self._state.server.client_now().send(FSetStat(0, handle, given))
-                self.queue.follow(file, change)
+            if file.is_new and file.has_handle:
+                self.queue.change(file, given)
                 return True
         return False
 

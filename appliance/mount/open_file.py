@@ -10,12 +10,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from ..aio.tasks import Future
+from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .failures import explained, opening
+from .server import ATTEMPTS
 from .state import MountState
 from .tree import Node
 
@@ -43,6 +46,11 @@ class OpenFile:
         """Whether it is open for writing."""
         return self.flags & os.O_ACCMODE != os.O_RDONLY
 
+    @property
+    def appends(self) -> bool:
+        """Whether the server puts what is written at the file's end, wherever that is."""
+        return bool(pflags_of(self.flags) & sftp.APPEND)
+
     # -- handles -----------------------------------------------------------------------
 
     def opened(self, handle: bytes, session: int) -> None:
@@ -60,6 +68,7 @@ class OpenFile:
 
     async def handle(self) -> tuple[SftpClient, bytes]:
         """Returns the client and the handle; opens the file if need be. Raises OSError."""
+        attempts = 0
         while True:
             client = await self._state.server.client()
             if self._session == self._state.server.number:
@@ -67,7 +76,12 @@ class OpenFile:
             if self._lost is not None:
                 raise self._lost
             if self._opening is None:
-                await self._open(client)
+                try:
+                    await self._open(client)
+                except PeerError:  # the new session is lost, too
+                    attempts += 1
+                    if attempts == ATTEMPTS:
+                        raise
             else:
                 future: Future[None] = Future()
                 self._opening.append(future)
@@ -122,11 +136,33 @@ class OpenFile:
     def _is_same(self, packed: bytes) -> bool:
         """Whether the file of this name is still the one that was open."""
         node = self.node
-        if inode := fuse.inode_in(packed):
+        inode = fuse.inode_in(packed)
+        if inode and node.inode:  # not known of a file that was just made behind
             return inode == node.inode
         if node.version:  # we have changed it, so that its size and times tell nothing
             return bool(packed)
         return fuse.version_in(packed)[8:] == node.seen_version[8:]
+
+    async def tail(self, client: SftpClient, offset: int, size: int) -> bytes | None:
+        """Returns up to ``size`` bytes of the file from ``offset`` on; None if it is not read."""
+        path, parts = self._state.tree.path(self.node), bytearray()
+        try:
+            handle = await client.open(path, sftp.READ)
+        except StatusError:
+            return None
+        try:
+            while len(parts) < size:
+                future: Future[bytes] = Future()
+                length = min(size - len(parts), self._state.read_size)
+                client.read(handle, offset + len(parts), length, partial(take, future))
+                if not (data := await future):
+                    break
+                parts += data
+        except StatusError:
+            return None
+        finally:
+            client.abandon(handle)
+        return bytes(parts)
 
     def close(self) -> None:
         """Closes the handle."""
@@ -155,6 +191,14 @@ class OpenFile:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+def take(future: Future[bytes], data: memoryview | None, error: Exception | None) -> None:
+    """Gives a future what a READ has got, b'' at the file's end."""
+    if error is not None:
+        future.fail(error)
+    else:
+        future.resolve(b"" if data is None else bytes(data))
 
 
 def pflags_of(flags: int) -> int:

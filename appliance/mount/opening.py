@@ -188,9 +188,11 @@ class Opening:
         attrs = sftp.Attributes(permissions=mode if self._state.settings.create_mode else 0)
         number, handle = 0, b""
 
-        async def begin(client: SftpClient) -> sftp.Attributes:
-            nonlocal number, handle
+        async def begin(client: SftpClient, is_repeated: bool) -> sftp.Attributes:
+            nonlocal number, handle, pflags
             number = self._state.server.number
+            if is_repeated and is_exclusive and await failures.is_empty(client, path):
+                pflags &= ~sftp.EXCLUSIVE  # we have made it
             opened = client.ask(sftp.Open(0, path, pflags, attrs), sftp.Handle, path)
             looked = client.ask(sftp.LStat(0, path), sftp.AttrsReply, path)
             looked.when_done(lambda: None)
@@ -208,7 +210,7 @@ class Opening:
             return await client.fstat(handle)
 
         try:
-            attributes = await self._state.server.ask(begin)
+            attributes = await self._state.server.change(begin)
         except FileExistsError:
             self._listings.forget(parent)
             raise

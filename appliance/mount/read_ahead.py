@@ -15,7 +15,7 @@ from ..aio.tasks import Future, Task
 from ..errors import PeerError
 from ..files.sftp_client import SftpClient
 from .fuse_session import PENDING, Answer, Reply
-from .open_file import OpenFile
+from .open_file import OpenFile, take
 from .state import MountState
 
 # Our own choice
@@ -135,7 +135,7 @@ class Reader:
                 raise
             future: Future[bytes] = Future()
             length = min(size - have, self._state.read_size)
-            client.read(handle, offset + have, length, partial(_take, future))
+            client.read(handle, offset + have, length, partial(take, future))
             try:
                 data = await future
             except PeerError:
@@ -246,10 +246,3 @@ class Reader:
             size -= len(part)
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _take(future: Future[bytes], data: memoryview | None, error: Exception | None) -> None:
-    if error is not None:
-        future.fail(error)
-    else:
-        future.resolve(b"" if data is None else bytes(data))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 from ..aio.loop import Loop
@@ -53,6 +53,7 @@ class Server:
         self._on_session: list[Callable[[], None]] = []
         self.number = 0  # of the session, from 1
         self.read_limit = self.write_limit = sftp.PLAIN_DATA_LIMIT  # bytes of one request
+        self._extensions: Mapping[str, bytes] = {}
         self.last_error = ""
 
     async def start(self) -> SftpClient:
@@ -79,6 +80,7 @@ class Server:
         await session.start()
         self.number += 1
         self._client = session.client
+        self._extensions = session.client.extensions
         self.read_limit, self.write_limit = session.client.read_limit, session.client.write_limit
         session.client.when_ended(self._lost)
         self._pause = FIRST_PAUSE
@@ -140,8 +142,8 @@ class Server:
         return self._client
 
     def has(self, extension: str) -> bool:
-        """Whether the server has announced the extension; False while there is no session."""
-        return self._client is not None and self._client.has(extension)
+        """Whether the server has announced the extension, in this session or the last one."""
+        return extension in self._extensions
 
     async def client(self) -> SftpClient:
         """Waits for a session; raises OSError after ``patience``."""

@@ -11,6 +11,7 @@ from ..aio.loop import Loop
 from ..aio.tasks import Budget
 from ..wire import fuse, sftp
 from .attributes import AttributeMap
+from .listing import NEVER
 from .pace import Pace
 from .server import Server
 from .settings import MountSettings
@@ -82,9 +83,12 @@ class MountState:
     def holds(self, expires: float) -> bool:
         """Whether what is known until ``expires`` is told.
 
-        While the link is known to be down, it is told whatever its age: nobody knows better.
+        While the link is known to be down, it is told whatever its age: nobody knows better, unless
+        we have changed it ourselves.
         """
-        return expires > self.loop.time() or not self.server.is_connected
+        if expires > self.loop.time():
+            return True
+        return expires != NEVER and not self.server.is_connected
 
     # -- attributes --------------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class MountState:
         """Takes note that a file's content is another one now."""
         node.version += 1
         node.is_dated = False
-        self.doubt(node)
+        node.expires = NEVER
 
     def entry(self, node: Node) -> bytes:
         """Returns the reply that gives the kernel a node, and counts the lookup."""

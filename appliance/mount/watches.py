@@ -51,7 +51,7 @@ class Watches:
             Task(self._state.loop, self._listen(client))
         try:
             number = await client.watch(path)
-        except OSError as error:
+        except (OSError, PeerError) as error:
             _log.debug("%r is not watched: %s", path, error)
             return
         self._nodes[number] = node
@@ -70,8 +70,7 @@ class Watches:
     def _forget(self, number: int) -> None:
         node = self._nodes.pop(number)
         self._numbers.pop(node, None)
-        if node.listing is not None:
-            node.listing.expires = 0.0
+        self._changed(node, b"")
 
     def _forget_all(self) -> None:
         for number in list(self._nodes):

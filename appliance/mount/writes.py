@@ -17,6 +17,7 @@ from typing import Any, Final
 from ..aio.tasks import Future, Task
 from ..errors import PeerError
 from ..files.sftp_client import SftpClient, StatusError
+from ..wire.sftp import Attributes, FSetStat
 from . import failures
 from .failures import explained
 from .open_file import OpenFile
@@ -24,21 +25,26 @@ from .state import MountState
 
 _log = logging.getLogger(__name__)
 
-# Our own choice
+# Our own choices
+OTHERS: Final = 1 << 20  # bytes that others may have appended meanwhile
 AT_ONCE: Final = 4  # small writes in flight; more of them wait to be joined
 
 
 class _Write:
-    """Bytes for one place of a file."""
+    """Bytes for one place of a file; or no bytes, but attributes that are set behind the others."""
 
-    __slots__ = ("data", "file", "is_sent", "offset", "size")
+    __slots__ = ("data", "file", "given", "is_doubtful", "is_sent", "offset", "size")
 
-    def __init__(self, file: OpenFile, offset: int, data: bytes) -> None:
+    def __init__(
+        self, file: OpenFile, offset: int, data: bytes, given: Attributes | None = None
+    ) -> None:
         self.file = file
         self.offset = offset
         self.data = [data]
         self.size = len(data)
+        self.given = given
         self.is_sent = False
+        self.is_doubtful = False  # a lost session may have appended it
 
 
 class WriteQueue:
@@ -52,7 +58,7 @@ class WriteQueue:
         self._next = 0
         self._last: _Write | None = None  # may still grow
         self._in_flight = 0
-        self._others = 0  # changes of attributes that are in flight, and answered already
+        self._others = 0  # operations elsewhere that it waits for
         self._waiting: list[Future[None]] = []
         self._is_opening = False
 
@@ -61,11 +67,13 @@ class WriteQueue:
         """Whether the server has acknowledged everything."""
         return not self._writes and not self._others
 
-    def follow(self, file: OpenFile, change: Future[Any]) -> None:
-        """Takes a change of attributes that was sent behind the writes; its failure is the file's.
+    @property
+    def is_sent(self) -> bool:
+        """Whether everything is on its way, so that what is asked now sees it."""
+        return all(write.is_sent for write in self._writes.values())
 
-        Changes are not sent again in a new session, where they fail.
-        """
+    def follow(self, file: OpenFile, change: Future[Any]) -> None:
+        """Takes an operation that is on its way; its failure is the file's."""
         self._others += 1
         self._state.unfinished.add(self)
 
@@ -80,6 +88,14 @@ class WriteQueue:
             self._finish()
 
         change.when_done(done)
+
+    def change(self, file: OpenFile, given: Attributes) -> None:
+        """Takes attributes that are set once what was written before is there."""
+        self._state.unfinished.add(self)
+        self._last = None
+        self._writes[self._next] = _Write(file, 0, b"", given)
+        self._next += 1
+        self.push()
 
     def add(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Takes a write."""
@@ -114,7 +130,7 @@ class WriteQueue:
             if not (everything or is_whole) and self._in_flight >= AT_ONCE:
                 return
             handle = write.file.handle_now()
-            if handle is None:
+            if handle is None or write.is_doubtful:
                 self._is_opening = True
                 Task(self._state.loop, self._open(write.file))
                 return
@@ -122,6 +138,10 @@ class WriteQueue:
                 self._last = None
             write.is_sent = True
             self._in_flight += 1
+            if write.given is not None:
+                change = client.send(FSetStat(0, handle, write.given))
+                change.when_done(partial(self._on_changed, number, client, change))
+                continue
             data = write.data[0] if len(write.data) == 1 else b"".join(write.data)
             client.write(handle, write.offset, data, partial(self._on_written, number, client))
 
@@ -129,7 +149,8 @@ class WriteQueue:
         """Opens a file again; its writes are lost if it is another one now."""
         failure: OSError | None = None
         try:
-            await file.handle()
+            client, _ = await file.handle()
+            await self._leave_out_appended(client, file)
         except PeerError:
             pass  # tried again with the next session
         except OSError as error:
@@ -144,6 +165,40 @@ class WriteQueue:
         if self._state.server.is_connected:
             self._pump(everything=True)
 
+    async def _leave_out_appended(self, client: SftpClient, file: OpenFile) -> None:
+        """Sends nothing twice that a lost session has appended: it stands at the file's end."""
+        doubtful = {n: each for n, each in self._writes.items() if each.is_doubtful}
+        if not doubtful:
+            return
+        begin = min(each.offset for each in doubtful.values())
+        size = sum(each.size for each in doubtful.values()) + OTHERS
+        tail, at = await file.tail(client, begin, size), 0
+        if tail is None:  # it may only be written, so its size must tell
+            _, handle = await file.handle()
+            tail_size = ((await client.fstat(handle)).size or 0) - begin
+        for number, write in doubtful.items():
+            write.is_doubtful = False
+            if tail is None:
+                at += write.size
+                is_there = at <= tail_size
+            else:
+                data = b"".join(write.data)
+                found = tail.find(data, at)
+                is_there = found >= 0
+                at = found + len(data) if is_there else at
+            if is_there:
+                self._state.made_progress()
+                self._remove(number)
+        self._finish()
+
+    def _on_changed(self, number: int, client: SftpClient, change: Future[None]) -> None:
+        try:
+            change.result()
+        except (OSError, PeerError) as error:
+            self._on_written(number, client, error)
+        else:
+            self._on_written(number, client, None)
+
     def _on_written(self, number: int, client: SftpClient, error: Exception | None) -> None:
         self._in_flight -= 1
         write = self._writes[number]
@@ -153,6 +208,7 @@ class WriteQueue:
             Task(self._state.loop, self._refused(number, client, error))
         else:  # the session was lost
             write.is_sent = False
+            write.is_doubtful = bool(write.size) and write.file.appends
             if write is self._last:
                 self._last = None
 
@@ -177,7 +233,11 @@ class WriteQueue:
 
     def _failed(self, write: _Write, error: OSError) -> None:
         name = os.fsdecode(write.file.node.name)
-        _log.error("%r: %d bytes at %d were not written: %s", name, write.size, write.offset, error)
+        if write.given is not None:
+            _log.error("%r: attributes were not set: %s", name, error)
+        else:
+            where = write.size, write.offset
+            _log.error("%r: %d bytes at %d were not written: %s", name, *where, error)
         write.file.fails(error)
 
     def _remove(self, number: int) -> None:

@@ -5,16 +5,18 @@ import json
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.interop import mount_worker
+from tests.interop import lossy_sftp, mount_worker
 from tests.mounts import Mount, mounted
 from tests.peers import (
     SERVERS,
+    SFTP_SERVER,
     Account,
     Keyring,
     Login,
@@ -141,3 +143,76 @@ class Process:
         process.stdout.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a mount
             process.wait(PATIENCE)
+
+
+# Links that are cut
+
+# Becomes the user of these numbers, and is that server. What is imported may be root's only.
+_BECOME = """
+import ctypes, fcntl, os, select, sys
+import appliance.cli.sftp_server
+from appliance.multicall import main
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(int(sys.argv[1]))
+"""
+_LOSSY = {
+    "culvert": f"{_BECOME}sys.argv = ['culvert', 'sftp-server']\nmain()",
+    "openssh": f"{_BECOME}os.execv('{SFTP_SERVER}', ['sftp-server'])",
+}
+
+
+class Link:
+    """The link of one mount, which lossy_sftp.py carries."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def script(self, kind: str, account: Account) -> Path:
+        """Write the program that connects, for ssh_command."""
+        words = [sys.executable, "-c", _LOSSY[kind], *map(str, ids(account))]
+        proxy = [sys.executable, "-I", "-S", lossy_sftp.__file__, str(self.folder)]
+        ssh = self.folder / "ssh"
+        ssh.write_text(f"#!/bin/sh\nexec {shlex.join([*proxy, *words])}\n")
+        ssh.chmod(0o755)
+        return ssh
+
+    def rule(self, when: str, *requests: str) -> None:
+        """Have something happen at the next of these requests: 'before', 'after' or 'still'."""
+        new = self.folder / "new"
+        new.write_text(" ".join([when, *requests]))
+        new.rename(self.folder / "rule")
+
+    @property
+    def has_happened(self) -> bool:
+        """Whether such a request has come."""
+        return not (self.folder / "rule").exists()
+
+    def stand_still(self) -> None:
+        """Let nothing pass."""
+        (self.folder / "still").touch()
+
+    def go_on(self) -> None:
+        """Let everything pass again, in this session or the next one."""
+        for name in ("rule", "down", "still"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def cut(self, stays_down: bool = False) -> None:
+        """End the session; with ``stays_down`` nobody can connect until ``go_on``."""
+        if stays_down:
+            (self.folder / "down").touch()
+        os.kill(int((self.folder / "pids").read_text().split()[-1]), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def lossy(mounter: Mounter, kind: str, options: Sequence[str] = ()) -> Iterator[tuple[Mount, Link]]:
+    """Mount a new directory of the user's over a link that can be cut."""
+    with private_folder("link") as folder:
+        link = Link(folder)
+        command = f"ssh_command={link.script(kind, mounter.login.account)}"
+        with mounter.mount("openssh", [command, *options]) as mount:
+            try:
+                yield mount, link
+            finally:
+                link.go_on()
