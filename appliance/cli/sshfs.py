@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..client.sftp_session import Host, LoggedIn, SftpSession
     from ..mount.mount import Mount
     from ..mount.mounting import Mounted
+    from ..mount.options import MountLine
     from ..process.daemon import Starting
-    from .sshfs_options import MountLine
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _wanted(options: Options, is_helper: bool, command: str) -> _Wanted:
     from dataclasses import replace
 
     from ..mount.mounting import check_mountpoint
-    from .sshfs_options import read
+    from ..mount.options import read
 
     source, mountpoint = _operands(options.operands, command)
     user, host, directory = _split_source(source)

@@ -365,7 +365,7 @@ def test_a_user_of_setuid_owns_the_mount(place: Place) -> None:
     os.chown(place.mountpoint, 65534, 65534)
     # nobody may not read the modules of this interpreter: all are imported before
     code = (
-        "import sys, appliance.cli.sshfs_options, appliance.mount.mount, appliance.cli.sshfs,"
+        "import sys, appliance.mount.options, appliance.mount.mount, appliance.cli.sshfs,"
         " appliance.client.sftp_session, appliance.aio.loop, appliance.cli.client_log,"
         " appliance.process.daemon, appliance.mount.mounting, subprocess, shutil, pwd, shlex;"
         " sys.argv[0] = 'sshfs'; sys.exit(appliance.cli.sshfs.main(sys.argv[1:], 'sshfs'))"
