@@ -28,10 +28,24 @@ def read(path: str) -> LinksConfig:
             raise UsageError(f"{path}: link '{link.name}': {error}") from error
     for mount in config.mount:
         try:
-            Login(load(mount.host, (*options_of(mount).ssh, *settings_of(mount)), None))
+            _check_mount(mount)
         except UsageError as error:
             raise UsageError(f"{path}: mount '{mount.name}': {error}") from error
     return config
+
+
+def _check_mount(mount: DeclaredMount) -> None:
+    """Raises UsageError for settings that a login, or a program that does it, cannot have."""
+    line = options_of(mount)
+    options = load(mount.host, (*line.ssh, *settings_of(mount)), None)
+    Login(options)
+    for key in ("host_key", "proxy"):
+        if line.ssh_command and getattr(mount, key):
+            raise UsageError(f"options: the program of ssh_command does not know {key}")
+    if mount.proxy and options.control_path is not None and options.control_master != "no":
+        raise UsageError(
+            "options: the program that ControlMaster starts would show the proxy's password"
+        )
 
 
 def _check_owner(path: str) -> None:

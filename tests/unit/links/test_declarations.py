@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from appliance.config.links import DeclaredMount, Link
+from appliance.crypto.keys import generate
 from appliance.errors import UsageError
 from appliance.links.declarations import options_of, read, settings_of, source_of
 from appliance.mount.mounting import MS_RDONLY
 from tests.unit.config.toml import write
 
 PHOTOS = {"name": "photos", "host": "office.example.org", "mountpoint": "/mnt/photos"}
+HOST_KEY = generate("ssh-ed25519").public.line()
 
 
 def mount(**keys: Any) -> DeclaredMount:
@@ -77,6 +79,12 @@ def refusal(tmp_path: Path, **keys: Any) -> str:
         ({"options": ["timeout=0"]}, "invalid parameter in option `timeout=0'"),
         ({"options": ["idmap=file"]}, "idmap=file needs a uidfile or a gidfile"),
         ({"options": ["Ciphers=none-such"]}, "none-such"),
+        ({"options": ["ssh_command=ssh"], "proxy": "http://a:1"}, "does not know proxy"),
+        ({"options": ["ssh_command=ssh"], "host_key": HOST_KEY}, "does not know host_key"),
+        (
+            {"options": ["ControlMaster=auto,ControlPath=/run/c"], "proxy": "http://a:b@c:1"},
+            "would show the proxy's password",
+        ),
         ({"host_key": "ssh-ed25519 AAAA"}, "the host key of office.example.org"),
     ],
 )
