@@ -382,6 +382,11 @@ def test_mounts_share_a_connection(mounts: Mounts, is_master: bool) -> None:
     assert mounts.works("photos")
     (mounts.here("music") / "file").write_text("x")
     assert connections(mounts.east) == 1
+    os.kill(mounts.program("photos"), signal.SIGKILL)
+    assert wait_until(lambda: mounts.status("photos")["reconnects"] == 1, 20)
+    assert wait_until(lambda: mounts.is_up("music"), 20)
+    assert mounts.works("photos") and mounts.works("music")
+    assert connections(mounts.east) == 1
     mounts.west.culvert("down")
     if master is not None:
         master.terminate()
