@@ -171,7 +171,7 @@ def _reports(descriptor: str) -> MountReports:
     """Returns the socket to the supervisor; raises UsageError."""
     from ..links.mount_reports import MountReports
 
-    if not descriptor.isascii() or not descriptor.isdigit():
+    if not (descriptor.isascii() and descriptor.isdigit() and len(descriptor) < 10):
         raise UsageError(f"--supervised={descriptor}: expected a descriptor")
     return MountReports(int(descriptor))
 
