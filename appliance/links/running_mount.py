@@ -160,8 +160,10 @@ class RunningMount:
         for option in self.mount.options:
             words += ["-o", option]
         words += ["--", source_of(self.mount), mountpoint]
+        settings = [os.fsencode(text) for pair in settings_of(self.mount) for text in pair]
         try:
             with theirs:
+                ours.send(reports.MountOrder(tuple(settings)).encode())
                 self._program = subprocess.Popen(
                     ourselves.command(_PROGRAM, *words),
                     env=_ENVIRONMENT,
@@ -177,8 +179,6 @@ class RunningMount:
         self._failure = None
         self._reports = ours
         ours.setblocking(False)
-        settings = [os.fsencode(text) for pair in settings_of(self.mount) for text in pair]
-        ours.send(reports.MountOrder(tuple(settings)).encode())
         self._loop.watch_reader(ours.fileno(), self._on_report)
 
     def _too_slow(self) -> None:
