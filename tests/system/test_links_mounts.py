@@ -17,7 +17,7 @@ import pytest
 
 from tests.mounts import mount_line
 from tests.netns import wait_until
-from tests.sites import LinkedSite, Routed
+from tests.sites import LinkedSite, Routed, pause
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -346,6 +346,25 @@ def test_down_waits_for_what_was_written_but_not_for_ever(mounts: Mounts) -> Non
     assert "not all that was written there has reached the server" in text
     assert wait_until(lambda: nothing_is_left(mounts))
     mounts.sites.kill_all("east")  # which has not heard of it
+
+
+def test_a_service_manager_that_ends_all_processes_at_once_loses_nothing(mounts: Mounts) -> None:
+    """As systemd does: the program gets SIGTERM, and its supervisor, which ends it as well."""
+    mounts.up()
+    new = os.open(mounts.here("photos") / "new", os.O_WRONLY | os.O_CREAT)
+    server = mounts.east.space.processes()
+    for pid in server:
+        os.kill(pid, signal.SIGSTOP)
+    os.write(new, bytes(8 << 20))
+    for pid in mounts.west.space.processes():
+        os.kill(pid, signal.SIGTERM)
+    pause(1)
+    for pid in server:
+        os.kill(pid, signal.SIGCONT)
+    assert wait_until(lambda: nothing_is_left(mounts), 20)
+    assert (mounts.there("photos") / "new").stat().st_size == 8 << 20
+    with contextlib.suppress(OSError):
+        os.close(new)
 
 
 def test_no_password_stands_on_a_command_line(mounts: Mounts) -> None:
