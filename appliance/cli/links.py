@@ -1,4 +1,4 @@
-"""culvert up, down and status: the links of links.toml.
+"""culvert up, down and status: the links and mounts of links.toml.
 
 ``up`` leaves a supervisor behind, which ``status`` asks and ``down`` ends; one that runs
 already is told to read the declarations again.
@@ -6,6 +6,7 @@ already is told to read the declarations again.
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -16,11 +17,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from .. import log
-from ..config.links import Link, LinksConfig
+from ..config.links import DeclaredMount, Link, LinksConfig, ServerAccess
 from ..errors import CulvertError, UsageError
 from ..links import lock
 from ..links.control import Answer, NotRunning, is_running, request
-from ..links.status import LinkStatus, from_json, to_table
+from ..links.status import Status, from_json, place_of, server_of, to_table
 from .options import Option, Options, help_text, parse
 
 if TYPE_CHECKING:
@@ -48,18 +49,20 @@ _STATUS: Final = (
 _SPECS: Final = {"up": _UP, "down": _DOWN, "status": _STATUS}
 _USAGES: Final = {
     "up": (
-        "culvert up [options] [link ...]",
-        "Connect the links that are declared in links.toml, all or those named, and keep them\n"
-        "connected. If they are already, the declarations are read again.",
+        "culvert up [options] [name ...]",
+        "Connect the links and mounts that are declared in links.toml, all or those named, and\n"
+        "keep them connected. If they are already, the declarations are read again.",
     ),
     "down": (
-        "culvert down [options] [link ...]",
-        "End all links, or those named, and undo what they changed on this machine. Nothing else\n"
-        "opens a kill switch: it stays closed when 'culvert up' is ended in another way.",
+        "culvert down [options] [name ...]",
+        "End all links and mounts, or those named, and undo what they changed on this machine.\n"
+        "Nothing else opens a kill switch: it stays closed when 'culvert up' is ended in another\n"
+        "way.",
     ),
     "status": (
-        "culvert status [options] [link ...]",
-        "Show the links: state, device, server, rates, round trip, and how often they came back.",
+        "culvert status [options] [name ...]",
+        "Show the links and mounts: state, device or mount point, server, rates, round trip, and\n"
+        "how often they came back.",
     ),
 }
 
@@ -103,7 +106,7 @@ def _up(options: Options) -> int:
     config = read(path)
     chosen = _chosen(config, names, path)
     if "check" in options:
-        print(f"{path}: {len(config.link)} links, nothing wrong")
+        print(f"{path}: {len(config.link)} links, {len(config.mount)} mounts, nothing wrong")
         return 0
     if "dry-run" in options:
         return _show_changes(chosen)
@@ -131,21 +134,35 @@ def _declarations_in_use() -> str | None:
         return None
 
 
-def _chosen(config: LinksConfig, names: Sequence[str], path: str) -> list[Link]:
-    declared = {link.name: link for link in config.link}
+def _chosen(config: LinksConfig, names: Sequence[str], path: str) -> list[Link | DeclaredMount]:
+    every: list[Link | DeclaredMount] = [*config.link, *config.mount]
+    declared = {each.name: each for each in every}
     for name in names:
         if name not in declared:
-            raise UsageError(f"{path} declares no link '{name}'; there are {', '.join(declared)}")
+            raise UsageError(
+                f"{path} declares no link or mount '{name}'; there are {', '.join(declared)}"
+            )
     return [declared[name] for name in names or declared]
 
 
-def _show_changes(links: Sequence[Link]) -> int:
+def _links_among(chosen: Sequence[Link | DeclaredMount]) -> list[Link]:
+    return [each for each in chosen if isinstance(each, Link)]
+
+
+def _show_changes(chosen: Sequence[Link | DeclaredMount]) -> int:
     """--dry-run: command lines that would do the same as what is still to be done."""
+    from ..links.declarations import source_of
     from ..links.running import record_of
     from ..services.tunnel.kernel import free_device, pending
     from ..services.tunnel.network import Change, Rules, plan
 
-    for link in links:
+    for mount in chosen:
+        if isinstance(mount, DeclaredMount):
+            print(f"# mount {mount.name}")
+            options = [word for option in mount.options for word in ("-o", option)]
+            words = ["culvert", "sshfs", *options, source_of(mount), mount.mountpoint]
+            print(shlex.join(words))
+    for link in _links_among(chosen):
         device = free_device(link.mode) if link.device == "any" else link.device
         wanted = plan(f"link-{link.name}", link, device, _outside(link), link.kill_switch)
         changes = (*wanted.at_start, *wanted.while_up)
@@ -216,7 +233,8 @@ def _require_closed(path: str, names: Sequence[str], used: str) -> None:
     from ..links.supervisor import left_closed
 
     closed = left_closed()
-    wanted = [link for link in _chosen(read(path), names, path) if link.kill_switch]
+    chosen = _links_among(_chosen(read(path), names, path))
+    wanted = [link for link in chosen if link.kill_switch]
     if found := [link.name for link in wanted if record_of(link.name) not in closed]:
         raise UsageError(
             f"the kill switch of {', '.join(found)} is open: 'culvert up' closes it, as the links "
@@ -232,7 +250,7 @@ def _close_declared(path: str, names: Sequence[str], held: bool) -> int:
 
     result = 0
     try:
-        links = _chosen(read(path), names, path)
+        links = _links_among(_chosen(read(path), names, path))
         switches = {record_of(each.name): one for each in links for one in closed_rules(each)}
     except UsageError as error:
         print(f"culvert up: {error}", file=sys.stderr)
@@ -273,12 +291,12 @@ def _refuse_to_open(path: str) -> None:
         )
 
 
-def _start(options: Options, path: str, chosen: list[Link]) -> int:
-    """Become the supervisor, or leave one behind and wait for its links."""
+def _start(options: Options, path: str, chosen: Sequence[ServerAccess]) -> int:
+    """Become the supervisor, or leave one behind and wait for its links and mounts."""
     from ..links.supervisor import Supervisor
     from ..process.daemon import daemonize
 
-    names = {link.name for link in chosen} if options.operands else None
+    names = {each.name for each in chosen} if options.operands else None
     level = logging.DEBUG if "v" in options else logging.INFO
     is_traced = options.count("v") >= 3
     if "F" in options:
@@ -305,24 +323,24 @@ def _start(options: Options, path: str, chosen: list[Link]) -> int:
     return _wait_for(chosen) if status == 0 else 1
 
 
-def _wait_for(links: Sequence[Link]) -> int:
-    """Until each link is up or will not come up so soon; tells which."""
-    waiting = {link.name: link.connect_timeout + SLACK for link in links}
+def _wait_for(chosen: Sequence[ServerAccess]) -> int:
+    """Until each link and mount is up or will not come up so soon; tells which."""
+    waiting = {each.name: each.connect_timeout + SLACK for each in chosen}
     began = time.monotonic()
     result = 0
     while waiting:
         time.sleep(POLL)
         passed = time.monotonic() - began
         try:
-            links_now = {each.name: each for each in _ask()}
+            all_now = {each.name: each for each in _ask()}
         except NotRunning:
             if passed > SLACK:
                 raise
             continue
         for name, patience in list(waiting.items()):
-            now = links_now.get(name)
+            now = all_now.get(name)
             if now is not None and now.state == "up":
-                print(f"{name}: up, {now.device} to {now.address or now.host}")
+                print(f"{name}: up, {place_of(now)} to {server_of(now)}")
             elif now is not None and now.state == "stopped":
                 print(f"{name}: stopped: {now.last_error}")
                 result = 1
@@ -339,7 +357,7 @@ def _wait_for(links: Sequence[Link]) -> int:
     return result
 
 
-def _ask() -> list[LinkStatus]:
+def _ask() -> list[Status]:
     answer = request("GET", "/status")
     _raise_unless_done(answer)
     try:
@@ -386,16 +404,20 @@ def _undo(names: Sequence[str]) -> int:
     """No supervisor runs: undo what one that was killed, or ended in another way, has left."""
     from ..config.directories import network_records
     from ..links.keeper import Keeper
+    from ..links.mount_record import end_left, names_left
     from ..links.running import record_of
     from ..links.supervisor import left_behind, open_again
     from ..services.tunnel.kernel import remove_unrecorded
 
     left = left_behind()
+    mounts = names_left()
     if names:
         left = [path for path in left if path in {record_of(name) for name in names}]
+        mounts = [name for name in mounts if name in names]
     keeper = Keeper()
     removed: list[str] = []
-    steps: list[Callable[[], object]] = [partial(open_again, path, keeper) for path in left]
+    steps: list[Callable[[], object]] = [partial(end_left, name) for name in mounts]
+    steps += [partial(open_again, path, keeper) for path in left]
     if not names:
         # A record may be lost, or could not be written.
         steps.append(keeper.release_all)
@@ -408,7 +430,7 @@ def _undo(names: Sequence[str]) -> int:
             wrong.append(str(error))
     if wrong:
         raise CulvertError("; ".join(wrong))
-    if not (left or removed):
+    if not (left or mounts or removed):
         raise UsageError("no link is up")
     return 0
 
@@ -447,16 +469,16 @@ def _status(options: Options) -> int:
 
 def _show(options: Options) -> int:
     try:
-        links = _ask()
+        found = _ask()
     except NotRunning as error:
         if left := _left_closed():
             raise UsageError(f"no link is up; {left}") from error
         raise UsageError(f"no link is up: {error}") from error
     names = options.operands
     for name in names:
-        if name not in {link.name for link in links}:
-            raise UsageError(f"there is no link '{name}'")
-    chosen = [link for link in links if not names or link.name in names]
+        if name not in {each.name for each in found}:
+            raise UsageError(f"there is no link or mount '{name}'")
+    chosen = [each for each in found if not names or each.name in names]
     if "json" in options:
         from ..links.status import to_json
 
@@ -464,4 +486,4 @@ def _show(options: Options) -> int:
     else:
         width = shutil.get_terminal_size((200, 24)).columns if sys.stdout.isatty() else 200
         print(to_table(chosen, width))
-    return 0 if all(link.state == "up" for link in chosen) else 1
+    return 0 if all(each.state == "up" for each in chosen) else 1

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from ..aio.loop import Loop, Timer
     from ..aio.tasks import Task
     from ..client.sftp_session import Host, LoggedIn, SftpSession
+    from ..links.mount_reports import MountReports
     from ..mount.mount import Mount
     from ..mount.mounting import Mounted
+    from ..mount.options import MountLine
     from ..process.daemon import Starting
-    from .sshfs_options import MountLine
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ SPEC: Final = (
     Option("debug", None, ""),
     Option("verbose", None, ""),
     Option("version", None, ""),
+    Option("supervised", "descriptor", ""),  # a socket to the supervisor that runs it
 )
 # What mount(8) passes to its helpers: its EXTERNAL HELPERS
 HELPER_SPEC: Final = (
@@ -108,6 +110,7 @@ def main(arguments: list[str], name: str) -> int:
     is_helper = name != "sshfs"
     command = name if os.path.basename(sys.argv[0]) == name else f"culvert {name}"
     failure = MOUNT_FAILURE if is_helper else FAILURE
+    reports = None
     try:
         options = _parse(arguments, HELPER_SPEC if is_helper else SPEC, command)
         if "help" in options or "h" in options:
@@ -116,12 +119,17 @@ def main(arguments: list[str], name: str) -> int:
         if "V" in options or "version" in options:
             print(_version())
             return 0
+        if (descriptor := options.value("supervised")) is not None:
+            reports = _reports(descriptor)
         wanted = _wanted(options, is_helper, command)
         if is_helper and "f" in options:
             return 0
-        return _Sshfs(wanted).run()
+        return _Sshfs(wanted, reports).run()
     except CulvertError as error:
-        print(f"{command}: {harmless(str(error))}", file=sys.stderr)
+        if reports is not None:
+            reports.failed(error)
+        else:
+            print(f"{command}: {harmless(str(error))}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     except Exception:  # the root of a process
@@ -159,6 +167,15 @@ def _version() -> str:
     return f"Culvert {__version__}\nusing FUSE kernel interface version {MAJOR}.{MINOR}"
 
 
+def _reports(descriptor: str) -> MountReports:
+    """Returns the socket to the supervisor; raises UsageError."""
+    from ..links.mount_reports import MountReports
+
+    if not (descriptor.isascii() and descriptor.isdigit() and len(descriptor) < 10):
+        raise UsageError(f"--supervised={descriptor}: expected a descriptor")
+    return MountReports(int(descriptor))
+
+
 class _Wanted(NamedTuple):
     """What the command line asks for."""
 
@@ -177,7 +194,7 @@ def _wanted(options: Options, is_helper: bool, command: str) -> _Wanted:
     from dataclasses import replace
 
     from ..mount.mounting import check_mountpoint
-    from .sshfs_options import read
+    from ..mount.options import read
 
     source, mountpoint = _operands(options.operands, command)
     user, host, directory = _split_source(source)
@@ -282,8 +299,10 @@ def defaults(host: Host, options: Sequence[str]) -> list[tuple[str, str]]:
 class _Sshfs:
     """One run of the program, as its command line wants it."""
 
-    def __init__(self, wanted: _Wanted) -> None:
+    def __init__(self, wanted: _Wanted, reports: MountReports | None = None) -> None:
+        """``reports``: to the supervisor, if there is one."""
         self._wanted = wanted
+        self._reports = reports
         self._line = wanted.line
         self._is_first = True
         self._start: Task[int] | None = None
@@ -295,6 +314,7 @@ class _Sshfs:
 
     def run(self) -> int:
         """Mounts, and serves the mount to its end; returns the exit status."""
+        from .. import log
         from ..aio.loop import Loop
         from ..mount.mount import Mount
         from ..process.daemon import Starting
@@ -304,6 +324,8 @@ class _Sshfs:
         os.chdir("/")  # at once, so that a path which leads nowhere later is told now
         line = self._line
         client_log.set_up("DEBUG" if line.debug else "VERBOSE" if line.verbose else "INFO", None)
+        if self._reports is not None:
+            log.pass_on(self._reports.write)
         self._prepare()
         loop = Loop()
         mount = Mount(loop, line.mount, self._connect)
@@ -325,6 +347,8 @@ class _Sshfs:
 
         wanted, line = self._wanted, self._line
         settings = list(wanted.host_settings)
+        if self._reports is not None:
+            settings += self._reports.settings()
         if line.password_stdin:
             if line.ssh_command or line.passive:
                 raise UsageError("password_stdin cannot be used with ssh_command or passive")
@@ -399,6 +423,8 @@ class _Sshfs:
         ]
         for number in numbers:
             signal.signal(number, killed)
+        if self._reports is not None:
+            self._reports.watch(loop, lambda: self._on_gone(loop, mount))
         wanted, kernel = self._wanted, self._line.kernel
         root_mode = self._root_mode(loop, mount)
         # From here on there is something to unmount.
@@ -410,6 +436,10 @@ class _Sshfs:
             mount.serve(mounted.fd, lambda: self._end(loop, mount))
             if starting is not None:
                 self._detach(loop, starting)
+                self._tell_who_may_enter()
+            elif self._reports is not None:
+                self._tell_who_may_enter()
+                self._reports.follow(loop, mount)
             loop.run()
         finally:
             try:
@@ -456,11 +486,20 @@ class _Sshfs:
             raise UsageError("the program that waited for the mount was ended") from error
         loop.watch_reader(starting.messages, lambda: _log_messages(starting.messages))
         log.set_up("sshfs", logging.INFO if line.verbose else logging.WARNING, to_stderr=False)
-        words = line.kernel.words
+
+    def _tell_who_may_enter(self) -> None:
+        """Logs that everybody may, where only root can have it so."""
+        words = self._line.kernel.words
         if os.geteuid() == 0 and "allow_other" in words and "default_permissions" not in words:
             where = self._wanted.mountpoint
             text = "%s: all users here can do what the server permits; see default_permissions"
             _log.warning(text, where)
+
+    def _on_gone(self, loop: Loop, mount: Mount) -> None:
+        """Ends the mount, of which no supervisor takes care any more."""
+        if self._mounted is None:
+            raise SystemExit(FAILURE)
+        self._end(loop, mount)
 
     def _on_signal(self, loop: Loop, mount: Mount) -> None:
         self._signals += 1

@@ -100,11 +100,11 @@ class HostOptions:
     tunnel: Tunnel = "no"
     tunnel_device: tuple[int, int] = (TUNNEL_ANY, TUNNEL_ANY)  # local, remote
     log_level: str = "INFO"
+    host_key_line: str | None = None  # the only key, as type and base64; known_hosts is not read
     profile: str = "default"  # default, hardened
 
     # Fields that no keyword sets
     config_file: str | None = None  # read instead of the default files
-    host_key_line: str = ""  # the only host key, as type and base64; known_hosts is not read
     stdio_forward: tuple[str, int] | None = None  # host and port for standard input and output
     idle_timeout: int = 0  # seconds without traffic after which the client gives up; 0: never
     is_impostor: bool = False  # possibly: its host key changed, and the user continues anyway

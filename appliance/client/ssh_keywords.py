@@ -272,6 +272,7 @@ SETTINGS: Final[dict[str, Setting]] = {
         Setting("User", "user", _text),
         Setting("Port", "port", _number(1, 65535, "a port")),
         Setting("HostKeyAlias", "host_key_alias", _text),
+        Setting("HostKeyLine", "host_key_line", _text, "line"),  # Culvert's own
         Setting("AddressFamily", "address_family", _one_of("any", "inet", "inet6")),
         Setting("BindAddress", "bind_address", _text),
         Setting("ConnectTimeout", "connect_timeout", _timeout),

@@ -1,7 +1,7 @@
-"""links.toml: the tunnels that this machine opens to others and keeps open."""
+"""links.toml: the tunnels and mounts that this machine opens to others and keeps open."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -12,15 +12,16 @@ from .network import (
     check_device,
     check_network,
     check_own_addresses,
+    check_texts,
     is_everything,
     reached_through,
 )
 from .reader import mistakes_in, read_table, structured
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link(TunnelNetwork):
-    """One tunnel to one server; ssh_config(5) supplies the settings that are not given here."""
+@dataclass(frozen=True, kw_only=True)  # no slots: a Link has those of TunnelNetwork
+class ServerAccess:
+    """A declared name, and the way to a server; ssh_config(5) supplies what is not given here."""
 
     name: str
     host: str
@@ -33,13 +34,28 @@ class Link(TunnelNetwork):
     # The texts of both may hold a password.
     proxy: str = field(default="", repr=False)  # http://[user:password@]host:port or socks5://...
     proxy_command: str = field(default="", repr=False)  # as ssh_config(5) has it
-    remote_device: str = "any"  # tunN or tapN at the server
-    from_server: bool = False  # the server hands out addresses, routes, MTU and DNS
     server_alive_interval: int = 15  # seconds
     server_alive_count_max: int = 3  # unanswered probes before the server is given up
     connect_timeout: int = 15  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link(ServerAccess, TunnelNetwork):
+    """One tunnel to one server."""
+
+    remote_device: str = "any"  # tunN or tapN at the server
+    from_server: bool = False  # the server hands out addresses, routes, MTU and DNS
     kill_switch: bool = False  # block these routes outside the tunnel
     ipv6_outside: bool = False  # accept a full tunnel for IPv4 while IPv6 stays outside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredMount(ServerAccess):
+    """One directory of a server, mounted here by SFTP."""
+
+    mountpoint: str  # an absolute path
+    directory: str = ""  # at the server; '' is home
+    options: tuple[str, ...] = ()  # of sshfs's -o
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +63,7 @@ class LinksConfig:
     """All settings of links.toml."""
 
     link: tuple[Link, ...] = ()
+    mount: tuple[DeclaredMount, ...] = ()
     metrics_port: int = 0  # OpenMetrics on this port of 127.0.0.1, too; 0: on the socket only
 
 
@@ -54,7 +71,8 @@ class LinksConfig:
 HANDED_OUT_LIMIT: Final = 64  # entries of each kind that are accepted from a server
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
-_LINK_RANGES: Final = {
+_MOUNTPOINT: Final = re.compile(r"(/(?!\.{1,2}(/|$))[^/]+)+/?")  # absolute, without . and ..
+_ACCESS_RANGES: Final = {
     "port": (0, 65535),
     "server_alive_interval": (1, 3600),
     "server_alive_count_max": (1, 100),
@@ -64,7 +82,7 @@ _CONFIG_RANGES: Final = {"metrics_port": (0, 65535)}
 
 
 def load_links_config(path: str) -> LinksConfig:
-    """The file's links; raises UsageError."""
+    """The file's links and mounts; raises UsageError."""
     table = read_table(path)
     with mistakes_in(path, table):
         config = structured(LinksConfig, table)
@@ -75,25 +93,60 @@ def load_links_config(path: str) -> LinksConfig:
         check_unique((link.name for link in config.link), "link", key="name")
         devices = [None if link.device == "any" else link.device for link in config.link]
         check_unique(devices, "link", key="device")
+        for index, mount in enumerate(config.mount):
+            with within("mount", index):
+                _check_mount(mount)
+                if mount.name in {link.name for link in config.link}:
+                    raise Mistake(f"a link has the name {mount.name}", "name")
+        check_unique((mount.name for mount in config.mount), "mount", key="name")
+        _check_places(config.mount)
     return config
 
 
 def _check_link(link: Link) -> None:
-    if not _NAME.fullmatch(link.name):
-        raise Mistake(
-            "expected 1 to 32 letters, digits and any of _ . - behind the first one, not"
-            f" {shown(link.name)}",
-            "name",
-        )
+    _check_name(link.name)
     if link.from_server:
         _check_from_server(link)
     check_network(link)
     check_device("remote_device", link.remote_device, link.mode)
-    check_ranges(link, _LINK_RANGES)
-    _check_way(link)
+    _check_access(link)
     _check_routes(link)
     if not link.from_server:
         check_own_addresses(link)
+
+
+def _check_mount(mount: DeclaredMount) -> None:
+    _check_name(mount.name)
+    check_texts(mount)
+    _check_access(mount)
+    if not _MOUNTPOINT.fullmatch(mount.mountpoint):
+        text = f"expected an absolute path such as /mnt/photos, not {shown(mount.mountpoint)}"
+        raise Mistake(text, "mountpoint")
+
+
+def _check_places(mounts: Sequence[DeclaredMount]) -> None:
+    """Raises Mistake for a mount at or below the mount point of another one."""
+    places = [mount.mountpoint.rstrip("/") for mount in mounts]
+    check_unique(places, "mount", key="mountpoint")
+    for index, path in enumerate(places):
+        for other, above in zip(mounts, places, strict=True):
+            if path.startswith(f"{above}/"):
+                raise Mistake(
+                    f"{path} lies in the mount '{other.name}', and would have to wait for its"
+                    " server",
+                    "mount",
+                    index,
+                    "mountpoint",
+                )
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Mistake(
+            "expected 1 to 32 letters, digits and any of _ . - behind the first one, not"
+            f" {shown(name)}",
+            "name",
+        )
 
 
 def _check_from_server(link: Link) -> None:
@@ -107,22 +160,23 @@ def _check_from_server(link: Link) -> None:
         )
 
 
-def _check_way(link: Link) -> None:
-    """Checks host, user, jump hosts and proxy: there must be one way to the server."""
-    _check_with(hosts.host_name, link.host, "host")
-    if link.user:
-        _check_with(hosts.user_name, link.user, "user")
-    for index, jump in enumerate(link.proxy_jump):
+def _check_access(access: ServerAccess) -> None:
+    """Checks numbers, host, user, jump hosts and proxy: there must be one way to the server."""
+    check_ranges(access, _ACCESS_RANGES)
+    _check_with(hosts.host_name, access.host, "host")
+    if access.user:
+        _check_with(hosts.user_name, access.user, "user")
+    for index, jump in enumerate(access.proxy_jump):
         _check_with(hosts.destination, jump, "proxy_jump", index)
-    if link.proxy:
+    if access.proxy:
         try:
-            hosts.proxy(link.proxy)
+            hosts.proxy(access.proxy)
         except ValueError as error:
             raise Mistake(str(error), "proxy") from error
-    ways = [key for key in ("proxy_jump", "proxy", "proxy_command") if getattr(link, key)]
+    ways = [key for key in ("proxy_jump", "proxy", "proxy_command") if getattr(access, key)]
     if len(ways) > 1:
         raise Mistake(f"there is {ways[0]} already: only one way leads to the server", ways[1])
-    if link.host_key and link.known_hosts_file:
+    if access.host_key and access.known_hosts_file:
         raise Mistake("there is host_key already: the file would not be read", "known_hosts_file")
 
 

@@ -123,6 +123,7 @@ class SftpClient:
         self._on_writable: list[Future[None]] = []
         self._on_end: list[Callable[[PeerError], None]] = []
         self.extensions: dict[str, bytes] = {}
+        self.received_bytes = self.sent_bytes = 0
         self.read_limit = sftp.PLAIN_DATA_LIMIT  # bytes of one request
         self.write_limit = sftp.PLAIN_DATA_LIMIT
 
@@ -130,7 +131,7 @@ class SftpClient:
 
     async def start(self) -> None:
         """Agrees on the version, and learns the server's extensions and limits."""
-        self._stream.write(_packet(sftp.Init(sftp.VERSION)))
+        self._write(_packet(sftp.Init(sftp.VERSION)))
         version = await self._version
         if version.version != sftp.VERSION:
             raise ProtocolError(f"the server speaks version {version.version} of SFTP, not 3")
@@ -180,6 +181,7 @@ class SftpClient:
 
     def received(self, view: memoryview) -> None:
         """Handles bytes from the server; raises PeerError, after which nothing more may come."""
+        self.received_bytes += len(view)
         if not self._filled:
             view = view[self._handle(view) :]
         at, buffer = 0, self._buffer
@@ -294,7 +296,11 @@ class SftpClient:
 
     def _send(self, request: Any, on_reply: _OnReply) -> None:
         request.id = self._number(on_reply)
-        self._stream.write(_packet(request))
+        self._write(_packet(request))
+
+    def _write(self, data: bytes) -> None:
+        self.sent_bytes += len(data)
+        self._stream.write(data)
 
     def _number(self, on_reply: _OnReply) -> int:
         """Returns the number of a new request."""
@@ -381,7 +387,7 @@ class SftpClient:
         number = self._number(on_reply)
         size = 1 + 4 + 4 + len(handle) + _READ.size
         head = _HEADER.pack(size, sftp.Read.number, number) + len(handle).to_bytes(4, "big")
-        self._stream.write(head + handle + _READ.pack(offset, length))
+        self._write(head + handle + _READ.pack(offset, length))
 
     def write(self, handle: bytes, offset: int, data: Buffer, on_written: OnWritten) -> None:
         """Writes at most ``write_limit`` bytes; calls ``on_written``. See ``writable``."""
@@ -394,7 +400,7 @@ class SftpClient:
         number = self._number(on_reply)
         size = 1 + 4 + 4 + len(handle) + _WRITE.size + len(data)
         head = _HEADER.pack(size, sftp.Write.number, number) + len(handle).to_bytes(4, "big")
-        self._stream.write(b"".join((head, handle, _WRITE.pack(offset, len(data)), data)))
+        self._write(b"".join((head, handle, _WRITE.pack(offset, len(data)), data)))
 
     async def stat(self, path: bytes) -> Attributes:
         """Returns the attributes of a file, or of what a symbolic link leads to."""

@@ -1,1 +1,1 @@
-"""Links: tunnels that are declared in a file, opened, and kept open."""
+"""Links and mounts: declared in a file, opened, and kept open."""

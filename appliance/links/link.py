@@ -1,12 +1,14 @@
-"""The state machine of one link: a table from (state, event) to the next state.
+"""The state machine of one link or mount: a table from (state, event) to the next state.
 
-    IDLE ──start──► DIALLING ──opened──► UP
+    IDLE ──start──► DIALLING ──opened──► UP ──silent──► DIALLING
                      ▲     │              │
              due, or │    lost           lost
       network changed│     ▼              │
                     BACKING_OFF ◄─────────┘
     DIALLING, UP or BACKING_OFF ──refused──► STOPPED ──start──► DIALLING
     anything ──stop──► IDLE
+
+The program of a mount connects again by itself when it has lost its server, which is ``silent``.
 
 Only a person or a changed declaration takes a link out of STOPPED: after repeated refused logins, a
 server may refuse this machine for even longer. Time and chance are arguments.
@@ -23,7 +25,7 @@ STEADY: Final = 10.0  # seconds of being up, after which the delays begin again 
 
 
 class LinkState(Enum):
-    """The state of a link."""
+    """The state of a link or mount."""
 
     IDLE = auto()
     DIALLING = auto()
@@ -33,10 +35,11 @@ class LinkState(Enum):
 
 
 class LinkEvent(Enum):
-    """An event that may change a link's state."""
+    """An event that may change the state."""
 
     START = auto()
     OPENED = auto()  # the server has opened its end of the tunnel
+    SILENT = auto()  # a mount's server is gone, and its program tries to reach it again
     LOST = auto()  # the connection ended or failed: another attempt may succeed
     REFUSED = auto()  # another attempt cannot succeed: a key, a host key, a permission
     DUE = auto()  # the delay is over
@@ -51,6 +54,7 @@ TABLE: Final[dict[tuple[LinkState, LinkEvent], LinkState]] = {
     (LinkState.DIALLING, LinkEvent.LOST): LinkState.BACKING_OFF,
     (LinkState.DIALLING, LinkEvent.REFUSED): LinkState.STOPPED,
     (LinkState.DIALLING, LinkEvent.NETWORK_CHANGED): LinkState.DIALLING,
+    (LinkState.UP, LinkEvent.SILENT): LinkState.DIALLING,
     (LinkState.UP, LinkEvent.LOST): LinkState.BACKING_OFF,
     (LinkState.UP, LinkEvent.REFUSED): LinkState.STOPPED,
     (LinkState.UP, LinkEvent.NETWORK_CHANGED): LinkState.UP,
@@ -65,19 +69,22 @@ TABLE: Final[dict[tuple[LinkState, LinkEvent], LinkState]] = {
 
 
 class LinkLife:
-    """One link's state and history, which the status shows; times are monotonic seconds."""
+    """The state and history of a link or mount, which the status shows.
+
+    Times are monotonic seconds.
+    """
 
     def __init__(self, now: float) -> None:
         self.state = LinkState.IDLE
         self.since = now  # when the state was entered
         self.due = 0.0  # in BACKING_OFF: when to dial again
-        self.connects = 0  # how often the link came up
+        self.connects = 0  # how often it came up
         self.last_error = ""
         self._failures = 0  # in a row
 
     @property
     def reconnects(self) -> int:
-        """Returns how often the link came up again."""
+        """Returns how often it came up again."""
         return max(0, self.connects - 1)
 
     def happened(
@@ -90,6 +97,8 @@ class LinkLife:
         """
         before = self.state
         self.state = TABLE[before, event]
+        if before is LinkState.UP and now - self.since >= STEADY:
+            self._failures = 0
         if why:
             self.last_error = why
         if event is LinkEvent.START:
@@ -98,8 +107,6 @@ class LinkLife:
         elif event is LinkEvent.OPENED:
             self.connects += 1
         elif event is LinkEvent.LOST:
-            if before is LinkState.UP and now - self.since >= STEADY:
-                self._failures = 0
             delay = min(LAST_DELAY, FIRST_DELAY * 2.0**self._failures)
             self.due = now + delay * (1 + JITTER * (2 * chance - 1))
             self._failures = min(self._failures + 1, 32)

@@ -1,11 +1,12 @@
-"""The reports of a link's process to the supervisor: one record per datagram.
+"""The reports of the processes of links and mounts to the supervisor: one record per datagram.
 
-The supervisor runs as root, and the process reads data from a server, so the records are strict
+The supervisor runs as root, and the processes read data from servers, so the records are strict
 and simple to parse.
 """
 
 from typing import Final
 
+from ..log import harmless
 from ..wire.codec import Boolean, Message, Name, String, Strings, Text, UInt32, UInt64
 
 # Our own choices
@@ -56,7 +57,31 @@ class PacketsDropped(Message, number=6):
     packets: UInt64
 
 
+class MountOrder(Message, number=7):
+    """To the program of a mount, once: how it logs in."""
+
+    settings: Strings  # keywords and values of ssh_config(5) in turns
+
+
+class MountProgress(Message, number=8):
+    """What the status shows of a mount; the program has mounted, and serves it."""
+
+    is_connected: Boolean
+    received: UInt64  # bytes of SFTP from the server, since the program began
+    sent: UInt64
+    round_trip: UInt32  # microseconds
+    last_error: Text
+
+
 KINDS: Final[dict[int, type[Message]]] = {
     kind.number: kind
     for kind in (Resolved, Opened, Alive, AttemptFailed, PassedLine, PacketsDropped)
 }
+MOUNT_KINDS: Final[dict[int, type[Message]]] = {
+    kind.number: kind for kind in (AttemptFailed, PassedLine, MountProgress)
+}
+
+
+def one_line(text: str, limit: int) -> str:
+    """Returns a text of a report, which may come from a server, so that it can be shown."""
+    return " ".join(harmless(text[:limit]).split())

@@ -22,7 +22,6 @@ from ..config.directories import network_records
 from ..config.links import Link, with_handed_out
 from ..config.network import TunnelNetwork
 from ..errors import CulvertError, MalformedMessage, UsageError
-from ..log import harmless
 from ..process.passed_lines import PassedLines
 from ..process.sandbox import Confinement
 from ..services.tunnel.chains import Outside
@@ -232,7 +231,7 @@ class RunningLink:
     def _happened(self, event: LinkEvent, why: str = "") -> None:
         life, name = self.life, self.link.name
         before = life.state
-        why = _one_line(why, 1000)  # it may come from the server
+        why = reports.one_line(why, 1000)  # it may come from the server
         state = life.happened(event, self._loop.time(), random.random(), why)
         if state is before:
             return
@@ -465,8 +464,8 @@ class RunningLink:
     def _on_opened(self, message: reports.Opened) -> None:
         if self.life.state is not LinkState.DIALLING or not self._resolved:
             raise MalformedMessage("a tunnel was opened twice, or too early")
-        self.address = _one_line(message.address, 200)
-        self.software = _one_line(message.software, 200)
+        self.address = reports.one_line(message.address, 200)
+        self.software = reports.one_line(message.software, 200)
         self.offload = message.offload
         if self.link.from_server:
             try:
@@ -551,10 +550,6 @@ def routes_of(device: str) -> list[str]:
                 if words[name] == device:
                     found.append(" ".join(w for n, w in enumerate(words) if n not in counters))
     return sorted(found)
-
-
-def _one_line(text: str, limit: int) -> str:
-    return " ".join(harmless(text[:limit]).split())
 
 
 def _table(handed_out: bytes) -> Mapping[str, object]:

@@ -1,9 +1,12 @@
-"""Supervises the declared links: starts them, reports their status, and undoes their changes.
+"""Supervises the declared links and mounts: starts them, tells their status, undoes what they did.
 
 It runs as root, as it changes the machine's network, and reads no data from a network: each link
-has a process of its own, without privileges, which sends it reports (reports.py). Each change is
-recorded on disk first, so that a new supervisor knows what a killed one has left.
+has a process of its own, without privileges, and each mount a program, which send it reports
+(reports.py). Each change is recorded on disk first, so that a new supervisor knows what a killed
+one has left.
 """
+
+from __future__ import annotations
 
 import gc
 import logging
@@ -12,13 +15,13 @@ import signal
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..aio.loop import Loop
 from ..aio.processor import aes_is_fast
 from ..aio.service_manager import notify
 from ..config.directories import network_records
-from ..config.links import Link
+from ..config.links import ServerAccess
 from ..crypto.suites import default_algorithms
 from ..errors import CulvertError, UsageError
 from ..process import sandbox, seccomp
@@ -29,13 +32,14 @@ from ..services.tunnel.kernel import reconcile_apart, recorded
 from ..services.tunnel.network import Rules, table_of
 from ..services.tunnel.rules import tables
 from ..services.tunnel.rules_watch import RulesWatch
-from . import declarations, lock, metrics
+from . import declarations, lock, metrics, mount_record
 from .control import Answer, SupervisorSocket
 from .keeper import Keeper
-from .link import LinkState
+from .link import LinkLife, LinkState
 from .network_watch import NetworkWatch
 from .running import RunningLink, close, record_of
-from .status import OPENMETRICS, LinkStatus, to_json, to_openmetrics
+from .running_mount import RunningMount
+from .status import OPENMETRICS, LinkStatus, MountStatus, Status, to_json, to_openmetrics
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ RESOLVER_UID: Final = 61297  # of the processes that look names up
 
 
 class Supervisor:
-    """Owns all links of this machine, which has only one supervisor.
+    """Owns all links and mounts of this machine, which has only one supervisor.
 
     ``path`` is that of their declarations. With ``is_traced`` the log shows each message of the
     links' connections. Raises UsageError.
@@ -61,6 +65,7 @@ class Supervisor:
         self._is_traced = is_traced
         self._config = declarations.read(path)
         self._links: dict[str, RunningLink] = {}
+        self._mounts: dict[str, RunningMount] = {}
         self._confinement = sandbox.Confinement(
             sandbox.prepare(USERS, SPARE_UID),
             _permitted_calls(),
@@ -73,11 +78,11 @@ class Supervisor:
         self._keeper = Keeper(self._loop.watch_reader)
         self._counters: dict[str, _Counter] = {}
         self._metrics: tuple[int, socket.socket] | None = None
-        self._names: set[str] | None = None  # the links that are wanted; None for all
+        self._names: set[str] | None = None  # the links and mounts that are wanted; None for all
         self._opened: set[str] = set()  # links that `down NAME` ended
 
     def run(self, names: Collection[str] | None) -> None:
-        """Runs the links ``names``, or all for None, until SIGTERM, SIGINT or `down`."""
+        """Runs the links and mounts ``names``, or all for None, until SIGTERM, SIGINT or `down`."""
         loop = self._loop
         sandbox.adopt_orphans()
         rehearse(default_algorithms(aes_is_fast(), "default"))
@@ -104,7 +109,7 @@ class Supervisor:
         watch.close()
         loop.watch_reader(rules.fileno(), None)
         rules.close()
-        self._stop(list(self._links), stay_closed=True)
+        self._stop([*self._links, *self._mounts], stay_closed=True)
         self._keeper.close()
         if self._metrics is not None:
             pid, sock = self._metrics
@@ -115,10 +120,13 @@ class Supervisor:
         loop.close()
         os.close(self._lock)
 
-    # -- links -----------------------------------------------------------------------
+    # -- links and mounts --------------------------------------------------------------
 
     def _start(self, names: Collection[str] | None) -> None:
-        """Starts the links ``names``, or all for None; restarts a link with a new declaration."""
+        """Starts the links and mounts ``names``, or all for None.
+
+        Those with a new declaration are started again.
+        """
         for link in self._config.link:
             if not _among(link, names):
                 continue
@@ -136,32 +144,54 @@ class Supervisor:
                     self._is_traced,
                 )
             running.start()
+        wanted = {mount.name: mount for mount in self._config.mount if _among(mount, names)}
+        # First, as another one may have got the mount point.
+        self._stop(
+            [
+                name
+                for name, mount in wanted.items()
+                if name in self._mounts and self._mounts[name].mount != mount
+            ]
+        )
+        for name, mount in wanted.items():
+            if name not in self._mounts:
+                self._mounts[name] = RunningMount(mount, self._loop, self._tell, self._end_orphans)
+            self._mounts[name].start()
+
+    def _all(self) -> list[RunningLink | RunningMount]:
+        return [*self._links.values(), *self._mounts.values()]
 
     def _end_orphans(self) -> None:
-        """Ends the children that a link's process left, such as a ProxyCommand."""
-        kept = {running.process for running in self._links.values()} | {self._keeper.process}
+        """Ends the children that a link's or mount's process left, such as a ProxyCommand."""
+        kept = {each.process for each in self._all()} | {self._keeper.process}
         if self._metrics is not None:
             kept.add(self._metrics[0])
         sandbox.end_children_but(kept)
 
     def _stop(self, names: Sequence[str], stay_closed: bool = False) -> list[str]:
-        """Stops links and undoes their changes; returns a line for each failure.
+        """Stops links and mounts and undoes their changes; returns a line for each failure.
 
         With ``stay_closed`` kill switches stay.
         """
         wrong = []
-        for name in names:
-            running = self._links.pop(name)
+        mounts = [name for name in names if name in self._mounts]
+        for name in mounts:
+            self._mounts[name].ask_to_end()
+        # Links come last: a mount may reach its server through one.
+        for name in (*mounts, *(name for name in names if name in self._links)):
             self._counters.pop(name, None)
             try:
-                running.stop(stay_closed)
+                if name in mounts:
+                    self._mounts.pop(name).stop()
+                else:
+                    self._links.pop(name).stop(stay_closed)
             except CulvertError as error:
-                _log.error("link %s: %s", name, error)
+                _log.error("%s %s: %s", "mount" if name in mounts else "link", name, error)
                 wrong.append(f"{name}: {error}")
         return wrong
 
     def _undo_what_is_left(self, names: Collection[str] | None) -> None:
-        """Undoes what a killed supervisor left of links that are not started now.
+        """Undoes what a killed supervisor left of links and mounts that are not started now.
 
         A declared kill switch stays closed.
         """
@@ -177,9 +207,15 @@ class Supervisor:
                     close(link, self._keeper)
             except CulvertError as error:
                 _log.error("%s", error)
+        mounts = {mount.name for mount in self._config.mount if _among(mount, names)}
+        for name in set(mount_record.names_left()) - mounts:
+            try:
+                mount_record.end_left(name)
+            except UsageError as error:
+                _log.error("%s", error)
 
     def _follow(self, names: Collection[str] | None) -> None:
-        """Makes the running links match the declarations.
+        """Makes the running links and mounts match the declarations.
 
         Declared kill switches are closed before links are undone, as a link may only have got
         another name.
@@ -188,7 +224,8 @@ class Supervisor:
         gone = [name for name in self._links if name not in declared]
         if gone:
             self._close_switches()
-        self._stop(gone)
+        mounts = {mount.name for mount in self._config.mount}
+        self._stop(gone + [name for name in self._mounts if name not in mounts])
         self._start(names)
 
     def _close_switches(self) -> None:
@@ -205,10 +242,10 @@ class Supervisor:
     def _up(self, names: Collection[str] | None) -> None:
         """Reads the declarations again and starts ``names``; changes nothing on UsageError."""
         config = declarations.read(self._path)
-        declared = {link.name for link in config.link}
+        declared = {each.name for each in (*config.link, *config.mount)}
         for name in names or ():
             if name not in declared:
-                raise UsageError(f"no link '{name}' is declared")
+                raise UsageError(f"no link or mount '{name}' is declared")
         self._config = config
         self._opened -= declared if names is None else set(names)
         if names is None:
@@ -227,7 +264,7 @@ class Supervisor:
         self._follow(self._names)
 
     def _network_changed(self) -> None:
-        for running in self._links.values():
+        for running in self._all():
             running.network_changed()
 
     def _rules_changed(self, rules: RulesWatch) -> None:
@@ -239,22 +276,30 @@ class Supervisor:
     # -- status ----------------------------------------------------------------------
 
     def _tell(self) -> None:
-        states = [running.life.state for running in self._links.values()]
-        up = states.count(LinkState.UP)
-        notify(f"STATUS={up} of {len(states)} links up")
+        told = _count_up("links", self._links.values())
+        if self._mounts:
+            told += f", {_count_up('mounts', self._mounts.values())}"
+        notify(f"STATUS={told}")
 
     def _sample(self) -> None:
-        for name, running in self._links.items():
-            counter = self._counters.setdefault(name, _Counter())
-            counter.take(running.device, self._loop.time())
+        now = self._loop.time()
+        for running in self._links.values():
+            self._counter(running.link.name).take(_traffic(running.device), now)
+        for mount in self._mounts.values():
+            self._counter(mount.mount.name).take(mount.traffic, now)
         self._loop.call_later(SAMPLE_SECONDS, self._sample)
 
-    def _status(self) -> list[LinkStatus]:
+    def _counter(self, name: str) -> _Counter:
+        return self._counters.setdefault(name, _Counter())
+
+    def _status(self) -> list[Status]:
         now = self._loop.time()
-        return [
-            _status_of(running, self._counters.setdefault(name, _Counter()), now)
-            for name, running in self._links.items()
+        links = [_status_of(link, self._counter(name), now) for name, link in self._links.items()]
+        mounts = [
+            _mount_status_of(mount, self._counter(name), now)
+            for name, mount in self._mounts.items()
         ]
+        return [*links, *mounts]
 
     def _answer(self, method: str, path: str) -> Answer:
         """Returns the answer to a request on the control socket."""
@@ -283,14 +328,14 @@ class Supervisor:
         return Answer(200, to_json(self._status()) + "\n")
 
     def _on_down(self, name: str) -> Answer:
-        links = [each for each in self._links if name in ("", each)]
+        running = [each for each in (*self._links, *self._mounts) if name in ("", each)]
         closed = self._closed_beside() if not name else self._closed_beside() & {record_of(name)}
-        if name and not (links or closed):
-            return Answer(404, f"no link '{name}' is up\n", "text/plain")
-        wanted = set(self._links) if self._names is None else self._names
+        if name and not (running or closed):
+            return Answer(404, f"no link or mount '{name}' is up\n", "text/plain")
+        wanted = {*self._links, *self._mounts} if self._names is None else self._names
         self._names = wanted - {name}
         self._opened |= {name} if name else {link.name for link in self._config.link}
-        wrong = self._stop(links)
+        wrong = self._stop(running)
         for path in closed:
             try:
                 open_again(path, self._keeper)
@@ -301,7 +346,7 @@ class Supervisor:
                 self._keeper.release_all()  # of links whose records are lost, too
             except CulvertError as error:
                 wrong.append(str(error))
-        if not self._links:
+        if not (self._links or self._mounts):
             self._loop.stop()
         return Answer(409 if wrong else 200, "".join(f"{line}\n" for line in wrong), "text/plain")
 
@@ -327,15 +372,15 @@ class Supervisor:
 
 
 class _Counter:
-    """Computes a device's rates from its byte counts at two moments."""
+    """Computes the rates of a link or mount from its byte counts at two moments."""
 
     def __init__(self) -> None:
         self._before: tuple[float, int, int] | None = None
         self.received_rate = self.sent_rate = 0.0
 
-    def take(self, device: str, now: float) -> None:
-        """Reads the counts and updates the rates; ``now`` is in seconds."""
-        received, sent = _traffic(device)
+    def take(self, traffic: tuple[int, int], now: float) -> None:
+        """Takes the bytes received and sent, and updates the rates; ``now`` is in seconds."""
+        received, sent = traffic
         if self._before is not None:
             then, received_then, sent_then = self._before
             passed = max(now - then, 0.001)
@@ -361,35 +406,62 @@ def _traffic(device: str) -> tuple[int, int]:
 def _status_of(running: RunningLink, counter: _Counter, now: float) -> LinkStatus:
     link, life = running.link, running.life
     network = running.network
-    received, sent = _traffic(running.device)
     return LinkStatus(
-        name=link.name,
-        host=link.host,
-        state=life.state.name.lower(),
-        since=round(now - life.since, 1),
+        **_shared(link, life, counter, _traffic(running.device), running.round_trip, now),
         device=running.device,
         address=running.address,
         software=running.software,
         offload=running.offload,
         addresses=tuple(map(str, network.addresses)),
         routes=tuple(map(str, network.routes)),
-        received_bytes=received,
-        sent_bytes=sent,
-        received_rate=round(counter.received_rate, 1),
-        sent_rate=round(counter.sent_rate, 1),
         dropped={drop.value: running.drops[drop] for drop in Drop},
-        round_trip=running.round_trip,
-        connects=life.connects,
-        reconnects=life.reconnects,
-        retry_in=max(0.0, round(life.due - now, 1))
-        if life.state is LinkState.BACKING_OFF
-        else None,
-        last_error=life.last_error,
     )
 
 
-def _among(link: Link, names: Collection[str] | None) -> bool:
-    return names is None or link.name in names
+def _mount_status_of(running: RunningMount, counter: _Counter, now: float) -> MountStatus:
+    mount = running.mount
+    return MountStatus(
+        **_shared(mount, running.life, counter, running.traffic, running.round_trip, now),
+        mountpoint=mount.mountpoint,
+        source=declarations.source_of(mount),
+    )
+
+
+def _shared(
+    access: ServerAccess,
+    life: LinkLife,
+    counter: _Counter,
+    traffic: tuple[int, int],
+    round_trip: float | None,
+    now: float,
+) -> dict[str, Any]:
+    """Returns the fields of Status."""
+    received, sent = traffic
+    is_waiting = life.state is LinkState.BACKING_OFF
+    return {
+        "name": access.name,
+        "host": access.host,
+        "state": life.state.name.lower(),
+        "since": round(now - life.since, 1),
+        "received_bytes": received,
+        "sent_bytes": sent,
+        "received_rate": round(counter.received_rate, 1),
+        "sent_rate": round(counter.sent_rate, 1),
+        "round_trip": round_trip,
+        "connects": life.connects,
+        "reconnects": life.reconnects,
+        "retry_in": max(0.0, round(life.due - now, 1)) if is_waiting else None,
+        "last_error": life.last_error,
+    }
+
+
+def _count_up(what: str, running: Collection[RunningLink | RunningMount]) -> str:
+    up = sum(each.life.state is LinkState.UP for each in running)
+    return f"{up} of {len(running)} {what} up"
+
+
+def _among(access: ServerAccess, names: Collection[str] | None) -> bool:
+    return names is None or access.name in names
 
 
 def _permitted_calls() -> bytes | None:

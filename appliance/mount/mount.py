@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..aio.loop import Loop
 from ..errors import UsageError
@@ -41,6 +41,16 @@ from .state import MountState
 _log = logging.getLogger(__name__)
 
 _HOME: Final = b"."  # a session begins there
+
+
+class Figures(NamedTuple):
+    """The state of a mount, and its traffic."""
+
+    is_connected: bool
+    received: int  # bytes of SFTP from the server
+    sent: int
+    round_trip: float  # seconds
+    last_error: str  # of the connection that is lost; '' while there is one
 
 
 class Mount:
@@ -152,6 +162,14 @@ class Mount:
         assert self._state is not None
         for writes in [*self._state.unfinished]:
             writes.push()
+
+    def figures(self) -> Figures:
+        """Returns what the status of a mount that is served shows."""
+        assert self._state is not None
+        server = self._server
+        return Figures(
+            server.is_connected, *server.traffic, self._state.pace.round_trip, server.last_error
+        )
 
     async def finish(self) -> None:
         """Waits until the server has everything that was written."""

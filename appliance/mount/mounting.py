@@ -66,6 +66,7 @@ class _Place(NamedTuple):
     number: int
     device: str
     fs_type: str
+    source: str
 
 
 class Mounted:
@@ -144,8 +145,9 @@ def _mounts() -> Iterator[tuple[_Place, str]]:
     with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         for line in file:
             fields = line.split()
-            fs_type = fields[fields.index("-") + 1]
-            yield _Place(int(fields[0]), fields[2], fs_type), _unescaped(fields[4])
+            _, fs_type, source, *_ = fields[fields.index("-") :]
+            place = _Place(int(fields[0]), fields[2], fs_type, _unescaped(source))
+            yield place, _unescaped(fields[4])
 
 
 def check_mountpoint(path: str) -> str:
@@ -255,6 +257,15 @@ def _unmount(directory: _Directory) -> None:
     done = subprocess.run(words, env={}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         raise UsageError(f"{directory.path}: {_complaint(done.stderr)}")
+
+
+def unmount_left(mountpoint: str, source: str) -> None:
+    """Unmounts what a program that has ended has left mounted there; raises UsageError."""
+    for place, path in reversed([*_mounts()]):  # one may lie on top of another
+        if (path, place.source) == (mountpoint, source) and place.fs_type.startswith("fuse"):
+            with _Directory(path) as directory:
+                if directory.mount_place() == place:
+                    _unmount(directory)
 
 
 # -- by fusermount3 ------------------------------------------------------------------------

@@ -43,6 +43,11 @@ class Pace:
         self._rate = max(self._rate * FADING, (self._delivered - before) / passed)
 
     @property
+    def round_trip(self) -> float:
+        """The shortest time that an answer took, in seconds."""
+        return self._round_trip
+
+    @property
     def window(self) -> int:
         """The bytes to ask for ahead."""
         return min(MOST, LEAST + int(2 * self._rate * self._round_trip))

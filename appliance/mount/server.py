@@ -55,6 +55,7 @@ class Server:
         self.read_limit = self.write_limit = sftp.PLAIN_DATA_LIMIT  # bytes of one request
         self._extensions: Mapping[str, bytes] = {}
         self.last_error = ""
+        self._past_traffic = 0, 0  # of sessions that have ended
 
     async def start(self) -> SftpClient:
         """Opens the first session; raises CulvertError."""
@@ -124,6 +125,7 @@ class Server:
         self._loop.call_later(pause, self._reconnect)
 
     def _end_session(self) -> None:
+        self._past_traffic = self.traffic
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -134,6 +136,15 @@ class Server:
     def is_connected(self) -> bool:
         """Whether there is a session."""
         return self._client is not None
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Returns the bytes of SFTP from and to the server, of all sessions."""
+        received, sent = self._past_traffic
+        if self._session is None:
+            return received, sent
+        client = self._session.client
+        return received + client.received_bytes, sent + client.sent_bytes
 
     def client_now(self) -> SftpClient:
         """Returns the client; raises OSError while there is no session."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli import sshfs_options
 from appliance.config.links import load_links_config
 from appliance.config.server import ServerConfig, load_server_config
 from appliance.crypto.key_files import load_public_line
+from appliance.mount import options as sshfs_options
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.toml"))

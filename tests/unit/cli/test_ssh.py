@@ -74,7 +74,7 @@ def test_a_setting_has_the_name_that_ssh_gives_it(
     names = [{line.split(" ")[0] for line in text.splitlines()} for text in (ours, theirs.stdout)]
     assert names[0] - names[1] == {"profile"}, "OpenSSH has neither this nor proxy"
     other_way = ({"ProxyJump", "ProxyCommand"} - {way.split()[0]}).pop().lower()
-    assert {*SETTINGS, "host"} - names[0] == {"proxy", other_way}
+    assert {*SETTINGS, "host"} - names[0] == {"proxy", "hostkeyline", other_way}
 
 
 def test_minus_w_is_no_session(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_v_and_q_are_log_levels(
 def test_what_no_keyword_sets_is_not_shown(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    names = {"configfile", "hostkeyline", "stdioforward", "identityfilesgiven"}
+    names = {"configfile", "stdioforward", "identityfilesgiven"}
     assert not names & described(capsys, "-W", "a:1").keys()
 
 

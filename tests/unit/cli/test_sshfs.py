@@ -16,6 +16,15 @@ import pytest
 
 from appliance.cli.sshfs import defaults
 from appliance.client.sftp_session import Host
+from appliance.links.reports import (
+    DATAGRAM,
+    MOUNT_KINDS,
+    AttemptFailed,
+    MountOrder,
+    MountProgress,
+    PassedLine,
+)
+from appliance.wire.codec import Message
 from tests.peers import CULVERT, SFTP_SERVER, environment, private_folder
 from tests.processes import family, lives
 
@@ -53,7 +62,11 @@ class Place:
         return [str(link)]
 
     def start(
-        self, *words: str | Path, env: Mapping[str, str] | None = None, name: str = "sshfs"
+        self,
+        *words: str | Path,
+        env: Mapping[str, str] | None = None,
+        name: str = "sshfs",
+        descriptors: Sequence[int] = (),
     ) -> "subprocess.Popen[str]":
         program = [name] if name.startswith("/") else self.called(name)
         return subprocess.Popen(
@@ -65,6 +78,7 @@ class Place:
             text=True,
             cwd=self.folder,
             start_new_session=True,
+            pass_fds=descriptors,
         )
 
     def run(
@@ -170,6 +184,97 @@ def test_signals_that_the_caller_has_ignored_stay_so(place: Place) -> None:
     process.terminate()
     process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+# -- with a supervisor ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def supervised(place: Place, *words: str | Path) -> Iterator[socket.socket]:
+    """The supervisor's end of the socket to a program that says nothing, and ends with status 0."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(20)
+    number = theirs.fileno()
+    with ours:
+        with theirs:
+            process = place.start(
+                "-f", "--supervised", str(number), *words, place.mountpoint, descriptors=[number]
+            )
+        ours.send(MountOrder((b"User", b"joe", b"BatchMode", b"yes")).encode())
+        try:
+            yield ours
+        finally:
+            ours.close()
+            said = process.communicate(timeout=30)
+    assert said == ("", "")
+    assert process.returncode == 0
+    assert not place.is_mounted
+
+
+def report(supervisor: socket.socket) -> Message:
+    data = supervisor.recv(DATAGRAM)
+    return MOUNT_KINDS[data[0]].decode(data)
+
+
+def test_a_supervised_program_reports_and_ends_with_its_supervisor(place: Place) -> None:
+    options = f"ssh_command={place.ssh},allow_other"
+    with supervised(place, f"host:{place.there}", "-o", options) as supervisor:
+        warning, first = report(supervisor), report(supervisor)
+        assert isinstance(warning, PassedLine)
+        assert b"all users here can do what the server permits" in warning.text
+        assert isinstance(first, MountProgress)
+        assert first.is_connected and first.received and first.sent
+        assert (place.mountpoint / "file").read_text() == "content"
+        more = report(supervisor)
+        assert isinstance(more, MountProgress)
+        assert more.received > first.received
+        assert "User joe" in (place.folder / "words").read_text()
+        new = os.open(place.mountpoint / "new", os.O_CREAT | os.O_WRONLY)
+        os.write(new, bytes(1 << 20))
+        supervisor.shutdown(socket.SHUT_WR)
+        wait_for(lambda: not place.is_mounted)
+        with contextlib.suppress(OSError):  # the program may have ended
+            os.close(new)
+    assert (place.there / "new").stat().st_size == 1 << 20
+
+
+def test_a_supervised_program_that_loses_its_server_says_so(place: Place) -> None:
+    keeps = place.program("keeps", f"echo $$ >{place.folder}/pid; exec {SFTP_SERVER}")
+    with supervised(place, f"host:{place.there}", "-o", f"ssh_command={keeps}") as supervisor:
+        assert isinstance(report(supervisor), MountProgress)
+        keeps.rename(place.folder / "away")
+        os.kill(int((place.folder / "pid").read_text()), signal.SIGKILL)
+        while not isinstance(lost := report(supervisor), MountProgress):
+            pass
+        assert not lost.is_connected
+        assert lost.last_error
+        (place.folder / "away").rename(keeps)
+        while not (isinstance(back := report(supervisor), MountProgress) and back.is_connected):
+            pass
+        assert back.received > lost.received
+
+
+def test_a_supervised_program_reports_why_it_has_failed(place: Place) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    number = theirs.fileno()
+    with ours:
+        with theirs:
+            process = place.start(
+                "--supervised", str(number), "-f", "host:", "none", descriptors=[number]
+            )
+        failure = report(ours)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 1
+    assert isinstance(failure, AttemptFailed)
+    assert "bad mount point `none': No such file or directory" in failure.why
+
+
+@pytest.mark.parametrize("descriptor", ["", "x", "-1", "\N{SUPERSCRIPT TWO}", "1", "9", "9" * 30])
+def test_a_supervisor_is_a_socket_that_was_inherited(place: Place, descriptor: str) -> None:
+    done = place.run("-f", f"--supervised={descriptor}", "host:", place.mountpoint)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"sshfs: --supervised={descriptor}: ")
+    assert done.stderr.count("\n") == 1
 
 
 MISTAKES = [
@@ -365,7 +470,7 @@ def test_a_user_of_setuid_owns_the_mount(place: Place) -> None:
     os.chown(place.mountpoint, 65534, 65534)
     # nobody may not read the modules of this interpreter: all are imported before
     code = (
-        "import sys, appliance.cli.sshfs_options, appliance.mount.mount, appliance.cli.sshfs,"
+        "import sys, appliance.mount.options, appliance.mount.mount, appliance.cli.sshfs,"
         " appliance.client.sftp_session, appliance.aio.loop, appliance.cli.client_log,"
         " appliance.process.daemon, appliance.mount.mounting, subprocess, shutil, pwd, shlex;"
         " sys.argv[0] = 'sshfs'; sys.exit(appliance.cli.sshfs.main(sys.argv[1:], 'sshfs'))"

@@ -304,9 +304,8 @@ def test_a_host_is_not_new_as_long_as_a_file_cannot_be_read(
 
 @pytest.mark.parametrize("strict", ["yes", "accept-new", "no"])
 def test_a_host_key_may_be_given_as_an_authority(tmp_path: Path, strict: str) -> None:
-    given = options(tmp_path, "", strict=strict)
-    given.host_key_line = f"@cert-authority {AUTHORITY.public.line()}"
-    trusting = HostTrust(given)
+    line = f"HostKeyLine @cert-authority {AUTHORITY.public.line()}"
+    trusting = HostTrust(options(tmp_path, "", line, strict=strict))
     assert trusting.knows_authority
     trusting.check(certificate())
     for key in (
@@ -322,10 +321,8 @@ def test_a_host_key_may_be_given_as_an_authority(tmp_path: Path, strict: str) ->
 
 @pytest.mark.parametrize("line", ["@cert-authority", "@cert-authority x", "@cert-authority * x y"])
 def test_an_authority_that_is_none_is_told(tmp_path: Path, line: str) -> None:
-    given = options(tmp_path, "")
-    given.host_key_line = line
     with pytest.raises(UsageError, match="the host key of"):
-        HostTrust(given)
+        HostTrust(options(tmp_path, "", f"HostKeyLine {line}"))
 
 
 # -- what is asked for ---------------------------------------------------------------------

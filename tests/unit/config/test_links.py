@@ -9,6 +9,7 @@ import pytest
 
 from appliance.config.links import (
     HANDED_OUT_LIMIT,
+    DeclaredMount,
     Link,
     LinksConfig,
     load_links_config,
@@ -435,3 +436,77 @@ def test_what_the_server_may_not_hand_out_is_refused_in_one_line(
     with pytest.raises(UsageError, match=f"the server hands out: .*{words}") as caught:
         with_handed_out(OFFICE, table)
     assert "\n" not in str(caught.value)
+
+
+# -- mounts ----------------------------------------------------------------------------
+
+MOUNT = {"name": "photos", "host": "office.example.org", "mountpoint": "/mnt/photos"}
+
+
+def mount_refusal(tmp_path: Path, **keys: Any) -> str:
+    message = refusal(tmp_path, {"mount": [MOUNT | keys]})
+    assert message.startswith("mount 'photos': ")
+    return message.removeprefix("mount 'photos': ")
+
+
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(DeclaredMount)} - {"name"}))
+def test_every_key_of_a_mount_with_a_wrong_value_is_named(tmp_path: Path, name: str) -> None:
+    assert mount_refusal(tmp_path, **{name: 7.5}).startswith(f"{name}: expected ")
+
+
+def test_what_belongs_to_tunnels_is_no_key_of_a_mount(tmp_path: Path) -> None:
+    ways = {field.name for field in fields(Link)} & {field.name for field in fields(DeclaredMount)}
+    for field in fields(Link):
+        if field.name not in ways:
+            assert "there is no key" in mount_refusal(tmp_path, **{field.name: 1})
+    assert {"proxy", "host_key", "server_alive_interval", "connect_timeout"} <= ways
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"host": "-oProxyCommand=x"}, "host: expected the name or address of a host"),
+        ({"port": 65536}, "port: expected 0 to 65535"),
+        ({"directory": "a\nb"}, "directory: expected one line without control characters"),
+        ({"options": ["ro\n"]}, "options: expected one line without control characters"),
+        ({"options": "ro"}, "options: expected a list of strings"),
+        ({"proxy": "http://a:1", "proxy_jump": ["b"]}, "only one way leads to the server"),
+    ],
+)
+def test_a_mistake_in_a_mount_is_named(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    assert words in mount_refusal(tmp_path, **keys)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "//", "mnt", "./mnt", "//mnt", "/mnt/..", "/mnt/../a", "/./a", "/a//b"]
+)
+def test_a_mount_point_is_an_absolute_path(tmp_path: Path, path: str) -> None:
+    message = mount_refusal(tmp_path, mountpoint=path)
+    assert message.startswith("mountpoint: expected an absolute path such as /mnt/photos, not ")
+
+
+def test_names_of_dots_are_names_for_a_mount_point(tmp_path: Path) -> None:
+    for path in ("/mnt/...", "/.mnt", "/mnt/a..", "/mnt/a b/"):
+        assert load(tmp_path, {"mount": [MOUNT | {"mountpoint": path}]}).mount
+
+
+def test_a_place_has_one_mount(tmp_path: Path) -> None:
+    other = MOUNT | {"name": "music", "mountpoint": "/mnt/photos/"}
+    message = refusal(tmp_path, {"mount": [MOUNT, other]})
+    assert message == "mount 'music': mountpoint: /mnt/photos is given twice"
+    below = MOUNT | {"name": "music", "mountpoint": "/mnt/photos/music"}
+    for mounts in ([MOUNT, below], [below, MOUNT]):
+        message = refusal(tmp_path, {"mount": mounts})
+        assert message.startswith("mount 'music': mountpoint: /mnt/photos/music lies in the mount")
+    beside = MOUNT | {"name": "music", "mountpoint": "/mnt/photos2"}
+    assert len(load(tmp_path, {"mount": [MOUNT, beside]}).mount) == 2
+
+
+def test_a_name_is_that_of_one_link_or_mount(tmp_path: Path) -> None:
+    link = MINIMAL | {"name": "photos", "any_source": True}
+    message = refusal(tmp_path, {"link": [link], "mount": [MOUNT]})
+    assert message == "mount 'photos': name: a link has the name photos"
+    twice = [MOUNT, MOUNT | {"mountpoint": "/mnt/other"}]
+    message = refusal(tmp_path, {"mount": twice})
+    assert message == "mount 'photos': name: photos is given twice"
+    assert "name: expected 1 to 32 letters" in refusal(tmp_path, {"mount": [MOUNT | {"name": ""}]})

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from itertools import permutations
 from typing import Any, get_args, get_origin
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from appliance.config.links import Link, LinksConfig, load_links_config
+from appliance.config.links import DeclaredMount, Link, LinksConfig, load_links_config
 from appliance.config.network import Address, Interface, Network, is_everything
 from appliance.config.reader import GIVEN
 from appliance.config.server import ClientNetwork, ServerConfig, Tunnel, load_server_config
@@ -156,13 +157,8 @@ def tunnel_network(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def link(draw: st.DrawFn) -> dict[str, Any]:
-    table = draw(tunnel_network())
-    if draw(st.booleans()) and "bridge" not in table:
-        for key in ("addresses", "peer", "routes", "dns", "domains"):
-            del table[key]
-        table["from_server"] = True
-    kind = "tap" if table["mode"] == "ethernet" else "tun"
+def access(draw: st.DrawFn) -> dict[str, Any]:
+    """A name, and the way to a server."""
     way: dict[str, Any] = draw(
         st.sampled_from(
             [
@@ -173,18 +169,40 @@ def link(draw: st.DrawFn) -> dict[str, Any]:
             ]
         )
     )
-    table |= way
-    table |= {
+    return way | {
         "name": draw(NAMES),
         "host": draw(HOSTS),
         "port": draw(st.integers(0, 65535)),
         "user": draw(USERS | st.just("")),
         "identity_file": draw(PRINTABLE),
         draw(st.sampled_from(["host_key", "known_hosts_file"])): draw(PRINTABLE),
-        "remote_device": draw(st.sampled_from(["any", f"{kind}0"])),
         "server_alive_interval": draw(st.integers(1, 3600)),
         "server_alive_count_max": draw(st.integers(1, 100)),
         "connect_timeout": draw(st.integers(1, 600)),
+    }
+
+
+@st.composite
+def mount(draw: st.DrawFn) -> dict[str, Any]:
+    names = st.sampled_from(["a", "b c", "...", "é"])
+    return draw(access()) | {
+        "directory": draw(PRINTABLE),
+        "mountpoint": "/" + "/".join(draw(st.lists(names, min_size=1, max_size=3))),
+        "options": draw(st.lists(PRINTABLE, max_size=3)),
+    }
+
+
+@st.composite
+def link(draw: st.DrawFn) -> dict[str, Any]:
+    table = draw(tunnel_network())
+    if draw(st.booleans()) and "bridge" not in table:
+        for key in ("addresses", "peer", "routes", "dns", "domains"):
+            del table[key]
+        table["from_server"] = True
+    kind = "tap" if table["mode"] == "ethernet" else "tun"
+    table |= draw(access())
+    table |= {
+        "remote_device": draw(st.sampled_from(["any", f"{kind}0"])),
         "kill_switch": draw(st.booleans())
         and "proxy_command" not in table
         and bool(table.get("from_server") or table.get("routes")),
@@ -236,13 +254,18 @@ def assert_same(table: Mapping[str, Any], config: Any) -> None:
             "link": st.lists(
                 link(), max_size=3, unique_by=(lambda t: t["name"], lambda t: t["device"])
             ),
+            "mount": st.lists(mount(), max_size=2),
             "metrics_port": st.integers(0, 65535),
         }
     )
 )
-def test_valid_links_are_read_as_they_were_written(
+def test_valid_links_and_mounts_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]
 ) -> None:
+    names = [entry["name"] for entry in table["link"] + table["mount"]]
+    assume(len(set(names)) == len(names))
+    places = [f"{mount['mountpoint']}/" for mount in table["mount"]]
+    assume(not any(one.startswith(other) for one, other in permutations(places, 2)))
     path = write(tmp_path_factory.getbasetemp() / "valid.toml", table)
     assert_same(table, load_links_config(path))
 
@@ -297,7 +320,13 @@ def keys_of(strategy: Strategy) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "strategy"), [(Link, link()), (Tunnel, tunnel()), (ClientNetwork, addressing())]
+    ("kind", "strategy"),
+    [
+        (Link, link()),
+        (DeclaredMount, mount()),
+        (Tunnel, tunnel()),
+        (ClientNetwork, addressing()),
+    ],
 )
 def test_every_key_is_tried_with_valid_values(kind: type, strategy: Strategy) -> None:
     assert {field.name for field in fields(kind)} == keys_of(strategy)

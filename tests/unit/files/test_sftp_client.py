@@ -179,3 +179,23 @@ def test_requests_that_are_in_flight_fail_when_the_server_ends(loop: Loop) -> No
         with pytest.raises(Exception, match="the SFTP server has ended"):
             run(loop, work())
     assert all(each.done for each in asked)
+
+
+def test_a_client_counts_its_bytes_in_both_directions(bare: Do, tmp_path: Path) -> None:
+    data = bytes(30_000)
+
+    async def work(client: SftpClient) -> None:
+        before = client.received_bytes, client.sent_bytes
+        assert all(before)
+        handle = await client.open(bytes(tmp_path / "new"), NEW, Attributes())
+        done: Future[None] = Future()
+        client.write(handle, 0, data, lambda _: done.resolve(None))
+        await done
+        assert len(data) < client.sent_bytes - before[1] < len(data) + 300
+        assert client.received_bytes - before[0] < 300
+        read: Future[None] = Future()
+        client.read(handle, 0, len(data), lambda *_: read.resolve(None))
+        await read
+        assert len(data) < client.received_bytes - before[0] < len(data) + 300
+
+    bare(work)

@@ -79,6 +79,18 @@ def test_only_a_link_that_was_up_for_a_while_begins_its_delays_anew() -> None:
         assert life.due - steady == pytest.approx(expected)
 
 
+def test_a_mount_that_was_silent_for_a_while_begins_its_delays_anew() -> None:
+    life = in_state(LinkState.DIALLING)
+    for _ in range(3):
+        life.happened(LinkEvent.LOST, 0.0)
+        life.happened(LinkEvent.DUE, 0.0)
+    life.happened(LinkEvent.OPENED, 0.0)
+    life.happened(LinkEvent.SILENT, STEADY, why="no answer")
+    assert (life.state, life.last_error) == (LinkState.DIALLING, "no answer")
+    life.happened(LinkEvent.LOST, STEADY + 1)
+    assert life.due - (STEADY + 1) == pytest.approx(FIRST_DELAY)
+
+
 def test_a_change_of_the_network_ends_the_waiting() -> None:
     life = in_state(LinkState.BACKING_OFF)
     assert life.happened(LinkEvent.NETWORK_CHANGED, 0.1) is LinkState.DIALLING

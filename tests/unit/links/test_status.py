@@ -7,6 +7,7 @@ import pytest
 
 from appliance.links.status import (
     LinkStatus,
+    MountStatus,
     duration,
     from_json,
     rate,
@@ -26,6 +27,49 @@ def link(**fields: object) -> LinkStatus:
         "connects": 3, "reconnects": 2, "retry_in": None, "last_error": "",
     }  # fmt: skip
     return LinkStatus(**(usual | fields))  # type: ignore[arg-type]
+
+
+def mount(**fields: object) -> MountStatus:
+    usual = {
+        "name": "photos", "host": "nas.example.org", "state": "up", "since": 5.0,
+        "received_bytes": 7, "sent_bytes": 9, "received_rate": 1540.0, "sent_rate": 0.0,
+        "round_trip": 0.02, "connects": 1, "reconnects": 0, "retry_in": None, "last_error": "",
+        "mountpoint": "/mnt/photos", "source": "joe@nas.example.org:/srv",
+    }  # fmt: skip
+    return MountStatus(**(usual | fields))  # type: ignore[arg-type]
+
+
+def test_json_has_links_and_mounts_apart() -> None:
+    text = to_json([mount(), link()])
+    table = json.loads(text)
+    assert [[each["name"] for each in table[kind]] for kind in ("links", "mounts")] == [
+        ["office"],
+        ["photos"],
+    ]
+    assert "device" not in table["mounts"][0]
+    assert from_json(text)[1].name == "photos"
+    assert isinstance(from_json(text)[1], MountStatus)
+
+
+def test_a_mount_is_a_row_with_its_place() -> None:
+    lost = mount(name="music", state="dialling", last_error="the server is silent")
+    _, first, second, error = to_table([mount(), lost], 200).splitlines()
+    assert first.split() == [
+        "photos", "up", "5s", "/mnt/photos", "nas.example.org", "12.3", "kbit/s", "0", "bit/s",
+        "20.0", "ms", "0",
+    ]  # fmt: skip
+    assert second.split()[:2] == ["music", "dialling"]
+    assert error.strip() == "the server is silent"
+
+
+def test_mounts_have_metrics_of_their_own() -> None:
+    lines = to_openmetrics([link(), mount()]).splitlines()
+    place = '{mount="photos",host="nas.example.org"}'
+    assert f"culvert_mount_up{place} 1" in lines
+    assert f"culvert_mount_received_bytes_total{place} 7" in lines
+    assert 'culvert_mount_state{mount="photos",culvert_mount_state="dialling"} 0' in lines
+    assert sum(line.startswith("culvert_link_up{") for line in lines) == 1
+    assert "culvert_mount" not in to_openmetrics([link()])
 
 
 def test_json_survives_the_round_trip() -> None:
@@ -87,7 +131,7 @@ SAMPLE = re.compile(r'([a-z_]+)\{([a-z_]+="(?:[^"\\]|\\.)*",?)+\} -?[0-9.e+-]+')
 
 
 def test_openmetrics_are_families_of_samples_and_an_end() -> None:
-    links = [link(), link(name='o"dd\\name\n', round_trip=None)]
+    links = [link(), link(name='o"dd\\name\n', round_trip=None), mount()]
     *lines, end = to_openmetrics(links).splitlines()
     assert end == "# EOF"
     family = ""

@@ -24,6 +24,7 @@ from appliance.mount.mounting import (
     Mounted,
     check_mountpoint,
     mount,
+    unmount_left,
 )
 from tests.peers import private_folder
 from tests.unit.mount.nothing import Nothing
@@ -313,3 +314,25 @@ def test_unmounting_after_the_end_is_no_error(place: Path, mounted: Mount) -> No
     subprocess.run(["umount", place], check=True)
     ours.unmount()
     assert lines_of(place) == []
+
+
+@pytest.mark.root
+def test_what_a_program_left_is_unmounted_and_nothing_else(mounted: Mount, place: Path) -> None:
+    mounted("joe@host:/a b")
+    mounted("other@host:")
+    unmount_left(str(place), "joe@host:/a b")
+    assert len(lines_of(place)) == 2, "another one lies on top of it"
+    unmount_left(str(place), "other@host:")
+    assert len(lines_of(place)) == 1
+    unmount_left(str(place.parent), "joe@host:/a b")
+    unmount_left(str(place), "joe@host:")
+    assert len(lines_of(place)) == 1
+    unmount_left(str(place), "joe@host:/a b")
+    assert not lines_of(place)
+
+
+@pytest.mark.root
+def test_what_is_no_fuse_is_left(place: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "joe@host:", place], check=True)
+    unmount_left(str(place), "joe@host:")
+    assert len(lines_of(place)) == 1

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.cli.sshfs_options import MountLine, read, split
 from appliance.errors import UsageError
 from appliance.mount.mounting import (
     MS_NOATIME,
@@ -19,6 +18,7 @@ from appliance.mount.mounting import (
     MS_RDONLY,
     KernelOptions,
 )
+from appliance.mount.options import MountLine, read, split
 from appliance.mount.settings import MountSettings
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..client.ssh_keywords import NOT_YET, SETTINGS, TUNING
 from ..errors import UsageError
-from ..mount.mounting import (
+from .mounting import (
     MS_DIRSYNC,
     MS_NOATIME,
     MS_NODEV,
@@ -23,7 +23,7 @@ from ..mount.mounting import (
     MS_SYNCHRONOUS,
     KernelOptions,
 )
-from ..mount.settings import IdMap, MountSettings
+from .settings import IdMap, MountSettings
 
 
 @dataclass(slots=True)
@@ -331,7 +331,7 @@ class _Reader:
         """Returns all that was taken; reads the files of idmap=file. Raises UsageError."""
         users = groups = IdMap()
         if self._id_map == "file":
-            from ..mount.id_map import read_groups, read_users
+            from .id_map import read_groups, read_users
 
             if not any(self._files.values()):
                 raise UsageError("idmap=file needs a uidfile or a gidfile")
