@@ -463,7 +463,7 @@ def test_fstab_and_mount(place: Place) -> None:
         f"contentfuse.sshfs host:{place.there}",
         "status 32",
     ]
-    assert done.stderr == "mount.sshfs: /none: No such file or directory\n" * 2
+    assert done.stderr == "mount.sshfs: host:/none: No such file or directory\n" * 2
 
 
 def test_a_user_of_setuid_owns_the_mount(place: Place) -> None:
