@@ -78,7 +78,7 @@ class Metadata:
             handle = _handle_of(node, file)
             if handle is not None:
                 return await client.fstat(handle)
-            return await state.stat(client, self._tree.path(node))
+            return (await state.look(client, self._tree.path(node))).attrs
 
         changes = node.version
         try:
@@ -128,8 +128,7 @@ class Metadata:
             else:
                 path = self._tree.path(node)
                 changed = self._change(client, node, path, given)
-                kind = sftp.Stat if state.settings.follow_symlinks else sftp.LStat
-                looked = client.ask(kind(0, path), sftp.AttrsReply, path)
+                looked = state.look(client, path)
             looked.when_done(lambda: None)
             try:
                 await changed
@@ -179,7 +178,7 @@ class Metadata:
                     await node.files.sent()
                 path = self._tree.path(node)
                 changed = client.send(sftp.SetStat(0, path, given), path)
-                looked = client.ask(sftp.LStat(0, path), sftp.AttrsReply, path)
+                looked = self._state.look(client, path)
                 looked.when_done(lambda: None)
                 await changed
                 return (await looked).attrs

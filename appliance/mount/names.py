@@ -68,7 +68,7 @@ class Names:
             if node is not None and node.files is not None and node.files.is_changing:
                 await node.files.sent()
             try:
-                return await state.stat(client, path)
+                return (await state.look(client, path)).attrs
             except StatusError as error:
                 if state.settings.follow_symlinks and error.code == sftp.NO_SUCH_FILE:
                     return await _link_itself(client, path)

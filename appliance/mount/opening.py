@@ -117,7 +117,7 @@ class Opening:
     async def _open_same(self, client: SftpClient, node: Node, pflags: int) -> bytes:
         """Opens a node's file and learns its attributes; raises OSError if it is another one."""
         path = self._tree.path(node)
-        looked = client.ask(sftp.LStat(0, path), sftp.AttrsReply, path)
+        looked = self._state.look(client, path)
         looked.when_done(lambda: None)
         handle = await client.open(path, pflags)
         try:

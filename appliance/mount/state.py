@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..aio.loop import Loop
-from ..aio.tasks import Budget
+from ..aio.tasks import Budget, Future
 from ..wire import fuse, sftp
 from .attributes import AttributeMap
 from .listing import NEVER
@@ -92,11 +92,10 @@ class MountState:
 
     # -- attributes --------------------------------------------------------------------
 
-    async def stat(self, client: SftpClient, path: bytes) -> sftp.Attributes:
+    def look(self, client: SftpClient, path: bytes) -> Future[sftp.AttrsReply]:
         """Asks for attributes, of a symbolic link itself unless links are followed."""
-        if self.settings.follow_symlinks:
-            return await client.stat(path)
-        return await client.lstat(path)
+        request = sftp.Stat if self.settings.follow_symlinks else sftp.LStat
+        return client.ask(request(0, path), sftp.AttrsReply, path)
 
     def learn(self, node: Node, attributes: sftp.Attributes) -> None:
         """Takes attributes that the server has told now; raises OSError."""
