@@ -173,8 +173,8 @@ class SocketStream:
                 count = self._sock.sendmsg(list(islice(outbox, PIECES)))
             except (BlockingIOError, InterruptedError):
                 break
-            except OSError:
-                self._end(None)
+            except OSError:  # not at once: whoever writes is about to wait for the answer
+                self._loop.call_soon(self._end, None)
                 return
             self.unsent -= count
             while outbox and count >= len(outbox[0]):

@@ -37,6 +37,7 @@ _LETTERS: Final = {
     b"b": stat.S_IFBLK,
     b"c": stat.S_IFCHR,
 }
+_LARGEST: Final = (1 << 63) - 1  # bytes of a file; the kernel believes nothing of larger ones
 UNIT: Final = 512  # bytes of st_blocks
 
 
@@ -79,7 +80,7 @@ class AttributeMap:
         assert mode is not None
         if self._sets_mode:
             mode = kind | (0o777 & self._kept)
-        size = attributes.size or 0
+        size = min(attributes.size or 0, _LARGEST)
         user, group = attributes.owner or (0, 0)
         if self._maps:
             user, group = _mapped(self._users, user), _mapped(self._groups, group)
@@ -120,6 +121,7 @@ class AttributeMap:
         """As ``pack_or_nothing`` for (flags, size, uid, gid, permissions, atime, mtime)."""
         _, size, user, group, mode, accessed, modified = fields
         if self._is_plain and mode & 0o170000 in _TYPES:
+            size = min(size, _LARGEST)
             blocks = (size + UNIT - 1) // UNIT
             return fuse.pack_attributes(
                 0, size, blocks, accessed, modified, modified, 0, 0, 0, mode, 1, user, group, 0,

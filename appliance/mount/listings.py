@@ -167,11 +167,13 @@ class Listings:
             if is_tree and await self._fetch_tree(client, node, listing, path):
                 return
             opened = client.open_directory(path)
+            count = 0  # of all entries: a name may come again and again
             async for each in client.read_directory(path, self._reader, opened):
                 if each.is_empty:
                     raise ProtocolError("a listing without an entry, and not at its end")
                 listing.add(each.entries)
-                if len(listing.entries) > NAMES_LIMIT:
+                count += len(each.entries)
+                if count > NAMES_LIMIT:
                     raise OSError(errno.EFBIG, "the directory has too many names")
 
         await self._state.server.ask(entries)

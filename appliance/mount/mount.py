@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -72,6 +73,9 @@ class Mount:
         try:
             root = await client.expand_path(path)
             attributes = await client.stat(root)
+            if attributes.permissions is None:
+                is_directory = await client.is_directory(root, attributes)
+                attributes.permissions = (stat.S_IFDIR if is_directory else stat.S_IFREG) | 0o777
         except StatusError as error:
             raise OSError(error.errno, error.strerror) from error
         state = self._state = MountState(self._loop, self._settings, self._server, root)
