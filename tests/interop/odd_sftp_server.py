@@ -40,12 +40,25 @@ ODDITIES = {
     "escapes": "sends what a terminal acts on",
     "floods": "goes on sending once its input has ended",
     "other-tree": "lists a tree that was not asked for",
+    "bad-names": "lists names that no file can have",
+    "other-types": "says of each file that it is of another type than in the listing",
+    "same-handle": "has one handle for all",
+    "huge-sizes": "says that each file has 2^63 bytes and more",
+    "odd-times": "has times in the far future",
+    "nobody": "says that each file belongs to user and group -1",
+    "same-name": "lists the same name without end",
+    "cut-replies": "cuts each reply that has attributes, after the first ones",
+    "leads-out": "has symbolic links that lead out",
+    "wrong-type-later": "answers with what was not asked for, after a while",
+    "empty-reads": "answers a READ without data",
 }
 _KINDS = {
     kind.number: kind
     for kind in vars(sftp).values()
     if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
 }
+LATER = 12  # replies, by which a mount is there
+BAD_NAMES = (b"", b"a/b", b"/etc", b"..", b"../..", b"nul\0nul", b"x" * 10_000, b"y" * 256, b".")
 Answer = Message | list[Message]
 
 
@@ -58,6 +71,7 @@ class Server:
         self._listings: dict[bytes, list[NamedFile]] = {}
         self._handles = 0
         self._sent = 0
+        self._replies = 0
 
     def run(self) -> None:
         """Serves until the end of the input."""
@@ -85,6 +99,12 @@ class Server:
             answer.id ^= 0x40000000
         if "wrong-type" in self._odd and isinstance(answer, sftp.AttrsReply):
             return sftp.Handle(answer.id, b"x").encode()
+        self._replies += 1
+        is_later = self._replies > LATER
+        if "wrong-type-later" in self._odd and is_later and not isinstance(answer, sftp.Handle):
+            return sftp.Handle(getattr(answer, "id", 0), b"x").encode()
+        if "cut-replies" in self._odd and is_later and not isinstance(answer, sftp.Status):
+            return answer.encode()[:-3]
         if "huge-packet" in self._odd and isinstance(answer, sftp.AttrsReply):
             sys.stdout.buffer.write(b"\xff\xff\xff\xff")
         return answer.encode()
@@ -125,7 +145,15 @@ class Server:
         times = int(status.st_atime), int(status.st_mtime)
         if "clock" in self._odd:
             times = (7, 7)
-        return Attributes(status.st_size, (status.st_uid, status.st_gid), mode, times)
+        if "odd-times" in self._odd:
+            times = (0xFFFFFFFF, 0xFFFFFFFE)
+        owner = (status.st_uid, status.st_gid)
+        if "nobody" in self._odd:
+            owner = (0xFFFFFFFF, 0xFFFFFFFF)
+        size = status.st_size
+        if "huge-sizes" in self._odd:
+            size = random.choice((1 << 63, (1 << 64) - 1, (1 << 63) - 1))
+        return Attributes(size, owner, mode, times)
 
     def _stat(self, request: sftp.Stat) -> Message:
         return sftp.AttrsReply(request.id, self._attributes(os.stat(request.path)))
@@ -138,7 +166,7 @@ class Server:
 
     def _handle(self) -> bytes:
         self._handles += 1
-        return b"h%d" % self._handles
+        return b"h" if "same-handle" in self._odd else b"h%d" % self._handles
 
     def _open(self, request: sftp.Open) -> Message:
         flags = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY, 3: os.O_RDWR}[request.pflags & 3]
@@ -166,6 +194,8 @@ class Server:
             length = min(length, 32 << 10)
         if "shortest-reads" in self._odd:
             length = min(length, 1000)
+        if "empty-reads" in self._odd:
+            return sftp.Data(request.id, b"")
         if "endless" in self._odd:
             return sftp.Data(request.id, bytes(length))
         data = os.pread(self._files[request.handle], length, request.offset)
@@ -181,6 +211,8 @@ class Server:
         names = [b".", b"..", *sorted(os.listdir(request.path))]
         if "climbs" in self._odd:
             names.append(b"../climbed")
+        if "bad-names" in self._odd:
+            names += BAD_NAMES
         handle = self._handle()
         self._listings[handle] = [
             NamedFile(name, b"-rw-r--r-- " + name, self._attributes_in(request.path, name))
@@ -190,14 +222,19 @@ class Server:
 
     def _attributes_in(self, path: bytes, name: bytes) -> Attributes:
         try:
-            return self._attributes(os.lstat(os.path.join(path, name)))
-        except FileNotFoundError:
+            attributes = self._attributes(os.lstat(os.path.join(path, name)))
+            if "other-types" in self._odd and attributes.permissions is not None:
+                attributes.permissions ^= stat.S_IFREG ^ stat.S_IFDIR
+            return attributes
+        except (OSError, ValueError):
             return Attributes(size=3, permissions=stat.S_IFREG | 0o644)
 
     def _readdir(self, request: sftp.ReadDir) -> Message:
         entries = self._listings[request.handle]
         if "no-names" in self._odd:
             return sftp.Names(request.id, ())
+        if "same-name" in self._odd:
+            return sftp.Names(request.id, (NamedFile(b"file", b"file", Attributes(size=3)),) * 100)
         if not entries:
             return sftp.Status(request.id, sftp.EOF, "EOF")
         count = 1 if "one-name" in self._odd else 100
@@ -240,7 +277,7 @@ class Server:
         return sftp.Names(request.id, (NamedFile(path, path, Attributes()),))
 
     def _readlink(self, request: sftp.ReadLink) -> Message:
-        path = os.readlink(request.path)
+        path = b"../../etc" if "leads-out" in self._odd else os.readlink(request.path)
         return sftp.Names(request.id, (NamedFile(path, path, Attributes()),))
 
     def _symlink(self, request: sftp.SymLink) -> Message:

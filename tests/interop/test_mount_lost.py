@@ -5,7 +5,12 @@ test_mount_model.py: the link is cut before the server gets a request, or before
 """
 
 import contextlib
+import fcntl
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.interop.mounts import Link, Mounter, Process, lossy
-from tests.mounts import Mount
+from tests.mounts import Mount, mount_line
 from tests.netns import wait_until
-from tests.peers import private_folder
+from tests.peers import find_program, private_folder
 
 KINDS = ("culvert", "openssh")
 MODES = {"safe": (), "write-behind": ("write_behind",)}
@@ -233,7 +238,7 @@ def _cuts() -> Iterator[Any]:
     for pair in ((kind, mode) for kind in KINDS for mode in MODES):
         group = pytest.mark.xdist_group("-".join(("lost", *pair)))
         for name in _names(*pair):
-            for when in WHENS:
+            for when in WHENS if pair[0] == "culvert" else WHENS[1:]:
                 yield pytest.param(pair, name, when, id="-".join((*pair, name, when)), marks=group)
 
 
@@ -350,3 +355,238 @@ def test_a_cut_is_not_noticed(pair: Pair, name: str, when: str) -> None:
     finally:
         pair.link.go_on()
         pair.leave()
+
+
+# A server that stands still
+
+TIMEOUT = 2  # seconds, of the mounts below
+BLOCKED: dict[str, tuple[str, str]] = {  # what is done before the server stands still, and then
+    "lookup": ("", "os.lstat('none')"),
+    "listing": ("", "os.listdir('d')"),
+    "open": ("", "os.open('b', os.O_RDWR)"),
+    "create": ("", "os.open('new', os.O_RDWR | os.O_CREAT)"),
+    "read": ("f = os.open('long', os.O_RDWR)", "os.pread(f, 100, 700_000)"),
+    "fsync": ("f = os.open('a', os.O_RDWR)", "os.write(f, b'x'); os.fsync(f)"),
+    "close": ("f = os.open('a', os.O_RDWR)", "os.write(f, b'x'); os.close(f)"),
+    "written": ("f = os.open('a', os.O_RDWR)", "os.write(f, b'x'); time.sleep(60)"),
+    "write": ("f = os.open('a', os.O_RDWR)", "[os.write(f, bytes(1 << 20)) for _ in range(99)]"),
+    "rename": ("", "os.rename('a', 'c')"),
+    "unlink": ("", "os.unlink('a')"),
+    "chmod": ("", "os.chmod('a', 0o600)"),
+    "truncate": ("", "os.truncate('a', 5)"),
+    "mkdir": ("", "os.mkdir('new')"),
+    "lock": ("f = os.open('a', os.O_RDWR)", "fcntl.lockf(f, fcntl.LOCK_EX)"),
+}
+_SCRIPT = """
+import fcntl, os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+{}
+print(flush=True)
+input()
+{}
+"""
+
+
+@pytest.fixture
+def still(mounter: Mounter) -> Iterator[tuple[Mount, Link]]:
+    with lossy(mounter, "culvert", [f"timeout={TIMEOUT}", "dcache_timeout=1"]) as (mount, link):
+        _fill(mount)
+        yield mount, link
+
+
+def _fill(mount: Mount) -> None:
+    """Make files, and the same in a directory for each of the processes.
+
+    The kernel lets one at a time change a directory.
+    """
+    mount.behind.chmod(0o777)
+    for folder in (mount.behind, *(mount.behind / name for name in BLOCKED)):
+        folder.mkdir(exist_ok=True)
+        for name in ("a", "b"):
+            (folder / name).write_bytes(b"content")
+        (folder / "long").write_bytes(bytes(1 << 20))
+        (folder / "d").mkdir()
+    for path in mount.behind.rglob("*"):
+        path.chmod(0o777)
+
+
+def _comes_back(mount: Mount) -> bool:
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return (mount.place / "b").read_bytes() == b"content"
+        return False
+
+    return wait_until(answers, 20)
+
+
+@contextlib.contextmanager
+def _blocked(mount: Mount, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does the second thing of a table's row once it reads a line."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", _SCRIPT.format(*BLOCKED[name])],
+        cwd=mount.place / name,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def _go(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_whoever_waits_for_a_server_that_stands_still_can_be_ended(
+    number: signal.Signals, still: tuple[Mount, Link]
+) -> None:
+    mount, link = still
+    with contextlib.ExitStack() as up:
+        processes = {name: up.enter_context(_blocked(mount, name)) for name in BLOCKED}
+        link.stand_still()
+        for process in processes.values():
+            _go(process)
+        time.sleep(0.3)
+        for process in processes.values():
+            process.send_signal(number)
+        wait_until(lambda: all(each.poll() is not None for each in processes.values()), 1)
+        left = [name for name, process in processes.items() if process.poll() is None]
+        link.go_on()
+        assert not left
+
+
+def test_what_a_server_does_not_answer_fails_in_time(still: tuple[Mount, Link]) -> None:
+    """But for what is known, and the size of the file system."""
+    mount, link = still
+    size = os.statvfs(mount.place).f_blocks
+    with contextlib.ExitStack() as up:
+        processes = {
+            name: up.enter_context(_blocked(mount, name))
+            for name in BLOCKED
+            if name not in ("written", "lock")
+        }
+        link.stand_still()
+        for process in processes.values():
+            _go(process)
+        began = time.monotonic()
+        assert os.statvfs(mount.place).f_blocks == size
+        assert time.monotonic() - began < 2
+        wait_until(lambda: all(each.poll() is not None for each in processes.values()), 4 * TIMEOUT)
+        assert {name: each.poll() for name, each in processes.items()} == dict.fromkeys(
+            processes, 1
+        )
+        link.go_on()
+    assert _comes_back(mount)
+
+
+@pytest.mark.parametrize("way", ["fusermount3 -uz", "umount -l", "SIGTERM"])
+def test_unmounting_works_while_a_server_stands_still(way: str, still: tuple[Mount, Link]) -> None:
+    mount, link = still
+    link.stand_still()
+    began = time.monotonic()
+    if way == "SIGTERM":
+        mount.process.terminate()
+    else:
+        program, option = way.split()
+        subprocess.run([find_program(program), option, mount.place], check=True, timeout=5)
+    assert wait_until(lambda: not mount_line(mount.place), 2)
+    assert wait_until(lambda: not mount.processes(), 3)
+    assert time.monotonic() - began < 4
+
+
+def test_what_is_known_is_told_while_the_link_is_down(still: tuple[Mount, Link]) -> None:
+    mount, link = still
+    size = os.statvfs(mount.place).f_blocks
+    assert sorted(os.listdir(mount.place)) == sorted(["a", "b", "d", "long", *BLOCKED])
+    os.stat(mount.place / "a")
+    link.cut(stays_down=True)
+    time.sleep(1.2)  # what the kernel knows is too old
+    began = time.monotonic()
+    assert os.stat(mount.place / "a").st_size == 7
+    assert os.statvfs(mount.place).f_blocks == size
+    assert time.monotonic() - began < 0.5
+    with pytest.raises(TimeoutError):
+        os.listxattr(mount.place / "a")
+    link.go_on()
+    assert _comes_back(mount)
+
+
+def test_a_lock_of_a_file_that_is_closed_while_the_link_is_down(still: tuple[Mount, Link]) -> None:
+    mount, link = still
+    with open(mount.place / "a", "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        link.cut(stays_down=True)
+        time.sleep(0.1)
+    time.sleep(TIMEOUT + 0.5)
+    link.go_on()
+    assert _comes_back(mount)
+
+
+# What is another file by then
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_open_file_that_was_replaced_is_stale(kind: str, mounter: Mounter) -> None:
+    with lossy(mounter, kind, [f"timeout={TIMEOUT}"]) as (mount, link):
+        _fill(mount)
+        with (
+            open(mount.place / "a", "r+b", buffering=0) as replaced,
+            open(mount.place / "long", "r+b", buffering=0) as same,
+        ):
+            link.cut(stays_down=True)
+            (mount.behind / "new").write_bytes(b"another, longer one")
+            (mount.behind / "new").chmod(0o777)
+            (mount.behind / "new").rename(mount.behind / "a")
+            link.go_on()
+            with pytest.raises(OSError, match="Stale"):
+                replaced.read()
+            assert same.read(10) == bytes(10)
+            assert same.write(b"more") == 4
+        assert (mount.behind / "long").read_bytes()[10:14] == b"more"
+        assert (mount.behind / "a").read_bytes() == b"another, longer one"
+        assert (mount.place / "a").read_bytes() == b"another, longer one"
+
+
+def test_what_a_server_told_does_not_hold_in_the_next_session(still: tuple[Mount, Link]) -> None:
+    mount, link = still
+    for _ in range(2):  # from the second time on, the server tells of changes
+        os.listdir(mount.place)
+        time.sleep(1.1)
+    os.listdir(mount.place)
+    assert os.stat(mount.place / "a").st_size == 7
+    link.cut(stays_down=True)
+    (mount.behind / "a").write_bytes(b"longer content")
+    link.go_on()
+    assert wait_until(lambda: os.stat(mount.place / "a").st_size == 14, 5)
+
+
+# A full disk
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_full_disk_is_told(kind: str, mode: str, mounter: Mounter) -> None:
+    with lossy(mounter, kind, MODES[mode]) as (mount, _):
+        disk = mount.behind / "disk"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "none", disk], check=True)
+        try:
+            here = mount.place / "disk"
+            (here / "first").touch()
+            with pytest.raises(OSError, match="No space"):  # noqa: SIM117
+                with open(here / "file", "wb") as file:
+                    for _ in range(5):
+                        file.write(bytes(1 << 20))
+                        file.flush()
+                    os.fsync(file.fileno())
+            with pytest.raises(OSError, match="No space"):
+                (here / "first").write_bytes(bytes(1 << 20))
+                os.close(os.open(here / "first", os.O_RDWR))
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
