@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
+from typing import Any, Final
 
+from ..errors import MalformedMessage
 from ..wire import fuse
-from ..wire.sftp import Attributes
+from ..wire.sftp import Attributes, FileIdentity
 from .settings import IdMap, MountSettings
 
+_SECOND: Final = 1_000_000_000  # nanoseconds
 _MASK: Final = (1 << 64) - 1
 _TYPES: Final = frozenset(
     (
@@ -103,7 +105,7 @@ class AttributeMap:
             identity.blocks,
             (accessed, identity.access_nanoseconds),
             (modified, identity.modification_nanoseconds),
-            identity.changed,
+            (min(identity.changed[0], _LARGEST), identity.changed[1]),
             mode,
             identity.links,
             user,
@@ -128,6 +130,25 @@ class AttributeMap:
                 fuse.PAGE, 0,
             )  # fmt: skip
         attributes = Attributes(size, (user, group), mode, (accessed, modified))
+        return self.pack_or_nothing(attributes, longname)
+
+    def pack_own(self, fields: tuple[Any, ...], longname: bytes) -> bytes:
+        """As ``pack_or_nothing`` for the fields of wire.sftp.OWN_DATA; raises MalformedMessage."""
+        size, user, group, mode, accessed, modified, _, device, inode, links, blocks = fields[:11]
+        access, modification, seconds, nanoseconds = fields[11:]
+        if max(access, modification, nanoseconds) >= _SECOND:
+            raise MalformedMessage("nanoseconds that are a second or more")
+        is_plain = self._is_plain and size <= _LARGEST and self._device in (device, None)
+        if is_plain and mode & 0o170000 in _TYPES:
+            return fuse.pack_attributes(
+                inode, size, blocks, accessed, modified, min(seconds, _LARGEST),
+                access, modification, nanoseconds, mode, links, user, group, 0, fuse.PAGE, 0,
+            )  # fmt: skip
+        identity = FileIdentity(
+            device, inode, links, blocks, access, modification, (seconds, nanoseconds)
+        )
+        times = accessed, modified
+        attributes = Attributes(size, (user, group), mode, times, None, identity)
         return self.pack_or_nothing(attributes, longname)
 
     @property

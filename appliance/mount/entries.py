@@ -50,7 +50,7 @@ class EntriesReader:
     def _decode(self, data: bytes) -> Entries:
         entries: list[tuple[bytes, bytes]] = []
         add, plain, pack_plain = entries.append, _PLAIN.unpack_from, self._map.pack_plain
-        unpack = _LENGTH.unpack_from
+        unpack, own, pack_own = _LENGTH.unpack_from, sftp.OWN_DATA.unpack_from, self._map.pack_own
         count: int = unpack(data, _COUNT_AT)[0]
         at, end = _COUNT_AT + 4, len(data)
         for _ in range(count):
@@ -61,9 +61,17 @@ class EntriesReader:
             at = start + unpack(data, at)[0]
             if at > end:
                 raise MalformedMessage("a listing that ends too early")
-            if unpack(data, at)[0] == _PLAIN_FLAGS:
+            flags = unpack(data, at)[0]
+            if flags == _PLAIN_FLAGS:
                 packed = pack_plain(plain(data, at), data[start : start + 1])
                 at += _PLAIN.size
+            elif (
+                flags == sftp.OWN_FLAGS
+                and end - at > sftp.OWN_DATA.size + 4
+                and (fields := own(data, at + 4))[6] == sftp.IDENTITY_HEAD
+            ):
+                packed = pack_own(fields, data[start : start + 1])
+                at += sftp.OWN_DATA.size + 4
             else:
                 reader = Reader(data[at : at + sftp.ATTRIBUTES_LIMIT])
                 attributes = sftp.read_attributes(reader)

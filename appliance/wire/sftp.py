@@ -131,11 +131,12 @@ ATTRIBUTES_LIMIT = 32 << 10  # bytes of one file's attributes, of which all serv
 _EVERY_DATA = struct.Struct(">QIIIII")
 _IDENTITY_DATA = struct.Struct(">QQIQIIQI")
 # One extended pair, the identity: the count, the name behind its length, the length of the data.
-_IDENTITY_HEAD = (
+IDENTITY_HEAD = (
     write_uint32(1) + write_string(ATTRIBUTES.encode()) + write_uint32(_IDENTITY_DATA.size)
 )
 # Everything that our own server tells of a file, behind the flags
-_OWN_DATA = struct.Struct(f">QIIIII{len(_IDENTITY_HEAD)}sQQIQIIQI")
+OWN_FLAGS = _EVERY | _EXTENDED
+OWN_DATA = struct.Struct(f">QIIIII{len(IDENTITY_HEAD)}sQQIQIIQI")
 
 
 class FileIdentity:
@@ -246,10 +247,10 @@ def read_attributes(reader: Reader) -> Attributes:
     if flags & ~(_EVERY | _EXTENDED):
         raise MalformedMessage("attributes with flags that version 3 does not have")
     # A listing may have 100,000 entries, each with the same fields.
-    if flags == _EVERY | _EXTENDED and (fields := reader.peek(_OWN_DATA)) is not None:
+    if flags == OWN_FLAGS and (fields := reader.peek(OWN_DATA)) is not None:
         size, user, group, permissions, accessed, modified, head, *rest = fields
-        if head == _IDENTITY_HEAD:
-            reader.skip(_OWN_DATA.size)
+        if head == IDENTITY_HEAD:
+            reader.skip(OWN_DATA.size)
             device, inode, links, blocks, access, modification, seconds, nanoseconds = rest
             _check_nanoseconds(max(access, modification, nanoseconds))
             changed = seconds, nanoseconds

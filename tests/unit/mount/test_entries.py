@@ -22,7 +22,7 @@ IDENTITIES = st.builds(
     WORDS,
     WORDS,
     *[st.integers(0, 999_999_999)] * 2,
-    st.tuples(WORDS, st.integers(0, 999_999_999)),
+    st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 999_999_999)),
 )
 ATTRIBUTES = st.builds(
     Attributes,
