@@ -389,6 +389,19 @@ class SftpClient:
         head = _HEADER.pack(size, sftp.Read.number, number) + len(handle).to_bytes(4, "big")
         self._write(head + handle + _READ.pack(offset, length))
 
+    def read_bytes(self, handle: bytes, offset: int, length: int) -> Future[bytes]:
+        """Reads; the future is of up to ``length`` bytes, or of b'' at the end of the file."""
+        future: Future[bytes] = Future()
+
+        def on_read(data: memoryview | None, error: Exception | None) -> None:
+            if error is not None:
+                future.fail(error)
+            else:
+                future.resolve(b"" if data is None else bytes(data))
+
+        self.read(handle, offset, length, on_read)
+        return future
+
     def write(self, handle: bytes, offset: int, data: Buffer, on_written: OnWritten) -> None:
         """Writes at most ``write_limit`` bytes; calls ``on_written``. See ``writable``."""
 

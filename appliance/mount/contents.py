@@ -6,13 +6,10 @@ What is kept is used only as long as the server's attributes prove that it is cu
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final, NamedTuple
 
-from ..aio.tasks import Future
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import sftp
-from .open_file import take
 from .state import MountState
 from .tree import Node
 
@@ -95,7 +92,8 @@ class Contents:
         handle = await client.open(path, sftp.READ)
         try:
             looked = client.ask(sftp.FStat(0, handle), sftp.AttrsReply, path)
-            data = await _beginning(client, handle, min(node.size, SMALL) + 1)
+            length = min(node.size, SMALL) + 1  # if one request gives as much
+            data = await client.read_bytes(handle, 0, min(length, client.read_limit))
             self._state.learn(node, (await looked).attrs)
         except StatusError:
             client.abandon(handle)
@@ -105,10 +103,3 @@ class Contents:
         client.abandon(handle)
         self.put(node, data, asked)
         return b"", data
-
-
-def _beginning(client: SftpClient, handle: bytes, limit: int) -> Future[bytes]:
-    """Returns the first bytes of an open file, as many as one request gives."""
-    future: Future[bytes] = Future()
-    client.read(handle, 0, min(limit, client.read_limit), partial(take, future))
-    return future

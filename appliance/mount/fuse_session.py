@@ -202,11 +202,6 @@ class FuseSession:
         if self._waiting.pop(unique, None) is not None:
             self._write(unique, structure)
 
-    def reply_parts(self, unique: int, parts: list[memoryview]) -> None:
-        """Answers a request that was PENDING with several pieces of data."""
-        if self._waiting.pop(unique, None) is not None:
-            self._write_all(fuse.reply(unique, *parts))
-
     def fail(self, unique: int, number: int) -> None:
         """Answers a request that was PENDING with an errno."""
         if self._waiting.pop(unique, None) is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from ..aio.tasks import Future
@@ -152,10 +151,9 @@ class OpenFile:
             return None
         try:
             while len(parts) < size:
-                future: Future[bytes] = Future()
                 length = min(size - len(parts), self._state.read_size)
-                client.read(handle, offset + len(parts), length, partial(take, future))
-                if not (data := await future):
+                data = await client.read_bytes(handle, offset + len(parts), length)
+                if not data:
                     break
                 parts += data
         except StatusError:
@@ -191,14 +189,6 @@ class OpenFile:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-
-def take(future: Future[bytes], data: memoryview | None, error: Exception | None) -> None:
-    """Gives a future what a READ has got, b'' at the file's end."""
-    if error is not None:
-        future.fail(error)
-    else:
-        future.resolve(b"" if data is None else bytes(data))
 
 
 def pflags_of(flags: int) -> int:

@@ -11,11 +11,11 @@ import errno
 from functools import partial
 from typing import Final
 
-from ..aio.tasks import Future, Task
+from ..aio.tasks import Task
 from ..errors import PeerError
 from ..files.sftp_client import SftpClient
 from .fuse_session import PENDING, Answer, Reply
-from .open_file import OpenFile, take
+from .open_file import OpenFile
 from .state import MountState
 
 # Our own choice
@@ -133,11 +133,10 @@ class Reader:
                 if (kept := self._file.content()) is not None:
                     return kept[offset : offset + size]
                 raise
-            future: Future[bytes] = Future()
             length = min(size - have, self._state.read_size)
-            client.read(handle, offset + have, length, partial(take, future))
+            read = client.read_bytes(handle, offset + have, length)
             try:
-                data = await future
+                data = await read
             except PeerError:
                 attempts += 1
                 if attempts > 2:

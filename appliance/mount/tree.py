@@ -125,11 +125,6 @@ class Node:
         return stat.S_ISDIR(fuse.mode_in(self.packed))
 
     @property
-    def is_regular(self) -> bool:
-        """Whether it is a regular file."""
-        return stat.S_ISREG(fuse.mode_in(self.packed))
-
-    @property
     def size(self) -> int:
         """Its size, in bytes."""
         return fuse.size_in(self.packed)
