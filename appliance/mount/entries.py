@@ -23,6 +23,11 @@ _PLAIN_FLAGS: Final = 0xF  # size, owner, permissions and times; no extended pai
 _NAME_LIMIT: Final = 1024  # bytes; the kernel refuses a listing with a longer one
 
 
+def is_safe_name(name: bytes) -> bool:
+    """Whether a server's name can be that of a file; the kernel refuses a listing with others."""
+    return 0 < len(name) <= _NAME_LIMIT and b"/" not in name and b"\0" not in name
+
+
 class Entries(NamedTuple):
     """One reply."""
 
@@ -81,7 +86,7 @@ class EntriesReader:
                     packed = self._map.pack_or_nothing(attributes, data[start : start + 1])
             if self._follows and packed and stat.S_ISLNK(fuse.mode_in(packed)):
                 packed = b""
-            if 0 < len(name) <= _NAME_LIMIT and b"/" not in name and b"\0" not in name:
+            if is_safe_name(name):
                 add((name, packed))
         if at != end:
             raise MalformedMessage("a listing with bytes behind it")

@@ -41,6 +41,12 @@ async def explained(client: SftpClient, error: StatusError, path: bytes, look: L
     return OSError(number, os.strerror(number))
 
 
+def check_length(name: bytes) -> None:
+    """Raises OSError for a name that is too long for any file system."""
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
 async def exists(client: SftpClient, path: bytes) -> bool:
     """Whether a name exists."""
     try:

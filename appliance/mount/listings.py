@@ -22,9 +22,9 @@ from ..errors import PeerError, ProtocolError
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .behind import Behind
-from .entries import EntriesReader
+from .entries import EntriesReader, is_safe_name
 from .listing import FOR_EVER, Listing
-from .state import MountState, is_safe_name
+from .state import MountState
 from .tree import Node
 from .watches import Watches
 

@@ -37,7 +37,7 @@ class Names:
     def lookup(self, request: Request) -> Answer:
         parent = self._tree[request.node]
         (name,) = request.names()
-        _check_length(name)
+        failures.check_length(name)
         now = self._state.loop.time()
         node = parent.children.get(name)
         if node is not None and self._state.holds(node.expires):
@@ -351,11 +351,6 @@ def _made_by(message: sftp.MkDir | sftp.SymLink, path: bytes) -> Operation[sftp.
         return (await looked).attrs
 
     return make
-
-
-def _check_length(name: bytes) -> None:
-    if len(name) > failures.NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 async def _link_itself(client: SftpClient, path: bytes) -> sftp.Attributes | None:

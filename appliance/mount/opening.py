@@ -177,8 +177,7 @@ class Opening:
         return Granted(entry + granted.structure, take_back)
 
     async def _create(self, parent: Node, name: bytes, flags: int, mode: int) -> Reply:
-        if len(name) > failures.NAME_MAX:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        failures.check_length(name)
         await self._behind.settled(parent)
         path = self._tree.path_of(parent, name)
         is_exclusive = bool(flags & os.O_EXCL)

@@ -222,11 +222,6 @@ class MountState:
         return node
 
 
-def is_safe_name(name: bytes) -> bool:
-    """Whether a server's name can be that of a file; the kernel refuses a listing with others."""
-    return 0 < len(name) <= 1024 and b"/" not in name and b"\0" not in name
-
-
 def kind_of(packed: bytes) -> int:
     """Returns a DT_* of readdir(3)."""
     return stat.S_IFMT(fuse.mode_in(packed)) >> 12
