@@ -67,16 +67,42 @@ _OnReply = Callable[[int, memoryview], None]  # the type of the reply, and its w
 
 
 class StatusError(OSError):
-    """A request failed; ``code`` is the STATUS's, ``strerror`` the server's reason."""
+    """A request failed; ``code`` is the STATUS's, ``strerror`` the server's reason.
+
+    As with OSError itself, one with ENOENT is a FileNotFoundError, and so on.
+    """
+
+    def __new__(cls, code: int, reason: str, number: int, path: bytes | None = None) -> StatusError:
+        kind = _KINDS.get(number, StatusError)
+        return super().__new__(kind, number, reason, None if path is None else os.fsdecode(path))
 
     def __init__(self, code: int, reason: str, number: int, path: bytes | None = None) -> None:
-        super().__init__(number, reason, None if path is None else os.fsdecode(path))
+        super().__init__()
         self.code = code
         self._reason, self._number = reason, number
 
     def about(self, path: bytes) -> StatusError:
         """Returns the failure of this request as one of ``path``."""
         return StatusError(self.code, self._reason, self._number, path)
+
+
+class _NotFound(StatusError, FileNotFoundError):
+    """The server's ENOENT."""
+
+
+class _Exists(StatusError, FileExistsError):
+    """The server's EEXIST."""
+
+
+class _WouldBlock(StatusError, BlockingIOError):
+    """The server's EAGAIN: another lock is in the way."""
+
+
+_KINDS: Final[dict[int, type[StatusError]]] = {
+    errno.ENOENT: _NotFound,
+    errno.EEXIST: _Exists,
+    errno.EAGAIN: _WouldBlock,
+}
 
 
 class ReplyType(Protocol[Reply]):
@@ -634,7 +660,7 @@ class SftpClient:
         return await self._extended(sftp.CHANGES, b"", sftp.ChangesReply)
 
     async def lock(self, handle: bytes, kind: int, offset: int, length: int, waits: bool) -> None:
-        """Takes or gives up a lock of an open file: LOCK_SHARED, LOCK_EXCLUSIVE or LOCK_NONE.
+        """Takes, gives up or tests a lock of an open file, by one of the LOCK_* types.
 
         ``length`` 0 is up to the end. Raises StatusError with EAGAIN if another lock is in the
         way; with ``waits``, waits for it instead.

@@ -24,14 +24,14 @@ from ..errors import PeerError
 from ..wire import fuse, sftp
 from .attributes import UNIT
 from .listing import FOR_EVER, Listing
-from .state import MountState
+from .state import MountState, Told
 from .tree import Node
 
 _log = logging.getLogger(__name__)
 
 # Returns the attributes that it has led to, if the server told them.
-Work = Callable[[], Coroutine[Future[Any], None, sftp.Attributes | None]]
-Operation = Task[sftp.Attributes | None]
+Work = Callable[[], Coroutine[Future[Any], None, Told | None]]
+Operation = Task[Told | None]
 
 # Our own choices
 AT_ONCE: Final = 512  # operations that wait for the server
@@ -108,9 +108,7 @@ class Behind:
         task.when_done(lambda: self._done(node, task))
         return task
 
-    async def _run(
-        self, node: Node, before: Operation | None, work: Work
-    ) -> sftp.Attributes | None:
+    async def _run(self, node: Node, before: Operation | None, work: Work) -> Told | None:
         if before is not None:
             await before
         if node.parent is not None:
@@ -143,9 +141,9 @@ class Behind:
         state = self._state
         is_changing = node.files is not None and node.files.is_changing
         if not is_changing:
-            attributes = task.result()
-            if attributes is not None:
-                state.learn(node, attributes)
+            told = task.result()
+            if told is not None:
+                state.learn(node, told)
             elif node.expires == FOR_EVER:
                 state.doubt(node)
         for parent, name in state.tree.names(node):

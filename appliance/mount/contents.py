@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import sftp
-from .state import MountState
+from .state import MountState, Told
 from .tree import Node
 
 # Our own choices
@@ -81,7 +81,7 @@ class Contents:
         if client.has(sftp.READ_FILE):
             content = await client.read_file(path, SMALL)
             try:
-                self._state.learn_same(node, content.attrs)
+                self._state.learn_same(node, Told(content.attrs, asked))
             except OSError:
                 if content.handle:
                     client.abandon(content.handle)
@@ -94,7 +94,7 @@ class Contents:
             looked = client.ask(sftp.FStat(0, handle), sftp.AttrsReply, path)
             length = min(node.size, SMALL) + 1  # if one request gives as much
             data = await client.read_bytes(handle, 0, min(length, client.read_limit))
-            self._state.learn(node, (await looked).attrs)
+            self._state.learn(node, Told((await looked).attrs, asked))
         except StatusError:
             client.abandon(handle)
             raise

@@ -18,7 +18,7 @@ from .locks import Locks
 from .metadata import Metadata
 from .node_files import Opened
 from .open_file import OpenFile
-from .state import MountState
+from .state import MountState, Told
 
 # Our own choice
 COPY_AT_ONCE: Final = 16 << 20  # bytes that the server copies with no other request between
@@ -101,7 +101,7 @@ class Data:
             return b""
         return self._flush(opened)
 
-    async def _finish(self, opened: Opened) -> sftp.Attributes | None:
+    async def _finish(self, opened: Opened) -> Told | None:
         """Waits for the writes of a file that its program has closed; returns its attributes.
 
         Its time of modification becomes the one that was shown.
@@ -116,13 +116,14 @@ class Data:
             if client.has(sftp.NANOSECONDS):
                 dated.nanoseconds = first, second
             client.send(sftp.FSetStat(0, handle, dated)).when_done(lambda: None)
-        return await client.fstat(handle)
+        asked = self._state.loop.time()
+        return Told(await client.fstat(handle), asked)
 
     async def _flush(self, opened: Opened) -> Reply:
         """Waits for the writes, and learns the attributes that they have led to."""
         file, node, files = opened.file, opened.file.node, opened.files
         files.queue.push()
-        handle, changes = file.handle_now(), node.version
+        handle, asked = file.handle_now(), self._state.loop.time()
         looked: Future[sftp.AttrsReply] | None = None
         if handle is not None and self._state.server.is_connected and files.queue.is_sent:
             client = self._state.server.client_now()
@@ -135,8 +136,7 @@ class Data:
                 attributes = (await looked).attrs
             except (OSError, PeerError):
                 return b""
-            if changes == node.version:
-                self._state.learn(node, attributes)
+            self._state.learn(node, Told(attributes, asked))
         return b""
 
     def fsync(self, request: Request) -> Answer:
@@ -222,6 +222,7 @@ class Data:
                 continue
             except StatusError as error:  # the kernel copies, and finds the reason if there is one
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from error
+            self._state.changed(target.node)
             target.node.grow(at + length)
             return fuse.written(length)
         raise OSError(errno.EIO, os.strerror(errno.EIO))

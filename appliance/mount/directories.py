@@ -158,7 +158,7 @@ class Directories:
             expires = listing.expires_of(packed)
         if expires <= now:
             return None
-        return self._state.tree.child(node, name, packed, expires, now)
+        return self._state.tree.child(node, name, packed, expires, listing.begun, now)
 
     def _take_back(self, granted: list[Node]) -> None:
         for node in granted:

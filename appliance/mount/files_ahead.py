@@ -17,6 +17,7 @@ from ..aio.tasks import Task
 from ..errors import PeerError
 from ..wire import fuse
 from .contents import OVERHEAD, SMALL, Contents
+from .listing import Listing
 from .state import MountState
 from .tree import Node
 
@@ -106,15 +107,16 @@ class FilesAhead:
                 continue
             mode = fuse.mode_in(packed)
             if stat.S_ISREG(mode) and 0 < fuse.size_in(packed) <= SMALL:
-                yield self._node(directory, name, packed, listing.expires_of(packed))
+                yield self._node(directory, listing, name, packed)
             elif stat.S_ISDIR(mode) and (below := directory.children.get(name)) is not None:
                 yield from self._within(below, None)
 
-    def _node(self, parent: Node, name: bytes, packed: bytes, expires: float) -> Node:
+    def _node(self, parent: Node, listing: Listing, name: bytes, packed: bytes) -> Node:
         node = parent.children.get(name)
         if node is None:
             now = self._state.loop.time()
-            node = self._state.tree.child(parent, name, packed, expires, now)
+            expires = listing.expires_of(packed)
+            node = self._state.tree.child(parent, name, packed, expires, listing.begun, now)
         return node
 
     # -- the files ---------------------------------------------------------------------

@@ -216,7 +216,8 @@ class Listings:
                 return
             child = node.children.get(name)
             if child is None:
-                child = tree.child(node, name, packed, now + self._state.attributes_hold, now)
+                expires = now + self._state.attributes_hold
+                child = tree.child(node, name, packed, expires, begun, now)
             node = child
         if node.changed_at >= begun or any(map(self._is_ours, node.children.values())):
             return  # we know more than the server did
@@ -242,7 +243,7 @@ class Listings:
             if packed is None:
                 tree.remove(node, name)
             elif packed:
-                tree.child(node, name, packed, listing.expires_of(packed), now)
+                tree.child(node, name, packed, listing.expires_of(packed), listing.begun, now)
 
     def _is_ours(self, node: Node) -> bool:
         """Whether we know more of a file than the server does."""
@@ -283,7 +284,7 @@ class Listings:
                 child = node.children.get(name)
                 if child is None:
                     child = self._state.tree.child(
-                        node, name, packed, listing.expires_of(packed), now
+                        node, name, packed, listing.expires_of(packed), listing.begun, now
                     )
                 below = child.listing
                 if below is None or (below.is_over and below.expires <= now):

@@ -32,6 +32,7 @@ _KINDS: Final = {
     fcntl.F_WRLCK: sftp.LOCK_EXCLUSIVE,
     fcntl.F_UNLCK: sftp.LOCK_NONE,
 }
+_TESTS: Final = {fcntl.F_RDLCK: sftp.LOCK_TEST_SHARED, fcntl.F_WRLCK: sftp.LOCK_TEST_EXCLUSIVE}
 # Our own choice
 PAUSE: Final = 0.5  # seconds between two attempts to take a lock again
 
@@ -66,10 +67,9 @@ class Locks:
         for lock in self._in_the_way(wanted):
             return fuse.lock_reply(lock.start, lock.end, lock.kind, 0)
         try:
-            await self._ask(wanted, wanted.kind, waits=False)
+            await self._ask(wanted, _TESTS[wanted.kind], waits=False)
         except BlockingIOError:  # another client's: the server does not tell which
             return fuse.lock_reply(wanted.start, wanted.end, fcntl.F_WRLCK, 0)
-        await self._give_up_there(wanted)
         return fuse.lock_reply(0, 0, fcntl.F_UNLCK, 0)
 
     def setlk(self, request: Request) -> Answer:
@@ -97,7 +97,7 @@ class Locks:
         self._held.setdefault(node, []).append(lock)  # others wait meanwhile
         self._asked.append(lock)
         try:
-            await self._ask(lock, lock.kind, waits)
+            await self._ask(lock, _KINDS[lock.kind], waits)
         except (OSError, PeerError):
             self._drop(lock)
             self._wake(node)
@@ -154,7 +154,7 @@ class Locks:
         end = self._state.loop.time() + self._state.settings.timeout
         while True:
             try:
-                await self._ask(lock, lock.kind, waits=False)
+                await self._ask(lock, _KINDS[lock.kind], waits=False)
             except BlockingIOError:
                 if self._state.loop.time() > end or lock not in self._held.get(lock.file.node, []):
                     raise
@@ -206,7 +206,7 @@ class Locks:
 
         async def ask(_: SftpClient) -> None:
             client, handle = await lock.file.handle()
-            await client.lock(handle, _KINDS[kind], lock.start, length, waits)
+            await client.lock(handle, kind, lock.start, length, waits)
 
         await self._state.server.ask(ask)
 
@@ -216,4 +216,4 @@ class Locks:
             if each.file is lock.file and each.start <= lock.end and lock.start <= each.end:
                 return
         if lock.file.handle_now() is not None:
-            await self._ask(lock, fcntl.F_UNLCK, waits=False)
+            await self._ask(lock, sftp.LOCK_NONE, waits=False)

@@ -20,7 +20,7 @@ from .fuse_session import Answer, Reply
 from .listings import Listings
 from .node_files import Opened
 from .open_file import OpenFile
-from .state import MountState
+from .state import MountState, Told
 from .tree import Node
 
 _GETATTR_FH: Final = 1  # fuse.h: the request has a handle
@@ -72,24 +72,21 @@ class Metadata:
         state = self._state
         await self._behind.settled(node)
 
-        async def ask(client: SftpClient) -> sftp.Attributes:
+        async def ask(client: SftpClient) -> Told:
             if node.files is not None:
                 await node.files.sent()
-            handle = _handle_of(node, file)
+            handle, asked = _handle_of(node, file), state.loop.time()
             if handle is not None:
-                return await client.fstat(handle)
-            return (await state.look(client, self._tree.path(node))).attrs
+                return Told(await client.fstat(handle), asked)
+            return Told((await state.look(client, self._tree.path(node))).attrs, asked)
 
-        changes = node.version
         try:
-            attributes = await state.server.ask(ask)
+            told = await state.server.ask(ask)
         except FileNotFoundError as error:
             for parent, name in [*self._tree.names(node)]:
                 state.unlinked(parent, name)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
-        state.learn_same(node, attributes)
-        if changes != node.version:  # written meanwhile
-            state.doubt(node)
+        state.learn_same(node, told)
 
     def setattr(self, request: Request) -> Answer:
         node = self._tree[request.node]
@@ -117,9 +114,10 @@ class Metadata:
             given.size = size
             node.version += 1
 
-        async def change(client: SftpClient) -> sftp.Attributes:
+        async def change(client: SftpClient) -> Told:
             if node.files is not None:
                 await node.files.sent()
+            asked = node.changed_at = state.loop.time()
             handle = _handle_of(node, file, for_writing=bool(valid & fuse.FATTR_SIZE))
             if handle is not None:
                 changed = client.send(sftp.FSetStat(0, handle, given))
@@ -138,7 +136,9 @@ class Metadata:
                 if failure.errno == errno.EACCES and given.size is None:
                     failure = OSError(errno.EPERM, os.strerror(errno.EPERM))
                 raise failure from error
-            return (await looked).attrs
+            if given.size is not None:
+                node.resize(given.size)
+            return Told((await looked).attrs, asked)
 
         state.learn(node, await state.server.ask(change))
         return state.attributes_reply(node)
@@ -172,16 +172,17 @@ class Metadata:
         )
 
     def _set_behind(self, node: Node, given: sftp.Attributes) -> Reply:
-        async def work() -> sftp.Attributes:
-            async def change(client: SftpClient, _: bool) -> sftp.Attributes:
+        async def work() -> Told:
+            async def change(client: SftpClient, _: bool) -> Told:
                 if node.files is not None:
                     await node.files.sent()
                 path = self._tree.path(node)
+                asked = node.changed_at = self._state.loop.time()
                 changed = client.send(sftp.SetStat(0, path, given), path)
                 looked = self._state.look(client, path)
                 looked.when_done(lambda: None)
                 await changed
-                return (await looked).attrs
+                return Told((await looked).attrs, asked)
 
             return await self._state.server.insist(change)
 

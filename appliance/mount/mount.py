@@ -37,7 +37,7 @@ from .node_files import Opened
 from .opening import Opening
 from .server import Connect, Server
 from .settings import MountSettings
-from .state import MountState
+from .state import MountState, Told
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Mount:
     async def start(self) -> int:
         """Logs in and finds the root; returns its st_mode. Raises CulvertError and OSError."""
         client = await self._server.start()
-        path = self._settings.directory or _HOME
+        path, asked = self._settings.directory or _HOME, self._loop.time()
         try:
             root = await client.expand_path(path)
             attributes = await client.stat(root)
@@ -83,7 +83,7 @@ class Mount:
         if self._settings.maps_own_user:
             await self._find_own_user(state, client)
         await self._measure(state, client, root)
-        state.learn(state.tree.root, attributes)
+        state.learn(state.tree.root, Told(attributes, asked))
         return fuse.mode_in(state.tree.root.packed)
 
     async def _find_own_user(self, state: MountState, client: SftpClient) -> None:

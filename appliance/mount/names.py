@@ -16,7 +16,7 @@ from .failures import explained
 from .fuse_session import Answer, Granted, Reply
 from .listings import Listings
 from .server import Operation
-from .state import MountState
+from .state import MountState, Told
 from .tree import Node
 
 # renameat2(2)
@@ -49,7 +49,7 @@ class Names:
                 return self._state.missing(listing.expires - now)
             expires = listing.expires_of(packed) if packed else 0.0
             if packed and self._state.holds(expires) and (node is None or node.expires >= expires):
-                node = self._tree.child(parent, name, packed, expires, now)
+                node = self._tree.child(parent, name, packed, expires, listing.begun, now)
                 return self._granted(node)
         return self._look_up(parent, name)
 
@@ -62,11 +62,14 @@ class Names:
             self._listings.missed(parent)
         await self._behind.settled(parent)
         path = self._tree.path_of(parent, name)
+        asked = 0.0
 
         async def ask(client: SftpClient) -> sftp.Attributes | None:
+            nonlocal asked
             node = parent.children.get(name)
             if node is not None and node.files is not None and node.files.is_changing:
                 await node.files.sent()
+            asked = state.loop.time()
             try:
                 return (await state.look(client, path)).attrs
             except StatusError as error:
@@ -90,7 +93,7 @@ class Names:
         if parent.listing is not None:
             parent.listing.change(name, packed)
         return self._granted(
-            self._tree.child(parent, name, packed, now + state.attributes_hold, now)
+            self._tree.child(parent, name, packed, now + state.attributes_hold, asked, now)
         )
 
     def forget(self, request: Request) -> Answer:
@@ -120,13 +123,13 @@ class Names:
         self._behind.add(node, lambda: self._make_there(node, message))
         return self._granted(node)
 
-    async def _make_there(self, node: Node, message: sftp.MkDir | sftp.SymLink) -> sftp.Attributes:
-        path = self._tree.path(node)
+    async def _make_there(self, node: Node, message: sftp.MkDir | sftp.SymLink) -> Told:
+        path, asked = self._tree.path(node), self._state.loop.time()
         if isinstance(message, sftp.MkDir):
             message.path = path
         else:
             message.linkpath = path
-        return await self._state.server.insist(_made_by(message, path))
+        return Told(await self._state.server.insist(_made_by(message, path)), asked)
 
     async def _mkdir(self, parent: Node, name: bytes, mode: int) -> Reply:
         path = self._tree.path_of(parent, name)
@@ -195,7 +198,7 @@ class Names:
         await self._behind.settled(parent)
         old, new = self._tree.path(node), self._tree.path_of(parent, name)
 
-        async def make(client: SftpClient, is_repeated: bool) -> sftp.Attributes:
+        async def make(client: SftpClient, is_repeated: bool) -> Told:
             if not client.has(sftp.HARDLINK):
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             try:
@@ -204,12 +207,14 @@ class Names:
                 failure = await explained(client, error, new, failures.linking(old, new))
                 if not (is_repeated and failure.errno == errno.EEXIST):
                     raise failure from error
-            return await client.lstat(new)
+            asked = self._state.loop.time()
+            return Told(await client.lstat(new), asked)
 
-        attributes = await self._state.server.change(make)
+        told = await self._state.server.change(make)
+        attributes = told.attributes
         if attributes.identity is not None:
             self._tree.add_name(node, parent, name)
-            self._state.learn(node, attributes)
+            self._state.learn(node, told)
         else:  # as sshfs has it: another file, for all that is known
             self._state.doubt(node)
         return self._granted(self._state.made(parent, name, attributes))

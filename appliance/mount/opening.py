@@ -19,7 +19,7 @@ from .listings import Listings
 from .node_files import NodeFiles, Opened
 from .open_file import OpenFile, pflags_of
 from .read_ahead import Reader
-from .state import MountState
+from .state import MountState, Told
 from .tree import Node
 
 
@@ -110,18 +110,19 @@ class Opening:
             raise await self._explained(node, error) from error
         if flags & os.O_TRUNC:
             self._state.changed(node)
+            node.resize(0)
         file = self._new(node, flags).file
         file.opened(handle, number)
         return self._granted(node, flags, file)
 
     async def _open_same(self, client: SftpClient, node: Node, pflags: int) -> bytes:
         """Opens a node's file and learns its attributes; raises OSError if it is another one."""
-        path = self._tree.path(node)
+        path, asked = self._tree.path(node), self._state.loop.time()
         looked = self._state.look(client, path)
         looked.when_done(lambda: None)
         handle = await client.open(path, pflags)
         try:
-            self._state.learn_same(node, (await looked).attrs)
+            self._state.learn_same(node, Told((await looked).attrs, asked))
         except OSError:
             client.abandon(handle)
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..aio.loop import Loop
 from ..aio.tasks import Budget, Future
@@ -28,6 +28,13 @@ NODE_SIZE: Final = 700  # bytes of memory
 RECLAIMED: Final = 2000  # nodes that the kernel is asked to forget at once
 EXCHANGE: Final = 1.0  # seconds between two exchanges of a file
 UNWRITTEN: Final = 8 << 20  # bytes that wait for the server's acknowledgement: 1 Gbit/s at 65 ms
+
+
+class Told(NamedTuple):
+    """Attributes from the server, and when they were asked for (monotonic)."""
+
+    attributes: sftp.Attributes
+    asked: float
 
 
 class Writes(Protocol):
@@ -97,19 +104,19 @@ class MountState:
         request = sftp.Stat if self.settings.follow_symlinks else sftp.LStat
         return client.ask(request(0, path), sftp.AttrsReply, path)
 
-    def learn(self, node: Node, attributes: sftp.Attributes) -> None:
+    def learn(self, node: Node, told: Told) -> None:
         """Takes attributes that the server has told now; raises OSError."""
-        packed = self.map.pack(attributes) or node.packed
+        packed = self.map.pack(told.attributes) or node.packed
         now = self.loop.time()
-        self.tree.learn(node, packed, now + self.attributes_hold, now)
+        self.tree.learn(node, packed, now + self.attributes_hold, told.asked, now)
 
-    def learn_same(self, node: Node, attributes: sftp.Attributes) -> None:
+    def learn_same(self, node: Node, told: Told) -> None:
         """As ``learn``, but they may be those of another file, which has the name now.
 
         Then ESTALE has the kernel look the name up again. While somebody exchanges the file over
         and over, that would not end: the second time the node becomes the other file.
         """
-        packed = self.map.pack(attributes)
+        packed = self.map.pack(told.attributes)
         if packed and not self.tree.is_same(node, packed):
             now = self.loop.time()
             place = node.parent, node.name
@@ -118,14 +125,14 @@ class MountState:
             if is_repeated and not node.is_directory:
                 node.inode = 0
                 node.exchanged = now + self.attributes_hold
-                self.learn(node, attributes)
+                self.learn(node, told)
                 return
             for parent, name in [*self.tree.names(node)]:
                 self.tree.remove(parent, name)
                 node.replaced_at = parent, name
                 self.renamed_in(parent, name, b"")
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        self.learn(node, attributes)
+        self.learn(node, told)
 
     def find_again(self, node: Node) -> None:
         """Gives a file the name back that another one has taken, for a program that opens it now.
@@ -148,6 +155,7 @@ class MountState:
     def changed(self, node: Node) -> None:
         """Takes note that a file's content is another one now."""
         node.version += 1
+        node.changed_at = self.loop.time()
         node.is_dated = False
         node.expires = NEVER
 
@@ -202,7 +210,7 @@ class MountState:
         packed = self.map.pack(attributes)
         if not packed:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        node = self.tree.child(parent, name, packed, now + self.attributes_hold, now)
+        node = self.tree.child(parent, name, packed, now + self.attributes_hold, now, now)
         self.renamed_in(parent, name, packed)
         return node
 

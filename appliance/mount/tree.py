@@ -5,7 +5,8 @@ file of it is open, or another node lies in it. A file with several names is one
 server tells inodes.
 
 What is known of a node (``packed``) holds until ``expires`` (seconds, monotonic), by our clock
-alone: the server's may be years off.
+alone: the server's may be years off. What was asked for before we changed the node is not believed,
+whenever it comes: a size from before a write would take the written bytes away from programs.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Node:
         self.keeps_number = (
             False  # the kernel is told our number: it was, before the inode was known
         )
-        self.known_at = 0.0  # when the attributes came
+        self.known_at = 0.0  # when the attributes were asked for
         self.expires = 0.0
         self.replaced_at: tuple[Node, bytes] | None = None  # the name that we gave to another file
         self.exchanged = 0.0  # until when the kernel may know the size of another file
@@ -107,7 +108,7 @@ class Node:
         self.lookups = 0  # that the kernel has not forgotten
         self.children: dict[bytes, Node] = _NO_CHILDREN  # those that are nodes
         self.listing: Listing | None = None  # of a directory
-        self.changed_at = 0.0  # when we last changed a name in it
+        self.changed_at = 0.0  # when we last changed its content, or a name in it
         self.writable = b""  # its rights, fuse.rights_in, when we last made something in it
         self.misses = 0  # names of a directory that were asked for one by one
         self.files: OpenFiles | None = None  # while it is open
@@ -134,20 +135,26 @@ class Node:
         """What the attributes say of its content, and of the right to read it."""
         return fuse.version_in(self.packed)
 
-    def know(self, packed: bytes, expires: float, now: float) -> None:
-        """Takes attributes, which hold until ``expires``."""
+    def know(self, packed: bytes, expires: float, asked: float, now: float) -> None:
+        """Takes attributes that were asked for at this moment, and hold until ``expires``."""
+        if asked < self.changed_at and (self.known_at < self.changed_at or packed != self.packed):
+            return
         if not self.packed or fuse.version_in(packed) != self.seen_version:
             self.seen_version_at = now
             self.target = None
         self.packed = packed
         self.expires = expires
-        self.known_at = now
+        self.known_at = asked
         self.is_expected = False
 
     def grow(self, size: int) -> None:
         """Takes note that the file has at least ``size`` bytes now."""
         if size > fuse.size_in(self.packed):
-            self.packed = fuse.with_size(self.packed, size)
+            self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Takes note that the file has this many bytes now."""
+        self.packed = fuse.with_size(self.packed, size)
 
     def proves(self, fetched: float) -> bool:
         """Whether equal attributes prove that what was fetched at this moment is current.
@@ -196,7 +203,9 @@ class Tree:
         path = self.path(parent)
         return path + name if path == b"/" else path + b"/" + name
 
-    def child(self, parent: Node, name: bytes, packed: bytes, expires: float, now: float) -> Node:
+    def child(
+        self, parent: Node, name: bytes, packed: bytes, expires: float, asked: float, now: float
+    ) -> Node:
         """Returns the node of a name, with these attributes; another one if the file is another.
 
         ``packed`` has inode 0 if the server tells none.
@@ -205,33 +214,37 @@ class Tree:
         node = parent.children.get(name)
         if node is not None:
             if _is_same(node, packed, inode):
-                self._know(node, packed, inode, expires, now)
+                self._know(node, packed, inode, expires, asked, now)
                 return node
             self.remove(parent, name)
         if inode and not stat.S_ISDIR(fuse.mode_in(packed)) and fuse.links_in(packed) > 1:
             node = self._by_inode.get(inode)
             if node is not None and _is_same(node, packed, inode):
                 self.add_name(node, parent, name)
-                self._know(node, packed, inode, expires, now)
+                self._know(node, packed, inode, expires, asked, now)
                 return node
         node = Node(self._next, parent, name)
         self._next += 1
         self._nodes[node.number] = node
         self._enter(parent, name, node)
-        self._know(node, packed, inode, expires, now)
+        self._know(node, packed, inode, expires, asked, now)
         return node
 
-    def _know(self, node: Node, packed: bytes, inode: int, expires: float, now: float) -> None:
+    def _know(
+        self, node: Node, packed: bytes, inode: int, expires: float, asked: float, now: float
+    ) -> None:
         node.inode = inode or node.inode
         if not inode or node.keeps_number:
             packed = fuse.with_inode(packed, node.number)
         if inode and fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
             self._by_inode[inode] = node
-        node.know(packed, expires, now)
+        node.know(packed, expires, asked, now)
 
-    def learn(self, node: Node, packed: bytes, expires: float, now: float) -> None:
+    def learn(self, node: Node, packed: bytes, expires: float, asked: float, now: float) -> None:
         """Takes new attributes of a node, and of its names in listings."""
-        self._know(node, packed, fuse.inode_in(packed), expires, now)
+        if asked < node.changed_at:
+            return
+        self._know(node, packed, fuse.inode_in(packed), expires, asked, now)
         for parent, name in self.names(node):
             if parent.listing is not None and name in parent.listing.entries:
                 parent.listing.entries[name] = packed

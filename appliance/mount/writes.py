@@ -137,6 +137,7 @@ class WriteQueue:
             if write is self._last:
                 self._last = None
             write.is_sent = True
+            write.file.node.changed_at = self._state.loop.time()
             self._in_flight += 1
             if write.given is not None:
                 change = client.send(FSetStat(0, handle, write.given))

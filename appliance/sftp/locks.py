@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import struct
 
-from ..wire.sftp import LOCK_EXCLUSIVE, LOCK_NONE, LOCK_SHARED, Lock
+from ..wire import sftp
+from ..wire.sftp import Lock
 from .failures import Refused, error, refused
 
 TYPE_CHECKING = False  # type checkers know the name
@@ -65,16 +66,21 @@ class Locks:
         import fcntl
 
         types = {
-            LOCK_SHARED: fcntl.F_RDLCK,
-            LOCK_EXCLUSIVE: fcntl.F_WRLCK,
-            LOCK_NONE: fcntl.F_UNLCK,
+            sftp.LOCK_SHARED: (fcntl.F_OFD_SETLK, fcntl.F_RDLCK),
+            sftp.LOCK_EXCLUSIVE: (fcntl.F_OFD_SETLK, fcntl.F_WRLCK),
+            sftp.LOCK_NONE: (fcntl.F_OFD_SETLK, fcntl.F_UNLCK),
+            sftp.LOCK_TEST_SHARED: (fcntl.F_OFD_GETLK, fcntl.F_RDLCK),
+            sftp.LOCK_TEST_EXCLUSIVE: (fcntl.F_OFD_GETLK, fcntl.F_WRLCK),
         }
         if lock.type not in types or lock.offset + lock.length >= _OFFSET_LIMIT:
             raise error(errno.EINVAL)
+        command, kind = types[lock.type]
         descriptor = self._files.file(lock.handle).descriptor
-        argument = _FLOCK.pack(types[lock.type], 0, lock.offset, lock.length, 0)
+        argument = _FLOCK.pack(kind, 0, lock.offset, lock.length, 0)
         try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, argument)
+            found, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, command, argument))
+            if command == fcntl.F_OFD_GETLK and found != fcntl.F_UNLCK:
+                raise error(errno.EAGAIN)
         except OSError as reason:
             if lock.waits and reason.errno in (errno.EAGAIN, errno.EACCES):
                 return False

@@ -790,10 +790,12 @@ class ChangesReply(Record):
     changes: ChangeList
 
 
-# The types of a lock, and what becomes of a request that finds another lock
+# The types of a lock. The last two take none: they are refused as one of that type would be now.
 LOCK_SHARED = 0
 LOCK_EXCLUSIVE = 1
 LOCK_NONE = 2
+LOCK_TEST_SHARED = 3
+LOCK_TEST_EXCLUSIVE = 4
 
 
 class Lock(Record):

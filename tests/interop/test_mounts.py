@@ -105,10 +105,13 @@ def place(mount: Mount, account: Account, request: pytest.FixtureRequest) -> Ite
 SQLITE = """
 import sqlite3, sys
 path, first = sys.argv[1:]
+for begin in range(0, 100, 5):
+    db = sqlite3.connect(path, timeout=30)
+    for number in range(begin, begin + 5):
+        with db:
+            db.execute("insert into numbers values (?, randomblob(1000))", (int(first) + number,))
+    db.close()
 db = sqlite3.connect(path, timeout=30)
-for number in range(100):
-    with db:
-        db.execute("insert into numbers values (?, randomblob(1000))", (int(first) + number,))
 db.execute("begin")
 db.execute("delete from numbers")
 db.rollback()
@@ -118,7 +121,7 @@ db.close()
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_two_processes_write_to_one_sqlite_database(place: Place, mode: str) -> None:
-    """Each inserts rows in transactions of their own, and takes a deletion back."""
+    """Each comes and goes, inserts rows in transactions, and takes a deletion back."""
     path = str(place.here / "database")
     script = """
 import sqlite3, sys

@@ -94,9 +94,11 @@ def test_locks_of_two_handles_exclude_each_other_and_one_waits(
     async def work(client: SftpClient) -> None:
         first, second = await client.open(path, NEW), await client.open(path, NEW)
         await client.lock(first, sftp.LOCK_EXCLUSIVE, 0, 0, False)
-        with pytest.raises(StatusError) as raised:
-            await client.lock(second, sftp.LOCK_SHARED, 0, 10, False)
-        assert raised.value.errno == errno.EAGAIN
+        for kind in (sftp.LOCK_SHARED, sftp.LOCK_TEST_SHARED):
+            with pytest.raises(BlockingIOError) as raised:
+                await client.lock(second, kind, 0, 10, False)
+            assert isinstance(raised.value, StatusError)
+            assert raised.value.errno == errno.EAGAIN
         waiting = Task(loop, client.lock(second, sftp.LOCK_SHARED, 0, 10, True))
         await client.stat(path)  # which is answered meanwhile
         assert not waiting.done

@@ -24,12 +24,12 @@ DIRECTORY = packed(stat.S_IFDIR)
 @pytest.fixture
 def tree() -> Tree:
     tree = Tree(b"/srv")
-    tree.root.know(DIRECTORY, 10.0, 0.0)
+    tree.root.know(DIRECTORY, 10.0, 0.0, 0.0)
     return tree
 
 
 def made(tree: Tree, parent: Node, name: bytes, attributes: bytes = packed()) -> Node:
-    node = tree.child(parent, name, attributes, 10.0, 0.0)
+    node = tree.child(parent, name, attributes, 10.0, 0.0, 0.0)
     node.lookups += 1
     return node
 
@@ -100,13 +100,28 @@ def test_what_is_forgotten_goes_and_what_is_needed_stays(tree: Tree) -> None:
 
 def test_times_prove_only_what_was_fetched_later(tree: Tree) -> None:
     node = made(tree, tree.root, b"file")
-    node.know(packed(size=1), 200.0, 100.0)
+    node.know(packed(size=1), 200.0, 100.0, 100.0)
     assert not node.proves(100.0 + PROOF / 2)
     assert node.proves(100.0 + PROOF)
-    node.know(packed(size=1), 300.0, 150.0)  # the same as before
+    node.know(packed(size=1), 300.0, 150.0, 150.0)  # the same as before
     assert node.proves(100.0 + PROOF)
-    node.know(packed(size=2), 300.0, 150.0)
+    node.know(packed(size=2), 300.0, 150.0, 150.0)
     assert not node.proves(150.0)
+
+
+def test_what_was_asked_before_a_change_of_ours_is_not_believed(tree: Tree) -> None:
+    node = made(tree, tree.root, b"file", packed(size=1))
+    node.changed_at, node.expires = 100.0, 0.0
+    node.grow(10)
+    tree.learn(node, packed(size=1), 200.0, 99.0, 101.0)
+    tree.child(tree.root, b"file", packed(size=1), 200.0, 99.0, 101.0)
+    assert node.size == 10
+    assert node.expires == 0.0
+    tree.learn(node, packed(size=12), 200.0, 100.0, 101.0)
+    assert node.size == 12
+    # a listing from before the change holds longer, and has what was learned since
+    tree.child(tree.root, b"file", node.packed, 300.0, 99.0, 102.0)
+    assert node.expires == 300.0
 
 
 def test_files_that_nobody_uses_are_found_in_turn(tree: Tree) -> None:
@@ -122,7 +137,7 @@ def test_every_name_leads_to_its_node_whatever_is_done(
     steps: list[tuple[int, int, int]],
 ) -> None:
     tree = Tree(b"/srv")
-    tree.root.know(DIRECTORY, 10.0, 0.0)
+    tree.root.know(DIRECTORY, 10.0, 0.0, 0.0)
     names = [b"a", b"b", b"c", b"d"]
     nodes: list[Node] = []
     for one, other, what in steps:

@@ -51,6 +51,17 @@ def test_shared_locks_go_together(client: Client, handles: list[bytes]) -> None:
     assert lock(client, handles[0]) != OK
 
 
+def test_a_test_finds_a_lock_and_takes_none(client: Client, handles: list[bytes]) -> None:
+    first, second = handles
+    for kind in (sftp.LOCK_TEST_SHARED, sftp.LOCK_TEST_EXCLUSIVE):
+        assert lock(client, first, kind) == OK
+        assert lock(client, second, kind) == OK  # the first one took none
+    assert lock(client, first, sftp.LOCK_SHARED) == OK
+    assert lock(client, second, sftp.LOCK_TEST_SHARED) == OK
+    refused = lock(client, second, sftp.LOCK_TEST_EXCLUSIVE)
+    assert refused == sftp.Status(7, sftp.FAILURE, "Resource temporarily unavailable")
+
+
 def test_another_handle_of_the_same_file_may_be_closed(
     client: Client, handles: list[bytes], tmp_path: Path
 ) -> None:
@@ -98,7 +109,7 @@ def test_only_so_many_may_wait(client: Client, handles: list[bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "offset", "length"),
-    [(3, 0, 0), (1, 1 << 63, 0), (1, (1 << 63) - 1, 1), (1, 0, (1 << 64) - 1)],
+    [(5, 0, 0), (1, 1 << 63, 0), (1, (1 << 63) - 1, 1), (1, 0, (1 << 64) - 1)],
 )
 def test_what_is_no_lock_is_refused(
     client: Client, handles: list[bytes], kind: int, offset: int, length: int
