@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -316,6 +317,21 @@ def test_making_again_does_nothing_and_what_somebody_removed_is_made_again(
     machine.make(())
     machine.assert_undone()
     assert resolv_conf.read_bytes() == before
+
+
+def test_changes_are_made_while_somebody_else_removes_the_table(machine: Machine) -> None:
+    guarded = network(addresses=["10.9.0.1/30"], routes=["192.168.2.0/24"])
+    wanted = everything(plan("office", guarded, "tun0", to(SERVER), kill_switch=True))
+    table = "table inet culvert-office"
+    loop = f"while :; do nft add {table}; nft delete {table}; done"
+    with subprocess.Popen(machine.here.command(["sh", "-c", loop])) as process:
+        try:
+            for _ in range(40):
+                machine.make(wanted)
+        finally:
+            process.kill()
+    machine.make(())
+    machine.assert_undone()
 
 
 def lasting(text: str) -> list[str]:

@@ -45,7 +45,7 @@ from .network import (
 from .programs import Programs
 from .record import Before
 from .resolver import Resolver
-from .rules import holds, passed_on_devices
+from .rules import holds, passed_on_devices, remove
 
 # linux/if.h, linux/if_addr.h, linux/rtnetlink.h
 _IFF_UP: Final = 0x1
@@ -116,8 +116,7 @@ class _Tables(ChangeKind[Rules]):
         self._programs.call("nft", "-f", "-", text=change.script)
 
     def undo(self, change: Rules, before: Before) -> None:
-        table = f"table inet {change.table}"
-        self._programs.call("nft", "-f", "-", text=f"{table}\ndelete {table}\n")
+        remove(change.table, self._programs)
 
 
 class _Links(ChangeKind[C]):

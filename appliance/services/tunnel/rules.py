@@ -1,11 +1,13 @@
 """Checks whether our nftables tables are complete, and removes tables that were left behind."""
 
+import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from .network import Change, PassedOn, Rules
+from .network import Change, NetworkError, PassedOn, Rules
 from .programs import Programs
 
 _CHAIN: Final = re.compile(r"\s*chain (\S+) {")
@@ -16,8 +18,14 @@ def remove_tables(prefix: str, programs: Programs) -> list[str]:
     listed = programs.call("nft", "list", "tables", "inet").split()
     found = [name for name in listed if name.startswith(prefix)]
     for name in found:
-        programs.call("nft", "delete", "table", "inet", name)
+        remove(name, programs)
     return found
+
+
+def remove(table: str, programs: Programs) -> None:
+    """Removes a table, whether it exists or not. Raises NetworkError."""
+    named = f"table inet {table}"
+    programs.call("nft", "-f", "-", text=f"{named}\ndelete {named}\n")
 
 
 def tables(changes: Iterable[Change]) -> list[Rules | PassedOn]:
@@ -47,7 +55,12 @@ def passed_on_devices(change: PassedOn, programs: Programs) -> set[str] | None:
 
 def _listed(table: str, programs: Programs) -> str:
     """Returns the table as nft lists it; '' if there is none."""
-    return programs.call("nft", "list", "table", "inet", table) if exists(table, programs) else ""
+    try:
+        return programs.call("nft", "list", "table", "inet", table)
+    except NetworkError as error:  # another program may remove it at any time
+        if os.strerror(errno.ENOENT) in str(error):
+            return ""
+        raise
 
 
 def _devices(text: str) -> set[str]:
