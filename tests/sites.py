@@ -177,10 +177,12 @@ class Routed:
         )
 
     def kill_all(self, name: str) -> None:
-        """SIGKILL every process at a site."""
-        for pid in self[name].space.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """SIGKILL every process at a site, before any of them can see another one's end."""
+        pids = self[name].space.processes()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def close(self) -> list[str]:
         """End everything; returns the names of processes that should have ended before."""
