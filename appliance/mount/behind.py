@@ -88,7 +88,7 @@ class Behind:
     def make(self, parent: Node, name: bytes, mode: int, size: int = 0) -> Node:
         """Makes a name here; the caller then adds what makes it at the server."""
         node = self._state.made(parent, name, self.expected(mode, size))
-        node.keeps_number = True
+        node.keeps_number = node.is_expected = True
         node.expires = FOR_EVER
         if stat.S_ISDIR(mode) and mode & 0o300 == 0o300:
             node.writable = fuse.rights_in(node.packed)
@@ -143,7 +143,7 @@ class Behind:
         if not is_changing:
             told = task.result()
             if told is not None:
-                state.learn(node, told)
+                state.learn_done(node, told)
             elif node.expires == FOR_EVER:
                 state.doubt(node)
         for parent, name in state.tree.names(node):
@@ -182,6 +182,8 @@ class Behind:
             parts = given.nanoseconds or (0, 0)
             accessed, modified = zip(given.times, parts, strict=True)
             known = known._replace(accessed=accessed, modified=modified)
+        if self.is_on:
+            known = known._replace(changed=self.now())
         node.packed = known.encode()
         node.is_expected = True
         for parent, name in self._state.tree.names(node):

@@ -110,6 +110,16 @@ class MountState:
         now = self.loop.time()
         self.tree.learn(node, packed, now + self.attributes_hold, told.asked, now)
 
+    def learn_done(self, node: Node, told: Told) -> None:
+        """As ``learn``, of a change that was shown before the server had made it.
+
+        The time that was shown for it stays: tar and git take another one for another change.
+        """
+        packed = self.map.pack(told.attributes)
+        if packed and node.is_expected:
+            node.shown_change = fuse.changed_in(packed), fuse.changed_in(node.packed)
+        self.learn(node, told)
+
     def learn_same(self, node: Node, told: Told) -> None:
         """As ``learn``, but they may be those of another file, which has the name now.
 

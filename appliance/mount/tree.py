@@ -85,6 +85,7 @@ class Node:
         "pending",
         "replaced_at",
         "seen_version_at",
+        "shown_change",
         "target",
         "version",
         "writable",
@@ -114,6 +115,8 @@ class Node:
         self.files: OpenFiles | None = None  # while it is open
         self.target: bytes | None = None  # of a symbolic link, as long as its attributes hold
         self.is_expected = False  # the attributes are what we have set, not what the server told
+        # the server's time of a change that we have made behind, and the one that we showed of it
+        self.shown_change: tuple[bytes, bytes] | None = None
         self.is_dated = False  # its times were set behind what was written
         self.version = 0  # counts our own changes of its content
         self.seen_version_at = 0.0  # since when we know the attributes' version
@@ -238,6 +241,10 @@ class Tree:
             packed = fuse.with_inode(packed, node.number)
         if inode and fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
             self._by_inode[inode] = node
+        if node.shown_change is not None:
+            changed, shown = node.shown_change
+            if fuse.changed_in(packed) == changed:
+                packed = fuse.with_changed(packed, shown)
         node.know(packed, expires, asked, now)
 
     def learn(self, node: Node, packed: bytes, expires: float, asked: float, now: float) -> None:

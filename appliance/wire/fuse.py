@@ -374,6 +374,16 @@ def version_in(packed: bytes) -> bytes:
     return packed[:16] + packed[32:48] + packed[52:64] + packed[68:76]
 
 
+def changed_in(packed: bytes) -> bytes:
+    """Returns the time of the last change, ctime."""
+    return packed[40:48] + packed[56:60]
+
+
+def with_changed(packed: bytes, changed: bytes) -> bytes:
+    """Returns the attributes with another ctime, as ``changed_in`` returns it."""
+    return packed[:40] + changed[:8] + packed[48:56] + changed[8:] + packed[60:]
+
+
 def rights_in(packed: bytes) -> bytes:
     """Returns what decides who may use a file: mode and owner."""
     return packed[60:64] + packed[68:76]

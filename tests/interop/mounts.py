@@ -75,10 +75,17 @@ class Mounter:
     @contextlib.contextmanager
     def mount(self, kind: str, options: Sequence[str] = ()) -> Iterator[Mount]:
         """Mount a new directory of the user's, which both the user and root may use."""
+        with private_folder("behind") as behind:
+            give(behind, self.login.account)
+            with self.mount_of(behind, kind, options) as mount:
+                yield mount
+
+    @contextlib.contextmanager
+    def mount_of(self, behind: Path, kind: str, options: Sequence[str] = ()) -> Iterator[Mount]:
+        """Mount a directory; it may be mounted several times."""
         if os.geteuid() == 0:
             options = ["allow_other", *options]
-        with private_folder("behind") as behind, private_folder("mount") as folder:
-            give(behind, self.login.account)
+        with private_folder("mount") as folder:
             folder.chmod(0o755)
             server = self.server(kind)
             if kind == "bare":

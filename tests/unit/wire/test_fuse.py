@@ -111,6 +111,14 @@ def test_packed_attributes_are_read_as_a_whole_and_by_field(given: fuse.Attribut
     assert fuse.Attributes.decode(fuse.with_inode(packed, 5)) == given._replace(inode=5)
 
 
+def test_the_time_of_the_last_change_is_exchanged_for_another() -> None:
+    first = fuse.Attributes(1, 2, 3, (4, 5), (6, 7), (8, 9), 10, 11, 12, 13)
+    other = first._replace(changed=(-1, 999_999_999))
+    changed = fuse.changed_in(other.encode())
+    assert changed != fuse.changed_in(first.encode())
+    assert fuse.with_changed(first.encode(), changed) == other.encode()
+
+
 def test_a_version_tells_content_and_not_what_reading_changes() -> None:
     first = fuse.Attributes(1, 2, 3, (4, 5), (6, 7), (8, 9), 10, 11, 12, 13)
     version = fuse.version_in(first.encode())
