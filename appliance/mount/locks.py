@@ -1,7 +1,9 @@
 """Locks of fcntl(2) that hold for other clients of a server of ours, too.
 
 The server's locks belong to handles. Among the programs of this machine, which may share a handle,
-we decide; whoever gets a lock here then asks the server for it. With other servers the kernel
+we decide; whoever gets a lock here then asks the server for it. What was read of the file before is
+forgotten then, as another client may have changed it, even within a tick of the server's clock; and
+what was written is at the server before a lock is given up. With other servers the kernel
 decides for this machine alone, as it does of flock(2), and none of this is asked.
 """
 
@@ -109,12 +111,15 @@ class Locks:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         for each in held:
             self._cut(each, lock)
+        await self._state.forget_content(node)
         return Granted(b"", lambda: self._unlock_later(lock))
 
     async def _unlock(self, lock: _Lock) -> Reply:
         cut = [each for each in self._held.get(lock.file.node, []) if each.owner == lock.owner]
         for each in cut:
             self._cut(each, lock)
+        if cut and lock.file.node.files is not None:
+            await lock.file.node.files.written()  # the next one to get the lock reads it
         for file in {each.file for each in cut}:
             await self._give_up_there(lock._replace(file=file))
         self._wake(lock.file.node)

@@ -169,6 +169,15 @@ class MountState:
         node.is_dated = False
         node.expires = NEVER
 
+    async def forget_content(self, node: Node) -> None:
+        """Throws away what was read of a file, here and in the kernel."""
+        assert self.session is not None
+        node.version += 1
+        node.changed_at = self.loop.time()  # attributes that were asked for before are too old
+        node.cached_version = b""
+        self.doubt(node)
+        await self.session.notified(fuse.invalid_inode(node.number, 0, 0))
+
     def entry(self, node: Node) -> bytes:
         """Returns the reply that gives the kernel a node, and counts the lookup."""
         node.lookups += 1

@@ -3,6 +3,7 @@
 import os
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,35 @@ def test_a_file_that_another_client_replaces_is_the_old_or_the_new_one(
 
     assert wait_until(is_new)
     (here / "file").unlink()
+
+
+COUNT = """
+import fcntl, sys
+for _ in range(40):
+    with open(sys.argv[1], "r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        number = int(file.read())
+        file.seek(0)
+        file.write(str(number + 1))
+        file.flush()
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("write_behind",)], ids=["safe", "write-behind"])
+def test_clients_count_together_under_a_lock(options: tuple[str, ...], mounter: Mounter) -> None:
+    """Only with our own server: OpenSSH's knows no locks."""
+    with private_folder("behind") as behind:
+        give(behind, mounter.login.account)
+        (behind / "number").write_text("0")
+        give(behind / "number", mounter.login.account)
+        first = mounter.mount_of(behind, "culvert", options)
+        with first as one, mounter.mount_of(behind, "culvert", options) as two:
+            counting = [
+                subprocess.Popen([sys.executable, "-c", COUNT, mount.place / "number"])
+                for mount in (one, two, one)
+            ]
+            assert [process.wait(60) for process in counting] == [0, 0, 0]
+        assert (behind / "number").read_text() == "120"
 
 
 @pytest.mark.parametrize("options", [(), ("write_behind",)], ids=["safe", "write-behind"])
