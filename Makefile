@@ -31,9 +31,11 @@ bench: packages-bench $(VENV)/test ## compare with OpenSSH, Dropbear and wiregua
 fuzz: packages-test $(VENV)/fuzz ## look for input that breaks a parser or a state machine (SECONDS=60)
 	@$(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(KEEP),--keep)
 
-soak: packages-test $(VENV)/test ## disturb a server and a link over and over, and see what is left (SECONDS=600 each)
+soak: packages-test $(VENV)/test ## disturb a server, a link and a mount over and over, and see what is left (SECONDS=600 each)
 	@$(PY) -m tests.soak --seconds $(or $(SECONDS),600)
 	@$(PY) -m tests.links_soak --seconds $(or $(SECONDS),600)
+	@$(PY) -m tests.mount_soak --seconds $(or $(SECONDS),600)
+	@$(PY) -m tests.mount_soak --seconds $(or $(SECONDS),600) --behind
 
 clean: ## remove everything that the other targets made in this tree
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
