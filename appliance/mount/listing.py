@@ -50,14 +50,23 @@ class Listing:
         if packed is None:
             self.entries.pop(name, None)
         else:
+            self._come(name)
             self.entries[name] = packed
         if not self.is_complete:
             self._changes[name] = packed
 
     def doubt(self, name: bytes) -> None:
         """Takes note that a name was made, changed or removed by somebody."""
+        self._come(name)
         self.entries[name] = b""
         self.is_exact = False
+
+    def _come(self, name: bytes) -> None:
+        """Shows a name to the programs that read the listing while it comes, once."""
+        if self.is_over or name in self.entries:
+            return
+        if name not in self._changes or name not in self.coming:  # it was not removed before
+            self.coming.append(name)
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Takes entries from the server."""
