@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.line import Line
-from tests.mounts import Mount, mounted, unmount
+from tests.mounts import Mount, mounted, synchronize, unmount
 from tests.netns import wait_until
 from tests.peers import (
     SERVERS,
@@ -63,6 +63,7 @@ TASKS = {
         rm -rf "$1/packed" "$1/unpacked"; mkdir -p "$1/packed/a/b" "$1/unpacked"
         for i in $(seq 30); do echo "$2 $i" > "$1/packed/a/b/$i"; done
         ln -sf a/b "$1/packed/link"; chmod 640 "$1/packed/a/b/7"
+        sync "$1/packed"  # until then the times of directories change
         tar -C "$1/packed" -cf "$1/archive.tar" --sort=name --mtime=@1600000000 .
         tar -C "$1/unpacked" -xf "$1/archive.tar"
         diff -r "$1/packed" "$1/unpacked"
@@ -291,11 +292,7 @@ class Soak:
         failure = self._run(task, mount.place / name, number)
         if not failure and "write_behind" in self._options:
             try:
-                folder = os.open(mount.place / name, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                synchronize(mount.place / name)
             except OSError as error:
                 failure = str(error)
         if failure and (self._mount is not mount or self._generation != generation):

@@ -148,3 +148,12 @@ def unmount(mount: Mount) -> str:
         wrong = "its processes go on after it was unmounted"
     mount.kill()
     return wrong or mistake_in(mount.log.read_text(errors="replace"))
+
+
+def synchronize(folder: Path) -> None:
+    """fsync(2) a directory: the server has everything in it then, also with write_behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -101,11 +101,14 @@ class Behind:
         node.expires = FOR_EVER
         node.pending += 1
         self.room.hold(1)
+        parent = node.parent
+        if parent is not None:
+            parent.making += 1
         before = self._last.get(node)
         task = Task(self._state.loop, self._run(node, before, work))
         if not task.done:
             self._last[node] = task
-        task.when_done(lambda: self._done(node, task))
+        task.when_done(lambda: self._done(node, parent, task))
         return task
 
     async def _run(self, node: Node, before: Operation | None, work: Work) -> Told | None:
@@ -131,9 +134,13 @@ class Behind:
             if self._state.session is not None:
                 self._state.session.notify(fuse.invalid_entry(parent.number, name))
 
-    def _done(self, node: Node, task: Operation) -> None:
+    def _done(self, node: Node, parent: Node | None, task: Operation) -> None:
         self.room.give(1)
         node.pending -= 1
+        if parent is not None:
+            parent.making -= 1
+            if not parent.making:
+                self._state.doubt(parent)  # its times are those of the last change
         if self._last.get(node) is task:
             del self._last[node]
         if node in self._last:
@@ -144,7 +151,7 @@ class Behind:
             told = task.result()
             if told is not None:
                 state.learn_done(node, told)
-            elif node.expires == FOR_EVER:
+            if node.expires == FOR_EVER:
                 state.doubt(node)
         for parent, name in state.tree.names(node):
             if parent.listing is not None and not parent.listing.is_over:

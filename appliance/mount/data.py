@@ -108,16 +108,20 @@ class Data:
         """
         file, node = opened.file, opened.file.node
         await opened.files.written()
-        client, handle = await file.handle()
-        if not node.is_dated and client.has(sftp.LSETSTAT):
-            known = fuse.Attributes.decode(node.packed)
-            (accessed, first), (modified, second) = known.accessed, known.modified
-            dated = sftp.Attributes(times=(accessed, modified))
-            if client.has(sftp.NANOSECONDS):
-                dated.nanoseconds = first, second
-            client.send(sftp.FSetStat(0, handle, dated)).when_done(lambda: None)
-        asked = self._state.loop.time()
-        return Told(await client.fstat(handle), asked)
+        known = fuse.Attributes.decode(node.packed)
+        (accessed, first), (modified, second) = known.accessed, known.modified
+
+        async def finish(*_: object) -> Told:
+            client, handle = await file.handle()
+            if not node.is_dated and client.has(sftp.LSETSTAT):
+                dated = sftp.Attributes(times=(accessed, modified))
+                if client.has(sftp.NANOSECONDS):
+                    dated.nanoseconds = first, second
+                client.send(sftp.FSetStat(0, handle, dated)).when_done(lambda: None)
+            asked = self._state.loop.time()
+            return Told(await client.fstat(handle), asked)
+
+        return await self._state.server.insist(finish)
 
     async def _flush(self, opened: Opened) -> Reply:
         """Waits for the writes, and learns the attributes that they have led to."""

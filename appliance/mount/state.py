@@ -209,6 +209,8 @@ class MountState:
 
     def _left(self, node: Node) -> float:
         """How long a node's attributes hold, in seconds."""
+        if node.making:
+            return 0.0
         return min(max(0.0, node.expires - self.loop.time()), self.attributes_hold)
 
     def missing(self, left: float) -> bytes:

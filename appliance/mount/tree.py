@@ -76,6 +76,7 @@ class Node:
         "known_at",
         "listing",
         "lookups",
+        "making",
         "misses",
         "name",
         "number",
@@ -106,6 +107,7 @@ class Node:
         self.replaced_at: tuple[Node, bytes] | None = None  # the name that we gave to another file
         self.exchanged = 0.0  # until when the kernel may know the size of another file
         self.pending = 0  # changes that programs were told, and the server has not done
+        self.making = 0  # of ``pending`` changes, those of names in this directory
         self.lookups = 0  # that the kernel has not forgotten
         self.children: dict[bytes, Node] = _NO_CHILDREN  # those that are nodes
         self.listing: Listing | None = None  # of a directory

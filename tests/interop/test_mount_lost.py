@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.interop.mounts import Link, Mounter, Process, lossy
-from tests.mounts import Mount, mount_line
+from tests.mounts import Mount, mount_line, synchronize
 from tests.netns import wait_until
 from tests.peers import find_program, private_folder
 
@@ -291,9 +291,7 @@ class Pair:
     def settled(self, name: str) -> None:
         """Close everything, and compare the trees."""
         self.step(("close_all",))
-        fd = os.open(self.mount.place / name, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+        synchronize(self.mount.place / name)
         wanted = self._local.ask("tree")["done"]
         found: dict[str, Any] = {}
 
@@ -563,6 +561,24 @@ def test_what_a_server_told_does_not_hold_in_the_next_session(still: tuple[Mount
     (mount.behind / "a").write_bytes(b"longer content")
     link.go_on()
     assert wait_until(lambda: os.stat(mount.place / "a").st_size == 14, 5)
+
+
+@pytest.mark.parametrize("when", WHENS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_made_behind_a_cut_keeps_its_times(
+    kind: str, when: str, mounter: Mounter
+) -> None:
+    with lossy(mounter, kind, ["write_behind"]) as (mount, link):
+        link.rule(when, "fstat")
+        path = mount.place / "file"
+        path.write_text("text")
+        shown = path.stat()
+        assert wait_until(lambda: link.has_happened, PATIENCE)
+        synchronize(mount.place)
+        time.sleep(1.2)  # what the kernel knows is too old
+        found, there = path.stat(), (mount.behind / "file").stat()
+        assert (found.st_mtime_ns, found.st_ctime_ns) == (shown.st_mtime_ns, shown.st_ctime_ns)
+        assert there.st_mtime_ns // 10**9 == shown.st_mtime_ns // 10**9
 
 
 # A full disk

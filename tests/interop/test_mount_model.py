@@ -19,7 +19,7 @@ import pytest
 
 from tests.interop.mount_worker import STAMPS
 from tests.interop.mounts import KINDS, Lost, Mounter, Process, give
-from tests.mounts import Mount
+from tests.mounts import Mount, synchronize
 from tests.netns import wait_until
 from tests.peers import Account, private_folder
 
@@ -383,9 +383,7 @@ class Sides:
 
     def _settle(self, folder: str) -> None:
         """Wait until the server has everything, where changes are written behind."""
-        fd = os.open(self._mount.place / folder, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+        synchronize(self._mount.place / folder)
 
     def _step(self, who: int, operation: tuple[Any, ...], done: list[str]) -> None:
         got = self._mounted[who].ask(*operation)

@@ -6,12 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.interop.mounts import Mounter, give
-from tests.mounts import Mount
+from tests.mounts import Mount, synchronize
 from tests.netns import wait_until
 from tests.peers import find_program, private_folder
 
@@ -139,7 +138,7 @@ def test_the_time_of_a_change_stays_when_the_server_has_made_it(
         paths[1].mkdir()
         paths[2].symlink_to("file")
         shown = [path.lstat().st_ctime_ns for path in paths]
-        _synchronize(mount.place)
+        synchronize(mount.place)
         assert (mount.behind / "file").read_text() == "text"
         time.sleep(1.2)  # the server may show seconds only, and the kernel asks again
         assert [path.lstat().st_ctime_ns for path in paths] == shown
@@ -147,9 +146,11 @@ def test_the_time_of_a_change_stays_when_the_server_has_made_it(
         assert wait_until(lambda: paths[0].lstat().st_ctime_ns != shown[0])
 
 
-def _synchronize(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def test_the_times_of_a_directory_are_those_of_the_last_change_in_it(mounter: Mounter) -> None:
+    with mounter.mount("culvert", ["write_behind"]) as mount:
+        for number in range(300):
+            (mount.place / str(number)).write_text("text")
+            if number % 50 == 0:
+                mount.place.stat()  # before the server has made them all
+        synchronize(mount.place)
+        assert mount.place.stat().st_ctime_ns == mount.behind.stat().st_ctime_ns
