@@ -61,7 +61,7 @@ TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=drop
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
 	busybox=busybox systemd-analyze=systemd fail2ban-regex=fail2ban \
 	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core \
-	tinysshd=tinysshd rclone=rclone lftp=lftp sshfs=sshfs fio=fio dbus-run-session=dbus-daemon gio=libglib2.0-bin /usr/lib/gvfs/gvfsd-sftp=gvfs-backends libssh.so.4=libssh-4
+	tinysshd=tinysshd rclone=rclone lftp=lftp sshfs=sshfs automount=autofs fio=fio dbus-run-session=dbus-daemon gio=libglib2.0-bin /usr/lib/gvfs/gvfsd-sftp=gvfs-backends libssh.so.4=libssh-4
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 

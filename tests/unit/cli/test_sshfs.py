@@ -25,7 +25,7 @@ from appliance.links.reports import (
     PassedLine,
 )
 from appliance.wire.codec import Message
-from tests.peers import CULVERT, SFTP_SERVER, environment, private_folder
+from tests.peers import CULVERT, SFTP_SERVER, environment, find_program, private_folder
 from tests.processes import family, lives
 
 Done = subprocess.CompletedProcess[str]
@@ -464,6 +464,37 @@ def test_fstab_and_mount(place: Place) -> None:
         "status 32",
     ]
     assert done.stderr == "mount.sshfs: host:/none: No such file or directory\n" * 2
+
+
+def test_autofs(place: Place) -> None:
+    """It mounts when somebody looks into it, and unmounts when nobody does any more."""
+    if CULVERT[0] == sys.executable:
+        pytest.skip("the command culvert is not installed")
+    automount, top = find_program("automount"), place.mountpoint
+    source = f"sshfs\\#host\\:{place.there}"
+    (place.folder / "map").write_text(f"work -fstype=fuse,ssh_command={place.ssh} :{source}\n")
+    (place.folder / "master").write_text(f"{top} file:{place.folder}/map --timeout=1\n")
+    script = f"""
+        mount --bind {shlex.quote(CULVERT[0])} /usr/bin/sshfs
+        setsid {automount} -f -p {place.folder}/pid {place.folder}/master >log 2>&1 &
+        automount=$!
+        waits() {{ for i in $(seq 200); do "$@" && return; sleep 0.1; done; echo "not: $*"; }}
+        gone() {{ ! grep -q ' {top}/work ' /proc/self/mountinfo; }}  # which does not look into it
+        waits findmnt -n -o FSTYPE {top}
+        for i in 1 2; do
+            cat {top}/work/file; findmnt -n -o FSTYPE,SOURCE {top}/work
+            waits gone
+        done
+        ls {top}/other; echo "status $?"
+        kill $automount; wait $automount
+    """
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], cwd=place.folder,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    mounted = f"contentfuse.sshfs host:{place.there}"
+    said = (place.folder / "log").read_text() + done.stderr
+    assert done.stdout.splitlines() == ["autofs", mounted, mounted, "status 2"], said
 
 
 def test_a_user_of_setuid_owns_the_mount(place: Place) -> None:
