@@ -89,6 +89,7 @@ class Behind:
         """Makes a name here; the caller then adds what makes it at the server."""
         node = self._state.made(parent, name, self.expected(mode, size))
         node.keeps_number = node.is_expected = True
+        node.changed_at = self._state.loop.time()  # what was asked for before is of another file
         node.expires = FOR_EVER
         if stat.S_ISDIR(mode) and mode & 0o300 == 0o300:
             node.writable = fuse.rights_in(node.packed)

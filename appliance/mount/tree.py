@@ -140,10 +140,13 @@ class Node:
         """What the attributes say of its content, and of the right to read it."""
         return fuse.version_in(self.packed)
 
-    def know(self, packed: bytes, expires: float, asked: float, now: float) -> None:
-        """Takes attributes that were asked for at this moment, and hold until ``expires``."""
+    def know(self, packed: bytes, expires: float, asked: float, now: float) -> bool:
+        """Takes attributes that were asked for at this moment, and hold until ``expires``.
+
+        Returns False for those that are older than a change of ours.
+        """
         if asked < self.changed_at and (self.known_at < self.changed_at or packed != self.packed):
-            return
+            return False
         if not self.packed or fuse.version_in(packed) != self.seen_version:
             self.seen_version_at = now
             self.target = None
@@ -151,6 +154,7 @@ class Node:
         self.expires = expires
         self.known_at = asked
         self.is_expected = False
+        return True
 
     def grow(self, size: int) -> None:
         """Takes note that the file has at least ``size`` bytes now."""
@@ -218,7 +222,7 @@ class Tree:
         inode = fuse.inode_in(packed)
         node = parent.children.get(name)
         if node is not None:
-            if _is_same(node, packed, inode):
+            if asked < node.changed_at or _is_same(node, packed, inode):
                 self._know(node, packed, inode, expires, asked, now)
                 return node
             self.remove(parent, name)
@@ -238,16 +242,17 @@ class Tree:
     def _know(
         self, node: Node, packed: bytes, inode: int, expires: float, asked: float, now: float
     ) -> None:
-        node.inode = inode or node.inode
         if not inode or node.keeps_number:
             packed = fuse.with_inode(packed, node.number)
-        if inode and fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
-            self._by_inode[inode] = node
         if node.shown_change is not None:
             changed, shown = node.shown_change
             if fuse.changed_in(packed) == changed:
                 packed = fuse.with_changed(packed, shown)
-        node.know(packed, expires, asked, now)
+        if not node.know(packed, expires, asked, now):
+            return
+        node.inode = inode or node.inode
+        if inode and fuse.links_in(packed) > 1 and not stat.S_ISDIR(fuse.mode_in(packed)):
+            self._by_inode[inode] = node
 
     def learn(self, node: Node, packed: bytes, expires: float, asked: float, now: float) -> None:
         """Takes new attributes of a node, and of its names in listings."""

@@ -124,6 +124,22 @@ def test_what_was_asked_before_a_change_of_ours_is_not_believed(tree: Tree) -> N
     assert node.expires == 300.0
 
 
+def test_what_was_asked_before_we_made_a_file_is_of_another_one(tree: Tree) -> None:
+    """As of an editor's new file, whose name the one before had a moment ago."""
+    node = made(tree, tree.root, b"file")
+    node.changed_at = 100.0
+    for links in (1, 2):
+        before = packed(inode=7, links=links)
+        assert tree.child(tree.root, b"file", before, 200.0, 99.0, 101.0) is node
+        tree.learn(node, before, 200.0, 99.0, 101.0)
+    assert node.inode == 0
+    tree.learn(node, packed(inode=8), 200.0, 101.0, 102.0)
+    assert tree.child(tree.root, b"file", packed(inode=7), 200.0, 99.0, 103.0) is node
+    assert node.inode == 8
+    other = tree.child(tree.root, b"file", packed(inode=9), 200.0, 104.0, 105.0)
+    assert other is not node and other.inode == 9
+
+
 def test_files_that_nobody_uses_are_found_in_turn(tree: Tree) -> None:
     for number in range(10):
         made(tree, tree.root, b"%d" % number)
