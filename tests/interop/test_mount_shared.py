@@ -131,7 +131,7 @@ def test_the_time_of_a_change_stays_when_the_server_has_made_it(
     kind: str, mounter: Mounter
 ) -> None:
     """With write_behind it is shown before; tar and git would take another one for a change."""
-    with mounter.mount(kind, ["write_behind"]) as mount:
+    with mounter.mount(kind, ["write_behind", "dcache_timeout=1"]) as mount:
         paths = [mount.place / name for name in ("file", "folder", "link")]
         paths[0].write_text("text")
         paths[0].chmod(0o640)
