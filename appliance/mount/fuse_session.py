@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from ..aio.loop import Loop
 from ..aio.tasks import Future, Task
+from ..aio.threads import in_thread
 from ..errors import PeerError
 from ..wire import fuse
 from ..wire.fuse import Request
@@ -103,9 +104,7 @@ class FuseSession:
         self._waiting: dict[int, _Waiting] = {}  # in the order in which they came
         self._has_timer = False
         self._is_open = True
-        self._notices: queue.SimpleQueue[tuple[bytes, Future[None] | None]] | None = None
-        self._taken: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
-        self._taken_event = -1  # an eventfd(2): something is in it
+        self._notices: queue.SimpleQueue[bytes] | None = None
         self.progress = 0.0  # when the server last did a part of something long (monotonic)
         os.set_blocking(fd, False)
         loop.watch_reader(fd, self._on_readable)
@@ -115,8 +114,7 @@ class FuseSession:
         if self._is_open:
             self._is_open = False
             if self._notices is not None:
-                self._notices.put((b"", None))
-                self._loop.watch_reader(self._taken_event, None)
+                self._notices.put(b"")
             self._loop.watch_reader(self._fd, None)
 
     # -- requests ----------------------------------------------------------------------
@@ -216,39 +214,23 @@ class FuseSession:
         It may wait for locks that are held until we have answered a request, so another thread
         does that.
         """
-        self._put(parts)
+        if self._notices is None:
+            self._notices = queue.SimpleQueue()
+            threading.Thread(target=self._notify, args=(self._notices,), daemon=True).start()
+        self._notices.put(b"".join(parts))
+
+    def _notify(self, notices: queue.SimpleQueue[bytes]) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while notice := notices.get():
+            self._notice(notice)
 
     async def notified(self, parts: list[bytes]) -> None:
         """As ``notify``; returns when the kernel has done what it was told."""
-        future: Future[None] = Future()
-        self._put(parts, future)
-        await future
+        await in_thread(self._loop, lambda: self._notice(b"".join(parts)))
 
-    def _put(self, parts: list[bytes], future: Future[None] | None = None) -> None:
-        if self._notices is None:
-            self._notices = queue.SimpleQueue()
-            self._taken_event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._loop.watch_reader(self._taken_event, self._on_taken)
-            threading.Thread(target=self._notify, args=(self._notices,), daemon=True).start()
-        self._notices.put((b"".join(parts), future))
-
-    def _notify(self, notices: queue.SimpleQueue[tuple[bytes, Future[None] | None]]) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while True:
-            notice, future = notices.get()
-            if not notice:
-                return
-            with contextlib.suppress(OSError):  # the kernel does not know it, or is gone
-                os.write(self._fd, notice)
-            if future is not None:
-                self._taken.put(future)
-                os.eventfd_write(self._taken_event, 1)
-
-    def _on_taken(self) -> None:
-        os.eventfd_read(self._taken_event)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._taken.get_nowait().resolve(None)
+    def _notice(self, notice: bytes) -> None:
+        with contextlib.suppress(OSError):  # the kernel does not know it, or is gone
+            os.write(self._fd, notice)
 
     def _grant(self, unique: int, granted: Granted) -> None:
         if not self._write(unique, granted.structure):
