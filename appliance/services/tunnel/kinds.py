@@ -351,10 +351,11 @@ class _PassedOn(ChangeKind[PassedOn]):
         devices = passed_on_devices(change, self._programs)
         if devices is None:
             return
-        what = f"table inet {change.table}"
-        if devices - {change.device}:
-            what = f'element inet {change.table} tunnels {{ "{change.device}" }}'
-        self._programs.call("nft", "-f", "-", text=f"delete {what}\n")
+        if not devices - {change.device}:
+            remove(change.table, self._programs)
+            return
+        element = f'element inet {change.table} tunnels {{ "{change.device}" }}'
+        self._programs.call("nft", "-f", "-", text=f"delete {element}\n")
 
 
 class _Routes(_Links[Route]):
