@@ -52,6 +52,7 @@ from appliance.wire import (
     sftp_report,
     socks,
     tun,
+    x11,
 )
 from tests.protocol.test_arbitrary import OPEN, REACHABLE, assert_sound, reach
 from tests.protocol.test_before_authentication import against
@@ -70,7 +71,7 @@ MESSAGES = [
 ]
 RECORDS = [
     kind
-    for module in (forward, host_keys, session, tun, requests, sftp, sftp_report)
+    for module in (forward, host_keys, session, tun, requests, sftp, sftp_report, x11)
     for kind in vars(module).values()
     if isinstance(kind, type)
     and issubclass(kind, codec.Record)
