@@ -61,25 +61,28 @@ class SetUp(Generic[Grant]):
         self.rest = b""
         self.why = ""
 
-    def receive(self, data: Buffer) -> None:
-        """Reads more of the program's bytes; call it in state READING only."""
+    def receive(self, data: Buffer) -> SetUpState:
+        """Reads more of the program's bytes, in state READING only; returns the new state."""
         assert self.state is SetUpState.READING
         self._buffer += data
         try:
             found = read_set_up(self._buffer)
         except MalformedMessage as error:
             self._refuse(str(error))
-            return
-        if found is None:
-            return
-        self.request, size = found
-        self.rest = bytes(self._buffer[size:])
-        if self.request.major != PROTOCOL_MAJOR:
-            self._refuse(f"version {self.request.major} of the X protocol")
-        elif self.request.name != COOKIE_PROTOCOL:
-            self._refuse("no cookie" if not self.request.name else "another kind of authorization")
         else:
-            self._look_up(self.request.data)
+            if found is not None:
+                self._judge(*found)
+        return self.state
+
+    def _judge(self, request: SetUpRequest, size: int) -> None:
+        self.request = request
+        self.rest = bytes(self._buffer[size:])
+        if request.major != PROTOCOL_MAJOR:
+            self._refuse(f"version {request.major} of the X protocol")
+        elif request.name != COOKIE_PROTOCOL:
+            self._refuse("no cookie" if not request.name else "another kind of authorization")
+        else:
+            self._look_up(request.data)
 
     def _look_up(self, cookie: bytes) -> None:
         for fake, grant in self._grants.items():  # all of them: the time tells nothing
