@@ -178,7 +178,7 @@ class Soak:
             "line down": self._down,
             "line stands still": self._still,
             "server stopped": self._stop_server,
-            "session killed": lambda _: self._signal_sessions(signal.SIGKILL),
+            "session killed": lambda _: _signal(self._sessions(), signal.SIGKILL),
             "mounter killed": lambda _: self._kill_mounter(),
         }
 
@@ -240,16 +240,14 @@ class Soak:
         time.sleep(seconds)
         self._line.go_on()
 
-    def _signal_sessions(self, number: int) -> None:
-        _, *sessions = family(self._server.process.pid)
-        for pid in sessions:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _sessions(self) -> list[int]:
+        return family(self._server.process.pid)[1:]
 
     def _stop_server(self, seconds: float) -> None:
-        self._signal_sessions(signal.SIGSTOP)
+        sessions = self._sessions()
+        _signal(sessions, signal.SIGSTOP)
         time.sleep(seconds)
-        self._signal_sessions(signal.SIGCONT)
+        _signal(sessions, signal.SIGCONT)
 
     def disturb(self, chance: random.Random) -> None:
         """Disturb until `end`."""
@@ -316,6 +314,12 @@ class Soak:
             output, _ = process.communicate()
             return f"hangs: {output}"
         return f"status {process.returncode}: {output}" if process.returncode else ""
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
