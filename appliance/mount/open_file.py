@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..aio.tasks import Future
-from ..errors import PeerError
+from ..errors import PeerError, system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .failures import explained, opening
@@ -120,7 +120,7 @@ class OpenFile:
             handle = await client.open(path, pflags_of(self.flags))
         except StatusError as error:
             if error.code == sftp.NO_SUCH_FILE:
-                self._lost = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                self._lost = system_error(errno.ESTALE)
                 raise self._lost from error
             look = opening(path, creates=False, is_exclusive=False)
             raise await explained(client, error, path, look) from error
@@ -128,7 +128,7 @@ class OpenFile:
             attributes = await client.fstat(handle)
             if not self._is_same(self._state.map.pack(attributes)):
                 client.abandon(handle)
-                self._lost = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                self._lost = system_error(errno.ESTALE)
                 raise self._lost
         self.opened(handle, number)
 

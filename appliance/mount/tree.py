@@ -12,12 +12,12 @@ whenever it comes: a size from before a write would take the written bytes away 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final, Protocol
 
+from ..errors import system_error
 from ..wire import fuse
 from ..wire.sftp import Attributes
 from .listing import Listing
@@ -202,7 +202,7 @@ class Tree:
             names.append(node.name)
             node = node.parent
         if node is not self.root:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise system_error(errno.ESTALE)
         names.append(self._root_path)
         names.reverse()
         return b"/".join(names) or b"/"
