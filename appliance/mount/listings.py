@@ -137,7 +137,7 @@ class Listings:
         now = self._state.loop.time()
         for name, child in node.children.items():
             if self._is_ours(child):
-                listing.change(name, child.packed)  # the server may not have it yet
+                listing.change(name, child.for_listing)  # the server may not have it yet
         holds = FOR_EVER if self._watches.is_watched(node) else now + self._holds
         listing.ended(failure, holds, now + self._state.attributes_hold)
         if failure is not None:

@@ -136,6 +136,15 @@ class Node:
         return fuse.size_in(self.packed)
 
     @property
+    def for_listing(self) -> bytes:
+        """Its attributes with the inode at the server, as listings keep them; 0 if it has none yet.
+
+        With the number that the kernel is told instead, the server's own inode would be another
+        file's.
+        """
+        return fuse.with_inode(self.packed, self.inode)
+
+    @property
     def seen_version(self) -> bytes:
         """What the attributes say of its content, and of the right to read it."""
         return fuse.version_in(self.packed)
