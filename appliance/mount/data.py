@@ -97,7 +97,8 @@ class Data:
             return b""
         if self._behind.is_on and file.is_new and self._state.unwritten.held < LARGE:
             file.tell_error()
-            self._behind.add(file.node, lambda: self._finish(opened))
+            finishing = self._behind.add(file.node, lambda: self._finish(opened))
+            opened.files.use(file, finishing)
             return b""
         return self._flush(opened)
 

@@ -33,6 +33,7 @@ class OpenFile:
         self.flags = flags
         self.kept: tuple[int, bytes] | None = None  # Node.version and content, if open here alone
         self.is_new = False  # we have made it, and it belongs to us
+        self.uses = 0  # of its handle, by what is done behind its last close(2)
         self._handle = b""
         self._session = 0  # to which the handle belongs; 0 before there is one
         self._opening: list[Future[None]] | None = None
