@@ -42,7 +42,7 @@ from tests.peers import (
     private_folder,
     start,
 )
-from tests.processes import family, lives
+from tests.processes import family, hide_shell_files, lives
 
 USERS = 3
 PATIENCE = 110  # seconds that a task may take; it hangs if it takes longer
@@ -395,6 +395,7 @@ def run(seconds: float, kind: str, behind: bool = False, seed: int | None = None
 
 def main() -> int:
     """Run as long as the command line says, and print what there was."""
+    hide_shell_files()
     parser = argparse.ArgumentParser(prog="python -m tests.mount_soak")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--server", choices=("culvert", "openssh"), default="culvert")
