@@ -141,14 +141,17 @@ def _change(path: bytes, change: Callable[[bytes], bytes]) -> None:
 
 def _read(path: bytes) -> bytes:
     """Returns the content of a regular file, b'' if there is none; raises OSError."""
-    try:  # a FIFO, or a device, must not make us wait
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
+
+    def opener(_: object, flags: int) -> int:  # a FIFO, or a device, must not make us wait
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
+
+    try:
+        with open(path, "rb", opener=opener) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            data = file.read(FILE_LIMIT + 1)
     except FileNotFoundError:
         return b""
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(FILE_LIMIT + 1)
     if len(data) > FILE_LIMIT:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     return data
