@@ -14,9 +14,13 @@ from appliance.aio.listening import EVERYWHERE, LOOPBACK, listen
 from appliance.server import x11_grants
 from appliance.server.requests import CloseX11, ListenX11, Spawn
 from appliance.wire.codec import Reader
+from appliance.wire.session import Command, X11Request
 from appliance.wire.x11 import xauthority_entries
 from tests.netns import wait_until
+from tests.peers import Account
+from tests.unit.server.conftest import Dial, Serve
 from tests.unit.server.office import KEY, Make, Office
+from tests.unit.server.test_programs import Terminal
 
 COOKIE = b"00112233445566778899aabbccddeeff"
 HAS_IPV6 = Path("/proc/net/if_inet6").exists()
@@ -400,3 +404,63 @@ def test_an_sftp_server_gets_no_cookie(displays: Open) -> None:
     it.end(number, sockets)
     assert not list(it.home.iterdir())
     wait(it)
+
+
+def hostile(word: bytes) -> Iterator[bytes]:
+    """Requests with this word in place of the protocol, the cookie, and within them."""
+    protocol = b"MIT-MAGIC-COOKIE-1"
+    for name, cookie in (
+        (word, COOKIE), (protocol, word), (protocol + word, COOKIE), (protocol, COOKIE + word)
+    ):  # fmt: skip
+        yield X11Request(False, name, cookie, 0).encode()
+
+
+@pytest.mark.root
+def test_a_hostile_request_is_refused_and_its_session_goes_on(
+    our_server: Serve, dial: Dial, account: Account
+) -> None:
+    rc = account.home / ".ssh/rc"
+    rc.write_text('echo "rc: $(cat)"\n')
+    first = random.randrange(1000, 8000)
+    client = dial(our_server(f"x11_display_offset = {first}\n")).log_in()
+    words = (b"\n", b"\nadd x . 00", b";", b"\0", b" ", b"\xff", b"$(id)", b"`id`", b"0" * 200_001)
+    try:
+        session = Terminal(client)
+        for word in words:
+            for request in hostile(word):
+                assert not session.ask("x11-req", request)
+        good = X11Request(False, b"MIT-MAGIC-COOKIE-1", COOKIE, 401).encode()
+        assert not session.ask("x11-req", good)
+        assert not session.ask("x11-req", X11Request(False, b"", b"", 0).encode())
+        assert session.ask("exec", Command(b"echo ${DISPLAY-none} ${XAUTHORITY-none}").encode())
+        assert client.until(lambda _: session.is_closed)
+        assert session.output == b"rc: \nnone none\n"
+        # and what was refused does not stand in the way of a good one, in this session or another
+        session = Terminal(client)
+        assert not session.ask("x11-req", next(hostile(b";")))
+        good = X11Request(False, b"MIT-MAGIC-COOKIE-1", COOKIE, 0).encode()
+        assert session.ask("x11-req", good)
+        assert not session.ask("x11-req", good)
+        assert session.ask("exec", Command(b"echo $DISPLAY").encode())
+        assert client.until(lambda _: session.is_closed)
+        shown = f"localhost:{first}.0"
+        assert session.output.decode() == f"rc: MIT-MAGIC-COOKIE-1 {COOKIE.decode()}\n{shown}\n"
+    finally:
+        rc.unlink()
+
+
+@pytest.mark.root
+def test_a_request_longer_than_a_packet_ends_its_connection_alone(
+    our_server: Serve, dial: Dial
+) -> None:
+    """A megabyte is no packet that anybody takes (RFC 4253 section 6.1)."""
+    server = our_server()
+    client, other = dial(server).log_in(), dial(server).log_in()
+    session = Terminal(client)
+    long = X11Request(False, b"MIT-MAGIC-COOKIE-1", b"0" * (1 << 20), 0).encode()
+    session.channel.request("x11-req", long, lambda answer: None)
+    assert client.until(lambda _: session.is_closed)
+    survivor = Terminal(other)
+    assert survivor.ask("exec", Command(b"echo on").encode())
+    assert other.until(lambda _: survivor.is_closed)
+    assert survivor.output == b"on\n"
