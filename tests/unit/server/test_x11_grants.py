@@ -283,6 +283,19 @@ def test_a_program_finds_its_display_and_the_cookie_until_the_session_ends(displ
     assert wait_until(lambda: not file.exists(), 5)
 
 
+@pytest.mark.parametrize("rc", ["", "ls /proc/$$/fd >fds-of-rc; true"])
+def test_a_program_has_its_standard_descriptors_and_no_others(displays: Open, rc: str) -> None:
+    it = displays()
+    (it.home / ".ssh").mkdir()
+    if rc:
+        (it.home / ".ssh/rc").write_text(rc)
+    number, _, sockets = it.listen()
+    assert run(it, number, b"ls /proc/$$/fd; true").split() == [b"0", b"1", b"2"]
+    if rc:  # a shell moves its own above 9
+        assert not {*"3456789"} & {*(it.home / "fds-of-rc").read_text().split()}
+    it.end(number, sockets)
+
+
 def test_xauth_and_the_program_agree(displays: Open) -> None:
     it = displays()
     number, shown, sockets = it.listen()

@@ -4,6 +4,7 @@ Whoever wants to break it is the user, a crashed xauth, a full disk, or twenty s
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -372,6 +373,33 @@ def test_the_lock_of_an_xauth_that_died_is_broken(
     monkeypatch.setattr(time, "time", lambda: later)
     assert home.add(display()) == home.file
     assert home.names == [".Xauthority"]
+
+
+@pytest.mark.parametrize("elsewhere", ["is breaking it", "has broken and taken it"])
+def test_a_stale_lock_that_somebody_else_breaks_is_left_to_them(
+    home: Home, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+) -> None:
+    """A second one would remove the lock that the first has taken by then."""
+    lock = Path(f"{home.file}-c")
+    lock.touch()
+    later = time.time() + STALE_SECONDS + 5
+    monkeypatch.setattr(time, "time", lambda: later)
+    if elsewhere == "is breaking it":
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            xauthority_files._remove_stale(bytes(lock))
+            assert lock.exists()
+        xauthority_files._remove_stale(bytes(lock))
+        assert not lock.exists()
+        return
+
+    def others_turn(*_: object) -> None:
+        lock.unlink()
+        lock.write_text("theirs")
+
+    monkeypatch.setattr(fcntl, "flock", others_turn)
+    xauthority_files._remove_stale(bytes(lock))
+    assert lock.read_text() == "theirs"
 
 
 def run_at_once(count: int, work: Callable[[int], None]) -> None:
