@@ -13,11 +13,12 @@ from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.forwards import Forward
-from ..services.session_client import CONNECTION_FAILED, SessionClient, Streams
+from ..services.session_client import CONNECTION_FAILED, SessionClient, Streams, Wanted
 from ..services.terminal import get_size
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
+from ..wire.forward import X11
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
 from . import prompts
 from .host_options import HostOptions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..aio.loop import Timer
     from ..services.forward_client import ForwardClient
     from ..services.stdio_forward import StdioForward
+    from ..services.x11_client import X11Client, X11Session
     from .control_master import ControlMaster, ControlSocket
 
 _log = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class ClientSession:
         self._stdio_forward: StdioForward | None = None
         self._forwards: ForwardClient | None = None
         self._forwards_to_come = 0
+        self._x11: X11Client | None = None
         self._failed = False
         self._master: ControlMaster | None = None
         self._patience: Timer | None = None  # ControlPersist of an unused master
@@ -80,6 +83,8 @@ class ClientSession:
                 self._master.close()
             if self._forwards is not None:
                 self._forwards.close()
+            if self._x11 is not None:
+                self._x11.close()
             if self._tunnel is not None:
                 self._tunnel.close()
             self._loop.close()
@@ -170,7 +175,9 @@ class ClientSession:
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         """Handles a channel that the server opens."""
-        if self._forwards is None and not self._options.forward_agent:
+        if channel.channel_type == X11 and self._x11 is not None:
+            self._x11.channel_open(channel, type_data)
+        elif self._forwards is None and not self._options.forward_agent:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
         else:
             self._client().channel_open(channel, type_data)
@@ -194,6 +201,35 @@ class ClientSession:
             self._failed = True
             self._loop.stop()
 
+    def _x11_session(self, wanted: Wanted, say: Callable[[str], None]) -> "X11Session | None":
+        """Returns the right to the display that a session gets, None for none.
+
+        A session whose configuration alone asks for it is told nothing.
+        """
+        options = self._options
+        if wanted.x11 == "no" or not options.forward_x11:
+            return None
+        if self._x11 is None:
+            from ..services.x11_client import X11Client, X11Settings
+            from .x11_display import NoDisplay, local_display
+
+            try:
+                display, authorization = local_display()
+            except NoDisplay as error:
+                _log.debug("X11 is not forwarded: %s", error)
+                if wanted.x11_is_asked:
+                    say(f"Warning: X11 is not forwarded: {error}")
+                return None
+            settings = X11Settings(
+                display,
+                authorization,
+                options.forward_x11_trusted,
+                options.forward_x11_timeout,
+                options.x11_clipboard,
+            )
+            self._x11 = X11Client(settings, self._driver, self._leave_when_over)
+        return self._x11.session(wanted.x11 == "trusted")
+
     # -- the session -------------------------------------------------------------------
 
     def _start_session(self) -> None:
@@ -209,6 +245,7 @@ class ClientSession:
             self._session_ended,
             prompts.tell,
             command_line,
+            self._x11_session(wanted, prompts.tell),
         )
         self._session = session
         if terminal is not None and wanted.terminal is not None:
@@ -257,6 +294,7 @@ class ClientSession:
         """Whether forwarded connections or other clients still need the connection."""
         return bool(
             (self._forwards is not None and self._forwards.connections)
+            or (self._x11 is not None and self._x11.programs)
             or (self._master is not None and self._master.sessions)
         )
 
@@ -275,6 +313,7 @@ class ClientSession:
             control,
             self._driver,
             self._client,
+            self._x11_session,
             options.host,
             options.control_master in ("ask", "autoask"),
             self._leave_when_over,
