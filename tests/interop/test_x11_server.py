@@ -98,7 +98,8 @@ def by_program(
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [("openssh", "-X"), ("openssh", "-Y"), ("plink", "-X")]
+    ("name", "option"),
+    [("openssh", "-X"), ("openssh", "-Y"), ("plink", "-X"), (OURS, "-X"), (OURS, "-Y")],
 )
 def test_programs_show_themselves_by_clients_that_people_use(
     serve_ours: Serve, login: Login, here: Screen, name: str, option: str
