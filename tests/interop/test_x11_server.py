@@ -294,6 +294,29 @@ def test_a_session_that_comes_back_finds_its_display_again(
         again.end()
 
 
+def test_yesterdays_shell_in_tmux_shows_programs_again(
+    serve_ours: Serve, login: Login, here: Screen, account: Account
+) -> None:
+    server = serve_ours()
+    tmux = "tmux -L x11"
+
+    def run(command: str) -> str:
+        done = by_program("openssh", "-Y", server, login, command, here)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(f"{tmux} new-session -d -s yesterday /bin/sh")
+    try:
+        answer = account.home / "answer"
+        look = 'xdpyinfo 2>&1 | grep -c "^vendor string" >answer.new; mv answer.new answer'
+        keys = f"{tmux} send-keys -t yesterday '{look}' Enter"
+        run(f"{keys}; while ! [ -e answer ]; do sleep 0.1; done")
+        assert answer.read_text() == "1\n"
+        answer.unlink()
+    finally:
+        run(f"{tmux} kill-server")
+
+
 def test_sessions_of_one_connection_have_a_display_each(
     serve_ours: Serve, login: Login, here: Screen, tmp_path: Path, account: Account
 ) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.server import xauthority_files
+from appliance.server import programs, xauthority_files
 from appliance.server.xauthority_files import LOCK_SECONDS, PREFIX, STALE_SECONDS, Display
 from appliance.wire.x11 import (
     COOKIE_PROTOCOL,
@@ -27,6 +28,7 @@ from appliance.wire.x11 import (
     XauthorityEntry,
     xauthority_entries,
 )
+from tests.netns import wait_until
 from tests.peers import ROOT, Account, find_program
 
 OTHERS = XauthorityEntry(FAMILY_LOCAL, b"board", b"0", COOKIE_PROTOCOL, b"o" * 16).encode()
@@ -400,6 +402,34 @@ def test_a_stale_lock_that_somebody_else_breaks_is_left_to_them(
     monkeypatch.setattr(fcntl, "flock", others_turn)
     xauthority_files._remove_stale(bytes(lock))
     assert lock.read_text() == "theirs"
+
+
+def test_a_file_system_without_hard_links_leaves_no_half_lock(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")  # link(2), on vfat
+
+    monkeypatch.setattr(os, "link", refuses)
+    one = display()
+    assert home.add(one) == own_file(home, one)
+    assert home.names == []
+
+
+def test_a_client_that_hangs_up_leaves_no_half_lock(home: Home) -> None:
+    """Its terminal's end is a SIGHUP for the process that is waiting for the lock."""
+    Path(f"{home.file}-l").touch()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        try:
+            programs._store_cookie(display(), home.environment)
+        finally:
+            os._exit(0)
+    assert wait_until(Path(f"{home.file}-c").exists, 5)
+    os.kill(pid, signal.SIGHUP)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGHUP
+    assert home.names == [".Xauthority-l"]
 
 
 def run_at_once(count: int, work: Callable[[int], None]) -> None:
