@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Final, NamedTuple
 
 from ..errors import MalformedMessage
@@ -31,7 +31,7 @@ STALE_SECONDS: Final = 600  # of a lock; xauth's
 LOCK_SECONDS: Final = 2.0  # that a program waits at most for its display's cookie
 LOCK_PAUSE: Final = 0.02  # seconds between two tries
 FILE_LIMIT: Final = 1 << 20  # bytes
-PREFIX: Final = b"culvert-xauthority-"
+TEMPORARY: Final = b"/tmp/culvert-xauthority-"  # of folders, made by whoever needs one
 
 Environment = MutableMapping[bytes, bytes]
 
@@ -45,7 +45,7 @@ class Display(NamedTuple):
     is_local: bool  # it listens on the loopback only (X11UseLocalhost)
     protocol: bytes
     cookie: bytes  # hexadecimal
-    token: bytes  # in the name of a file of the session's own
+    token: bytes  # in a name that nobody else can have taken
 
     @property
     def name(self) -> bytes:
@@ -95,20 +95,20 @@ def add(display: Display, environment: Environment) -> bytes:
     try:
         _change(path, lambda data: with_entries(data, entries))
     except (OSError, MalformedMessage):
-        path = _write_own(display, environment, b"".join(entry.encode() for entry in entries))
+        path = _write_own(display, environment, _encoded(entries))
     return path
 
 
 def remove(display: Display, environment: Environment) -> None:
     """Removes what ``add`` has written, wherever that was."""
-    for path in _own_files(display, environment):
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.rmdir(_own_folder(display))
     entries = display.entries()
+    _remove_own(display, environment, _encoded(entries))
     with contextlib.suppress(OSError, MalformedMessage):
         _change(users_file(environment), lambda data: without_entries(data, entries))
+
+
+def _encoded(entries: Iterable[XauthorityEntry]) -> bytes:
+    return b"".join(entry.encode() for entry in entries)
 
 
 # -- the user's file ---------------------------------------------------------------------
@@ -246,16 +246,16 @@ def _remove_stale(path: bytes) -> None:
 # -- a file of the session's own -----------------------------------------------------------
 
 
-def _own_folder(display: Display) -> bytes:
-    return b"/tmp/" + PREFIX + display.token
+def _own_folders(display: Display, environment: Environment) -> list[bytes]:
+    """Returns folders for the session's own file, in the order of preference.
 
-
-def _own_files(display: Display, environment: Environment) -> Iterator[bytes]:
-    """Yields the paths of files that only this session uses, in the order of preference."""
-    for folder in (environment.get(b"XDG_RUNTIME_DIR", b""), b"/run/user/%d" % os.geteuid()):
-        if os.path.isabs(folder) and _is_private(folder):
-            yield os.path.join(folder, PREFIX + display.token)
-    yield os.path.join(_own_folder(display), b"Xauthority")
+    All but the last have the same name for the next session, so that shells which go on after this
+    one find the cookie of the next one as well. Somebody else may have taken such a name in /tmp.
+    """
+    uid = b"%d" % os.geteuid()
+    given = environment.get(b"XDG_RUNTIME_DIR", b"")
+    runtime = [given] if os.path.isabs(given) else []
+    return [*runtime, b"/run/user/" + uid, TEMPORARY + uid, TEMPORARY + display.token]
 
 
 def _is_private(folder: bytes) -> bool:
@@ -268,20 +268,43 @@ def _is_private(folder: bytes) -> bool:
     return stat.S_ISDIR(mode) and status.st_uid == os.geteuid() and not mode & 0o077
 
 
+def _own_file(folder: bytes, display: Display) -> bytes:
+    return os.path.join(folder, b"culvert-xauthority-%d" % display.number)
+
+
 def _write_own(display: Display, environment: Environment, data: bytes) -> bytes:
     """Writes a file for this session only, and returns its path; raises OSError."""
-    *preferred, last = _own_files(display, environment)
-    for path in preferred:
-        try:
-            _write(path, data)
-        except OSError:
+    problem = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    for folder in _own_folders(display, environment):
+        if folder.startswith(TEMPORARY):
+            with contextlib.suppress(OSError):
+                os.mkdir(folder, 0o700)
+        if not _is_private(folder):
             continue
-        return path
-    folder = _own_folder(display)
-    os.mkdir(folder, 0o700)
-    try:
-        _write(last, data)
-    except OSError:
-        os.rmdir(folder)
-        raise
-    return last
+        path = _own_file(folder, display)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # of a session whose server was killed
+            _write(path, data)
+        except OSError as error:
+            problem = error
+            _remove_if_empty(folder)
+        else:
+            return path
+    raise problem
+
+
+def _remove_own(display: Display, environment: Environment, data: bytes) -> None:
+    """Removes the session's own file, if it is not the next session's by now."""
+    for folder in _own_folders(display, environment):
+        path = _own_file(folder, display)
+        with contextlib.suppress(OSError):
+            if _is_private(folder) and _read(path) == data:
+                os.unlink(path)
+                _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: bytes) -> None:
+    if folder.startswith(TEMPORARY):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)

@@ -4,6 +4,7 @@ Whoever wants to break it is the user, a crashed xauth, a full disk, or twenty s
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from appliance.server import programs, xauthority_files
-from appliance.server.xauthority_files import LOCK_SECONDS, PREFIX, STALE_SECONDS, Display
+from appliance.server.xauthority_files import LOCK_SECONDS, STALE_SECONDS, TEMPORARY, Display
 from appliance.wire.x11 import (
     COOKIE_PROTOCOL,
     FAMILY_INTERNET,
@@ -30,6 +31,8 @@ from appliance.wire.x11 import (
 )
 from tests.netns import wait_until
 from tests.peers import ROOT, Account, find_program
+
+pytestmark = pytest.mark.xdist_group("xauthority")  # they look for what is left in /tmp
 
 OTHERS = XauthorityEntry(FAMILY_LOCAL, b"board", b"0", COOKIE_PROTOCOL, b"o" * 16).encode()
 
@@ -65,7 +68,7 @@ class Home:
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     yield Home(tmp_path)
-    assert not list(Path("/tmp").glob(f"{PREFIX.decode()}*")), "a folder stays behind"
+    assert not list(Path("/tmp").glob("culvert-xauthority-*")), "a folder stays behind"
 
 
 def encoded(what: Display) -> bytes:
@@ -73,7 +76,7 @@ def encoded(what: Display) -> bytes:
 
 
 def own_file(home: Home, what: Display) -> Path:
-    return home.runtime / (PREFIX + what.token).decode()
+    return home.runtime / f"culvert-xauthority-{what.number}"
 
 
 # The user's file
@@ -259,20 +262,72 @@ def test_a_runtime_directory_that_others_may_read_or_own_is_not_used(home: Home)
         assert not path.exists()
 
 
-def test_a_folder_that_somebody_else_made_under_our_name_is_not_used(home: Home) -> None:
-    make_broken(home.file)
-    home.environment.pop(b"XDG_RUNTIME_DIR")
-    one = display()
+@pytest.fixture
+def in_tmp(home: Home) -> Home:
+    """A home whose session's own files are in /tmp."""
     if os.path.isdir(f"/run/user/{os.geteuid()}"):
         pytest.skip("this user has a runtime directory")
-    squatted = Path("/tmp") / (PREFIX + one.token).decode()
-    squatted.mkdir()
+    make_broken(home.file)
+    home.environment.pop(b"XDG_RUNTIME_DIR")
+    return home
+
+
+def temporary(name: bytes) -> Path:
+    return Path(os.fsdecode(TEMPORARY + name))
+
+
+def test_the_next_session_of_the_display_has_the_same_file(in_tmp: Home) -> None:
+    """Shells that go on have its name; and what goes late does not take the new one along."""
+    old, new = display(), display()
+    path = in_tmp.add(old)
+    assert path == temporary(b"%d" % os.geteuid()) / "culvert-xauthority-10"
+    assert in_tmp.add(new) == path
+    in_tmp.remove(old)
+    assert path.read_bytes() == encoded(new)
+    other = display(11)
+    assert in_tmp.add(other).parent == path.parent
+    in_tmp.remove(new)
+    in_tmp.remove(other)
+    assert not path.parent.exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["theirs", "open to others", "link", "file"])
+def test_a_name_in_tmp_that_somebody_else_took_is_not_used(
+    in_tmp: Home, account: Account, tmp_path: Path, kind: str
+) -> None:
+    taken, one = temporary(b"%d" % os.geteuid()), display()
+    if kind == "link":
+        (tmp_path / "private").mkdir(mode=0o700)
+        taken.symlink_to(tmp_path / "private")
+    elif kind == "file":
+        taken.touch()
+    else:
+        taken.mkdir(mode=0o700 if kind == "theirs" else 0o755)
+        if kind == "theirs":
+            shutil.chown(taken, account.name)
     try:
-        with pytest.raises(FileExistsError):
-            home.add(one)
-        assert not list(squatted.iterdir())
+        path = in_tmp.add(one)
+        assert path.parent == temporary(one.token)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        in_tmp.remove(one)
+        assert not path.parent.exists()
     finally:
-        squatted.rmdir()
+        if kind in ("link", "file"):
+            taken.unlink()
+        else:
+            taken.rmdir()
+
+
+def test_where_nothing_can_be_written_the_reason_is_told(
+    in_tmp: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: bytes, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(xauthority_files, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        in_tmp.add(display())
 
 
 AS_USER = """
@@ -328,7 +383,7 @@ def test_a_home_that_takes_no_file_does_not_stop_the_display(
         )  # fmt: skip
         assert time.monotonic() - begun < 2 * LOCK_SECONDS + 5
         lines = done.stdout.split("\n")
-        assert lines[0].split() == [f"{runtime}/culvert-xauthority-token", "51"], done.stderr
+        assert lines[0].split() == [f"{runtime}/culvert-xauthority-10", "51"], done.stderr
         assert lines[2] == ""
         assert lines[1] == left
 
