@@ -18,7 +18,8 @@ from appliance.wire.session import Command, X11Request
 from appliance.wire.x11 import xauthority_entries
 from tests.netns import wait_until
 from tests.peers import Account
-from tests.unit.server.conftest import Dial, Serve
+from tests.processes import descriptors, status
+from tests.unit.server.conftest import Dial, Serve, worker_of
 from tests.unit.server.office import KEY, Make, Office
 from tests.unit.server.test_programs import Terminal
 
@@ -417,6 +418,18 @@ def test_an_sftp_server_gets_no_cookie(displays: Open) -> None:
     it.end(number, sockets)
     assert not list(it.home.iterdir())
     wait(it)
+
+
+def test_a_worker_does_not_see_who_had_which_display(our_server: Serve, dial: Dial) -> None:
+    server = our_server()
+    dial(server).log_in()
+    (worker,) = worker_of(server)
+    monitor = int(status(worker)["PPid"][0])
+    held = [
+        [target for target in descriptors(pid).values() if "display numbers" in target]
+        for pid in (server.process.pid, monitor, worker)
+    ]
+    assert [len(each) for each in held] == [1, 1, 0]
 
 
 def hostile(word: bytes) -> Iterator[bytes]:
