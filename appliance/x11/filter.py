@@ -113,6 +113,7 @@ class Filter:
         # the server's direction
         self._set_up = bytearray()
         self._answer_rest = 0
+        self._is_blanked = False  # that rest
         self._answer_part = b""
         self._awaited: deque[_Awaited] = deque()
         # what is known
@@ -265,7 +266,7 @@ class Filter:
         size = len(data)
         if self._answer_rest >= size:
             self._answer_rest -= size
-            return data
+            return bytes(size) if self._is_blanked else data
         buffer = bytearray(self._answer_part)
         buffer += data
         done = self._read_answers(buffer)
@@ -284,7 +285,10 @@ class Filter:
 
     def _read_answers(self, buffer: bytearray) -> int:
         at, size = self._answer_rest, len(buffer)
+        if self._is_blanked:
+            buffer[:at] = bytes(at)
         self._answer_rest = 0
+        self._is_blanked = False
         read_u16, read_u32, awaited = self._u16.unpack_from, self._u32.unpack_from, self._awaited
         while size - at >= _MESSAGE:
             kind = buffer[at]
@@ -301,6 +305,8 @@ class Filter:
             elif kind == _SELECTION_NOTIFY and self._conversions:
                 self._on_selection_notify(buffer, at)
             at += total
+            if at <= size:
+                self._is_blanked = False
         if at > size:
             self._answer_rest = at - size
             at = size
@@ -576,11 +582,18 @@ class Filter:
         return _PASS
 
     def _get_image(self, data: bytearray, request: _Request) -> int:
-        """A window's image holds what lies above the window as well: only pixmaps have one.
+        """Makes the image of a window black, as it shows what lies above the window as well.
 
-        CopyArea to a pixmap leaves out what is hidden.
+        A pixmap has an image. CopyArea from a window to a pixmap leaves out what is hidden.
         """
-        return _PASS if self._read(data, request, 4) in self._pixmaps else BAD_MATCH
+        if self._read(data, request, 4) not in self._pixmaps:
+            self._await(False, self._blank)
+        return _PASS
+
+    def _blank(self, answer: bytearray, at: int, total: int) -> None:
+        if answer[at] == _REPLY:
+            self._is_blanked = True  # what has not arrived yet
+            answer[at + _MESSAGE : at + total] = bytes(total - _MESSAGE)
 
     def _create_gc(self, data: bytearray, request: _Request) -> int:
         return self._gc_values(data, request, 12)
