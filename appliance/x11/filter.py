@@ -71,11 +71,13 @@ _WAIT: Final = -2  # for more bytes of the request
 _ACTS: Final = {Act.ERROR: BAD_ACCESS, Act.MATCH: BAD_MATCH, Act.DROP: _DROP}
 
 
-class _Request(NamedTuple):
-    """A request in a buffer: its head is at ``at``, its fields from offset 4 on at ``body``."""
+class _Request:
+    """The request in a buffer that is being judged; a filter has one of these, for speed."""
 
-    at: int
-    body: int
+    __slots__ = ("at", "body", "present", "total")
+
+    at: int  # where its head is
+    body: int  # where its fields from offset 4 on are
     total: int  # bytes of the whole request
     present: int  # bytes of it that are there
 
@@ -108,6 +110,7 @@ class Filter:
         self._early = bytearray()  # that the program sent before that
         self._request_rest = 0  # bytes of a request that are still to come
         self._part = b""  # of a request
+        self._request = _Request()
         self._sequence = 0
         self._is_big = False  # BIG-REQUESTS is enabled
         # the server's direction
@@ -151,20 +154,18 @@ class Filter:
         fields = tuple(
             (offset - 4, offset in row.or_none, offset in row.or_root) for offset in row.own
         )
-        needed = 4 + max(offset for offset, *_ in fields)
+        needed = 8 + max(offset for offset, *_ in fields)  # with the longer head of a big request
         read = self._u32.unpack_from
 
         def judge(data: bytearray, request: _Request) -> int:
             body = request.body
-            if request.at + request.total < body + needed:
+            if request.total < needed and request.at + request.total < body + needed - 4:
                 return _PASS  # too short: the server's BadLength
             base, foreign = self._base, ~self._mask
             for offset, or_none, or_root in fields:
                 value = read(data, body + offset)[0]
-                if (
-                    value & foreign != base
-                    and not (or_none and not value)
-                    and not (or_root and value in self._roots)
+                if value & foreign != base and not (
+                    (or_none and not value) or (or_root and value in self._roots)
                 ):
                     return otherwise
             return _PASS if special is None else special(data, request)
@@ -202,7 +203,7 @@ class Filter:
     def _judge_requests(self, data: bytearray) -> int:
         """Judges all requests that are there, in place; returns where what is left begins."""
         at, size = 0, len(data)
-        read_head, judges = self._head.unpack_from, self._judges
+        read_head, judges, request = self._head.unpack_from, self._judges, self._request
         while size - at >= 4:
             opcode, minor, words = read_head(data, at)
             body = at + 4
@@ -223,8 +224,9 @@ class Filter:
                 if present < total and present < _HEAD:
                     self._sequence -= 1
                     break
-                before = self.inserted
-                verdict = judge(data, _Request(at, body, total, min(present, total)))
+                request.at, request.body, request.total = at, body, total
+                request.present = present if present < total else total
+                verdict = judge(data, request)
                 if verdict == _WAIT:
                     self._sequence -= 1
                     break
@@ -232,9 +234,8 @@ class Filter:
                     data[at] = _NO_OPERATION
                 elif verdict:
                     self._refuse(data, at, verdict, opcode, minor)
-                grown = self.inserted - before
-                total += grown
-                size += grown
+                size += request.total - total
+                total = request.total
             at += total
         if at > size:
             self._request_rest = at - size
@@ -438,6 +439,7 @@ class Filter:
         self._u32.pack_into(data, request.at + 28, mask | 2)
         self._u16.pack_into(data, request.at + 2, request.total // 4 + 1)
         data[request.at + 32 : request.at + 32] = bytes(4)
+        request.total += 4
         self.inserted += 4
         return _PASS
 
