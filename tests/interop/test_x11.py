@@ -305,6 +305,24 @@ def own(display: Screen, selection: str, text: str) -> Iterator[None]:
             process.terminate()
 
 
+# -- several hops ------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_display_that_is_forwarded_itself(
+    option: str, line: Line, display: Screen, account: Account, there: Server, login: Login
+) -> None:
+    """By OpenSSH's client, as -X and -Y from board to board: localhost:N at a TCP port."""
+    call = CLIENTS["openssh"].invocation(there, login, f"echo $DISPLAY; {STAY}", options=["-Y"])
+    with running(call.argv, call.env | line.env) as outer:
+        assert outer.stdout is not None
+        name = outer.stdout.readline().decode().strip()
+        assert name.startswith("localhost:")
+        env = {"DISPLAY": name, "XAUTHORITY": str(account.home / ".Xauthority")}
+        with Line(there, login, env).program("xclock -title nested", option):
+            display.window("nested")
+
+
 # -- what is said ------------------------------------------------------------------------
 
 

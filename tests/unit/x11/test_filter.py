@@ -190,6 +190,16 @@ def test_no_opcode_is_left_to_chance() -> None:
     assert talk.send(data) == refused(data)
 
 
+def test_a_trusted_program_uses_no_extension_that_it_was_not_told_of() -> None:
+    """It could guess the opcode of MIT-SHM, and attach shared memory of this machine."""
+    talk = Talk(trusted=True)
+    talk.extension(b"RENDER")
+    for opcode in range(128, 256):
+        data = talk.request(opcode, 1, OWN, 1, 0)
+        is_known = opcode == talk.majors[b"RENDER"]
+        assert talk.send(data) == (data if is_known else refused(data))
+
+
 # -- extensions --------------------------------------------------------------------------
 
 
