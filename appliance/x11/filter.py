@@ -350,11 +350,17 @@ class Filter:
 
     # -- extensions --------------------------------------------------------------------
 
+    def _name(self, data: bytearray, request: _Request) -> bytes:
+        """Returns the name in QueryExtension and InternAtom; b'' if it is of no interest."""
+        end = request.at + request.present
+        first = request.body + 4
+        length = self._u16.unpack_from(data, request.body)[0] if first <= end else _HEAD
+        if length > _HEAD - 12 or first + length > end:
+            return b""  # longer than all names that a judge asks for
+        return bytes(data[first : first + length])
+
     def _query_extension(self, data: bytearray, request: _Request) -> int:
-        length = self._u16.unpack_from(data, request.body)[0] if request.total >= 8 else 0
-        name = bytes(data[request.body + 4 : request.body + 4 + length])
-        if length > _HEAD - 12 or len(name) < length:
-            name = b"?"  # longer than any that there is
+        name = self._name(data, request)
 
         def answered(answer: bytearray, at: int, total: int) -> None:
             if answer[at] != _REPLY or not answer[at + 8]:
@@ -369,7 +375,9 @@ class Filter:
 
     def _has(self, name: bytes) -> bool:
         """Whether the program may know of an extension."""
-        return name not in LOCAL_ONLY if self._trusted else name in EXTENSIONS
+        if self._trusted:
+            return bool(name) and name not in LOCAL_ONLY
+        return name in EXTENSIONS
 
     def _accept(self, name: bytes, opcode: int) -> None:
         """Judges the requests of an extension by its rows."""
@@ -470,10 +478,7 @@ class Filter:
     # -- atoms and properties ----------------------------------------------------------
 
     def _intern_atom(self, data: bytearray, request: _Request) -> int:
-        length = self._u16.unpack_from(data, request.body)[0] if request.total >= 8 else 0
-        if length > _HEAD - 12:
-            return _PASS
-        name = bytes(data[request.body + 4 : request.body + 4 + length])
+        name = self._name(data, request)
         if not _is_interesting(name):
             return _PASS
 
