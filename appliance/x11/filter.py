@@ -116,7 +116,6 @@ class Filter:
         # the server's direction
         self._set_up = bytearray()
         self._answer_rest = 0
-        self._is_blanked = False  # that rest
         self._answer_part = b""
         self._awaited: deque[_Awaited] = deque()
         # what is known
@@ -267,7 +266,7 @@ class Filter:
         size = len(data)
         if self._answer_rest >= size:
             self._answer_rest -= size
-            return bytes(size) if self._is_blanked else data
+            return data
         buffer = bytearray(self._answer_part)
         buffer += data
         done = self._read_answers(buffer)
@@ -286,10 +285,7 @@ class Filter:
 
     def _read_answers(self, buffer: bytearray) -> int:
         at, size = self._answer_rest, len(buffer)
-        if self._is_blanked:
-            buffer[:at] = bytes(at)
         self._answer_rest = 0
-        self._is_blanked = False
         read_u16, read_u32, awaited = self._u16.unpack_from, self._u32.unpack_from, self._awaited
         while size - at >= _MESSAGE:
             kind = buffer[at]
@@ -306,8 +302,6 @@ class Filter:
             elif kind == _SELECTION_NOTIFY and self._conversions:
                 self._on_selection_notify(buffer, at)
             at += total
-            if at <= size:
-                self._is_blanked = False
         if at > size:
             self._answer_rest = at - size
             at = size
@@ -588,20 +582,6 @@ class Filter:
         self._pixmaps.discard(self._read(data, request, 4))
         return _PASS
 
-    def _get_image(self, data: bytearray, request: _Request) -> int:
-        """Makes the image of a window black, as it shows what lies above the window as well.
-
-        A pixmap has an image. CopyArea from a window to a pixmap leaves out what is hidden.
-        """
-        if self._read(data, request, 4) not in self._pixmaps:
-            self._await(False, self._blank)
-        return _PASS
-
-    def _blank(self, answer: bytearray, at: int, total: int) -> None:
-        if answer[at] == _REPLY:
-            self._is_blanked = True  # what has not arrived yet
-            answer[at + _MESSAGE : at + total] = bytes(total - _MESSAGE)
-
     def _create_gc(self, data: bytearray, request: _Request) -> int:
         return self._gc_values(data, request, 12)
 
@@ -649,7 +629,10 @@ class Filter:
         return self._source_picture(data, request)
 
     def _source_picture(self, data: bytearray, request: _Request) -> int:
-        """Refuses a window as a source, as for GetImage."""
+        """Refuses a window as a source: what lies above it would be seen.
+
+        GetImage and CopyArea leave that out by themselves.
+        """
         is_window = self._read(data, request, 8) in self._window_pictures
         return BAD_ACCESS if is_window else _PASS
 
@@ -698,7 +681,6 @@ class Filter:
         "create_window": _create_window,
         "free_picture": _free_picture,
         "free_pixmap": _free_pixmap,
-        "get_image": _get_image,
         "get_property": _get_property,
         "intern_atom": _intern_atom,
         "list_extensions": _list_extensions,

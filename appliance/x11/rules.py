@@ -129,7 +129,7 @@ CORE: Final = (
     _own("PolyFillRectangle", 70, 4, 8),
     _own("PolyFillArc", 71, 4, 8),
     _own("PutImage", 72, 4, 8),
-    Row("GetImage", 73, own=(4,), otherwise=Act.MATCH, special="get_image"),
+    _own("GetImage", 73, 4, otherwise=Act.MATCH),
     _own("PolyText8", 74, 4, 8),
     _own("PolyText16", 75, 4, 8),
     _own("ImageText8", 76, 4, 8),

@@ -161,6 +161,16 @@ def test_the_x_server_takes_the_client_for_ssh(option: str, line: Line, display:
     assert name.startswith(b"ssh: culvert ")
 
 
+@BOTH
+def test_gl_is_software_at_the_programs_end(option: str, line: Line, display: Screen) -> None:
+    here = display.run("glxinfo", "-B").stdout.decode().splitlines()
+    there = line.run("glxinfo -B", option).stdout.splitlines()
+    assert "direct rendering: Yes" in there
+    assert [each for each in there if "renderer string" in each] == [
+        each for each in here if "renderer string" in each
+    ]
+
+
 # -- attackers ---------------------------------------------------------------------------
 
 
@@ -182,6 +192,51 @@ def test_a_picture_of_the_screen(option: str, line: Line, victim: str) -> None:
             f"xwd -silent -{'root' if window == 'root' else 'id ' + window} | wc -c", option
         )
         assert (int(done.stdout) > 200) is (option == "-Y"), done.stderr
+
+
+@BOTH
+@pytest.mark.parametrize("way", ["background", "above", "root"])
+def test_what_others_have_drawn(option: str, way: str, line: Line, display: Screen) -> None:
+    """Through a window that paints nothing, one that is covered, and the root.
+
+    The picture of a covered window has nothing of those above it, by the server itself.
+    """
+    red = ("xmessage", "-title", "red", "-bg", "red", "-geometry", "200x200+0+0", "x")
+    with display.program(*red):
+        display.window("red")
+        script = PEEK.replace("WAY", way)
+        done = line.run(f"/usr/bin/python3 -c {shlex.quote(script)}", option)
+    assert done.stdout in ("seen\n", "nothing\n"), done.stderr
+    assert (done.stdout == "seen\n") is (option == "-Y" and way != "above"), done.stderr
+
+
+PEEK = """
+from Xlib import X, error
+from Xlib.display import Display
+display = Display()
+display.set_error_handler(lambda *_: None)
+screen = display.screen()
+root = screen.root
+values = {} if 'WAY' == 'background' else {'background_pixel': 0}
+window = root.create_window(0, 0, 150, 150, 0, 24, override_redirect=1, **values)
+pixmap = window.create_pixmap(150, 150, 24)
+gc = pixmap.create_gc(foreground=0)
+pixmap.fill_rectangle(gc, 0, 0, 150, 150)
+window.configure(stack_mode=X.Above if 'WAY' == 'background' else X.Below)
+window.map()
+display.sync()
+source = root if 'WAY' == 'root' else window
+if 'WAY' in ('background', 'root'):
+    gc = pixmap.create_gc(foreground=0, subwindow_mode=X.IncludeInferiors)
+    pixmap.copy_area(gc, source, 0, 0, 150, 150, 0, 0)
+    source = pixmap
+display.sync()
+try:
+    data = source.get_image(0, 0, 150, 150, X.ZPixmap, 0xffffffff).data
+except error.XError:
+    data = b''
+print('seen' if bytes((0, 0, 255)) in data else 'nothing')
+"""
 
 
 @BOTH

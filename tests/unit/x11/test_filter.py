@@ -409,29 +409,6 @@ def test_events_are_sent_about_a_programs_own_windows(order: str) -> None:
 # -- pictures ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 31, 33, 100, 10000])
-def test_only_a_pixmap_has_an_image(size: int) -> None:
-    """That of a window would show what lies above it."""
-    talk = Talk()
-    look = talk.request(73, 2, OWN, 0, 0, 0)
-
-    def image() -> bytes:
-        assert talk.send(look) == look
-        answer = talk.reply(b"visual", b"pixels!!" * 20) + talk.event(12, 7)
-        seen = b"".join(talk.receive(answer[at : at + size]) for at in range(0, len(answer), size))
-        assert (len(seen), seen[:32], seen[192:]) == (len(answer), answer[:32], answer[192:])
-        return seen[32:192]
-
-    assert image() == bytes(160)
-    talk.send(talk.request(53, 24, OWN, ROOT, 9))
-    assert image() == b"pixels!!" * 20
-    talk.send(talk.request(54, 0, OWN))
-    assert image() == bytes(160)
-    talk.send(look)
-    assert talk.receive(talk.error(8, 73)) == talk.error(8, 73)
-    assert talk.receive(talk.event(12, 7)) == talk.event(12, 7)
-
-
 def test_no_window_and_nothing_of_others_is_a_source_of_pictures() -> None:
     talk = Talk()
     render = talk.extension(b"RENDER")
