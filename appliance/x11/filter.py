@@ -58,6 +58,7 @@ _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and
 
 # Our own choices
 HELD_LIMIT: Final = 4096  # bytes of a message that must be whole to be judged
+WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 million
 EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
 _HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
 _REQUESTORS: Final = 64  # windows whose requests for a selection are remembered
@@ -122,8 +123,10 @@ class Filter:
         self._base = self._mask = 0
         self._roots: frozenset[int] = frozenset()
         self._atoms: dict[int, bytes] = {}
+        # A creation with a number that is taken fails at the server, so it changes nothing here.
+        self._windows: set[int] = set()
+        self._input_only: set[int] = set()  # of these windows
         self._pixmaps: set[int] = set()
-        self._input_only: set[int] = set()  # windows
         self._window_pictures: set[int] = set()
         self._requestors: dict[int, set[int]] = {}  # windows that want a selection: properties
         self._conversions: dict[tuple[int, int], int] = {}  # requestor, target: selection
@@ -213,8 +216,8 @@ class Filter:
                     break
                 body = at + 8
                 words = self._u32.unpack_from(data, at + 4)[0]
-                if words < 2:
-                    raise MalformedMessage("a request shorter than its head")
+                if not 2 <= words <= WORDS_LIMIT:
+                    raise MalformedMessage("a request of no possible length")
             total = words * 4
             judge = judges[opcode]
             self._sequence += 1
@@ -388,7 +391,9 @@ class Filter:
         self._judges[opcode] = judge
 
     def _big_requests(self, data: bytearray, request: _Request) -> int:
-        self._is_big = True
+        # Where the server refuses it, lengths would mean other things to the server and to us.
+        if data[request.at + 1] == 0 and request.total == 4:
+            self._is_big = True
         return _PASS
 
     def _list_extensions(self, data: bytearray, request: _Request) -> int:
@@ -428,9 +433,13 @@ class Filter:
             return BAD_ACCESS
         window, parent = self._read(data, request, 4), self._read(data, request, 8)
         kind = self._u16.unpack_from(data, request.at + 22)[0]
+        self._pixmaps.discard(window)
         if kind == _INPUT_ONLY or (kind == 0 and parent in self._input_only):
-            self._input_only.add(window)
+            if window not in self._windows:
+                self._windows.add(window)
+                self._input_only.add(window)
             return _PASS
+        self._windows.add(window)
         self._input_only.discard(window)
         mask = self._read(data, request, 28)
         if verdict := self._values(data, request, 28, mask, (0, 2)):
@@ -443,6 +452,12 @@ class Filter:
         data[request.at + 32 : request.at + 32] = bytes(4)
         request.total += 4
         self.inserted += 4
+        return _PASS
+
+    def _destroy_window(self, data: bytearray, request: _Request) -> int:
+        window = self._read(data, request, 4)
+        self._windows.discard(window)
+        self._input_only.discard(window)
         return _PASS
 
     def _force_background(
@@ -575,7 +590,9 @@ class Filter:
     # -- pictures ----------------------------------------------------------------------
 
     def _create_pixmap(self, data: bytearray, request: _Request) -> int:
-        self._pixmaps.add(self._read(data, request, 4))
+        pixmap = self._read(data, request, 4)
+        if pixmap not in self._windows:
+            self._pixmaps.add(pixmap)
         return _PASS
 
     def _free_pixmap(self, data: bytearray, request: _Request) -> int:
@@ -679,6 +696,7 @@ class Filter:
         "create_picture": _create_picture,
         "create_pixmap": _create_pixmap,
         "create_window": _create_window,
+        "destroy_window": _destroy_window,
         "free_picture": _free_picture,
         "free_pixmap": _free_pixmap,
         "get_property": _get_property,

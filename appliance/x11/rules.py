@@ -59,7 +59,7 @@ CORE: Final = (
     Row("CreateWindow", 1, own=(4, 8), or_root=(8,), special="create_window"),
     Row("ChangeWindowAttributes", 2, special="change_window_attributes"),
     Row("GetWindowAttributes", 3),
-    _own("DestroyWindow", 4, 4),
+    Row("DestroyWindow", 4, own=(4,), special="destroy_window"),
     _own("DestroySubwindows", 5, 4),
     _never("ChangeSaveSet", 6),
     Row("ReparentWindow", 7, own=(4, 8), or_root=(8,)),
