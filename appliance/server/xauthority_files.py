@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Final, NamedTuple
 
 from ..errors import MalformedMessage
@@ -23,7 +23,7 @@ from ..wire.x11 import (
     FAMILY_LOCAL,
     XauthorityEntry,
 )
-from ..x11.xauthority import with_entries, without_entries
+from ..x11.xauthority import with_entries, without_cookie
 
 STALE_SECONDS: Final = 600  # of a lock; xauth's
 
@@ -64,6 +64,10 @@ class Display(NamedTuple):
         number, cookie = b"%d" % self.number, bytes.fromhex(self.cookie.decode())
         return [XauthorityEntry(*place, number, self.protocol, cookie) for place in places]
 
+    def without_cookie(self, data: bytes) -> bytes:
+        """Returns a file's bytes without those entries; raises MalformedMessage."""
+        return without_cookie(data, b"%d" % self.number, bytes.fromhex(self.cookie.decode()))
+
 
 def _addresses(host: bytes) -> list[tuple[int, bytes]]:
     """Returns the families and addresses that programs find for this machine's name."""
@@ -95,20 +99,15 @@ def add(display: Display, environment: Environment) -> bytes:
     try:
         _change(path, lambda data: with_entries(data, entries))
     except (OSError, MalformedMessage):
-        path = _write_own(display, environment, _encoded(entries))
+        path = _write_own(display, environment, with_entries(b"", entries))
     return path
 
 
 def remove(display: Display, environment: Environment) -> None:
     """Removes what ``add`` has written, wherever that was."""
-    entries = display.entries()
-    _remove_own(display, environment, _encoded(entries))
+    _remove_own(display, environment)
     with contextlib.suppress(OSError, MalformedMessage):
-        _change(users_file(environment), lambda data: without_entries(data, entries))
-
-
-def _encoded(entries: Iterable[XauthorityEntry]) -> bytes:
-    return b"".join(entry.encode() for entry in entries)
+        _change(users_file(environment), display.without_cookie)
 
 
 # -- the user's file ---------------------------------------------------------------------
@@ -294,12 +293,12 @@ def _write_own(display: Display, environment: Environment, data: bytes) -> bytes
     raise problem
 
 
-def _remove_own(display: Display, environment: Environment, data: bytes) -> None:
+def _remove_own(display: Display, environment: Environment) -> None:
     """Removes the session's own file, if it is not the next session's by now."""
     for folder in _own_folders(display, environment):
         path = _own_file(folder, display)
-        with contextlib.suppress(OSError):
-            if _is_private(folder) and _read(path) == data:
+        with contextlib.suppress(OSError, MalformedMessage):
+            if _is_private(folder) and not display.without_cookie(_read(path)):
                 os.unlink(path)
                 _remove_if_empty(folder)
 

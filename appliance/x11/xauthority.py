@@ -16,9 +16,13 @@ def with_entries(data: bytes, entries: Sequence[XauthorityEntry]) -> bytes:
     return b"".join(entry.encode() for entry in (*entries, *others))
 
 
-def without_entries(data: bytes, entries: Sequence[XauthorityEntry]) -> bytes:
-    """Returns a file's bytes without exactly these entries; raises MalformedMessage."""
-    others = (entry for entry in xauthority_entries(data) if entry not in entries)
+def without_cookie(data: bytes, number: bytes, cookie: bytes) -> bytes:
+    """Returns a file's bytes without the entries of this display that have this cookie.
+
+    Raises MalformedMessage. The address does not matter: a name may lead elsewhere by now.
+    """
+    entries = xauthority_entries(data)
+    others = (entry for entry in entries if (entry.number, entry.data) != (number, cookie))
     return b"".join(entry.encode() for entry in others)
 
 

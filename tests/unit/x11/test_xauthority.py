@@ -12,7 +12,7 @@ from appliance.wire.x11 import (
     XauthorityEntry,
     xauthority_entries,
 )
-from appliance.x11.xauthority import with_entries, without_entries
+from appliance.x11.xauthority import with_entries, without_cookie
 from tests.unit.wire.test_x11 import ENTRIES
 
 FILES = st.lists(ENTRIES, max_size=5).map(lambda entries: b"".join(e.encode() for e in entries))
@@ -23,16 +23,26 @@ def local(number: bytes, data: bytes = bytes(16)) -> XauthorityEntry:
 
 
 @given(FILES, st.lists(ENTRIES, max_size=2))
-def test_other_entries_stay_byte_for_byte(file: bytes, ours: list[XauthorityEntry]) -> None:
+def test_other_displays_stay_byte_for_byte(file: bytes, ours: list[XauthorityEntry]) -> None:
     displays = {(entry.family, entry.address, entry.number) for entry in ours}
     others = b"".join(
         entry.encode()
         for entry in xauthority_entries(file)
         if (entry.family, entry.address, entry.number) not in displays
     )
-    new = with_entries(file, ours)
-    assert new == b"".join(entry.encode() for entry in ours) + others
-    assert without_entries(new, ours) == others
+    assert with_entries(file, ours) == b"".join(entry.encode() for entry in ours) + others
+
+
+@given(FILES, ENTRIES)
+def test_other_cookies_stay_byte_for_byte(file: bytes, ours: XauthorityEntry) -> None:
+    others = [
+        entry.encode()
+        for entry in xauthority_entries(file)
+        if (entry.number, entry.data) != (ours.number, ours.data)
+    ]
+    for place in range(len(others) + 1):
+        mixed = b"".join([*others[:place], ours.encode(), *others[place:]])
+        assert without_cookie(mixed, ours.number, ours.data) == b"".join(others)
 
 
 def test_a_displays_old_cookie_makes_place_whatever_its_protocol() -> None:
@@ -48,8 +58,15 @@ def test_a_display_managers_entry_for_all_displays_does_not_stand_before_ours() 
 
 def test_only_this_cookie_is_removed() -> None:
     """A later session may have the display's number by now."""
-    file = local(b"10", b"new").encode()
-    assert without_entries(file, [local(b"10", b"old")]) == file
+    file = local(b"10", b"new").encode() + local(b"11", b"old").encode()
+    assert without_cookie(file, b"10", b"old") == file
+
+
+def test_a_cookie_goes_whatever_address_it_has() -> None:
+    """Names are looked up when it is stored, and may lead elsewhere at the end."""
+    far = XauthorityEntry(FAMILY_WILD, b"", b"10", COOKIE_PROTOCOL, b"old")
+    file = local(b"10", b"old").encode() + far.encode()
+    assert without_cookie(file, b"10", b"old") == b""
 
 
 @pytest.mark.parametrize("file", [b"x", local(b"1").encode()[:-1], local(b"1").encode() + b"\0"])
@@ -57,4 +74,4 @@ def test_a_file_that_is_none_is_not_changed(file: bytes) -> None:
     with pytest.raises(MalformedMessage):
         with_entries(file, [local(b"10")])
     with pytest.raises(MalformedMessage):
-        without_entries(file, [local(b"10")])
+        without_cookie(file, b"10", bytes(16))
