@@ -198,7 +198,7 @@ class SessionGrants:
             with contextlib.ExitStack() as undo:
                 status_read, status_write = programs.pipe(undo)
                 ours, theirs = self._report_sockets(command, undo)
-                ready, told = programs.pipe(undo) if display is not None else (None, None)
+                told = None if display is None else display.begin(environment, undo)
                 program = programs.start(
                     user, command, environment, terminal, greeting, runs_rc, jail, theirs,
                     None if display is None else display.display, told,
@@ -209,9 +209,8 @@ class SessionGrants:
         if terminal is not None:
             del self._terminals[request.terminal]
             terminal.close()
-        if display is not None and ready is not None and told is not None:
+        if told is not None:
             os.close(told)
-            display.began(environment, ready)
         if ours is not None and theirs is not None:
             theirs.close()
             self._reports.add(program.pid, ours)

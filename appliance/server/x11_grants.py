@@ -41,10 +41,17 @@ class SessionDisplay:
         self._environment: programs.Environment | None = None  # of the session's program
         self._ready = -1  # readable once the program has stored the cookie
 
-    def began(self, environment: programs.Environment, ready: int) -> None:
-        """Notes the program that has the display; ``ready`` is then this object's."""
+    def begin(self, environment: programs.Environment, undo: contextlib.ExitStack) -> int:
+        """Notes the session's program, which ``undo`` forgets. Raises OSError.
+
+        Returns the descriptor that the program closes once it has stored the cookie.
+        """
         self._forget_program()
-        self._environment, self._ready = environment, ready
+        self._ready, told = os.pipe()
+        self._environment = environment
+        undo.callback(self._forget_program)
+        undo.callback(os.close, told)
+        return told
 
     def close(self, login: LoggedIn) -> None:
         """Ends the listening, and has the cookie removed."""

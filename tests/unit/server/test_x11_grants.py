@@ -490,3 +490,20 @@ def test_a_request_longer_than_a_packet_ends_its_connection_alone(
     assert survivor.ask("exec", Command(b"echo on").encode())
     assert other.until(lambda _: survivor.is_closed)
     assert survivor.output == b"on\n"
+
+
+def test_a_program_that_cannot_start_leaves_its_display_as_it_was(
+    displays: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = displays()
+    number, _, sockets = it.listen()
+
+    def fails(*_: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("appliance.server.programs.start", fails)
+        assert "no process" in it.office.denied(Spawn("exec", b"true", (), 0, number))
+    assert run(it, number, b"echo $DISPLAY")
+    it.end(number, sockets)
+    assert wait_until(lambda: not list(it.home.iterdir()), 5)
