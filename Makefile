@@ -61,7 +61,10 @@ TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=drop
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
 	busybox=busybox systemd-analyze=systemd fail2ban-regex=fail2ban \
 	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core \
-	tinysshd=tinysshd rclone=rclone lftp=lftp sshfs=sshfs automount=autofs fio=fio dbus-run-session=dbus-daemon gio=libglib2.0-bin /usr/lib/gvfs/gvfsd-sftp=gvfs-backends libssh.so.4=libssh-4
+	tinysshd=tinysshd rclone=rclone lftp=lftp sshfs=sshfs automount=autofs fio=fio dbus-run-session=dbus-daemon gio=libglib2.0-bin /usr/lib/gvfs/gvfsd-sftp=gvfs-backends libssh.so.4=libssh-4 \
+	Xvfb=xvfb xauth=xauth xterm=xterm xclock=x11-apps xwininfo=x11-utils xset=x11-xserver-utils xinput=xinput xclip=xclip \
+	xdotool=xdotool import=imagemagick zenity=zenity glxinfo=mesa-utils \
+	/usr/share/xcb/xproto.xml=xcb-proto /usr/lib/python3/dist-packages/Xlib=python3-xlib
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 
@@ -75,7 +78,7 @@ define install
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing=' python3 python3-venv'; \
 	for tool in $(1); do \
-		command -v "$${tool%=*}" >/dev/null || ldconfig -p | grep -qF "$${tool%=*} " \
+		command -v "$${tool%=*}" >/dev/null || [ -e "$${tool%=*}" ] || ldconfig -p | grep -qF "$${tool%=*} " \
 			|| missing="$$missing $${tool#*=}"; \
 	done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \

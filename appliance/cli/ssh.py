@@ -32,15 +32,15 @@ SPEC: Final = (
     Option("G", None, "print the settings for the host and exit"),
     Option("n", None, "read nothing from standard input"),
     Option("Q", "what", "list what is supported: cipher, mac, kex, key, compression"),
-    Option("x", None, ""),
+    Option("X", None, "show programs there on our display, and keep them off other programs here"),
+    Option("Y", None, "the same, for programs that are trusted: they may spy and type here"),
+    Option("x", None, "show none there (default)"),
     Option("A", None, "let programs there use our agent"),
     Option("a", None, "let nobody use our agent (default)"),
     Option("k", None, ""),
 )
 # Letters that this version does not have.
 _LATER: Final = (
-    Option("X", None, ""),
-    Option("Y", None, ""),
     Option("K", None, ""),
     Option("B", "interface", ""),
     Option("I", "provider", ""),
@@ -101,7 +101,7 @@ def _settings(line: CommandLine) -> HostOptions:
     if at:
         host = after
         destination.append(("User", user))
-    given = line.given(destination, _KEYWORDS)
+    given = [*_x11(line), *line.given(destination, _KEYWORDS)]
     if "w" in line.options:
         given.append(("Tunnel", "point-to-point"))
     if masters := line.options.count("M"):
@@ -110,9 +110,19 @@ def _settings(line: CommandLine) -> HostOptions:
     settings = load(
         host, given if place is None else [*NO_SESSION, *given], line.options.value("F")
     )
+    settings.x11_is_asked = settings.forward_x11 and bool({"X", "Y"} & dict(line.options).keys())
     if place is not None:
         settings.stdio_forward = client_command.host_and_port("-W", place)
     return settings
+
+
+def _x11(line: CommandLine) -> list[Setting]:
+    """Returns the settings of -X, -Y and -x, of which the last one counts."""
+    letters = [name for name, _ in line.options if name in ("X", "Y", "x")]
+    if not letters:
+        return []
+    trusted = [("ForwardX11Trusted", "yes")] if letters[-1] == "Y" else []
+    return [("ForwardX11", "no" if letters[-1] == "x" else "yes"), *trusted]
 
 
 _DIRECTIONS: Final = {"localforward": "L", "remoteforward": "R", "dynamicforward": "D"}

@@ -143,6 +143,8 @@ class ControlClient:
                     wanted.stdin,
                     wanted.escape,
                     wanted.agent,
+                    wanted.x11,
+                    wanted.x11_is_asked,
                 ),
                 (0, 1, 2),
             )

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..aio.driver import Driver
 from ..aio.listening import ListeningSocket, LocalListener, peer_of
@@ -37,7 +37,13 @@ from .control_messages import (
     WindowSize,
 )
 
+if TYPE_CHECKING:
+    from ..services.x11_client import X11Session
+
 _log = logging.getLogger(__name__)
+
+# Returns the right to the display that a session gets; the function is told what the user is told.
+X11ForSession = Callable[[Wanted, Callable[[str], None]], "X11Session | None"]
 
 
 class ControlSocket:
@@ -80,6 +86,7 @@ class ControlMaster:
         control: ControlSocket,
         driver: Driver,
         forwards: Callable[[], ForwardClient],
+        x11: X11ForSession,
         host: str,
         ask: bool,
         changed: Callable[[], None],
@@ -91,6 +98,7 @@ class ControlMaster:
         self._ask = ask
         self.driver = driver
         self.forwards = forwards
+        self.x11 = x11
         self.leave = leave
         self._changed = changed
         self._clients: set[_Client] = set()
@@ -230,6 +238,8 @@ class _Client:
             request.stdin,
             request.escape,
             request.agent,
+            request.x11,
+            request.x11_is_asked,
         )
         for place in (1, 2):
             self._unblock(place)
@@ -241,6 +251,7 @@ class _Client:
             driver,
             self._session_ended,
             self._say,
+            x11=self._master.x11(wanted, self._say),
         )
         self._session = session
         session.start(driver.connection.open_channel("session", b"", session))

@@ -52,6 +52,8 @@ class NewSession(Message, number=6):
     stdin: Boolean  # whether to read it
     escape: String
     agent: Boolean
+    x11: Text = "no"  # no, untrusted, trusted: the master allows no more than it was started with
+    x11_is_asked: Boolean = False
 
 
 class NewStdioForward(Message, number=7):

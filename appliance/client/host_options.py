@@ -89,6 +89,10 @@ class HostOptions:
     control_path: str | None = None
     control_persist: int | None = None  # seconds; None: ends with its own session; 0: never
     forward_agent: str = ""  # the path of the agent to forward; '' for none
+    forward_x11: bool = False
+    forward_x11_trusted: bool = False
+    forward_x11_timeout: int = 1200  # seconds for new programs that are not trusted; 0: no limit
+    x11_clipboard: str = "out"  # none, out, in, both: for programs that are not trusted
     forwards: tuple[Forward, ...] = ()  # in the order of the configuration
     gateway_ports: bool = False
     exit_on_forward_failure: bool = False
@@ -104,6 +108,7 @@ class HostOptions:
     profile: str = "default"  # default, hardened
 
     # Fields that no keyword sets
+    x11_is_asked: bool = False  # for X11 by -X or -Y: the user is told when there is none
     config_file: str | None = None  # read instead of the default files
     stdio_forward: tuple[str, int] | None = None  # host and port for standard input and output
     idle_timeout: int = 0  # seconds without traffic after which the client gives up; 0: never

@@ -224,11 +224,14 @@ class HostTrust:
         forwarding = []
         if options.forward_agent:
             forwarding.append("Agent forwarding")
+        if options.forward_x11:
+            forwarding.append("X11 forwarding")
         if options.forwards:
             forwarding.append("Port forwarding")
         if options.tunnel != "no":
             forwarding.append("Tunnel forwarding")
         options.forward_agent, options.forwards, options.tunnel = "", (), "no"
+        options.forward_x11 = False
         for what in (*disabled, *forwarding):
             prompts.tell(f"{what} is disabled to avoid man-in-the-middle attacks.")
         if options.update_host_keys != "no":

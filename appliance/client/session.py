@@ -13,11 +13,12 @@ from ..aio.driver import Driver
 from ..aio.keepalive import KeepAlive
 from ..aio.loop import Loop
 from ..config.forwards import Forward
-from ..services.session_client import CONNECTION_FAILED, SessionClient, Streams
+from ..services.session_client import CONNECTION_FAILED, SessionClient, Streams, Wanted
 from ..services.terminal import get_size
 from ..ssh.channels import Channel
 from ..ssh.connection import Connection
 from ..ssh.order import Phase
+from ..wire.forward import X11
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED
 from . import prompts
 from .host_options import HostOptions
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from ..aio.loop import Timer
     from ..services.forward_client import ForwardClient
     from ..services.stdio_forward import StdioForward
+    from ..services.x11_client import X11Client, X11Session
     from .control_master import ControlMaster, ControlSocket
 
 _log = logging.getLogger(__name__)
+
+# Our own choice
+X11_SECONDS: Final = 10.0  # for X11 programs to end after the session of a script
 
 _IMPOSTOR: Final = "Port forwarding is disabled to avoid man-in-the-middle attacks"
 
@@ -61,6 +66,8 @@ class ClientSession:
         self._stdio_forward: StdioForward | None = None
         self._forwards: ForwardClient | None = None
         self._forwards_to_come = 0
+        self._x11: X11Client | None = None
+        self._waits_for_programs = False  # that use X11, as nothing else uses the connection
         self._failed = False
         self._master: ControlMaster | None = None
         self._patience: Timer | None = None  # ControlPersist of an unused master
@@ -80,6 +87,8 @@ class ClientSession:
                 self._master.close()
             if self._forwards is not None:
                 self._forwards.close()
+            if self._x11 is not None:
+                self._x11.close()
             if self._tunnel is not None:
                 self._tunnel.close()
             self._loop.close()
@@ -170,7 +179,9 @@ class ClientSession:
 
     def channel_open(self, channel: Channel, type_data: bytes) -> None:
         """Handles a channel that the server opens."""
-        if self._forwards is None and not self._options.forward_agent:
+        if channel.channel_type == X11 and self._x11 is not None:
+            self._x11.channel_open(channel, type_data)
+        elif self._forwards is None and not self._options.forward_agent:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "not wanted here")
         else:
             self._client().channel_open(channel, type_data)
@@ -194,6 +205,35 @@ class ClientSession:
             self._failed = True
             self._loop.stop()
 
+    def _x11_session(self, wanted: Wanted, say: Callable[[str], None]) -> "X11Session | None":
+        """Returns the right to the display that a session gets, None for none.
+
+        A session whose configuration alone asks for it is told nothing.
+        """
+        options = self._options
+        if wanted.x11 == "no" or not options.forward_x11:
+            return None
+        if self._x11 is None:
+            from ..services.x11_client import X11Client, X11Settings
+            from .x11_display import NoDisplay, local_display
+
+            try:
+                display, authorization = local_display()
+            except NoDisplay as error:
+                _log.debug("X11 is not forwarded: %s", error)
+                if wanted.x11_is_asked:
+                    say(f"Warning: X11 is not forwarded: {error}")
+                return None
+            settings = X11Settings(
+                display,
+                authorization,
+                options.forward_x11_trusted,
+                options.forward_x11_timeout,
+                options.x11_clipboard,
+            )
+            self._x11 = X11Client(settings, self._driver, self._leave_when_over)
+        return self._x11.session(wanted.x11 == "trusted")
+
     # -- the session -------------------------------------------------------------------
 
     def _start_session(self) -> None:
@@ -209,6 +249,7 @@ class ClientSession:
             self._session_ended,
             prompts.tell,
             command_line,
+            self._x11_session(wanted, prompts.tell),
         )
         self._session = session
         if terminal is not None and wanted.terminal is not None:
@@ -241,6 +282,8 @@ class ClientSession:
             self._patience.cancel()
             self._patience = None
         if self._in_use:
+            if self._session_over and not self._is_shared:
+                self._wait_for_programs()
             return
         persist = self._options.control_persist
         if self._session_over or self._has_no_use:
@@ -252,8 +295,31 @@ class ClientSession:
         if not self._in_use:
             self._loop.stop()
 
+    def _wait_for_programs(self) -> None:
+        """Tells a person what is waited for after the session; a script waits for a while only.
+
+        The X11 programs may be such that nobody sees, as the desktop's helpers start them.
+        """
+        if self._waits_for_programs:
+            return
+        self._waits_for_programs = True
+        if os.isatty(0):
+            self._tell("Waiting for X11 programs of the session to end; ^C ends them.")
+        elif not self._options.fork_after_authentication:
+            self._loop.call_later(X11_SECONDS, self._leave_programs)
+
+    def _leave_programs(self) -> None:
+        if not self._is_shared:
+            _log.debug("X11 programs of the session are left")
+            self._loop.stop()
+
     @property
     def _in_use(self) -> bool:
+        """Whether X11 programs, forwarded connections or other clients need the connection."""
+        return bool(self._is_shared or (self._x11 is not None and self._x11.programs))
+
+    @property
+    def _is_shared(self) -> bool:
         """Whether forwarded connections or other clients still need the connection."""
         return bool(
             (self._forwards is not None and self._forwards.connections)
@@ -275,6 +341,7 @@ class ClientSession:
             control,
             self._driver,
             self._client,
+            self._x11_session,
             options.host,
             options.control_master in ("ask", "autoask"),
             self._leave_when_over,

@@ -30,6 +30,10 @@ def session_request(options: HostOptions, command: str) -> Wanted:
         not options.stdin_null and not options.fork_after_authentication,
         (options.escape_char or "").encode("latin-1"),
         bool(options.forward_agent),
+        ("trusted" if options.forward_x11_trusted else "untrusted")
+        if options.forward_x11
+        else "no",
+        options.x11_is_asked,
     )
 
 

@@ -343,6 +343,10 @@ SETTINGS: Final[dict[str, Setting]] = {
         Setting("ControlPath", "control_path", _text),
         Setting("ControlPersist", "control_persist", _persist),
         Setting("ForwardAgent", "forward_agent", _text),
+        Setting("ForwardX11", "forward_x11", _flag),
+        Setting("ForwardX11Trusted", "forward_x11_trusted", _flag),
+        Setting("ForwardX11Timeout", "forward_x11_timeout", _time),
+        Setting("X11Clipboard", "x11_clipboard", _one_of("none", "out", "in", "both")),
         Setting("LocalForward", "forwards", _forward("L"), "words"),
         Setting("RemoteForward", "forwards", _forward("R"), "words"),
         Setting("DynamicForward", "forwards", _forward("D"), "words"),
@@ -384,9 +388,9 @@ ALIASES: Final = {
 _TUNING_KEYWORDS: Final = """
     canonicaldomains canonicalizefallbacklocal canonicalizemaxdots
     canonicalizepermittedcnames channeltimeout checkhostip cipher
-    compressionlevel enablesshkeysign fallbacktorsh forwardx11timeout
-    forwardx11trusted globalknownhostsfile2 gssapiauthentication gssapiclientidentity
-    gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange gssapirenewalforcesrekey
+    compressionlevel enablesshkeysign fallbacktorsh globalknownhostsfile2
+    gssapiauthentication gssapiclientidentity gssapidelegatecredentials gssapikexalgorithms
+    gssapikeyexchange gssapirenewalforcesrekey
     gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
     hostbasedkeytypes ipqos kbdinteractivedevices localcommand logverbose obscurekeystroketiming
     protocol rhostsauthentication rhostsrsaauthentication rsaauthentication securitykeyprovider
@@ -398,9 +402,8 @@ TUNING: Final = frozenset(_TUNING_KEYWORDS.split())
 # OpenSSH has these keywords, Culvert does not; a value of OFF is accepted.
 OFF: Final = ("no", "none", "false", "off")
 _NOT_YET_KEYWORDS: Final = """
-    BindInterface CanonicalizeHostname ForwardX11
-    KnownHostsCommand NoHostAuthenticationForLocalhost PermitLocalCommand PKCS11Provider
-    ProxyUseFdpass RefuseConnection
+    BindInterface CanonicalizeHostname KnownHostsCommand NoHostAuthenticationForLocalhost
+    PermitLocalCommand PKCS11Provider ProxyUseFdpass RefuseConnection X11Security
 """
 NOT_YET: Final = {name.lower(): name for name in _NOT_YET_KEYWORDS.split()}
 REST_OF_LINE: Final = ("localcommand", "knownhostscommand")

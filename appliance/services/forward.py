@@ -26,11 +26,14 @@ class Splice(ChannelHandler):
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._input_over = self._output_over = self._closed = False
+        self._transform: Callable[[bytes], bytes] | None = None  # of what is read, as Source has it
 
     def attach(self, channel: Channel, read_fd: int, write_fd: int) -> None:
         """Sets the channel and the descriptors; nothing is read before ``opened``."""
         self._channel = channel
-        self._source = Source(read_fd, channel, self._driver, self._input_ended)
+        self._source = Source(
+            read_fd, channel, self._driver, self._input_ended, transform=self._transform
+        )
         self._sink = Sink(write_fd, channel, self._driver, self._broken)
 
     def opened(self, type_data: bytes) -> None:

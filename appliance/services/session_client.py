@@ -7,7 +7,7 @@ takes the typed commands for the client itself.
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..aio.driver import Driver
 from ..aio.relay import Sink, Source, wants_nonblocking
@@ -17,8 +17,18 @@ from ..ssh.channels import Channel, ChannelHandler
 from ..wire.codec import Reader
 from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
-from ..wire.session import Command, EnvironmentVariable, ExitSignal, PtyRequest, WindowChange
+from ..wire.session import (
+    X11_REQUEST,
+    Command,
+    EnvironmentVariable,
+    ExitSignal,
+    PtyRequest,
+    WindowChange,
+)
 from .escapes import CommandLine, Escapes, Terminal
+
+if TYPE_CHECKING:
+    from .x11_client import X11Session
 
 CONNECTION_FAILED: Final = 255  # ssh(1), EXIT STATUS
 
@@ -33,6 +43,8 @@ class Wanted(NamedTuple):
     stdin: bool  # whether our standard input is read
     escape: bytes  # the escape character, or b"" for none
     agent: bool  # whether the program may use our agent
+    x11: str = "no"  # whether it may use our display: no, untrusted, trusted
+    x11_is_asked: bool = False  # by the user, who is told of a failure
 
 
 class Streams(NamedTuple):
@@ -55,8 +67,12 @@ class SessionClient(ChannelHandler):
         ended: Callable[[], None],
         say: Callable[[str], None],
         command_line: CommandLine | None = None,
+        x11: "X11Session | None" = None,
     ) -> None:
-        """``command_line`` carries out the line that the user types after ~C."""
+        """``command_line`` carries out the line that the user types after ~C.
+
+        ``x11`` is the right to the display, which is requested and ends with the session.
+        """
         self._wanted = wanted
         self._streams = streams
         self._terminal = terminal
@@ -64,6 +80,7 @@ class SessionClient(ChannelHandler):
         self._ended = ended
         self._say = say
         self._command_line = command_line
+        self._x11 = x11
         self.status = CONNECTION_FAILED
         self.disconnected = False  # by ~.
         self._channel: Channel
@@ -95,6 +112,8 @@ class SessionClient(ChannelHandler):
         wanted, channel = self._wanted, self._channel
         if wanted.terminal is not None:
             channel.request("pty-req", wanted.terminal.encode(), self._pty_answered)
+        if self._x11 is not None:
+            channel.request(X11_REQUEST, self._x11.request, self._x11_answered)
         if wanted.agent:
             channel.request(AUTH_AGENT_REQUEST)
         for name, value in wanted.environment:
@@ -111,6 +130,13 @@ class SessionClient(ChannelHandler):
         elif self._terminal is not None and self._wanted.stdin:
             self._terminal.enter()
             self._is_raw = True
+
+    def _x11_answered(self, success: bool) -> None:
+        assert self._x11 is not None
+        if success:
+            self._x11.granted()
+        elif self._wanted.x11_is_asked:
+            self._say("X11 forwarding request failed on channel 0")
 
     def _started(self, success: bool) -> None:
         if not success:
@@ -214,6 +240,8 @@ class SessionClient(ChannelHandler):
         self._channel.close()
 
     def closed(self) -> None:
+        if self._x11 is not None:
+            self._x11.end()
         if self._source is not None:
             self._source.stop()
         self._stdout.when_drained(lambda: self._stderr.when_drained(self._finish))

@@ -1,5 +1,5 @@
-"""The names and data of forwarding: TCP connections (RFC 4254 section 7) and Unix-domain sockets
-(OpenSSH PROTOCOL 2.4).
+"""The names and data of forwarding: TCP connections (RFC 4254 section 7), Unix-domain sockets
+(OpenSSH PROTOCOL 2.4) and X11 (RFC 4254 section 6.3.2).
 
     direct-*      the client asks the server to connect to an address or path
     forwarded-*   the server accepted a connection to an address or path on which the client
@@ -17,6 +17,8 @@ FORWARDED_STREAMLOCAL: Final = "forwarded-streamlocal@openssh.com"
 
 AUTH_AGENT: Final = "auth-agent@openssh.com"  # OpenSSH PROTOCOL.agent: the opening has no data
 AUTH_AGENT_REQUEST: Final = "auth-agent-req@openssh.com"  # a request on a session's channel
+
+X11: Final = "x11"
 
 TCPIP_FORWARD: Final = "tcpip-forward"
 CANCEL_TCPIP_FORWARD: Final = "cancel-tcpip-forward"
@@ -77,3 +79,10 @@ class StreamlocalForward(Record):
     """The data of streamlocal-forward and cancel-streamlocal-forward."""
 
     path: String
+
+
+class X11Open(Record):
+    """The opening of an x11 channel (RFC 4254 section 6.3.2), for a program that connected."""
+
+    originator_address: Text
+    originator_port: UInt32

@@ -1,6 +1,10 @@
 """The data of a session's requests (RFC 4254 section 6)."""
 
+from typing import Final
+
 from .codec import Boolean, Name, Record, Shown, String, Text, UInt32
+
+X11_REQUEST: Final = "x11-req"
 
 
 class PtyRequest(Record):
@@ -17,6 +21,15 @@ class WindowChange(Record):
     rows: UInt32
     width: UInt32
     height: UInt32
+
+
+class X11Request(Record):
+    """The data of an x11-req request (RFC 4254 section 6.3.1)."""
+
+    single_connection: Boolean
+    authentication_protocol: String
+    authentication_cookie: String  # hexadecimal
+    screen_number: UInt32
 
 
 class EnvironmentVariable(Record):

@@ -15,6 +15,7 @@ LAYERS = {
     "crypto": 1,
     "sftp": 1,
     "ssh": 2,
+    "x11": 2,
     "aio": 3,
     "services": 4,
     "files": 4,
@@ -28,7 +29,7 @@ LAYERS = {
     "__main__": 11,
 }
 EVERYBODYS = {"errors", "config", "log", "__version__"}
-PURE = ("wire", "crypto", "ssh")
+PURE = ("wire", "crypto", "ssh", "x11")
 IMPURE = {
     "asyncio", "socket", "os", "threading", "time", "subprocess",
     "select", "selectors", "signal", "random", "tempfile", "shutil", "pathlib",

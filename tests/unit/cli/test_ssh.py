@@ -72,9 +72,31 @@ def test_a_setting_has_the_name_that_ssh_gives_it(
     assert main(["-F", str(config), "-G", "host"], "ssh") == 0
     ours = capsys.readouterr().out
     names = [{line.split(" ")[0] for line in text.splitlines()} for text in (ours, theirs.stdout)]
-    assert names[0] - names[1] == {"profile"}, "OpenSSH has neither this nor proxy"
+    assert names[0] - names[1] == {"profile", "x11clipboard"}, "OpenSSH has none of these"
     other_way = ({"ProxyJump", "ProxyCommand"} - {way.split()[0]}).pop().lower()
     assert {*SETTINGS, "host"} - names[0] == {"proxy", "hostkeyline", other_way}
+
+
+@pytest.mark.parametrize(
+    ("words", "forwarded", "trusted"),
+    [
+        ((), "no", "no"),
+        (("-X",), "yes", "no"),
+        (("-Y",), "yes", "yes"),
+        (("-X", "-x"), "no", "no"),
+        (("-x", "-Y"), "yes", "yes"),
+        (("-Y", "-X"), "yes", "no"),
+        (("-X", "-oForwardX11=no"), "yes", "no"),
+        (("-X", "-oForwardX11Trusted=yes"), "yes", "yes"),
+        (("-Y", "-oForwardX11Trusted=no"), "yes", "yes"),
+    ],
+)
+def test_the_last_letter_of_x11_counts(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], forwarded: str, trusted: str
+) -> None:
+    shown = described(capsys, *words)
+    assert (shown["forwardx11"], shown["forwardx11trusted"]) == (forwarded, trusted)
+    assert (shown["forwardx11timeout"], shown["x11clipboard"]) == ("1200", "out")
 
 
 def test_minus_w_is_no_session(capsys: pytest.CaptureFixture[str]) -> None:

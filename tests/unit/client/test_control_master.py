@@ -36,8 +36,15 @@ class Master:
         self.driver = Driver()
         control = ControlSocket(str(path))
         self.it = ControlMaster(
-            control, self.driver, pytest.fail, "host", ask, lambda: None, pytest.fail  # type: ignore[arg-type]
-        )  # fmt: skip
+            control,
+            self.driver,  # type: ignore[arg-type]
+            pytest.fail,
+            lambda *_: None,
+            "host",
+            ask,
+            lambda: None,
+            pytest.fail,
+        )
         self.path = path
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 

@@ -252,6 +252,7 @@ def test_a_host_whose_key_has_changed_gets_nothing_to_abuse(
     """OpenSSH's words: sshconnect.c, check_host_key."""
     words = (
         "ForwardAgent /run/agent",
+        "ForwardX11 yes",
         "LocalForward 1 h:2",
         "Tunnel ethernet",
         "UpdateHostKeys yes",
@@ -259,6 +260,7 @@ def test_a_host_whose_key_has_changed_gets_nothing_to_abuse(
     given = options(tmp_path, CHANGED, *words, strict="no")
     HostTrust(given).check(KEY)
     assert (given.forward_agent, given.forwards, given.tunnel) == ("", (), "no")
+    assert not given.forward_x11
     assert not given.password_authentication and not given.kbd_interactive_authentication
     assert given.update_host_keys == "no"
     assert given.is_impostor
@@ -266,6 +268,7 @@ def test_a_host_whose_key_has_changed_gets_nothing_to_abuse(
         f"Password authentication is disabled {AVOID}",
         f"Keyboard-interactive authentication is disabled {AVOID}",
         f"Agent forwarding is disabled {AVOID}",
+        f"X11 forwarding is disabled {AVOID}",
         f"Port forwarding is disabled {AVOID}",
         f"Tunnel forwarding is disabled {AVOID}",
         "UpdateHostkeys is disabled because the host key is not trusted.",

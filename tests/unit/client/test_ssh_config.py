@@ -136,7 +136,7 @@ def test_the_settings_are_those_that_ssh_finds(
 # No keyword sets these.
 WITHOUT_KEYWORD = {
     "host", "identity_files_given", "config_file", "stdio_forward",
-    "idle_timeout", "is_impostor", "jump_command",
+    "idle_timeout", "is_impostor", "jump_command", "x11_is_asked",
 }  # fmt: skip
 
 
@@ -370,7 +370,7 @@ def test_the_wording_of_errors(config: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "ForwardX11 yes",
+        "X11Security yes",
     ],
 )
 def test_what_is_not_supported_is_an_error_only_where_it_would_apply(

@@ -1,0 +1,726 @@
+"""A filter between a forwarded program and the X server, for both directions of one connection.
+
+It follows the requests, replies, events and errors, and judges each request by rules.py. A request
+that is refused keeps its place and its length, so that no sequence number changes: its opcode
+becomes one that no server knows, and the server's own error for it, which comes at the right place
+among the replies, gets the code and the opcode that the program is to see. A request that is
+dropped becomes a NoOperation. Where programs would end because of an error, the request is changed
+so that the server gives an empty answer.
+
+A trusted program may do all but what is for local programs only (LOCAL_ONLY). An extension's
+requests are accepted once the program has asked for the extension by name and was told of it.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+from ..errors import MalformedMessage
+from ..wire.codec import Buffer
+from .rules import (
+    ANY_PROPERTIES,
+    BAD_ACCESS,
+    BAD_MATCH,
+    BAD_REQUEST,
+    CLIPBOARD_MANAGER,
+    CLIPBOARDS,
+    CORE,
+    EXTENSIONS,
+    HARMLESS_EVENTS,
+    HARMLESS_XI_EVENTS,
+    LOCAL_ONLY,
+    PRIMARY,
+    RESOURCE_MANAGER,
+    ROOT_PROPERTIES,
+    SECONDARY,
+    Act,
+    Row,
+)
+
+# X Window System Protocol, appendix B
+_ERROR: Final = 0
+_REPLY: Final = 1
+_SELECTION_REQUEST: Final = 30
+_SELECTION_NOTIFY: Final = 31
+_CLIENT_MESSAGE: Final = 33
+_UNMAP_NOTIFY: Final = 18
+_CONFIGURE_REQUEST: Final = 23
+_GENERIC_EVENT: Final = 35
+_NO_OPERATION: Final = 127
+_UNASSIGNED: Final = 126  # a server answers it with BadRequest
+_FIRST_EXTENSION: Final = 128
+_INPUT_ONLY: Final = 2  # a window's class
+_MESSAGE: Final = 32  # bytes of a message of the server, without more of a reply or event
+_PREDEFINED_ATOMS: Final = 68
+_NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and nobody owns
+
+# Our own choices
+HELD_LIMIT: Final = 4096  # bytes of a message that must be whole to be judged
+WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 million
+EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
+_HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
+_REQUESTORS: Final = 64  # windows whose requests for a selection are remembered
+
+# Verdicts
+_PASS: Final = 0
+_DROP: Final = -1
+_WAIT: Final = -2  # for more bytes of the request
+# and numbers above 0: the code of the error that the program gets
+
+_ACTS: Final = {Act.ERROR: BAD_ACCESS, Act.MATCH: BAD_MATCH, Act.DROP: _DROP}
+
+
+class _Request:
+    """The request in a buffer that is being judged; a filter has one of these, for speed."""
+
+    __slots__ = ("at", "body", "present", "total")
+
+    at: int  # where its head is
+    body: int  # where its fields from offset 4 on are
+    total: int  # bytes of the whole request
+    present: int  # bytes of it that are there
+
+
+Judge = Callable[[bytearray, _Request], int]
+
+
+class _Awaited(NamedTuple):
+    """An answer of the server that will be looked at."""
+
+    sequence: int  # its low 16 bits
+    is_whole: bool  # whether the answer must be whole
+    answered: Callable[[bytearray, int, int], None]  # buffer, offset, bytes of the answer
+
+
+class Filter:
+    """One connection of a program; both methods return what is to be passed on."""
+
+    def __init__(self, byte_order: str, clipboard: str, trusted: bool) -> None:
+        """``clipboard``: none, out, in or both; what it allows counts for untrusted programs."""
+        self._trusted = trusted
+        self._may_offer = clipboard in ("out", "both")
+        self._may_read = clipboard in ("in", "both")
+        self._u16 = struct.Struct(byte_order + "H")
+        self._u32 = struct.Struct(byte_order + "I")
+        self._head = struct.Struct(byte_order + "BBH")
+        self.inserted = 0  # bytes that the program has not sent, so far
+        self._is_in = False  # whether the server has let the program in
+        # the program's direction
+        self._early = bytearray()  # that the program sent before that
+        self._request_rest = 0  # bytes of a request that are still to come
+        self._part = b""  # of a request
+        self._request = _Request()
+        self._sequence = 0
+        self._is_big = False  # BIG-REQUESTS is enabled
+        # the server's direction
+        self._set_up = bytearray()
+        self._answer_rest = 0
+        self._answer_part = b""
+        self._awaited: deque[_Awaited] = deque()
+        # what is known
+        self._base = self._mask = 0
+        self._roots: frozenset[int] = frozenset()
+        self._atoms: dict[int, bytes] = {}
+        # A creation with a number that is taken fails at the server, so it changes nothing here.
+        self._windows: set[int] = set()
+        self._input_only: set[int] = set()  # of these windows
+        self._pixmaps: set[int] = set()
+        self._window_pictures: set[int] = set()
+        self._requestors: dict[int, set[int]] = {}  # windows that want a selection: properties
+        self._conversions: dict[tuple[int, int], int] = {}  # requestor, target: selection
+        self._judges: list[Judge | None] = [None] * 256
+        specials = self._TRUSTED if trusted else self._SPECIAL
+        known = {row.opcode: row for row in CORE}
+        for opcode in range(_FIRST_EXTENSION):
+            row = known.get(opcode)
+            if trusted:
+                if row is not None and row.special in specials:
+                    self._judges[opcode] = partial(specials[row.special], self)
+            else:
+                self._judges[opcode] = self._judge(row)
+        for opcode in range(_FIRST_EXTENSION, 256):
+            self._judges[opcode] = _unknown
+
+    def _judge(self, row: Row | None) -> Judge | None:
+        """Returns the function that judges requests of a row; None if it allows all of them."""
+        if row is None:
+            return _unknown
+        otherwise = _ACTS[row.otherwise]
+        if not row.allowed:
+            return lambda data, request: otherwise
+        special = partial(self._SPECIAL[row.special], self) if row.special else None
+        if not row.own:
+            return special
+        fields = tuple(
+            (offset - 4, offset in row.or_none, offset in row.or_root) for offset in row.own
+        )
+        needed = 8 + max(offset for offset, *_ in fields)  # with the longer head of a big request
+        read = self._u32.unpack_from
+
+        def judge(data: bytearray, request: _Request) -> int:
+            body = request.body
+            if request.total < needed and request.at + request.total < body + needed - 4:
+                return _PASS  # too short: the server's BadLength
+            base, foreign = self._base, ~self._mask
+            for offset, or_none, or_root in fields:
+                value = read(data, body + offset)[0]
+                if value & foreign != base and not (
+                    (or_none and not value) or (or_root and value in self._roots)
+                ):
+                    return otherwise
+            return _PASS if special is None else special(data, request)
+
+        return judge
+
+    # -- from the program --------------------------------------------------------------
+
+    def from_client(self, view: Buffer) -> list[Buffer]:
+        """Returns what the server gets of the program's bytes; raises MalformedMessage."""
+        if not self._is_in:
+            self._early += view
+            if len(self._early) > EARLY_LIMIT:
+                raise MalformedMessage("requests before the X server has let the program in")
+            return []
+        size = len(view)
+        if self._request_rest >= size:
+            self._request_rest -= size
+            return [view]
+        pieces: list[Buffer] = []
+        start = self._request_rest
+        if start:
+            pieces.append(view[:start])
+            self._request_rest = 0
+        data = bytearray(self._part)
+        data += view[start:]
+        self._part = b""
+        done = self._judge_requests(data)
+        if done < len(data):
+            self._part = bytes(data[done:])
+            del data[done:]
+        pieces.append(data)
+        return pieces
+
+    def _judge_requests(self, data: bytearray) -> int:
+        """Judges all requests that are there, in place; returns where what is left begins."""
+        at, size = 0, len(data)
+        read_head, judges, request = self._head.unpack_from, self._judges, self._request
+        while size - at >= 4:
+            opcode, minor, words = read_head(data, at)
+            body = at + 4
+            if not words:
+                if not self._is_big:
+                    raise MalformedMessage("a request without a length")
+                if size - at < 8:
+                    break
+                body = at + 8
+                words = self._u32.unpack_from(data, at + 4)[0]
+                if not 2 <= words <= WORDS_LIMIT:
+                    raise MalformedMessage("a request of no possible length")
+            total = words * 4
+            judge = judges[opcode]
+            self._sequence += 1
+            if judge is not None:
+                present = size - at
+                if present < total and present < _HEAD:
+                    self._sequence -= 1
+                    break
+                request.at, request.body, request.total = at, body, total
+                request.present = present if present < total else total
+                verdict = judge(data, request)
+                if verdict == _WAIT:
+                    self._sequence -= 1
+                    break
+                if verdict == _DROP:
+                    data[at] = _NO_OPERATION
+                elif verdict:
+                    self._refuse(data, at, verdict, opcode, minor)
+                size += request.total - total
+                total = request.total
+            at += total
+        if at > size:
+            self._request_rest = at - size
+            at = size
+        return at
+
+    def _refuse(self, data: bytearray, at: int, code: int, opcode: int, minor: int) -> None:
+        data[at] = _UNASSIGNED
+        minor = minor if opcode >= _FIRST_EXTENSION else 0
+
+        def answered(answer: bytearray, at: int, total: int) -> None:
+            if answer[at] == _ERROR:
+                answer[at + 1] = code
+                answer[at + 4 : at + 8] = bytes(4)
+                self._u16.pack_into(answer, at + 8, minor)
+                answer[at + 10] = opcode
+
+        self._await(False, answered)
+
+    def _await(self, is_whole: bool, answered: Callable[[bytearray, int, int], None]) -> None:
+        self._awaited.append(_Awaited(self._sequence & 0xFFFF, is_whole, answered))
+
+    # -- from the server ---------------------------------------------------------------
+
+    def from_server(self, data: bytes) -> bytes:
+        """Returns what the program gets of the server's bytes."""
+        if not self._is_in:
+            return self._read_set_up(data)
+        size = len(data)
+        if self._answer_rest >= size:
+            self._answer_rest -= size
+            return data
+        buffer = bytearray(self._answer_part)
+        buffer += data
+        done = self._read_answers(buffer)
+        self._answer_part = bytes(buffer[done:])
+        return bytes(buffer[:done])
+
+    @property
+    def has_early(self) -> bool:
+        """Whether ``early`` has something for the server."""
+        return self._is_in and bool(self._early)
+
+    def early(self) -> list[Buffer]:
+        """Returns what the server gets of that which came before it let the program in."""
+        early, self._early = self._early, bytearray()
+        return self.from_client(early)
+
+    def _read_answers(self, buffer: bytearray) -> int:
+        at, size = self._answer_rest, len(buffer)
+        self._answer_rest = 0
+        read_u16, read_u32, awaited = self._u16.unpack_from, self._u32.unpack_from, self._awaited
+        while size - at >= _MESSAGE:
+            kind = buffer[at]
+            total = _MESSAGE
+            if kind == _REPLY or kind & 0x7F == _GENERIC_EVENT:
+                total += 4 * read_u32(buffer, at + 4)[0]
+            if kind <= _REPLY:
+                if awaited and awaited[0].sequence == read_u16(buffer, at + 2)[0]:
+                    if awaited[0].is_whole and size - at < total <= HELD_LIMIT:
+                        break
+                    awaited.popleft().answered(buffer, at, min(total, size - at))
+            elif kind == _SELECTION_REQUEST:
+                self._on_selection_request(buffer, at)
+            elif kind == _SELECTION_NOTIFY and self._conversions:
+                self._on_selection_notify(buffer, at)
+            at += total
+        if at > size:
+            self._answer_rest = at - size
+            at = size
+        return at
+
+    def _read_set_up(self, data: bytes) -> bytes:
+        """Passes the server's first answer on, and learns what the program may call its own."""
+        set_up = self._set_up
+        set_up += data
+        if len(set_up) < 8:
+            return data
+        size = 8 + 4 * self._u16.unpack_from(set_up, 6)[0]
+        if set_up[0] != 1 or len(set_up) < size:
+            return data  # the server lets nobody in, or not yet
+        rest = len(set_up) - size
+        self._learn(bytes(set_up[:size]))
+        self._is_in = True
+        self._set_up = bytearray()
+        if not rest:
+            return data
+        return data[: len(data) - rest] + self.from_server(data[len(data) - rest :])
+
+    def _learn(self, reply: bytes) -> None:
+        """Reads the set-up reply (chapter 8): the program's range of resources, and the roots."""
+        read_u16, read_u32 = self._u16.unpack_from, self._u32.unpack_from
+        try:
+            self._base, self._mask = read_u32(reply, 12)[0], read_u32(reply, 16)[0]
+            screens, formats = reply[28], reply[29]
+            at = 40 + (read_u16(reply, 24)[0] + 3 & ~3) + 8 * formats
+            roots = []
+            for _ in range(screens):
+                roots.append(read_u32(reply, at)[0])
+                depths = reply[at + 39]
+                at += 40
+                for _ in range(depths):
+                    at += 8 + 24 * read_u16(reply, at + 2)[0]
+        except (struct.error, IndexError):
+            return  # no X server of ours: the program owns nothing
+        self._roots = frozenset(roots)
+
+    # -- extensions --------------------------------------------------------------------
+
+    def _name(self, data: bytearray, request: _Request) -> bytes:
+        """Returns the name in QueryExtension and InternAtom; b'' if it is of no interest."""
+        end = request.at + request.present
+        first = request.body + 4
+        length = self._u16.unpack_from(data, request.body)[0] if first <= end else _HEAD
+        if length > _HEAD - 12 or first + length > end:
+            return b""  # longer than all names that a judge asks for
+        return bytes(data[first : first + length])
+
+    def _query_extension(self, data: bytearray, request: _Request) -> int:
+        name = self._name(data, request)
+
+        def answered(answer: bytearray, at: int, total: int) -> None:
+            if answer[at] != _REPLY or not answer[at + 8]:
+                return
+            if not self._has(name) or answer[at + 9] < _FIRST_EXTENSION:
+                answer[at + 8 : at + 12] = bytes(4)  # there is none
+            else:
+                self._accept(name, answer[at + 9])
+
+        self._await(False, answered)
+        return _PASS
+
+    def _has(self, name: bytes) -> bool:
+        """Whether the program may know of an extension."""
+        if self._trusted:
+            return bool(name) and name not in LOCAL_ONLY
+        return name in EXTENSIONS
+
+    def _accept(self, name: bytes, opcode: int) -> None:
+        """Judges the requests of an extension by its rows."""
+        if self._trusted:
+            is_big = name == b"BIG-REQUESTS"
+            self._judges[opcode] = self._big_requests if is_big else None
+            return
+        judges = {row.opcode: self._judge(row) for row in EXTENSIONS[name]}
+
+        def judge(data: bytearray, request: _Request) -> int:
+            found = judges.get(data[request.at + 1], _unknown)
+            return _PASS if found is None else found(data, request)
+
+        self._judges[opcode] = judge
+
+    def _big_requests(self, data: bytearray, request: _Request) -> int:
+        # Where the server refuses it, lengths would mean other things to the server and to us.
+        if data[request.at + 1] == 0 and request.total == 4:
+            self._is_big = True
+        return _PASS
+
+    def _list_extensions(self, data: bytearray, request: _Request) -> int:
+        def answered(answer: bytearray, at: int, total: int) -> None:
+            if answer[at] != _REPLY:
+                return
+            left = answer[at + 1]
+            names, place, end = [], at + _MESSAGE, at + total
+            while left and place < end:
+                names.append(bytes(answer[place + 1 : place + 1 + answer[place]]))
+                place += 1 + answer[place]
+                left -= 1
+            kept = [name for name in names if self._has(name)]
+            text = b"".join(bytes((len(name),)) + name for name in kept)
+            answer[at + 1] = len(kept)
+            answer[at + _MESSAGE : end] = text.ljust(total - _MESSAGE, b"\0")
+
+        self._await(True, answered)
+        return _PASS
+
+    # -- windows -----------------------------------------------------------------------
+
+    def _is_own(self, resource: int) -> bool:
+        return resource & ~self._mask == self._base
+
+    def _read(self, data: bytearray, request: _Request, offset: int) -> int:
+        """Returns a field by its offset in the request, 0 if the request is too short for it."""
+        place = request.body + offset - 4
+        if place + 4 > request.at + request.present:
+            return 0
+        value: int = self._u32.unpack_from(data, place)[0]
+        return value
+
+    def _create_window(self, data: bytearray, request: _Request) -> int:
+        """Gives a window a background: without one it shows what was there, of other programs."""
+        if request.total < 32 or request.body != request.at + 4:
+            return BAD_ACCESS
+        window, parent = self._read(data, request, 4), self._read(data, request, 8)
+        kind = self._u16.unpack_from(data, request.at + 22)[0]
+        self._pixmaps.discard(window)
+        if kind == _INPUT_ONLY or (kind == 0 and parent in self._input_only):
+            if window not in self._windows:
+                self._windows.add(window)
+                self._input_only.add(window)
+            return _PASS
+        self._windows.add(window)
+        self._input_only.discard(window)
+        mask = self._read(data, request, 28)
+        if verdict := self._values(data, request, 28, mask, (0, 2)):
+            return verdict
+        if mask & 3:
+            self._force_background(data, request.at + 28, request.at + 32, request)
+            return _PASS
+        self._u32.pack_into(data, request.at + 28, mask | 2)
+        self._u16.pack_into(data, request.at + 2, request.total // 4 + 1)
+        data[request.at + 32 : request.at + 32] = bytes(4)
+        request.total += 4
+        self.inserted += 4
+        return _PASS
+
+    def _destroy_window(self, data: bytearray, request: _Request) -> int:
+        window = self._read(data, request, 4)
+        self._windows.discard(window)
+        self._input_only.discard(window)
+        return _PASS
+
+    def _force_background(
+        self, data: bytearray, mask_at: int, values_at: int, request: _Request
+    ) -> None:
+        """Makes the background None of a list of attributes the pixel 0."""
+        mask = self._u32.unpack_from(data, mask_at)[0]
+        is_there = values_at + 4 <= request.at + request.present
+        if mask & 3 == 1 and is_there and not self._u32.unpack_from(data, values_at)[0]:
+            self._u32.pack_into(data, mask_at, mask & ~1 | 2)
+
+    def _change_window_attributes(self, data: bytearray, request: _Request) -> int:
+        window, mask = self._read(data, request, 4), self._read(data, request, 8)
+        if self._is_own(window):
+            if verdict := self._values(data, request, 8, mask, (0, 2)):
+                return verdict
+            if window not in self._input_only:
+                self._force_background(data, request.body + 4, request.body + 8, request)
+            return _PASS
+        if mask != 0x800:  # event-mask alone
+            return BAD_ACCESS
+        if request.total >= request.body - request.at + 12:
+            harmless = self._read(data, request, 12) & HARMLESS_EVENTS
+            self._u32.pack_into(data, request.body + 8, harmless)
+        return _PASS
+
+    # -- atoms and properties ----------------------------------------------------------
+
+    def _intern_atom(self, data: bytearray, request: _Request) -> int:
+        name = self._name(data, request)
+        if not _is_interesting(name):
+            return _PASS
+
+        def answered(answer: bytearray, at: int, total: int) -> None:
+            if answer[at] == _REPLY:
+                self._atoms[self._u32.unpack_from(answer, at + 8)[0]] = name
+
+        self._await(False, answered)
+        return _PASS
+
+    def _change_property(self, data: bytearray, request: _Request) -> int:
+        window, atom = self._read(data, request, 4), self._read(data, request, 8)
+        if self._is_own(window) or self._is_wanted(window, atom):
+            return _PASS
+        return _DROP  # xterm writes CUT_BUFFER0
+
+    def _get_property(self, data: bytearray, request: _Request) -> int:
+        window, atom = self._read(data, request, 4), self._read(data, request, 8)
+        if self._is_own(window) or self._is_wanted(window, atom):
+            return _PASS
+        name = self._atoms.get(atom, b"")
+        data[request.at + 1] = 0  # delete
+        if name in ANY_PROPERTIES or (
+            window in self._roots and (atom == RESOURCE_MANAGER or name.startswith(ROOT_PROPERTIES))
+        ):
+            return _PASS
+        if request.present >= request.body - request.at + 8:
+            self._u32.pack_into(data, request.body + 4, _NOBODYS)
+        return _PASS
+
+    # -- selections --------------------------------------------------------------------
+
+    def _is_clipboard(self, selection: int) -> bool:
+        return selection in (PRIMARY, SECONDARY) or self._atoms.get(selection) in CLIPBOARDS
+
+    def _set_selection_owner(self, data: bytearray, request: _Request) -> int:
+        selection = self._read(data, request, 8)
+        return _PASS if self._may_offer and self._is_clipboard(selection) else _DROP
+
+    def _convert_selection(self, data: bytearray, request: _Request) -> int:
+        selection = self._read(data, request, 8)
+        if self._is_clipboard(selection) and self._may_read:
+            return _PASS
+        if self._may_offer and self._atoms.get(selection) == CLIPBOARD_MANAGER:
+            return _PASS  # it reads what the program offers
+        if request.total < 24 or len(self._conversions) >= _REQUESTORS:
+            return BAD_ACCESS
+        key = self._read(data, request, 4), self._read(data, request, 12)
+        self._conversions[key] = selection
+        self._u32.pack_into(data, request.body + 4, _NOBODYS)
+        return _PASS
+
+    def _on_selection_notify(self, buffer: bytearray, at: int) -> None:
+        requestor, selection, target = struct.unpack_from(
+            self._u32.format[0] + "III", buffer, at + 8
+        )
+        if selection == _NOBODYS and (requestor, target) in self._conversions:
+            self._u32.pack_into(buffer, at + 12, self._conversions.pop((requestor, target)))
+
+    def _on_selection_request(self, buffer: bytearray, at: int) -> None:
+        """Lets the program answer: it writes a property of the window that asks."""
+        requestor, _, target, atom = struct.unpack_from(
+            self._u32.format[0] + "IIII", buffer, at + 12
+        )
+        wanted = self._requestors.pop(requestor, set())
+        if len(wanted) >= _REQUESTORS:
+            wanted.clear()
+        wanted.add(atom or target)
+        if self._atoms.get(target) == b"MULTIPLE":
+            wanted.add(0)  # the property names others
+        self._requestors[requestor] = wanted
+        if len(self._requestors) > _REQUESTORS:
+            del self._requestors[next(iter(self._requestors))]
+
+    def _is_wanted(self, window: int, atom: int) -> bool:
+        """Whether a window of another program has asked for a selection in this property."""
+        wanted = self._requestors.get(window)
+        if wanted is None:
+            return False
+        return atom in wanted or (0 in wanted and atom > _PREDEFINED_ATOMS)
+
+    def _send_event(self, data: bytearray, request: _Request) -> int:
+        destination = self._read(data, request, 4)
+        if request.total < 44:
+            return BAD_ACCESS
+        propagate, kind = data[request.at + 1], data[request.body + 8] & 0x7F
+        if self._is_own(destination):
+            return BAD_ACCESS if propagate else _PASS
+        if destination in self._roots:
+            if kind == _CLIENT_MESSAGE:
+                about = self._read(data, request, 16)
+                is_ping = self._atoms.get(self._read(data, request, 20)) == b"_NET_WM_PING"
+                return _PASS if self._is_own(about) or is_ping else BAD_ACCESS
+            if kind in (_UNMAP_NOTIFY, _CONFIGURE_REQUEST):
+                return _PASS if self._is_own(self._read(data, request, 20)) else BAD_ACCESS
+        if kind == _SELECTION_NOTIFY and destination in self._requestors:
+            return _PASS
+        return BAD_ACCESS
+
+    # -- pictures ----------------------------------------------------------------------
+
+    def _create_pixmap(self, data: bytearray, request: _Request) -> int:
+        pixmap = self._read(data, request, 4)
+        if pixmap not in self._windows:
+            self._pixmaps.add(pixmap)
+        return _PASS
+
+    def _free_pixmap(self, data: bytearray, request: _Request) -> int:
+        self._pixmaps.discard(self._read(data, request, 4))
+        return _PASS
+
+    def _create_gc(self, data: bytearray, request: _Request) -> int:
+        return self._gc_values(data, request, 12)
+
+    def _change_gc(self, data: bytearray, request: _Request) -> int:
+        return self._gc_values(data, request, 8)
+
+    def _gc_values(self, data: bytearray, request: _Request, mask_at: int) -> int:
+        """Refuses pixmaps of other programs as tile, stipple and clip-mask."""
+        if request.present < request.total and request.present < 4 + mask_at + 4 * 23:
+            return _WAIT
+        mask = self._read(data, request, mask_at)
+        return self._values(data, request, mask_at, mask, (10, 11, 19))
+
+    def _values(
+        self,
+        data: bytearray,
+        request: _Request,
+        mask_at: int,
+        mask: int,
+        resources: tuple[int, ...],
+    ) -> int:
+        for bit in resources:
+            if mask >> bit & 1:
+                before = (mask & ((1 << bit) - 1)).bit_count()
+                value = self._read(data, request, mask_at + 4 + 4 * before)
+                if value > 1 and not self._is_own(value):  # 0: none, 1: the parent's
+                    return BAD_ACCESS
+        return _PASS
+
+    def _create_picture(self, data: bytearray, request: _Request) -> int:
+        if self._read(data, request, 8) not in self._pixmaps:
+            self._window_pictures.add(self._read(data, request, 4))
+        return self._values(data, request, 16, self._read(data, request, 16), (1, 6))
+
+    def _change_picture(self, data: bytearray, request: _Request) -> int:
+        return self._values(data, request, 8, self._read(data, request, 8), (1, 6))
+
+    def _free_picture(self, data: bytearray, request: _Request) -> int:
+        self._window_pictures.discard(self._read(data, request, 4))
+        return _PASS
+
+    def _composite(self, data: bytearray, request: _Request) -> int:
+        if self._read(data, request, 12) in self._window_pictures:
+            return BAD_ACCESS
+        return self._source_picture(data, request)
+
+    def _source_picture(self, data: bytearray, request: _Request) -> int:
+        """Refuses a window as a source: what lies above it would be seen.
+
+        GetImage and CopyArea leave that out by themselves.
+        """
+        is_window = self._read(data, request, 8) in self._window_pictures
+        return BAD_ACCESS if is_window else _PASS
+
+    # -- input -------------------------------------------------------------------------
+
+    def _blank_reply(self, data: bytearray, request: _Request) -> int:
+        def answered(answer: bytearray, at: int, total: int) -> None:
+            if answer[at] == _REPLY:
+                answer[at + 8 : at + total] = bytes(total - 8)
+
+        self._await(True, answered)
+        return _PASS
+
+    def _xi_select_events(self, data: bytearray, request: _Request) -> int:
+        """Leaves only harmless events of the windows of others."""
+        if self._is_own(self._read(data, request, 4)):
+            return _PASS
+        if request.total > HELD_LIMIT or request.total < 12:
+            return BAD_ACCESS
+        if request.present < request.total:
+            return _WAIT
+        end = request.at + request.total
+        place = request.body + 8
+        while place + 4 <= end:
+            words = self._u16.unpack_from(data, place + 2)[0]
+            first = place + 4
+            place = first + 4 * words
+            if place > end:
+                return BAD_ACCESS
+            for index in range(4 * words):  # a mask of bytes: bit n of the events is n of them
+                data[first + index] &= HARMLESS_XI_EVENTS >> 8 * index & 0xFF
+        return _PASS
+
+    _SPECIAL: Final = {
+        "big_requests": _big_requests,
+        "blank_reply": _blank_reply,
+        "change_gc": _change_gc,
+        "change_picture": _change_picture,
+        "change_property": _change_property,
+        "change_window_attributes": _change_window_attributes,
+        "composite": _composite,
+        "convert_selection": _convert_selection,
+        "create_gc": _create_gc,
+        "create_picture": _create_picture,
+        "create_pixmap": _create_pixmap,
+        "create_window": _create_window,
+        "destroy_window": _destroy_window,
+        "free_picture": _free_picture,
+        "free_pixmap": _free_pixmap,
+        "get_property": _get_property,
+        "intern_atom": _intern_atom,
+        "list_extensions": _list_extensions,
+        "query_extension": _query_extension,
+        "send_event": _send_event,
+        "set_selection_owner": _set_selection_owner,
+        "source_picture": _source_picture,
+        "xi_select_events": _xi_select_events,
+    }
+    _TRUSTED: Final = {"list_extensions": _list_extensions, "query_extension": _query_extension}
+
+
+def _unknown(data: bytearray, request: _Request) -> int:
+    """Refuses what has no row."""
+    return BAD_REQUEST
+
+
+def _is_interesting(name: bytes) -> bool:
+    """Whether a judge asks for the atom of this name."""
+    return (
+        name in ANY_PROPERTIES
+        or name in CLIPBOARDS
+        or name in (CLIPBOARD_MANAGER, b"MULTIPLE")
+        or name.startswith(ROOT_PROPERTIES)
+    )
