@@ -386,8 +386,11 @@ def test_a_program_without_the_cookie_is_told_why(line: Line) -> None:
     assert "culvert: no cookie" in done.stderr
 
 
-def test_a_dead_display_fails_a_program_and_no_shell(there: Server, login: Login) -> None:
-    line = Line(there, login, {"DISPLAY": ":999"})
+@pytest.mark.parametrize("name", [":999", "localhost:999", "127.0.0.2:999", "/nowhere/x:0"])
+def test_a_dead_display_fails_a_program_and_no_shell(
+    name: str, there: Server, login: Login
+) -> None:
+    line = Line(there, login, {"DISPLAY": name})
     began = time.monotonic()
     done = line.run("xclock; echo still here", "-X")
     assert done.stdout == "still here\n"
