@@ -35,6 +35,7 @@ from .rules import (
     RESOURCE_MANAGER,
     ROOT_PROPERTIES,
     SECONDARY,
+    XKB_KEY_EVENTS,
     Act,
     Row,
 )
@@ -683,6 +684,18 @@ class Filter:
                 data[first + index] &= HARMLESS_XI_EVENTS >> 8 * index & 0xFF
         return _PASS
 
+    def _xkb_select_events(self, data: bytearray, request: _Request) -> int:
+        """Makes a selection of events that name keys a deselection; they are of all windows."""
+        if request.total < 16:
+            return BAD_ACCESS
+        place = request.body + 2
+        which, clear, select = (self._u16.unpack_from(data, place + 2 * n)[0] for n in range(3))
+        if which & ~clear & ~select & XKB_KEY_EVENTS:
+            return BAD_ACCESS  # one by one, which nobody does
+        self._u16.pack_into(data, place + 2, clear | (which & XKB_KEY_EVENTS))
+        self._u16.pack_into(data, place + 4, select & ~XKB_KEY_EVENTS)
+        return _PASS
+
     _SPECIAL: Final = {
         "big_requests": _big_requests,
         "blank_reply": _blank_reply,
@@ -707,6 +720,7 @@ class Filter:
         "set_selection_owner": _set_selection_owner,
         "source_picture": _source_picture,
         "xi_select_events": _xi_select_events,
+        "xkb_select_events": _xkb_select_events,
     }
     _TRUSTED: Final = {"list_extensions": _list_extensions, "query_extension": _query_extension}
 

@@ -244,7 +244,9 @@ _RENDER: Final = (
     _own("CreateConicalGradient", 36, 4),
 )
 _XKEYBOARD: Final = (
-    *_plain(("UseExtension", 0), ("SelectEvents", 1), ("Bell", 3), ("GetState", 4)),
+    Row("UseExtension", 0),
+    Row("SelectEvents", 1, special="xkb_select_events"),
+    *_plain(("Bell", 3), ("GetState", 4)),
     _never("LatchLockState", 5, Act.DROP),
     *_plain(("GetControls", 6), ("GetMap", 8), ("GetCompatMap", 10), ("GetIndicatorState", 12)),
     *_plain(("GetIndicatorMap", 13), ("GetNamedIndicator", 15), ("GetNames", 17)),
@@ -388,6 +390,8 @@ HARMLESS_EVENTS: Final = (
     | 0x800000  # ColormapChange
 )
 HARMLESS_XI_EVENTS: Final = 1 << 1 | 1 << 11 | 1 << 12  # DeviceChanged, Hierarchy, Property
+
+XKB_KEY_EVENTS: Final = 1 << 9 | 1 << 10  # ActionMessage, AccessX: they name keys
 
 # Properties that may be read: of root windows, and of any window.
 RESOURCE_MANAGER: Final = 23  # Xatom.h

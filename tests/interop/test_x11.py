@@ -4,6 +4,8 @@ import contextlib
 import os
 import pty
 import shlex
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.errors import MalformedMessage
+from appliance.wire.x11 import COOKIE_PROTOCOL, SetUpRequest
+from appliance.x11.filter import Filter
 from tests.displays import Screen, running, screen
 from tests.interop.conftest import OURS
 from tests.netns import wait_until
@@ -386,8 +391,11 @@ def test_a_program_without_the_cookie_is_told_why(line: Line) -> None:
     assert "culvert: no cookie" in done.stderr
 
 
-def test_a_dead_display_fails_a_program_and_no_shell(there: Server, login: Login) -> None:
-    line = Line(there, login, {"DISPLAY": ":999"})
+@pytest.mark.parametrize("name", [":999", "localhost:999", "127.0.0.2:999", "/nowhere/x:0"])
+def test_a_dead_display_fails_a_program_and_no_shell(
+    name: str, there: Server, login: Login
+) -> None:
+    line = Line(there, login, {"DISPLAY": name})
     began = time.monotonic()
     done = line.run("xclock; echo still here", "-X")
     assert done.stdout == "still here\n"
@@ -519,3 +527,87 @@ def test_sessions_that_share_a_connection_are_trusted_as_they_asked(
             assert ("XTEST" in shown) is trusted
             quiet = line.run("echo ${DISPLAY:-none}", "-S", str(path))
             assert quiet.stdout == "none\n"
+
+
+# -- the filter and an X server, without SSH ---------------------------------------------
+
+
+class Direct:
+    """A program's connection to the display, with only the filter between."""
+
+    def __init__(self, display: Screen, trusted: bool) -> None:
+        cookie = display.run("xauth", "list", display.name).stdout.split()[-1].decode()
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(f"/tmp/.X11-unix/X{display.number}")
+        self.filter = Filter("<", "out", trusted)
+        self.sock.sendall(SetUpRequest("<", 11, 0, COOKIE_PROTOCOL, bytes.fromhex(cookie)).encode())
+        self._seen = b""
+        head = self._take(8)
+        reply = self._take(4 * int.from_bytes(head[6:], "little"))
+        self.base = int.from_bytes(reply[4:8], "little")
+        vendor, formats = int.from_bytes(reply[16:18], "little"), reply[21]
+        place = 32 + (vendor + 3 & ~3) + 8 * formats
+        self.root = int.from_bytes(reply[place : place + 4], "little")
+
+    def _take(self, count: int) -> bytes:
+        while len(self._seen) < count:
+            data = self.sock.recv(1 << 20)
+            assert data
+            self._seen += self.filter.from_server(data)
+        taken, self._seen = self._seen[:count], self._seen[count:]
+        return taken
+
+    def send(self, opcode: int, minor: int, layout: str, *fields: int | bytes) -> None:
+        body = struct.pack("<" + layout, *fields)
+        data = struct.pack("<BBH", opcode, minor, 1 + len(body) // 4) + body
+        for piece in self.filter.from_client(data):
+            self.sock.sendall(piece)
+
+    def answer(self) -> bytes:
+        """The next reply or error; b'' for an error."""
+        while True:
+            head = self._take(32)
+            if head[0] == 0:
+                return b""
+            if head[0] == 1:
+                return head + self._take(4 * int.from_bytes(head[4:8], "little"))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_render_reads_no_window_and_so_nothing_above_it(display: Screen, trusted: bool) -> None:
+    """The server leaves out of GetImage what is above a window, but not here."""
+    formats = display.run("xdpyinfo", "-ext", "RENDER").stdout.decode()
+    picture_format = int(formats.partition("pict format id:")[2].split()[0], 16)
+    red = ("xmessage", "-title", "red", "-bg", "red", "-geometry", "200x200+0+0", "x")
+    with display.program(*red):
+        display.window("red")
+        it = Direct(display, trusted)
+        window, pixmap, source, target = (it.base + number for number in range(1, 5))
+        with it.sock:
+            it.send(98, 0, "Hxx6sxx", 6, b"RENDER")
+            render = it.answer()[9]
+            it.send(1, 0, "IIhhHHHHIIII", window, it.root, 0, 0, 99, 99, 0, 1, 0, 0x202, 0, 1)
+            it.send(12, 0, "III", window, 0x40, 1)  # below all others
+            it.send(8, 0, "I", window)
+            it.send(53, 24, "IIHH", pixmap, it.root, 99, 99)
+            it.send(render, 4, "IIII", source, window, picture_format, 0)
+            it.send(render, 4, "IIII", target, pixmap, picture_format, 0)
+            it.send(render, 8, "BxxxIIIhhhhhhHH", 1, source, 0, target, 0, 0, 0, 0, 0, 0, 99, 99)
+            it.send(43, 0, "")
+            assert bool(it.answer()) is trusted
+            if trusted:
+                it.send(73, 2, "IhhHHI", pixmap, 0, 0, 99, 99, 0xFFFFFFFF)
+                assert bytes((0, 0, 255)) in it.answer()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_wrong_enabling_of_big_requests_hides_no_request(display: Screen, trusted: bool) -> None:
+    """For the server the rest of such a request would be a request of its own: QueryKeymap here."""
+    it = Direct(display, trusted)
+    with it.sock:
+        it.send(98, 0, "Hxx12s", 12, b"BIG-REQUESTS")
+        it.send(it.answer()[9], 0, "I", 0)
+        assert not it.answer()
+        with pytest.raises(MalformedMessage):
+            it.filter.from_client(struct.pack("<BBHI", 127, 0, 0, 44 | 1 << 16))

@@ -316,6 +316,21 @@ def test_raw_events_of_xinput_are_for_nobody(order: str) -> None:
     assert talk.send(wrong) == refused(wrong)
 
 
+@ORDERS
+def test_events_of_xkb_that_name_keys_are_for_nobody(order: str) -> None:
+    talk = Talk(order)
+    major = talk.extension(b"XKEYBOARD")
+
+    def select(which: int, clear: int, select: int) -> bytes:
+        fields = struct.pack(order + "HHHHHH", 0x100, which, clear, select, 0xFF, 0xFF)
+        return struct.pack(order + "BBH", major, 1, 4) + fields
+
+    assert talk.send(select(0x007, 0, 0x007)) == select(0x007, 0, 0x007)
+    assert talk.send(select(0xFFF, 0, 0xFFF)) == select(0xFFF, 0x600, 0x9FF)
+    assert talk.send(select(0x604, 0x600, 0)) == select(0x604, 0x600, 0)
+    assert talk.send(select(0x400, 0, 0)) == refused(select(0x400, 0, 0))
+
+
 # -- properties --------------------------------------------------------------------------
 
 
