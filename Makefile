@@ -63,7 +63,8 @@ TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=drop
 	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core \
 	tinysshd=tinysshd rclone=rclone lftp=lftp sshfs=sshfs automount=autofs fio=fio dbus-run-session=dbus-daemon gio=libglib2.0-bin /usr/lib/gvfs/gvfsd-sftp=gvfs-backends libssh.so.4=libssh-4 \
 	Xvfb=xvfb xauth=xauth xterm=xterm xclock=x11-apps xwininfo=x11-utils xset=x11-xserver-utils xinput=xinput xclip=xclip \
-	xdotool=xdotool import=imagemagick zenity=zenity /usr/share/xcb/xproto.xml=xcb-proto
+	xdotool=xdotool import=imagemagick zenity=zenity glxinfo=mesa-utils \
+	/usr/share/xcb/xproto.xml=xcb-proto /usr/lib/python3/dist-packages/Xlib=python3-xlib
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools
 

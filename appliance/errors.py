@@ -16,6 +16,8 @@ CulvertError
 
 from __future__ import annotations
 
+import os
+
 
 class CulvertError(Exception):
     """The root of all errors raised on purpose; its text is one line for a person."""
@@ -80,3 +82,8 @@ class CertificateRefused(CulvertError):
 
 class UsageError(CulvertError):
     """A mistake in an option, a file or the environment; the text says what to do."""
+
+
+def system_error(number: int) -> OSError:
+    """Returns what a system call raises that fails with this errno."""
+    return OSError(number, os.strerror(number))

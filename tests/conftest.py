@@ -30,7 +30,7 @@ from tests.peers import (
     start,
     temporary_account,
 )
-from tests.processes import descriptors
+from tests.processes import descriptors, hide_shell_files
 
 PR_SET_CHILD_SUBREAPER = 36
 LEAK_PATIENCE = 3  # seconds that what a test began may take to end by itself
@@ -40,7 +40,9 @@ KEPT: dict[int, str] = {}
 GROUPED = ("interop", "system", "bench")  # folders whose files keep to one worker each
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        hide_shell_files()
     # Orphans become children of this process, where the leak check sees them.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

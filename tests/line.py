@@ -20,6 +20,7 @@ class Line:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self._peers: dict[socket.socket, socket.socket] = {}
+        self._unsent: dict[socket.socket, bytes] = {}
         self._lock = threading.Lock()
         self._is_over = False
         self._stands_still = self._is_down = False
@@ -33,6 +34,7 @@ class Line:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 sock.close()
             self._peers.clear()
+            self._unsent.clear()
 
     def stand_still(self) -> None:
         """Carry nothing any more, as when a cable is pulled."""
@@ -50,16 +52,23 @@ class Line:
     def _run(self) -> None:
         while not self._is_over:
             with self._lock:
-                watched = [] if self._stands_still else [self._listening, *self._peers]
+                full = [*self._unsent]
+                open_ends = [end for end, peer in self._peers.items() if peer not in full]
+            if self._stands_still:
+                watched, full = [], []
+            else:
+                watched = [self._listening, *open_ends]
             try:
-                ready = select.select(watched, [], [], TURN)[0]
+                readable, writable, _ = select.select(watched, full, [], TURN)
             except (OSError, ValueError):  # closed meanwhile
                 continue
-            for sock in ready:
+            for sock in readable:
                 if sock is self._listening:
                     self._accept()
                 else:
-                    self._carry(sock)
+                    self._receive(sock)
+            for sock in writable:
+                self._send(sock)
 
     def _accept(self) -> None:
         near = self._listening.accept()[0]
@@ -67,23 +76,43 @@ class Line:
             near.close()
             return
         far = socket.create_connection(("127.0.0.1", self._target))
+        for sock in (near, far):
+            sock.setblocking(False)  # an end that takes nothing stops nobody else
         with self._lock:
             self._peers |= {near: far, far: near}
 
-    def _carry(self, sock: socket.socket) -> None:
+    def _receive(self, sock: socket.socket) -> None:
         with self._lock:
-            peer = self._peers.get(sock)
-        if peer is None:
-            return
-        data = b""
-        with contextlib.suppress(OSError):
-            if data := sock.recv(CHUNK):
-                peer.sendall(data)
+            if (peer := self._peers.get(sock)) is None:
                 return
+            data = b""
+            with contextlib.suppress(OSError):
+                data = sock.recv(CHUNK)
+            if data:
+                self._unsent[peer] = data
+            else:
+                self._end(sock)
+        self._send(peer)
+
+    def _send(self, sock: socket.socket) -> None:
         with self._lock:
-            for each in (sock, peer):
-                self._peers.pop(each, None)
-                each.close()
+            if (data := self._unsent.pop(sock, b"")) == b"":
+                return
+            try:
+                rest = data[sock.send(data) :]
+            except BlockingIOError:
+                rest = data
+            except OSError:
+                self._end(sock)
+                return
+            if rest:
+                self._unsent[sock] = rest
+
+    def _end(self, sock: socket.socket) -> None:
+        for each in (sock, self._peers[sock]):
+            del self._peers[each]
+            self._unsent.pop(each, None)
+            each.close()
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -42,7 +42,7 @@ from tests.peers import (
     private_folder,
     start,
 )
-from tests.processes import family, lives
+from tests.processes import family, hide_shell_files, lives
 
 USERS = 3
 PATIENCE = 110  # seconds that a task may take; it hangs if it takes longer
@@ -178,7 +178,7 @@ class Soak:
             "line down": self._down,
             "line stands still": self._still,
             "server stopped": self._stop_server,
-            "session killed": lambda _: self._signal_sessions(signal.SIGKILL),
+            "session killed": lambda _: _signal(self._sessions(), signal.SIGKILL),
             "mounter killed": lambda _: self._kill_mounter(),
         }
 
@@ -240,16 +240,14 @@ class Soak:
         time.sleep(seconds)
         self._line.go_on()
 
-    def _signal_sessions(self, number: int) -> None:
-        _, *sessions = family(self._server.process.pid)
-        for pid in sessions:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _sessions(self) -> list[int]:
+        return family(self._server.process.pid)[1:]
 
     def _stop_server(self, seconds: float) -> None:
-        self._signal_sessions(signal.SIGSTOP)
+        sessions = self._sessions()
+        _signal(sessions, signal.SIGSTOP)
         time.sleep(seconds)
-        self._signal_sessions(signal.SIGCONT)
+        _signal(sessions, signal.SIGCONT)
 
     def disturb(self, chance: random.Random) -> None:
         """Disturb until `end`."""
@@ -316,6 +314,12 @@ class Soak:
             output, _ = process.communicate()
             return f"hangs: {output}"
         return f"status {process.returncode}: {output}" if process.returncode else ""
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
@@ -391,6 +395,7 @@ def run(seconds: float, kind: str, behind: bool = False, seed: int | None = None
 
 def main() -> int:
     """Run as long as the command line says, and print what there was."""
+    hide_shell_files()
     parser = argparse.ArgumentParser(prog="python -m tests.mount_soak")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--server", choices=("culvert", "openssh"), default="culvert")

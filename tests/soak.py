@@ -50,7 +50,7 @@ from tests.peers import (
     start,
     temporary_account,
 )
-from tests.processes import descriptors
+from tests.processes import descriptors, hide_shell_files
 
 AT_ONCE = 8
 WARM_UP = 3  # times each act, before the first look at the listener
@@ -658,6 +658,7 @@ def run(seconds: float, at_once: int = AT_ONCE, seed: int | None = None) -> Repo
 
 def main() -> int:
     """Run as long as the command line says, and print what there was."""
+    hide_shell_files()
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--at-once", type=int, default=AT_ONCE)

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from ..errors import system_error
 from .addresses import is_address, socket_address
 from .loop import Loop
 
@@ -47,7 +48,7 @@ def connect_address(host: str, port: int) -> Attempt | None:
 def _connect(address: str, port: int, at_once: bool) -> socket.socket:
     known = socket_address(address, port)
     if known is None:  # its interface has just gone away
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        raise system_error(errno.ENODEV)
     family, place = known
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -84,7 +85,7 @@ def check(sock: socket.socket) -> None:
     """Raises OSError if connecting failed."""
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
-        raise OSError(code, os.strerror(code))
+        raise system_error(code)
 
 
 class Connecting:

@@ -20,8 +20,10 @@ def be_called_ssh() -> None:
         with open("/proc/self/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
         start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: 48 and 49 of proc(5)
+        if not 0 < start < end:
+            raise ValueError("the system does not tell where the command line is")
     except (OSError, ValueError, IndexError) as error:
-        _log.warning("the process cannot be named ssh: %s", error)
+        _log.info("the process cannot be named ssh: %s", error)
         return
     words = " ".join(("ssh: culvert", *sys.argv[1:])).encode(errors="surrogateescape")
     size = end - start

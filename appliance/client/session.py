@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Our own choice
+X11_SECONDS: Final = 10.0  # for X11 programs to end after the session of a script
+
 _IMPOSTOR: Final = "Port forwarding is disabled to avoid man-in-the-middle attacks"
 
 
@@ -64,6 +67,7 @@ class ClientSession:
         self._forwards: ForwardClient | None = None
         self._forwards_to_come = 0
         self._x11: X11Client | None = None
+        self._waits_for_programs = False  # that use X11, as nothing else uses the connection
         self._failed = False
         self._master: ControlMaster | None = None
         self._patience: Timer | None = None  # ControlPersist of an unused master
@@ -278,6 +282,8 @@ class ClientSession:
             self._patience.cancel()
             self._patience = None
         if self._in_use:
+            if self._session_over and not self._is_shared:
+                self._wait_for_programs()
             return
         persist = self._options.control_persist
         if self._session_over or self._has_no_use:
@@ -289,12 +295,34 @@ class ClientSession:
         if not self._in_use:
             self._loop.stop()
 
+    def _wait_for_programs(self) -> None:
+        """Tells a person what is waited for after the session; a script waits for a while only.
+
+        The X11 programs may be such that nobody sees, as the desktop's helpers start them.
+        """
+        if self._waits_for_programs:
+            return
+        self._waits_for_programs = True
+        if os.isatty(0):
+            self._tell("Waiting for X11 programs of the session to end; ^C ends them.")
+        elif not self._options.fork_after_authentication:
+            self._loop.call_later(X11_SECONDS, self._leave_programs)
+
+    def _leave_programs(self) -> None:
+        if not self._is_shared:
+            _log.debug("X11 programs of the session are left")
+            self._loop.stop()
+
     @property
     def _in_use(self) -> bool:
+        """Whether X11 programs, forwarded connections or other clients need the connection."""
+        return bool(self._is_shared or (self._x11 is not None and self._x11.programs))
+
+    @property
+    def _is_shared(self) -> bool:
         """Whether forwarded connections or other clients still need the connection."""
         return bool(
             (self._forwards is not None and self._forwards.connections)
-            or (self._x11 is not None and self._x11.programs)
             or (self._master is not None and self._master.sessions)
         )
 

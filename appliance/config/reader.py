@@ -35,6 +35,7 @@ _WORDS: Final[dict[Any, str]] = {
     str: "a string",
     int: "a whole number",
     bool: "true or false",
+    bool | None: "true or false",
     dict[str, str]: "a table of strings",
     tuple[str, ...]: "a list of strings",
     Interface: "an address such as 10.9.0.1/30 or fd00:9::1/64",

@@ -100,6 +100,9 @@ class ConnectionConfig:
     allow_tcp_forwarding: Forwarding = "yes"  # "local" is -L and -D, "remote" is -R
     allow_stream_local_forwarding: Forwarding = "yes"
     allow_agent_forwarding: bool = True
+    x11_forwarding: bool | None = None  # None is the profile's: true, but false if it is hardened
+    x11_use_localhost: bool = True
+    x11_display_offset: int = 10
     gateway_ports: GatewayPorts = "no"
     permit_open: tuple[str, ...] = ()  # host:port of -L and -D, '*' for any; () is all
     permit_listen: tuple[str, ...] = ()  # host:port of -R
@@ -169,6 +172,7 @@ class ServerConfig(ConnectionConfig):
 _CONNECTION_RANGES: Final = {
     "max_auth_tries": (1, 100),
     "max_sessions": (0, 1000),
+    "x11_display_offset": (0, 0xFFFF - 6000 - 1000),
     "client_alive_interval": (0, 86400),
     "client_alive_count_max": (1, 1000),
     "idle_timeout": (0, 10 * 86400),

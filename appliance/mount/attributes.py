@@ -7,11 +7,10 @@ number stands in for it.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from typing import Any, Final
 
-from ..errors import MalformedMessage
+from ..errors import MalformedMessage, system_error
 from ..wire import fuse
 from ..wire.sftp import Attributes, FileIdentity
 from .settings import IdMap, MountSettings
@@ -167,7 +166,7 @@ def _mapped(table: IdMap, number: int) -> int:
     found = table.to_local.get(number)
     if found is None:
         if table.is_strict:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise system_error(errno.EPERM)
         return number
     return found
 
@@ -177,5 +176,5 @@ def _mapped_back(table: IdMap, number: int) -> int:
         if here == number:
             return there
     if table.is_strict:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise system_error(errno.EPERM)
     return number

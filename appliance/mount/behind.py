@@ -156,7 +156,7 @@ class Behind:
                 state.doubt(node)
         for parent, name in state.tree.names(node):
             if parent.listing is not None and not parent.listing.is_over:
-                parent.listing.change(name, node.packed)
+                parent.listing.change(name, node.for_listing)
         state.tree.closed(node)
 
     async def settled(self, node: Node) -> None:
@@ -196,7 +196,7 @@ class Behind:
         node.is_expected = True
         for parent, name in self._state.tree.names(node):
             if parent.listing is not None and name in parent.listing.entries:
-                parent.listing.entries[name] = node.packed
+                parent.listing.entries[name] = node.for_listing
 
     def written(self, node: Node, size: int) -> None:
         """Shows that ``size`` bytes of a file are written now."""

@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from ..aio.tasks import Future
-from ..errors import PeerError
+from ..errors import PeerError, system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
@@ -97,7 +97,8 @@ class Data:
             return b""
         if self._behind.is_on and file.is_new and self._state.unwritten.held < LARGE:
             file.tell_error()
-            self._behind.add(file.node, lambda: self._finish(opened))
+            finishing = self._behind.add(file.node, lambda: self._finish(opened))
+            opened.files.use(file, finishing)
             return b""
         return self._flush(opened)
 
@@ -164,7 +165,7 @@ class Data:
     def lseek(self, request: Request) -> Answer:
         number, offset, whence = request.fields()
         if not self._state.server.has(sftp.EXTENTS):
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # all is data, to the kernel
+            raise system_error(errno.ENOSYS)  # all is data, to the kernel
         return self._lseek(self._open[number].file, offset, whence)
 
     async def _lseek(self, file: OpenFile, offset: int, whence: int) -> Reply:
@@ -174,7 +175,7 @@ class Data:
         if node.expires <= self._state.loop.time():
             await self._metadata.refresh(node, file)
         if offset >= node.size:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+            raise system_error(errno.ENXIO)
 
         async def look(client: SftpClient) -> sftp.Extents:
             client, handle = await file.handle()
@@ -183,7 +184,7 @@ class Data:
         found = await self._state.server.ask(look)
         if whence == os.SEEK_DATA:
             if not found.runs:
-                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+                raise system_error(errno.ENXIO)
             return fuse.offset_reply(max(offset, found.runs[0][0]))
         at = offset
         for begin, length in found.runs:
@@ -195,9 +196,9 @@ class Data:
     def copy_file_range(self, request: Request) -> Answer:
         number, offset, _, target, at, length, flags = request.fields()
         if not self._state.server.has(sftp.COPY_DATA):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise system_error(errno.EOPNOTSUPP)
         if flags:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise system_error(errno.EINVAL)
         source_file, target_file = self._open[number].file, self._open[target].file
         return self._copy(source_file, offset, target_file, at, length)
 
@@ -225,8 +226,8 @@ class Data:
             except PeerError:
                 continue
             except StatusError as error:  # the kernel copies, and finds the reason if there is one
-                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from error
+                raise system_error(errno.EOPNOTSUPP) from error
             self._state.changed(target.node)
             target.node.grow(at + length)
             return fuse.written(length)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise system_error(errno.EIO)

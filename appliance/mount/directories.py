@@ -117,7 +117,9 @@ class Directories:
                     continue
                 packed = found
                 kind = kind_of(packed) if packed else _UNKNOWN
-                inode = (fuse.inode_in(packed) if packed else 0) or _UNKNOWN_INODE
+                known = node.children.get(name)
+                shown = known.packed if known is not None else packed
+                inode = (fuse.inode_in(shown) if shown else 0) or _UNKNOWN_INODE
             else:
                 break
             offset += 1

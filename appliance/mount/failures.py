@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from ..aio.tasks import Future
+from ..errors import system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import sftp
 
@@ -38,13 +39,13 @@ async def explained(client: SftpClient, error: StatusError, path: bytes, look: L
     elif error.code == sftp.FAILURE:
         with contextlib.suppress(StatusError):
             number = await look(client) or number
-    return OSError(number, os.strerror(number))
+    return system_error(number)
 
 
 def check_length(name: bytes) -> None:
     """Raises OSError for a name that is too long for any file system."""
     if len(name) > NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        raise system_error(errno.ENAMETOOLONG)
 
 
 async def exists(client: SftpClient, path: bytes) -> bool:

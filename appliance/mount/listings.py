@@ -11,14 +11,13 @@ ahead, with a few requests at a time, so that what the user waits for is never f
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
 from ..aio.tasks import Task
-from ..errors import PeerError, ProtocolError
+from ..errors import PeerError, ProtocolError, system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .behind import Behind
@@ -134,11 +133,11 @@ class Listings:
         except OSError as error:
             failure = error
         except PeerError:
-            failure = OSError(errno.EIO, os.strerror(errno.EIO))
+            failure = system_error(errno.EIO)
         now = self._state.loop.time()
         for name, child in node.children.items():
             if self._is_ours(child):
-                listing.change(name, child.packed)  # the server may not have it yet
+                listing.change(name, child.for_listing)  # the server may not have it yet
         holds = FOR_EVER if self._watches.is_watched(node) else now + self._holds
         listing.ended(failure, holds, now + self._state.attributes_hold)
         if failure is not None:

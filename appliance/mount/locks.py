@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..aio.tasks import Future, Task, sleep
-from ..errors import PeerError
+from ..errors import PeerError, system_error
 from ..files.sftp_client import SftpClient
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
@@ -108,7 +108,7 @@ class Locks:
             self._asked.remove(lock)
         if lock not in self._held.get(node, []):  # its program has closed the file meanwhile
             await self._give_up_there(lock)
-            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+            raise system_error(errno.EINTR)
         for each in held:
             self._cut(each, lock)
         await self._state.forget_content(node)
@@ -152,7 +152,7 @@ class Locks:
                 await self._insist(lock)
             except (OSError, PeerError) as error:
                 _log.error("%r: a lock was lost: %s", os.fsdecode(node.name), error)
-                lock.file.fails(OSError(errno.EIO, os.strerror(errno.EIO)))
+                lock.file.fails(system_error(errno.EIO))
 
     async def _insist(self, lock: _Lock) -> None:
         """Takes a lock that the server may still keep for the lost session."""

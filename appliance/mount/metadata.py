@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from ..aio.tasks import Future, Task
-from ..errors import PeerError
+from ..errors import PeerError, system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
@@ -85,7 +85,7 @@ class Metadata:
         except FileNotFoundError as error:
             for parent, name in [*self._tree.names(node)]:
                 state.unlinked(parent, name)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+            raise system_error(errno.ESTALE) from error
         state.learn_same(node, told)
 
     def setattr(self, request: Request) -> Answer:
@@ -134,7 +134,7 @@ class Metadata:
                 look = failures.nothing_known(path or self._tree.path(node))
                 failure = await explained(client, error, path, look)
                 if failure.errno == errno.EACCES and given.size is None:
-                    failure = OSError(errno.EPERM, os.strerror(errno.EPERM))
+                    failure = system_error(errno.EPERM)
                 raise failure from error
             if given.size is not None:
                 node.resize(given.size)
@@ -235,7 +235,7 @@ class Metadata:
         if not stat.S_ISLNK(fuse.mode_in(node.packed)):
             return client.send(sftp.SetStat(0, path, given), path)
         if not client.has(sftp.LSETSTAT):  # SETSTAT would change what the link leads to
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise system_error(errno.EOPNOTSUPP)
         data = sftp.PathAttributes(path, given).encode()
         return client.send(sftp.Extended(0, sftp.LSETSTAT, data), path)
 
@@ -244,7 +244,7 @@ class Metadata:
         (mask,) = request.fields()
         mode = fuse.mode_in(self._tree[request.node].packed)
         if mask & os.X_OK and stat.S_ISREG(mode) and not mode & 0o111:
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            raise system_error(errno.EACCES)
         return b""
 
     # -- symbolic links ----------------------------------------------------------------
@@ -260,12 +260,12 @@ class Metadata:
         path = self._tree.path(node)
         target = await self._state.server.ask(lambda client: client.readlink(path))
         if not target or b"\0" in target or len(target) >= 4096:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise system_error(errno.EIO)
         settings = self._state.settings
         if settings.transform_symlinks and target.startswith(b"/"):
             target = os.path.relpath(target, os.path.dirname(path))
         if settings.contain_symlinks and (target.startswith(b"/") or b".." in target.split(b"/")):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise system_error(errno.EPERM)
         node.target = target
         return target
 
@@ -339,9 +339,9 @@ class Metadata:
         """
         server = self._state.server
         if server.is_connected and not server.has(extension):
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # the kernel asks no more
+            raise system_error(errno.ENOSYS)  # the kernel asks no more
         if not name.startswith(_OWN_NAMESPACE):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise system_error(errno.EOPNOTSUPP)
 
     # -- the file system ---------------------------------------------------------------
 
@@ -402,7 +402,7 @@ def _sized(value: bytes, size: int) -> bytes:
     if not size:
         return fuse.xattr_size(len(value))
     if len(value) > size:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+        raise system_error(errno.ERANGE)
     return value
 
 

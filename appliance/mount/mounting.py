@@ -19,7 +19,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, system_error
 
 if TYPE_CHECKING:
     import subprocess
@@ -225,7 +225,7 @@ def _mount(fd: int, mountpoint: str, source: str, options: KernelOptions, root_m
         )
     if failed:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise system_error(number)
 
 
 def _explained(error: OSError) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from typing import Final
 
+from ..errors import system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import sftp
 from ..wire.fuse import Request
@@ -89,7 +89,7 @@ class Names:
         now = state.loop.time()
         packed = state.map.pack(attributes)
         if not packed:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise system_error(errno.EIO)
         if parent.listing is not None:
             parent.listing.change(name, packed)
         return self._granted(
@@ -142,7 +142,7 @@ class Names:
         (name,) = request.names()
         mode, _, _ = request.fields()
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise system_error(errno.EPERM)
         return self._mknod(self._tree[request.node], name, mode & 0o7777)
 
     async def _mknod(self, parent: Node, name: bytes, mode: int) -> Reply:
@@ -190,7 +190,7 @@ class Names:
         (name,) = request.names()
         (number,) = request.fields()
         if not self._state.settings.hard_links:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            raise system_error(errno.ENOSYS)
         return self._link(self._tree[number], self._tree[request.node], name)
 
     async def _link(self, node: Node, parent: Node, name: bytes) -> Reply:
@@ -200,7 +200,7 @@ class Names:
 
         async def make(client: SftpClient, is_repeated: bool) -> Told:
             if not client.has(sftp.HARDLINK):
-                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+                raise system_error(errno.EOPNOTSUPP)
             try:
                 await client.hardlink(old, new)
             except StatusError as error:
@@ -278,7 +278,7 @@ class Names:
         old, new = request.names()
         target, flags = request.fields()
         if flags & ~_NOREPLACE:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise system_error(errno.EINVAL)
         return self._rename(self._tree[request.node], old, self._tree[target], new, flags)
 
     async def _rename(
@@ -304,7 +304,7 @@ class Names:
                 look = failures.renaming(old, new, replaces=not flags)
                 failure = await explained(client, error, new, look)
                 if state.settings.rename_exdev and failure.errno in (errno.EPERM, errno.EIO):
-                    failure = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+                    failure = system_error(errno.EXDEV)
                 raise failure from error
 
         try:
@@ -328,7 +328,7 @@ class Names:
     async def _rename_there(self, client: SftpClient, old: bytes, new: bytes, flags: int) -> None:
         if flags & _NOREPLACE:
             if await failures.exists(client, new):
-                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+                raise system_error(errno.EEXIST)
             await client.plain_rename(old, new)
             return
         try:

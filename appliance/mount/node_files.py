@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..aio.tasks import Future
 from ..errors import PeerError
 from ..wire.sftp import Attributes
 from .open_file import OpenFile
@@ -21,7 +22,7 @@ class NodeFiles:
         self._state = state
         self._node = node
         self.open: list[OpenFile] = []
-        self._closing: list[OpenFile] = []  # their writes are not acknowledged yet
+        self._closing: list[OpenFile] = []  # not everything of them is acknowledged yet
         self.queue = WriteQueue(state, self._drop_if_closed)
 
     @property
@@ -68,14 +69,25 @@ class NodeFiles:
         self._closing.append(file)
         self._drop_if_closed()
 
+    def use(self, file: OpenFile, until: Future[Any]) -> None:
+        """Lets the handle of a file live until an operation is done."""
+        file.uses += 1
+
+        def done() -> None:
+            file.uses -= 1
+            self._drop_if_closed()
+
+        until.when_done(done)
+
     def _drop_if_closed(self) -> None:
         """Closes what may be closed, and forgets this once nothing is open or written."""
         node = self._node
-        if self.queue.is_empty:
-            closing, self._closing = self._closing, []
-            for file in closing:
-                file.close()
-        if not self.open and self.queue.is_empty and node.files is self:
+        if not self.queue.is_empty:
+            return
+        for file in [file for file in self._closing if not file.uses]:
+            self._closing.remove(file)
+            file.close()
+        if not self.open and not self._closing and node.files is self:
             node.files = None
             self._state.tree.closed(node)
 

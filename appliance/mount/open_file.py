@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..aio.tasks import Future
-from ..errors import PeerError
+from ..errors import PeerError, system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from .failures import explained, opening
@@ -33,6 +33,7 @@ class OpenFile:
         self.flags = flags
         self.kept: tuple[int, bytes] | None = None  # Node.version and content, if open here alone
         self.is_new = False  # we have made it, and it belongs to us
+        self.uses = 0  # of its handle, by what is done behind its last close(2)
         self._handle = b""
         self._session = 0  # to which the handle belongs; 0 before there is one
         self._opening: list[Future[None]] | None = None
@@ -120,7 +121,7 @@ class OpenFile:
             handle = await client.open(path, pflags_of(self.flags))
         except StatusError as error:
             if error.code == sftp.NO_SUCH_FILE:
-                self._lost = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                self._lost = system_error(errno.ESTALE)
                 raise self._lost from error
             look = opening(path, creates=False, is_exclusive=False)
             raise await explained(client, error, path, look) from error
@@ -128,7 +129,7 @@ class OpenFile:
             attributes = await client.fstat(handle)
             if not self._is_same(self._state.map.pack(attributes)):
                 client.abandon(handle)
-                self._lost = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                self._lost = system_error(errno.ESTALE)
                 raise self._lost
         self.opened(handle, number)
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from ..errors import system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire import fuse, sftp
 from ..wire.fuse import Request
@@ -130,7 +131,7 @@ class Opening:
 
     async def _explained(self, node: Node, error: StatusError) -> OSError:
         if error.code == sftp.NO_SUCH_FILE:
-            return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return system_error(errno.ESTALE)
         path = self._tree.path(node)
         look = failures.opening(path, creates=False, is_exclusive=False)
         return await explained(await self._state.server.client(), error, path, look)

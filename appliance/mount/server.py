@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,7 @@ from ..aio.loop import Loop
 from ..aio.tasks import Future, Task
 from ..aio.threads import in_thread
 from ..client.sftp_session import SftpSession
-from ..errors import CulvertError, PeerError
+from ..errors import CulvertError, PeerError, system_error
 from ..files.sftp_client import SftpClient
 from ..wire import sftp
 
@@ -149,7 +148,7 @@ class Server:
     def client_now(self) -> SftpClient:
         """Returns the client; raises OSError while there is no session."""
         if self._client is None:
-            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            raise system_error(errno.ETIMEDOUT)
         return self._client
 
     def has(self, extension: str) -> bool:

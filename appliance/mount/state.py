@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..aio.loop import Loop
 from ..aio.tasks import Budget, Future
+from ..errors import system_error
 from ..wire import fuse, sftp
 from .attributes import AttributeMap
 from .listing import NEVER
@@ -141,7 +141,7 @@ class MountState:
                 self.tree.remove(parent, name)
                 node.replaced_at = parent, name
                 self.renamed_in(parent, name, b"")
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise system_error(errno.ESTALE)
         self.learn(node, told)
 
     def find_again(self, node: Node) -> None:
@@ -230,7 +230,7 @@ class MountState:
         now = self.loop.time()
         packed = self.map.pack(attributes)
         if not packed:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise system_error(errno.EIO)
         node = self.tree.child(parent, name, packed, now + self.attributes_hold, now, now)
         self.renamed_in(parent, name, packed)
         return node

@@ -12,12 +12,12 @@ whenever it comes: a size from before a write would take the written bytes away 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final, Protocol
 
+from ..errors import system_error
 from ..wire import fuse
 from ..wire.sftp import Attributes
 from .listing import Listing
@@ -136,6 +136,15 @@ class Node:
         return fuse.size_in(self.packed)
 
     @property
+    def for_listing(self) -> bytes:
+        """Its attributes with the inode at the server, as listings keep them; 0 if it has none yet.
+
+        With the number that the kernel is told instead, the server's own inode would be another
+        file's.
+        """
+        return fuse.with_inode(self.packed, self.inode)
+
+    @property
     def seen_version(self) -> bytes:
         """What the attributes say of its content, and of the right to read it."""
         return fuse.version_in(self.packed)
@@ -202,7 +211,7 @@ class Tree:
             names.append(node.name)
             node = node.parent
         if node is not self.root:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise system_error(errno.ESTALE)
         names.append(self._root_path)
         names.reverse()
         return b"/".join(names) or b"/"

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..aio.tasks import Future, Task
-from ..errors import PeerError
+from ..errors import PeerError, system_error
 from ..files.sftp_client import SftpClient, StatusError
 from ..wire.sftp import Attributes, FSetStat
 from . import failures
@@ -84,7 +84,7 @@ class WriteQueue:
             except OSError as error:
                 file.fails(error)
             except PeerError:
-                file.fails(OSError(errno.EIO, os.strerror(errno.EIO)))
+                file.fails(system_error(errno.EIO))
             self._finish()
 
         change.when_done(done)
@@ -220,7 +220,7 @@ class WriteQueue:
             path = self._state.tree.path(write.file.node)
             failure = await explained(client, error, path, failures.nothing_known(path))
         except PeerError:
-            failure = OSError(errno.EIO, os.strerror(errno.EIO))
+            failure = system_error(errno.EIO)
         except OSError:
             pass
         self._failed(write, failure)

@@ -6,7 +6,8 @@ could put a file in there that a program with root's rights trusts.
 As with sshd, it covers all programs of the session, ~/.ssh/rc included, and what is read before
 stays outside: authorized_keys, the message of the day. sshd makes the sockets of forwards inside,
 too. Here the monitor makes them, which is not in the directory: so forwards of Unix sockets and of
-the agent, whose paths would mean other files, are refused. TCP forwards are not concerned.
+the agent, whose paths would mean other files, are refused, and X11, whose cookie would have to be
+removed in there. TCP forwards are not concerned.
 """
 
 import os

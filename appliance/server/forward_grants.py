@@ -168,7 +168,7 @@ class ForwardGrants:
         try:
             with accounts.as_user(self._login.user):
                 sockets = listen(addresses, request.port)
-            ours = _copies(sockets)
+            ours = copies(sockets)
         except OSError as error:
             raise Deny(f"port {request.port}: {error.strerror}") from error
         port = sockets[0].getsockname()[1]
@@ -189,7 +189,7 @@ class ForwardGrants:
             with accounts.as_user(self._login.user):
                 listener = LocalListener(path)
             try:
-                ours = _copies([listener.socket])
+                ours = copies([listener.socket])
             except OSError:
                 self._remove(listener)
                 raise
@@ -265,7 +265,7 @@ class ForwardGrants:
                 local.remove()
 
 
-def _copies(sockets: Sequence[socket.socket]) -> list[socket.socket]:
+def copies(sockets: Sequence[socket.socket]) -> list[socket.socket]:
     """Duplicates the sockets; if descriptors run out, closes all of them and raises OSError."""
     with contextlib.ExitStack() as undo:
         for sock in sockets:

@@ -24,7 +24,7 @@ from typing import Final
 
 from .. import log
 from ..crypto.keys import PrivateKey, PublicKey, load_public_key
-from ..errors import UsageError
+from ..errors import UsageError, system_error
 from ..process import sandbox
 from ..wire.codec import Name, Record, String, Strings
 from . import host_keys
@@ -70,7 +70,7 @@ class HeldKey:
             ours.settimeout(ANSWER_SECONDS)
             signature = ours.recv(SIGNATURE_LIMIT)
         if not signature:
-            raise OSError(errno.ENOKEY, os.strerror(errno.ENOKEY))
+            raise system_error(errno.ENOKEY)
         return signature
 
 

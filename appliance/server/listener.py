@@ -33,6 +33,7 @@ from ..crypto.suites import MINIMUM_RSA_BITS
 from ..errors import CulvertError, UsageError
 from ..process import merging, sandbox, seccomp
 from . import audit, factors, host_keys, matching, tunnels, user_keys, worker
+from .display_numbers import DisplayNumbers
 from .key_holder import KeyHolder
 from .monitor import Monitor
 from .peer import Peer
@@ -187,6 +188,7 @@ class Listener:
         self._settings = _Settings(config)
         self._open_audit(self._settings)
         self._settings.begin()
+        self._display_numbers = DisplayNumbers()
         self._connections = 0
         # Process ids of monitors whose peer is not authenticated -> blocks_of the peer's address.
         self._starting: dict[int, tuple[int, ...]] = {}
@@ -209,8 +211,9 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Closes the listener's socket to the key holder; connections keep theirs."""
+        """Closes the listener's own descriptors; connections keep theirs."""
         self._settings.close()
+        self._display_numbers.close()
 
     def serve_one(self, reading: int, writing: int) -> None:
         """Serves one connection, over a socket or two pipes, and returns (inetd mode)."""
@@ -446,7 +449,7 @@ class Listener:
         try:
             sandbox.forget_signals()
             kept = {sock.fileno(), told, *log.descriptors(), *audit.descriptors()}
-            kept.add(self._settings.key_holder.fileno())
+            kept |= {self._settings.key_holder.fileno(), self._display_numbers.fileno()}
             sandbox.keep_descriptors(kept | sandbox.descriptors(self._identity))
             status = self._monitor(sock, self._connections, told)
         except Exception:  # the root of a process
@@ -472,7 +475,15 @@ class Listener:
                 os.write(told, _PID.pack(os.getpid()))
 
         settings = self._settings
-        return Monitor(settings.config, settings.host_keys, peer, ours, pid, authenticated).run()
+        return Monitor(
+            settings.config,
+            settings.host_keys,
+            self._display_numbers,
+            peer,
+            ours,
+            pid,
+            authenticated,
+        ).run()
 
     def _worker(self, sock: socket.socket, to_monitor: socket.socket) -> None:
         """In the new process: gives up all privileges, serves, and never returns."""

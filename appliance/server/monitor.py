@@ -20,6 +20,7 @@ from ..process import merging
 from ..process.passed_lines import PassedLines
 from . import audit, programs, tunnels
 from .authentication import Authentication, LoggedIn
+from .display_numbers import DisplayNumbers
 from .file_reports import FileReports
 from .forward_grants import ForwardGrants
 from .host_keys import HostKeys
@@ -43,6 +44,7 @@ from .requests import (
 )
 from .session_grants import SessionGrants
 from .tunnel_grants import TunnelGrants
+from .x11_grants import X11Grants
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +56,14 @@ class Monitor:
         self,
         config: ServerConfig,
         host_keys: HostKeys,
+        display_numbers: DisplayNumbers,
         peer: Peer,
         sock: socket.socket,
         worker: int,
         authenticated: Callable[[], None],
     ) -> None:
         self._config = config
+        self._display_numbers = display_numbers
         self._peer = peer
         self._sock = sock
         self._sock.setblocking(False)
@@ -79,6 +83,7 @@ class Monitor:
         self._reports = FileReports()
         self._forwards: ForwardGrants | None = None
         self._tunnels: TunnelGrants | None = None
+        self._displays: X11Grants | None = None
         self._questioned = False  # by another connection's monitor; the worker does not know yet
         self._answer_by: float | None = None  # when the client must have answered
         self._deadline = (
@@ -91,9 +96,12 @@ class Monitor:
             merging.begin()
         self._tell_listener()
         self._forwards = ForwardGrants(login)
-        self._sessions = SessionGrants(login, self._peer, self._forwards.environment, self._reports)
+        self._displays = X11Grants(login, self._display_numbers)
+        self._sessions = SessionGrants(
+            login, self._peer, self._forwards.environment, self._displays, self._reports
+        )
         self._tunnels = TunnelGrants(login)
-        for grants in (self._sessions, self._tunnels, self._forwards):
+        for grants in (self._sessions, self._tunnels, self._forwards, self._displays):
             self._handlers |= grants.handlers()
         self._handlers[ClientAnswers] = self.client_answers
 
@@ -119,6 +127,8 @@ class Monitor:
             self._reports.close()
             if self._forwards is not None:
                 self._forwards.close()
+            if self._displays is not None:
+                self._displays.close()
             self._tell_end(ending)
         return ending
 

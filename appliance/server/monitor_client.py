@@ -10,6 +10,7 @@ from ..config.server import ServerConfig
 from ..services.base import Listening, Process, Refused
 from ..ssh.auth_server import Offer, Outcome
 from ..wire.codec import Message, Reader
+from ..wire.session import X11Request
 from .requests import (
     DATAGRAM,
     QUESTION,
@@ -18,6 +19,7 @@ from .requests import (
     ClientAnswers,
     ClosePty,
     CloseTunnel,
+    CloseX11,
     Connect,
     ConnectLocal,
     Denied,
@@ -26,6 +28,7 @@ from .requests import (
     Listen,
     ListenAgent,
     ListenLocal,
+    ListenX11,
     MonitorGone,
     OpenPty,
     OpenTunnel,
@@ -133,10 +136,11 @@ class MonitorClient:
         command: bytes,
         environment: tuple[tuple[bytes, bytes], ...],
         master: int | None,
+        display: int,
     ) -> Process:
         flat = tuple(part for pair in environment for part in pair)
         terminal = 0 if master is None else self._terminals[master]
-        request = Spawn(kind, command, flat, terminal)
+        request = Spawn(kind, command, flat, terminal, display)
         answer, fds = self._ask_for(request, 4 if master is None else 1)
         if master is not None:
             del self._terminals[master]
@@ -164,7 +168,10 @@ class MonitorClient:
         return Attempt(socket.socket(fileno=fds[0]))
 
     def listen(self, address: str, port: int) -> Listening:
-        answer, fds = self._ask_for(Listen(address, port), 1, 2)
+        return self._listen(Listen(address, port))
+
+    def _listen(self, request: Listen | ListenX11) -> Listening:
+        answer, fds = self._ask_for(request, 1, 2)
         reader = Reader(answer)
         number = reader.uint32()
         return Listening(number, reader.uint32(), [socket.socket(fileno=fd) for fd in fds])
@@ -182,6 +189,18 @@ class MonitorClient:
     def listen_agent(self) -> socket.socket:
         _, fds = self._ask_for(ListenAgent(), 1)
         return socket.socket(fileno=fds[0])
+
+    def listen_x11(self, request: X11Request) -> Listening:
+        return self._listen(
+            ListenX11(
+                request.authentication_protocol,
+                request.authentication_cookie,
+                request.screen_number,
+            )
+        )
+
+    def close_x11(self, number: int) -> None:
+        self._ask_for(CloseX11(number))
 
     def _ask_for(self, request: Message, *descriptors: int) -> Reply:
         if len(request.encode()) > DATAGRAM:

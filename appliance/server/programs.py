@@ -9,17 +9,20 @@ import shlex
 import signal
 import socket
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from ..process import merging
+from . import xauthority_files
 from .accounts import become, take_groups, take_user
 from .sftp_program import SftpServer, safe_environment
+from .xauthority_files import Display
 
 # Our own choices
 PIPE_SIZE: Final = 256 << 10  # bytes: four times the system's default, for fewer wake-ups
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/games"
 ROOT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_RC: Final = "/etc/ssh/sshrc"  # sshd(8), SSHRC
 _F_SETPIPE_SZ: Final = 1031
 
 Environment = dict[bytes, bytes]
@@ -94,13 +97,18 @@ def start(
     runs_rc: bool,
     chroot: str = "",
     reports: socket.socket | None = None,
+    display: Display | None = None,
+    display_ready: int | None = None,
 ) -> Program:
     """Runs ``command``, all of it within the directory ``chroot`` unless that is ''.
 
-    With ``runs_rc``, ~/.ssh/rc runs first if there is one (sshd(8), SSHRC). An SFTP server
-    reports its changes on ``reports``. Raises OSError.
+    With ``runs_rc``, ~/.ssh/rc runs first if there is one, or else the system's (sshd(8), SSHRC).
+    An SFTP server reports its changes on ``reports``. The child closes ``display_ready`` once the
+    cookie of ``display`` is stored. Raises OSError.
     """
-    plan = _Plan(user, command, environment, greeting, runs_rc, chroot, reports)
+    plan = _Plan(
+        user, command, environment, greeting, runs_rc, chroot, reports, display, display_ready
+    )
     if terminal is not None:
         pid = os.fork()
         if pid == 0:
@@ -144,6 +152,8 @@ class _Plan(NamedTuple):
     runs_rc: bool
     chroot: str
     reports: socket.socket | None
+    display: Display | None
+    display_ready: int | None
 
 
 def _become_program(
@@ -160,12 +170,12 @@ def _become_program(
             descriptors = (terminal.slave,) * 3
         if plan.reports is not None:
             descriptors = (*descriptors, plan.reports.fileno())
+        if plan.display_ready is not None:
+            descriptors = (*descriptors, plan.display_ready)
         _place(descriptors)
-        for number in range(1, signal.NSIG):
-            if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-                signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.set_wakeup_fd(-1)
+        if plan.display_ready is not None:
+            os.set_inheritable(len(descriptors) - 1, False)  # exec closes it
+        _reset_signals()
         os.umask(0o022)
         if isinstance(command, SftpServer):
             _become_sftp_server(plan, command, terminal is not None)
@@ -173,10 +183,10 @@ def _become_program(
         name = os.path.basename(shell)
         if plan.greeting and command is None and not os.path.exists(".hushlogin"):
             os.write(1, plan.greeting.encode())
-        if plan.runs_rc and os.path.exists(rc := os.path.join(user.pw_dir, ".ssh/rc")):
-            no_input = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-            words = [name, b"-c", b'/bin/sh "$0"', os.fsencode(rc)]
-            os.waitpid(os.posix_spawn(shell, words, plan.environment, file_actions=[no_input]), 0)
+        if plan.display is not None:
+            plan.environment[b"XAUTHORITY"] = xauthority_files.users_file(plan.environment)
+        if not _run_rc(plan, shell) and plan.display is not None:
+            _store_cookie(plan.display, plan.environment)
         arguments = [b"-" + name] if command is None else [name, b"-c", command]
         os.execve(shell, arguments, plan.environment)
     except BaseException as error:
@@ -184,6 +194,72 @@ def _become_program(
         os.write(2, text.encode(errors="replace"))
     finally:
         os._exit(127)
+
+
+def _run_rc(plan: _Plan, shell: bytes) -> bool:
+    """Runs the user's rc file or the system's; returns whether there was one.
+
+    It reads the protocol and the cookie of the display, if there is one, and stores them itself.
+    """
+    own = os.path.join(plan.user.pw_dir, ".ssh/rc")
+    if plan.runs_rc and os.path.exists(own):
+        program, words = shell, [os.path.basename(shell), b"-c", b'/bin/sh "$0"', os.fsencode(own)]
+    elif os.path.exists(SYSTEM_RC):
+        program, words = b"/bin/sh", [b"sh", os.fsencode(SYSTEM_RC)]
+    else:
+        return False
+    reading, writing = os.pipe()
+    if plan.display is not None:
+        os.write(writing, b"%s %s\n" % (plan.display.protocol, plan.display.cookie))
+    os.close(writing)
+    actions = [(os.POSIX_SPAWN_DUP2, reading, 0)]
+    os.waitpid(os.posix_spawn(program, words, plan.environment, file_actions=actions), 0)
+    os.close(reading)
+    return True
+
+
+def _store_cookie(display: Display, environment: Environment) -> None:
+    """Stores a display's cookie, and tells the program where; without it there is no display."""
+    # a client that hangs up now must not leave a lock behind
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        environment[b"XAUTHORITY"] = xauthority_files.add(display, environment)
+    except OSError as error:
+        text = f"culvert: no X11 forwarding: nowhere to store its cookie: {error.strerror}\n"
+        os.write(2, text.encode())
+        del environment[b"DISPLAY"], environment[b"XAUTHORITY"]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_aside(user: pwd.struct_passwd, descriptor: int, work: Callable[[int], None]) -> None:
+    """Runs ``work`` in a child with the user's identity, and does not wait for it.
+
+    The child has ``descriptor`` under the number that ``work`` gets. Raises OSError.
+    """
+    if os.fork():
+        return
+    try:
+        merging.end()
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        _place((null, null, null, descriptor))
+        _reset_signals()
+        become(user)
+        os.chdir("/")
+        work(3)
+    except BaseException:  # the root of a process, which nobody waits for
+        pass
+    finally:
+        os._exit(0)
+
+
+def _reset_signals() -> None:
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.set_wakeup_fd(-1)
 
 
 def _place(descriptors: tuple[int, ...]) -> None:

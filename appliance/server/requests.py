@@ -108,6 +108,7 @@ class Spawn(Message, number=11):
     command: String
     environment: Strings  # name, value, name, value ...
     terminal: UInt32  # a number from OpenPty, or 0 for pipes
+    display: UInt32 = 0  # a number from ListenX11, or 0 for none
 
 
 class SendSignal(Message, number=12):
@@ -194,6 +195,23 @@ class EndSessions(Message, number=25):
     open_sessions: UInt32
 
 
+class ListenX11(Message, number=26):
+    """Makes a display for a session; the answer is that of Listen.
+
+    The fields are those of X11Request.
+    """
+
+    authentication_protocol: String
+    authentication_cookie: String
+    screen_number: UInt32
+
+
+class CloseX11(Message, number=27):
+    """Reports that the session of a display is over; the answer is empty."""
+
+    display: UInt32
+
+
 class OutcomeReply(Record):
     success: Boolean
     methods: NameList
@@ -259,6 +277,8 @@ TABLE: Final[dict[int, Row]] = {
         Row(LogLine, When.ALWAYS, MANY, is_answered=False),
         Row(ClientAnswers, When.AFTER, MANY),
         Row(EndSessions, When.AFTER, 1),
+        Row(ListenX11, When.AFTER, MANY),
+        Row(CloseX11, When.AFTER, MANY),
     )
 }
 

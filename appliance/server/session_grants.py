@@ -32,6 +32,7 @@ from .requests import (
     SettingsReply,
     Spawn,
 )
+from .x11_grants import X11Grants
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +75,14 @@ class SessionGrants:
         login: LoggedIn,
         peer: Peer,
         more_environment: Callable[[], programs.Environment],
+        displays: X11Grants,
         reports: FileReports,
     ) -> None:
         """``more_environment`` gives the variables that other grants set for programs."""
         self._reports = reports
         self._login = login
         self._more_environment = more_environment
+        self._displays = displays
         self._peer = peer
         self._keys_environment = _permitted_environment(login.permissions, login.config)
         self._terminals: dict[int, programs.PseudoTerminal] = {}  # those without a program yet
@@ -154,6 +157,7 @@ class SessionGrants:
         terminal = self._terminals.get(request.terminal)
         if request.terminal and terminal is None:
             raise Deny("no terminal")
+        display = self._displays.of_session(request.display)
         others = len(self._programs) + len(self._terminals) - (terminal is not None)
         self._check_sessions(others)
         environment = programs.base_environment(user, config.pass_environment)
@@ -170,7 +174,11 @@ class SessionGrants:
             f"{peer.address} {peer.port} {peer.local_address} {peer.local_port}".encode()
         )
         environment |= self._more_environment()
+        if display is not None:
+            environment[b"DISPLAY"] = display.display.name
         command = self._command(request, environment)
+        if isinstance(command, sftp_program.SftpServer):
+            display = None
         if terminal is not None:
             environment[b"SSH_TTY"] = terminal.name.encode()
         greeting = _motd() if config.print_motd and terminal is not None else ""
@@ -190,15 +198,19 @@ class SessionGrants:
             with contextlib.ExitStack() as undo:
                 status_read, status_write = programs.pipe(undo)
                 ours, theirs = self._report_sockets(command, undo)
+                told = None if display is None else display.begin(environment, undo)
                 program = programs.start(
-                    user, command, environment, terminal, greeting, runs_rc, jail, theirs
-                )
+                    user, command, environment, terminal, greeting, runs_rc, jail, theirs,
+                    None if display is None else display.display, told,
+                )  # fmt: skip
                 undo.pop_all()
         except OSError as error:
             raise Deny(f"no process: {error.strerror}") from error
         if terminal is not None:
             del self._terminals[request.terminal]
             terminal.close()
+        if told is not None:
+            os.close(told)
         if ours is not None and theirs is not None:
             theirs.close()
             self._reports.add(program.pid, ours)

@@ -192,6 +192,7 @@ class Worker(ConnectionHandler):
                 self.driver,
                 self._config.accept_env,
                 self._forwards.forward_agent,
+                self._forwards.forward_x11,
                 self._session_closed,
             )
         )

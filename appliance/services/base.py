@@ -4,6 +4,7 @@ import socket
 from typing import NamedTuple, Protocol
 
 from ..aio.connecting import Attempt
+from ..wire.session import X11Request
 
 
 class Process(NamedTuple):
@@ -50,8 +51,12 @@ class SessionPrivileges(Protocol):
         command: bytes,
         environment: tuple[tuple[bytes, bytes], ...],
         master: int | None,
+        display: int,
     ) -> Process:
-        """Starts a program as the logged-in user; ``kind``: 'shell', 'exec' or 'subsystem'."""
+        """Starts a program as the logged-in user; ``kind``: 'shell', 'exec' or 'subsystem'.
+
+        ``display`` is the number of a Listening for X11, or 0.
+        """
         ...
 
     def signal(self, process: int, name: str) -> None:
@@ -80,6 +85,14 @@ class ForwardPrivileges(Protocol):
 
     def listen_agent(self) -> socket.socket:
         """Listens on a Unix-domain socket that later programs use as their agent's."""
+        ...
+
+    def listen_x11(self, request: X11Request) -> Listening:
+        """Listens as the display of one session, whose program ``spawn`` starts."""
+        ...
+
+    def close_x11(self, number: int) -> None:
+        """Forgets a display, whose session is over and whose sockets the caller has closed."""
         ...
 
     def stop_listening(self, number: int) -> None:

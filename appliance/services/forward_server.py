@@ -32,8 +32,10 @@ from ..wire.forward import (
     TcpipForward,
 )
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
+from ..wire.session import X11Request
 from .base import ForwardPrivileges, Listening, Refused
 from .forward import Arriving, SocketSplice, originator
+from .x11_server import X11Display
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +143,17 @@ class ForwardServer:
                 self._agent_refusal = refusal
                 raise
             self._agent = ListeningSocket(self._driver.loop, [sock], accepted)
+
+    def forward_x11(self, request: X11Request) -> X11Display:
+        """Makes a display for a session; raises Refused."""
+        listening = self._privileges.listen_x11(request)
+        return X11Display(
+            self._driver.loop,
+            listening,
+            request.single_connection,
+            self._accepted,
+            self._privileges.close_x11,
+        )
 
     def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
         if len(self._offered) >= OFFERED_LIMIT:

@@ -20,6 +20,7 @@ from ..wire.codec import write_uint32
 from ..wire.forward import AUTH_AGENT_REQUEST
 from ..wire.messages import EXTENDED_DATA_STDERR
 from ..wire.session import (
+    X11_REQUEST,
     Command,
     EnvironmentVariable,
     ExitSignal,
@@ -27,9 +28,11 @@ from ..wire.session import (
     PtyRequest,
     SignalRequest,
     WindowChange,
+    X11Request,
 )
 from .base import Process, Refused, SessionPrivileges
 from .terminal import apply_modes, set_size
+from .x11_server import X11Display
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Session(ChannelHandler):
         driver: Driver,
         accept_environment: tuple[str, ...],
         forward_agent: Callable[[], None],
+        forward_x11: Callable[[X11Request], X11Display],
         ended: Callable[[], None],
     ) -> None:
         self._driver = driver
@@ -65,9 +69,11 @@ class Session(ChannelHandler):
         self._privileges = privileges
         self._accept_environment = accept_environment
         self._forward_agent = forward_agent
+        self._forward_x11 = forward_x11
         self._ended = ended
         self._environment: list[tuple[bytes, bytes]] = []
         self._master: int | None = None
+        self._display: X11Display | None = None
         self._process: Process | None = None
         self._state = _SessionState.NEW
         self._stdin: Sink | None = None
@@ -108,6 +114,13 @@ class Session(ChannelHandler):
         self._environment.append((b"TERM", request.term.encode()))
         return True
 
+    def _x11_req(self, data: bytes) -> bool:
+        request = X11Request.decode(data)
+        if self._state is not _SessionState.NEW or self._display is not None:
+            return False
+        self._display = self._forward_x11(request)
+        return True
+
     def _env(self, data: bytes) -> bool:
         request = EnvironmentVariable.decode(data)
         name = request.variable.decode("latin-1")
@@ -142,7 +155,10 @@ class Session(ChannelHandler):
     def _run(self, kind: str, command: bytes) -> bool:
         if self._state is not _SessionState.NEW or b"\0" in command:
             return False
-        process = self._privileges.spawn(kind, command, tuple(self._environment), self._master)
+        display = 0 if self._display is None else self._display.number
+        process = self._privileges.spawn(
+            kind, command, tuple(self._environment), self._master, display
+        )
         self._state = _SessionState.RUNNING
         self._process = process
         for fd in (process.stdin, process.stdout, process.stderr, process.status):
@@ -290,6 +306,8 @@ class Session(ChannelHandler):
             self._privileges.close_pty(self._master)
         for fd in tuple(self._descriptors):
             self._close(fd)
+        if self._display is not None:
+            self._display.close()
         self._ended()
 
 
@@ -303,5 +321,6 @@ _REQUESTS: Final[dict[str, Callable[[Session, bytes], bool]]] = {
     "signal": Session._signal,
     "break": Session._break,
     AUTH_AGENT_REQUEST: Session._auth_agent_req,
+    X11_REQUEST: Session._x11_req,
     "eow@openssh.com": Session._end_of_write,
 }

@@ -42,11 +42,6 @@ def refused(error: OSError) -> Refused:
     return Refused(CODES.get(number, FAILURE), os.strerror(number), number)
 
 
-def error(number: int) -> OSError:
-    """Returns the system's error of this number."""
-    return OSError(number, os.strerror(number))
-
-
 def unsupported() -> Refused:
     """Returns the answer to a request that this server does not have."""
     return Refused(OP_UNSUPPORTED, "Operation unsupported", errno.EOPNOTSUPP)

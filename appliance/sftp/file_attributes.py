@@ -7,8 +7,8 @@ import os
 import stat
 import struct
 
+from ..errors import system_error
 from ..wire.sftp import ATTRIBUTES, Attributes
-from .failures import error
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def change(file: int | bytes, attributes: Attributes) -> None:
 def change_itself(path: bytes, attributes: Attributes) -> None:
     """Changes a file that may be a symbolic link, which is not followed (LSETSTAT)."""
     if attributes.size is not None:
-        raise error(errno.EINVAL)  # a link has no size to be set
+        raise system_error(errno.EINVAL)  # a link has no size to be set
     times, owner = _nanoseconds(attributes), _owner(attributes)
     steps: list[Callable[[], None]] = []
     if (permissions := attributes.permissions) is not None:
@@ -115,7 +115,7 @@ def _chmod_itself(path: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if stat.S_ISLNK(os.fstat(descriptor).st_mode):
-            raise error(errno.EOPNOTSUPP)
+            raise system_error(errno.EOPNOTSUPP)
         os.chmod(f"/proc/self/fd/{descriptor}", mode)
     finally:
         os.close(descriptor)

@@ -7,8 +7,8 @@ import os
 import stat
 import time
 
+from ..errors import system_error
 from ..wire.sftp import PACKET_LIMIT
-from .failures import error
 from .open_files import OpenFolder
 
 TYPE_CHECKING = False  # type checkers know the name
@@ -221,7 +221,7 @@ def _open(folder: bytes, identity: tuple[int, int] | None) -> _Entries:
     try:
         status = os.fstat(descriptor)
         if identity not in (None, (status.st_dev, status.st_ino)):
-            raise error(errno.ENOENT)
+            raise system_error(errno.ENOENT)
         return _Entries(descriptor)
     except OSError:
         os.close(descriptor)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import struct
 
+from ..errors import system_error
 from ..wire import sftp
 from ..wire.sftp import Lock
-from .failures import Refused, error, refused
+from .failures import Refused, refused
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Locks:
         if self._take(request, lock):
             return
         if len(self._waiting) >= WAITING_LIMIT:
-            raise error(errno.ENOLCK)
+            raise system_error(errno.ENOLCK)
         self._waiting.append((request, lock))
 
     def retry(self) -> None:
@@ -73,14 +74,14 @@ class Locks:
             sftp.LOCK_TEST_EXCLUSIVE: (fcntl.F_OFD_GETLK, fcntl.F_WRLCK),
         }
         if lock.type not in types or lock.offset + lock.length >= _OFFSET_LIMIT:
-            raise error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         command, kind = types[lock.type]
         descriptor = self._files.file(lock.handle).descriptor
         argument = _FLOCK.pack(kind, 0, lock.offset, lock.length, 0)
         try:
             found, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, command, argument))
             if command == fcntl.F_OFD_GETLK and found != fcntl.F_UNLCK:
-                raise error(errno.EAGAIN)
+                raise system_error(errno.EAGAIN)
         except OSError as reason:
             if lock.waits and reason.errno in (errno.EAGAIN, errno.EACCES):
                 return False

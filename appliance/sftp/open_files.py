@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 
+from ..errors import system_error
 from ..wire.sftp import FAILURE
-from .failures import Refused, error
+from .failures import Refused
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class OpenFiles:
     def check_limit(self) -> None:
         """Raises OSError if no more handles are left; to be called before a file is opened."""
         if not self._free and len(self._slots) >= self._limit:
-            raise error(errno.EMFILE)
+            raise system_error(errno.EMFILE)
 
     def add(self, opened: Open) -> int:
         """Returns the handle of what was opened."""

@@ -7,10 +7,10 @@ import os
 import stat
 import struct
 
-from ..errors import MalformedMessage
+from ..errors import MalformedMessage, system_error
 from ..wire import sftp
 from ..wire.codec import Record, write_string
-from .failures import Refused, error
+from .failures import Refused
 from .file_attributes import change_itself
 from .journal import DEBUG, INFO
 from .open_files import OpenFile, limit
@@ -136,12 +136,12 @@ def _copy_data(session: Session, request: int, asked: sftp.CopyData) -> None:
     )
     status = os.fstat(source.descriptor)
     if not stat.S_ISREG(status.st_mode):  # one without an end would fill the disk
-        raise error(errno.EINVAL)
+        raise system_error(errno.EINVAL)
     length = asked.length or (1 << 63)
     if os.path.samestat(status, os.fstat(target.descriptor)):
         length = min(length, max(0, status.st_size - asked.read_offset))  # which grows meanwhile
         if abs(asked.read_offset - asked.write_offset) < length:
-            raise error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
     _copy(source, target, asked.read_offset, asked.write_offset, length)
     session.replies.ok(request)
 
@@ -181,7 +181,7 @@ def _users_groups_by_id(session: Session, request: int, asked: sftp.Identifiers)
     users = _names(asked.users, lambda number: pwd.getpwuid(number).pw_name)
     groups = _names(asked.groups, lambda number: grp.getgrgid(number).gr_name)
     if len(users) + len(groups) > sftp.DATA_LIMIT:
-        raise error(errno.E2BIG)
+        raise system_error(errno.E2BIG)
     session.replies.extended(request, sftp.Identifiers(users, groups).encode())
 
 
@@ -190,7 +190,7 @@ def _names(numbers: bytes, find: Callable[[int], str]) -> bytes:
     if len(numbers) % 4:
         raise MalformedMessage("a list of numbers has a wrong length")
     if len(numbers) // 4 > _IDENTIFIERS_LIMIT:
-        raise error(errno.E2BIG)
+        raise system_error(errno.E2BIG)
     names = []
     for (number,) in struct.iter_unpack(">I", numbers):
         try:

@@ -6,10 +6,11 @@ import errno
 import os
 import stat
 
+from ..errors import system_error
 from ..wire import sftp
 from ..wire.codec import write_string
 from . import listing
-from .failures import error, unsupported
+from .failures import unsupported
 from .file_attributes import change, mode_of
 from .journal import INFO
 from .open_files import OpenFile
@@ -44,7 +45,7 @@ def _read_file(session: Session, request: int, asked: sftp.ReadFile) -> None:
     try:
         status = os.fstat(file.descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise error(errno.EISDIR)
+            raise system_error(errno.EISDIR)
         data, is_whole = _beginning(file.descriptor, min(asked.length, _FILE_ROOM))
     except OSError:
         file.close()
@@ -76,7 +77,7 @@ def _write_file(session: Session, request: int, asked: sftp.WriteFile) -> None:
     session.journal.log(INFO, "write-file %s", asked.path)
     flags = flags_of(asked.pflags)
     if flags & os.O_ACCMODE == os.O_RDONLY:
-        raise error(errno.EINVAL)
+        raise system_error(errno.EINVAL)
     descriptor, is_new = _made(session, asked.path, flags, mode_of(asked.attrs, 0o666))
     try:
         try:
@@ -162,7 +163,7 @@ def _get_xattr(session: Session, request: int, asked: sftp.NamedXattr) -> None:
 def _set_xattr(session: Session, request: int, asked: sftp.SetXattr) -> None:
     session.journal.log(INFO, "set-xattr %s name %s", asked.path, asked.name)
     if asked.flags not in _SET_FLAGS:
-        raise error(errno.EINVAL)
+        raise system_error(errno.EINVAL)
     os.setxattr(asked.path, asked.name, asked.value, asked.flags, follow_symlinks=False)
     session.replies.ok(request)
 

@@ -6,11 +6,10 @@ import errno
 import os
 import stat
 
-from ..errors import MalformedMessage
+from ..errors import MalformedMessage, system_error
 from ..wire import sftp
 from ..wire.sftp import DATA_LIMIT, READ_REQUEST, WRITE_REQUEST
 from . import listing
-from .failures import error
 from .file_attributes import change, mode_of
 from .journal import DEBUG, INFO
 from .open_files import Open, OpenFile, OpenFolder
@@ -224,7 +223,7 @@ def _rename_file(old: bytes, new: bytes) -> None:
 def _rename_if_free(old: bytes, new: bytes) -> None:
     """Renames if nothing has the new name; somebody else may take it at the last moment."""
     if os.path.lexists(new):
-        raise error(errno.EEXIST)
+        raise system_error(errno.EEXIST)
     os.rename(old, new)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
+from ..errors import system_error
 from ..wire.sftp import Attributes
-from .failures import denied, error
+from .failures import denied
 from .file_attributes import pack, pack_with_identity
 from .journal import Journal
 from .listing import LongNames, NoLongNames
@@ -137,7 +138,7 @@ class Session:
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
         if writes and _is_memory(descriptor):
             os.close(descriptor)
-            raise error(errno.EACCES)
+            raise system_error(errno.EACCES)
         return descriptor
 
 
@@ -155,12 +156,12 @@ def _is_memory(descriptor: int) -> bool:
 def resolved(path: bytes) -> bytes:
     """Returns the absolute path without links, '.' and '..'; its last part need not exist."""
     if len(path) >= _PATH_LIMIT:  # which the system could not open, and we would split for long
-        raise error(errno.ENAMETOOLONG)
+        raise system_error(errno.ENAMETOOLONG)
     try:
         found = os.path.realpath(path or b".")
     except RecursionError:  # a link to a link to a link ...
-        raise error(errno.ELOOP) from None
+        raise system_error(errno.ELOOP) from None
     os.stat(os.path.dirname(found) + b"/.")  # the rest must exist and be a directory
     if os.path.islink(found):
-        raise error(errno.ELOOP)
+        raise system_error(errno.ELOOP)
     return found

@@ -10,8 +10,8 @@ import errno
 import os
 import struct
 
+from ..errors import system_error
 from ..wire.sftp import DATA_LIMIT, Change, ChangesReply
-from .failures import error
 
 TYPE_CHECKING = False  # type checkers know the name
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Watches:
     def add(self, path: bytes) -> int:
         """Watches a directory; returns its number, the same as before for one that is watched."""
         if len(self._known) >= LIMIT:
-            raise error(errno.ENOSPC)
+            raise system_error(errno.ENOSPC)
         watch = _checked(_libc.inotify_add_watch(self.descriptor, path, _EVENTS))
         self._known.add(watch)
         return watch
@@ -77,14 +77,14 @@ class Watches:
     def remove(self, watch: int) -> None:
         """Watches a directory no longer."""
         if watch not in self._known:
-            raise error(errno.EINVAL)
+            raise system_error(errno.EINVAL)
         self._known.remove(watch)
         _libc.inotify_rm_watch(self.descriptor, watch)
 
     def ask(self, request: int) -> None:
         """Answers a CHANGES, now or once there is something to tell."""
         if len(self._pending) >= PENDING_LIMIT:
-            raise error(errno.EBUSY)
+            raise system_error(errno.EBUSY)
         self._pending.append(request)
         self.tell()
 
@@ -124,7 +124,7 @@ class Watches:
 
 def _checked(result: int) -> int:
     if result < 0:
-        raise error(ctypes.get_errno())
+        raise system_error(ctypes.get_errno())
     return result
 
 

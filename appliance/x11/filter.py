@@ -35,6 +35,7 @@ from .rules import (
     RESOURCE_MANAGER,
     ROOT_PROPERTIES,
     SECONDARY,
+    XKB_KEY_EVENTS,
     Act,
     Row,
 )
@@ -58,6 +59,7 @@ _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and
 
 # Our own choices
 HELD_LIMIT: Final = 4096  # bytes of a message that must be whole to be judged
+WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 million
 EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
 _HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
 _REQUESTORS: Final = 64  # windows whose requests for a selection are remembered
@@ -71,11 +73,13 @@ _WAIT: Final = -2  # for more bytes of the request
 _ACTS: Final = {Act.ERROR: BAD_ACCESS, Act.MATCH: BAD_MATCH, Act.DROP: _DROP}
 
 
-class _Request(NamedTuple):
-    """A request in a buffer: its head is at ``at``, its fields from offset 4 on at ``body``."""
+class _Request:
+    """The request in a buffer that is being judged; a filter has one of these, for speed."""
 
-    at: int
-    body: int
+    __slots__ = ("at", "body", "present", "total")
+
+    at: int  # where its head is
+    body: int  # where its fields from offset 4 on are
     total: int  # bytes of the whole request
     present: int  # bytes of it that are there
 
@@ -108,6 +112,7 @@ class Filter:
         self._early = bytearray()  # that the program sent before that
         self._request_rest = 0  # bytes of a request that are still to come
         self._part = b""  # of a request
+        self._request = _Request()
         self._sequence = 0
         self._is_big = False  # BIG-REQUESTS is enabled
         # the server's direction
@@ -119,8 +124,10 @@ class Filter:
         self._base = self._mask = 0
         self._roots: frozenset[int] = frozenset()
         self._atoms: dict[int, bytes] = {}
+        # A creation with a number that is taken fails at the server, so it changes nothing here.
+        self._windows: set[int] = set()
+        self._input_only: set[int] = set()  # of these windows
         self._pixmaps: set[int] = set()
-        self._input_only: set[int] = set()  # windows
         self._window_pictures: set[int] = set()
         self._requestors: dict[int, set[int]] = {}  # windows that want a selection: properties
         self._conversions: dict[tuple[int, int], int] = {}  # requestor, target: selection
@@ -150,20 +157,18 @@ class Filter:
         fields = tuple(
             (offset - 4, offset in row.or_none, offset in row.or_root) for offset in row.own
         )
-        needed = 4 + max(offset for offset, *_ in fields)
+        needed = 8 + max(offset for offset, *_ in fields)  # with the longer head of a big request
         read = self._u32.unpack_from
 
         def judge(data: bytearray, request: _Request) -> int:
             body = request.body
-            if request.at + request.total < body + needed:
+            if request.total < needed and request.at + request.total < body + needed - 4:
                 return _PASS  # too short: the server's BadLength
             base, foreign = self._base, ~self._mask
             for offset, or_none, or_root in fields:
                 value = read(data, body + offset)[0]
-                if (
-                    value & foreign != base
-                    and not (or_none and not value)
-                    and not (or_root and value in self._roots)
+                if value & foreign != base and not (
+                    (or_none and not value) or (or_root and value in self._roots)
                 ):
                     return otherwise
             return _PASS if special is None else special(data, request)
@@ -201,7 +206,7 @@ class Filter:
     def _judge_requests(self, data: bytearray) -> int:
         """Judges all requests that are there, in place; returns where what is left begins."""
         at, size = 0, len(data)
-        read_head, judges = self._head.unpack_from, self._judges
+        read_head, judges, request = self._head.unpack_from, self._judges, self._request
         while size - at >= 4:
             opcode, minor, words = read_head(data, at)
             body = at + 4
@@ -212,8 +217,8 @@ class Filter:
                     break
                 body = at + 8
                 words = self._u32.unpack_from(data, at + 4)[0]
-                if words < 2:
-                    raise MalformedMessage("a request shorter than its head")
+                if not 2 <= words <= WORDS_LIMIT:
+                    raise MalformedMessage("a request of no possible length")
             total = words * 4
             judge = judges[opcode]
             self._sequence += 1
@@ -222,8 +227,9 @@ class Filter:
                 if present < total and present < _HEAD:
                     self._sequence -= 1
                     break
-                before = self.inserted
-                verdict = judge(data, _Request(at, body, total, min(present, total)))
+                request.at, request.body, request.total = at, body, total
+                request.present = present if present < total else total
+                verdict = judge(data, request)
                 if verdict == _WAIT:
                     self._sequence -= 1
                     break
@@ -231,9 +237,8 @@ class Filter:
                     data[at] = _NO_OPERATION
                 elif verdict:
                     self._refuse(data, at, verdict, opcode, minor)
-                grown = self.inserted - before
-                total += grown
-                size += grown
+                size += request.total - total
+                total = request.total
             at += total
         if at > size:
             self._request_rest = at - size
@@ -343,11 +348,17 @@ class Filter:
 
     # -- extensions --------------------------------------------------------------------
 
+    def _name(self, data: bytearray, request: _Request) -> bytes:
+        """Returns the name in QueryExtension and InternAtom; b'' if it is of no interest."""
+        end = request.at + request.present
+        first = request.body + 4
+        length = self._u16.unpack_from(data, request.body)[0] if first <= end else _HEAD
+        if length > _HEAD - 12 or first + length > end:
+            return b""  # longer than all names that a judge asks for
+        return bytes(data[first : first + length])
+
     def _query_extension(self, data: bytearray, request: _Request) -> int:
-        length = self._u16.unpack_from(data, request.body)[0] if request.total >= 8 else 0
-        name = bytes(data[request.body + 4 : request.body + 4 + length])
-        if length > _HEAD - 12 or len(name) < length:
-            name = b"?"  # longer than any that there is
+        name = self._name(data, request)
 
         def answered(answer: bytearray, at: int, total: int) -> None:
             if answer[at] != _REPLY or not answer[at + 8]:
@@ -362,7 +373,9 @@ class Filter:
 
     def _has(self, name: bytes) -> bool:
         """Whether the program may know of an extension."""
-        return name not in LOCAL_ONLY if self._trusted else name in EXTENSIONS
+        if self._trusted:
+            return bool(name) and name not in LOCAL_ONLY
+        return name in EXTENSIONS
 
     def _accept(self, name: bytes, opcode: int) -> None:
         """Judges the requests of an extension by its rows."""
@@ -379,7 +392,9 @@ class Filter:
         self._judges[opcode] = judge
 
     def _big_requests(self, data: bytearray, request: _Request) -> int:
-        self._is_big = True
+        # Where the server refuses it, lengths would mean other things to the server and to us.
+        if data[request.at + 1] == 0 and request.total == 4:
+            self._is_big = True
         return _PASS
 
     def _list_extensions(self, data: bytearray, request: _Request) -> int:
@@ -419,9 +434,13 @@ class Filter:
             return BAD_ACCESS
         window, parent = self._read(data, request, 4), self._read(data, request, 8)
         kind = self._u16.unpack_from(data, request.at + 22)[0]
+        self._pixmaps.discard(window)
         if kind == _INPUT_ONLY or (kind == 0 and parent in self._input_only):
-            self._input_only.add(window)
+            if window not in self._windows:
+                self._windows.add(window)
+                self._input_only.add(window)
             return _PASS
+        self._windows.add(window)
         self._input_only.discard(window)
         mask = self._read(data, request, 28)
         if verdict := self._values(data, request, 28, mask, (0, 2)):
@@ -432,7 +451,14 @@ class Filter:
         self._u32.pack_into(data, request.at + 28, mask | 2)
         self._u16.pack_into(data, request.at + 2, request.total // 4 + 1)
         data[request.at + 32 : request.at + 32] = bytes(4)
+        request.total += 4
         self.inserted += 4
+        return _PASS
+
+    def _destroy_window(self, data: bytearray, request: _Request) -> int:
+        window = self._read(data, request, 4)
+        self._windows.discard(window)
+        self._input_only.discard(window)
         return _PASS
 
     def _force_background(
@@ -462,10 +488,7 @@ class Filter:
     # -- atoms and properties ----------------------------------------------------------
 
     def _intern_atom(self, data: bytearray, request: _Request) -> int:
-        length = self._u16.unpack_from(data, request.body)[0] if request.total >= 8 else 0
-        if length > _HEAD - 12:
-            return _PASS
-        name = bytes(data[request.body + 4 : request.body + 4 + length])
+        name = self._name(data, request)
         if not _is_interesting(name):
             return _PASS
 
@@ -568,19 +591,14 @@ class Filter:
     # -- pictures ----------------------------------------------------------------------
 
     def _create_pixmap(self, data: bytearray, request: _Request) -> int:
-        self._pixmaps.add(self._read(data, request, 4))
+        pixmap = self._read(data, request, 4)
+        if pixmap not in self._windows:
+            self._pixmaps.add(pixmap)
         return _PASS
 
     def _free_pixmap(self, data: bytearray, request: _Request) -> int:
         self._pixmaps.discard(self._read(data, request, 4))
         return _PASS
-
-    def _get_image(self, data: bytearray, request: _Request) -> int:
-        """A window's image holds what lies above the window as well: only pixmaps have one.
-
-        CopyArea to a pixmap leaves out what is hidden.
-        """
-        return _PASS if self._read(data, request, 4) in self._pixmaps else BAD_MATCH
 
     def _create_gc(self, data: bytearray, request: _Request) -> int:
         return self._gc_values(data, request, 12)
@@ -629,7 +647,10 @@ class Filter:
         return self._source_picture(data, request)
 
     def _source_picture(self, data: bytearray, request: _Request) -> int:
-        """Refuses a window as a source, as for GetImage."""
+        """Refuses a window as a source: what lies above it would be seen.
+
+        GetImage and CopyArea leave that out by themselves.
+        """
         is_window = self._read(data, request, 8) in self._window_pictures
         return BAD_ACCESS if is_window else _PASS
 
@@ -663,6 +684,18 @@ class Filter:
                 data[first + index] &= HARMLESS_XI_EVENTS >> 8 * index & 0xFF
         return _PASS
 
+    def _xkb_select_events(self, data: bytearray, request: _Request) -> int:
+        """Makes a selection of events that name keys a deselection; they are of all windows."""
+        if request.total < 16:
+            return BAD_ACCESS
+        place = request.body + 2
+        which, clear, select = (self._u16.unpack_from(data, place + 2 * n)[0] for n in range(3))
+        if which & ~clear & ~select & XKB_KEY_EVENTS:
+            return BAD_ACCESS  # one by one, which nobody does
+        self._u16.pack_into(data, place + 2, clear | (which & XKB_KEY_EVENTS))
+        self._u16.pack_into(data, place + 4, select & ~XKB_KEY_EVENTS)
+        return _PASS
+
     _SPECIAL: Final = {
         "big_requests": _big_requests,
         "blank_reply": _blank_reply,
@@ -676,9 +709,9 @@ class Filter:
         "create_picture": _create_picture,
         "create_pixmap": _create_pixmap,
         "create_window": _create_window,
+        "destroy_window": _destroy_window,
         "free_picture": _free_picture,
         "free_pixmap": _free_pixmap,
-        "get_image": _get_image,
         "get_property": _get_property,
         "intern_atom": _intern_atom,
         "list_extensions": _list_extensions,
@@ -687,6 +720,7 @@ class Filter:
         "set_selection_owner": _set_selection_owner,
         "source_picture": _source_picture,
         "xi_select_events": _xi_select_events,
+        "xkb_select_events": _xkb_select_events,
     }
     _TRUSTED: Final = {"list_extensions": _list_extensions, "query_extension": _query_extension}
 

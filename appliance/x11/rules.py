@@ -59,7 +59,7 @@ CORE: Final = (
     Row("CreateWindow", 1, own=(4, 8), or_root=(8,), special="create_window"),
     Row("ChangeWindowAttributes", 2, special="change_window_attributes"),
     Row("GetWindowAttributes", 3),
-    _own("DestroyWindow", 4, 4),
+    Row("DestroyWindow", 4, own=(4,), special="destroy_window"),
     _own("DestroySubwindows", 5, 4),
     _never("ChangeSaveSet", 6),
     Row("ReparentWindow", 7, own=(4, 8), or_root=(8,)),
@@ -129,7 +129,7 @@ CORE: Final = (
     _own("PolyFillRectangle", 70, 4, 8),
     _own("PolyFillArc", 71, 4, 8),
     _own("PutImage", 72, 4, 8),
-    Row("GetImage", 73, own=(4,), otherwise=Act.MATCH, special="get_image"),
+    _own("GetImage", 73, 4, otherwise=Act.MATCH),
     _own("PolyText8", 74, 4, 8),
     _own("PolyText16", 75, 4, 8),
     _own("ImageText8", 76, 4, 8),
@@ -244,7 +244,9 @@ _RENDER: Final = (
     _own("CreateConicalGradient", 36, 4),
 )
 _XKEYBOARD: Final = (
-    *_plain(("UseExtension", 0), ("SelectEvents", 1), ("Bell", 3), ("GetState", 4)),
+    Row("UseExtension", 0),
+    Row("SelectEvents", 1, special="xkb_select_events"),
+    *_plain(("Bell", 3), ("GetState", 4)),
     _never("LatchLockState", 5, Act.DROP),
     *_plain(("GetControls", 6), ("GetMap", 8), ("GetCompatMap", 10), ("GetIndicatorState", 12)),
     *_plain(("GetIndicatorMap", 13), ("GetNamedIndicator", 15), ("GetNames", 17)),
@@ -388,6 +390,8 @@ HARMLESS_EVENTS: Final = (
     | 0x800000  # ColormapChange
 )
 HARMLESS_XI_EVENTS: Final = 1 << 1 | 1 << 11 | 1 << 12  # DeviceChanged, Hierarchy, Property
+
+XKB_KEY_EVENTS: Final = 1 << 9 | 1 << 10  # ActionMessage, AccessX: they name keys
 
 # Properties that may be read: of root windows, and of any window.
 RESOURCE_MANAGER: Final = 23  # Xatom.h

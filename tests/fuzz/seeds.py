@@ -6,7 +6,9 @@ from appliance.crypto import key_files
 from appliance.crypto.keys import generate
 from appliance.wire import messages, sftp
 from appliance.wire.codec import write_string, write_uint32
+from appliance.wire.x11 import COOKIE_PROTOCOL, SetUpRequest
 from tests.fuzz.targets import MESSAGES
+from tests.unit.x11.server import OWN, Talk
 
 _KEY = generate("ssh-ed25519")
 _LINE = _KEY.public.line()
@@ -43,6 +45,18 @@ def _machine() -> list[bytes]:
     return [_packets(phase, *said) for phase in (0, 1, 3, 5, 6)]
 
 
+def _x11(mode: int) -> bytes:
+    """A program that asks for an extension, uses it, and looks at a window."""
+    talk = Talk("<>"[mode & 1])
+    name = struct.pack(talk.order + "BBHHxx", 98, 0, 4, 6) + b"RENDER\0\0"
+    use = talk.request(140, 4, OWN, OWN, 1, 0) + talk.request(73, 2, OWN, 0, 0, 0)
+    convert = talk.request(24, 0, OWN, 1, 300, 301, 0)
+    said = name + talk.request(16, 0, 0, 0) + use + convert + talk.request(99, 0)
+    talk.sequence = 1
+    answered = talk.reply(bytes((1, 140, 70, 130))) + talk.event(31, 0, OWN, 45, 300, 0)
+    return bytes((mode, len(said))) + said + answered
+
+
 def seeds() -> dict[str, list[bytes]]:
     """For each target, inputs that it takes."""
     blob = _KEY.public.blob
@@ -56,6 +70,11 @@ def seeds() -> dict[str, list[bytes]]:
             b"\4\1\0\x50\0\0\0\1\0host\0",
             b"\5\1\0\5\1\0\3\4host\0\x50",
             b"\5\1\0\5\1\0\4" + bytes(16) + b"\0\x50",
+        ],
+        "x11": [
+            *(_x11(mode) for mode in range(16)),
+            SetUpRequest("<", 11, 0, COOKIE_PROTOCOL, b"cookie").encode(),
+            b"unix:/path:1.2",
         ],
         "sftp": [
             b"".join(write_string(request.encode()) for request in _SFTP),

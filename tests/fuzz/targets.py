@@ -54,8 +54,12 @@ from appliance.wire import (
     tun,
     x11,
 )
+from appliance.x11.display import display
+from appliance.x11.filter import Filter
+from appliance.x11.set_up import SetUp
 from tests.protocol.test_arbitrary import OPEN, REACHABLE, assert_sound, reach
 from tests.protocol.test_before_authentication import against
+from tests.unit.x11.server import set_up_reply
 
 Target = Callable[[bytes], None]
 
@@ -131,6 +135,39 @@ def socks_client(data: bytes) -> None:
                     dialogue.receive(data[at : at + step])
         places.append(dialogue.place)
     assert places[0] == places[1]
+
+
+def x11_program(data: bytes) -> None:
+    """A forwarded program and a display, at once and byte by byte: both come to the same.
+
+    The first byte chooses the byte order, the trust and the clipboard's policy, the second one how
+    much of the rest the program says.
+    """
+    if len(data) < 2:
+        return
+    said, answered = data[2 : 2 + data[1]], data[2 + data[1] :]
+    order = "<>"[data[0] & 1]
+    clipboard = ("none", "out", "in", "both")[data[0] >> 1 & 3]
+    outcomes = []
+    for step in (len(data), 1):
+        program = Filter(order, clipboard, trusted=bool(data[0] & 8))
+        program.from_server(set_up_reply(order))
+        passed = b""
+        try:
+            for at in range(0, len(said), step):
+                passed += b"".join(map(bytes, program.from_client(said[at : at + step])))
+            for at in range(0, len(answered), step):
+                passed += program.from_server(answered[at : at + step])
+            for at in range(0, len(said), step):
+                passed += b"".join(map(bytes, program.from_client(said[at : at + step])))
+        except MalformedMessage:
+            passed = b""
+        outcomes.append(passed)
+    assert outcomes[0] == outcomes[1]
+    set_up = SetUp({b"cookie": None})
+    set_up.receive(data)
+    with contextlib.suppress(ValueError):
+        display(data.decode("latin-1"))
 
 
 def _answered(session: Session, request: int, asked: codec.Record) -> None:
@@ -360,6 +397,7 @@ TARGETS: dict[str, Target] = {
     "version": version,
     "wire": wire,
     "socks": socks_client,
+    "x11": x11_program,
     "sftp": sftp_client,
     "public-key": public_key,
     "signature": signature,

@@ -48,7 +48,7 @@ def nearly(kind: Any) -> Strategy:
         return st.lists(nearly(get_args(kind)[0]), max_size=3) | VALUES
     if kind in (str, Address, Interface, Network):
         return NEARLY | TEXTS
-    if kind is bool:
+    if kind in (bool, bool | None):
         return st.booleans()
     if kind is int:
         return st.sampled_from([0, 1, 15, 22, 576, 1500, 65535]) | st.integers()

@@ -73,6 +73,8 @@ def test_every_key_with_a_wrong_value_is_named_with_what_is_expected(
         ("max_startups = [10, 0, 100]", "expected start, percent and full"),
         ("per_source_net_block_size = [33, 64]", "expected bits of IPv4 and of IPv6"),
         ("max_sessions = -1", "expected 0 to 1000"),
+        ("x11_display_offset = 58536", "expected 0 to 58535"),
+        ("x11_forwarding = 'yes'", "expected true or false"),
         ("client_alive_count_max = 0", "expected 1 to 1000"),
         ("max_startups = [10, 30, '100']", "expected a list of 3 whole numbers"),
         ("subsystems = { sftp = 1 }", "expected a table of strings"),

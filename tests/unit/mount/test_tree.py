@@ -140,6 +140,20 @@ def test_what_was_asked_before_we_made_a_file_is_of_another_one(tree: Tree) -> N
     assert other is not node and other.inode == 9
 
 
+def test_the_number_that_the_kernel_is_told_is_no_inode(tree: Tree) -> None:
+    """As of a file that was made behind, whose inode is not known before the server has made it."""
+    node = made(tree, tree.root, b"file")
+    node.keeps_number = True
+    listed = node.for_listing
+    assert tree.child(tree.root, b"file", listed, 200.0, 1.0, 1.0) is node
+    assert node.inode == 0
+    assert fuse.inode_in(node.packed) == node.number
+    assert tree.is_same(node, packed(inode=7))
+    tree.learn(node, packed(inode=7), 200.0, 2.0, 2.0)
+    assert fuse.inode_in(node.packed) == node.number
+    assert fuse.inode_in(node.for_listing) == 7
+
+
 def test_files_that_nobody_uses_are_found_in_turn(tree: Tree) -> None:
     for number in range(10):
         made(tree, tree.root, b"%d" % number)

@@ -14,6 +14,7 @@ from appliance.config.server import Match, ServerConfig
 from appliance.crypto.authorized_keys import parse
 from appliance.crypto.keys import PrivateKey, generate
 from appliance.server import authentication, passwords, session_grants, tunnel_grants, user_files
+from appliance.server.display_numbers import DisplayNumbers
 from appliance.server.host_keys import HostKey, HostKeys
 from appliance.server.monitor import Monitor
 from appliance.server.peer import Peer
@@ -73,12 +74,14 @@ class Office:
         self.ours = ours
         self.killed: list[tuple[int, int]] = []
         monkeypatch.setattr(os, "kill", lambda *what: self.killed.append(what))
+        self.display_numbers = DisplayNumbers()
         self.monitor = Monitor(
             replace(CONFIG, **changes),  # type: ignore[arg-type]
             HostKeys(
                 {"ssh-ed25519": HostKey(HOST_KEY, HOST_KEY.public)},
                 {key.public.blob: key for key in (HOST_KEY, SPARE_KEY)},
             ),
+            self.display_numbers,
             peer,
             ours,
             WORKER,
@@ -161,6 +164,9 @@ class Office:
         if self.is_in:
             for claim in filter(None, self.tunnels._tunnels.values()):
                 claim.close()
+        if self.monitor._displays is not None:
+            self.monitor._displays.close()
+        self.display_numbers.close()
         self.ours.close()
         self.worker.close()
 

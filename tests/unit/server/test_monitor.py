@@ -25,6 +25,7 @@ from appliance.server.requests import (
     ClientAnswers,
     ClosePty,
     CloseTunnel,
+    CloseX11,
     Connect,
     ConnectLocal,
     EndSessions,
@@ -32,6 +33,7 @@ from appliance.server.requests import (
     Listen,
     ListenAgent,
     ListenLocal,
+    ListenX11,
     LogLine,
     OpenPty,
     OpenTunnel,
@@ -154,6 +156,8 @@ SAMPLES: dict[type[Message], Message] = {
     LogLine: LogLine(20, b"a line"),
     ClientAnswers: ClientAnswers(),
     EndSessions: EndSessions(1),
+    ListenX11: ListenX11(b"MIT-MAGIC-COOKIE-1", b"00" * 16, 0),
+    CloseX11: CloseX11(1),
 }
 AFTER = [kind for kind in SAMPLES if TABLE[kind.number].when is When.AFTER]
 BEFORE = [kind for kind in SAMPLES if TABLE[kind.number].when is When.BEFORE]
@@ -175,7 +179,7 @@ def test_every_request_stands_in_the_table_with_a_handler(office: Make) -> None:
     assert [
         *(LearnSettings, OpenPty, Spawn, SendSignal, OpenTunnel, CloseTunnel),
         *(Connect, ConnectLocal, Listen, ListenLocal, StopListening, ListenAgent, ProveHostKey),
-        *(ClosePty, ClientAnswers, EndSessions),
+        *(ClosePty, ClientAnswers, EndSessions, ListenX11, CloseX11),
     ] == AFTER
 
 

@@ -37,7 +37,7 @@ def test_a_command_and_environment_that_do_not_fit_are_refused_and_never_sent(en
     environment = ((b"LC_X", b"x" * (VARIABLE_LIMIT - 100)),) * ENVIRONMENT_LIMIT
     for command, variables in ((b"true", environment), (b"x" * DATAGRAM, ())):
         with pytest.raises(Refused, match="too long"):
-            client.spawn("exec", command, variables, None)
+            client.spawn("exec", command, variables, None, 0)
     monitor.setblocking(False)
     with pytest.raises(BlockingIOError):
         monitor.recv(10)
@@ -47,7 +47,7 @@ def test_the_longest_request_fits_through_the_socket(ends: Ends) -> None:
     worker, monitor = ends
     asked = answering(monitor, GRANTED + write_uint32(7), [0, 1, 2, 0])
     command = b"x" * (DATAGRAM - 100)
-    process = MonitorClient(worker).spawn("exec", command, (), None)
+    process = MonitorClient(worker).spawn("exec", command, (), None, 0)
     assert process.number == 7
     assert Spawn.decode(asked()).command == command
     for fd in (process.stdin, process.stdout, process.stderr, process.status):

@@ -133,6 +133,11 @@ def test_a_worker_runs_no_more_programs_than_max_sessions(take_over: TakeOver) -
         ("Spawn('exec', b'', (b'LD_PRELOAD', b'x'), 0)", {}, "such a variable is not accepted"),
         ("Spawn('exec', b'', (), 1)", {}, "no terminal"),
         ("SendSignal(1, 'KILL')", {}, "no such process"),
+        ("ListenX11(b'a', b'00', 0)", {"x11_forwarding": False}, "X11 forwarding is not allowed"),
+        ("ListenX11(b'a', b'00', 0)", {"max_sessions": 0}, "too many displays"),
+        ("ListenX11(b'a', b'00\\nadd', 0)", {}, "the X11 authentication cookie is malformed"),
+        ("Spawn('exec', b'', (), 0, 1)", {}, "no such display"),
+        ("CloseX11(1)", {}, "no such display"),
     ],
 )
 def test_what_the_settings_forbid_is_refused_by_the_monitor(

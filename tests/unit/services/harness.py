@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import socket
 import subprocess
 import termios
 import threading
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from typing import Unpack
 
 from appliance.aio.loop import Loop
-from appliance.services.base import Process, Refused
+from appliance.services.base import Listening, Process, Refused
 from appliance.services.session import Session
+from appliance.services.x11_server import X11Display
 from appliance.ssh.channels import Channel
 from appliance.ssh.connection import Connection
+from appliance.wire.session import X11Request
 from tests.protocol.harness import Event, Limits, Pair, Recording
 
 
@@ -52,6 +55,7 @@ class FakePrivileges:
     def __init__(self) -> None:
         self.asked: list[Event] = []
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.displays: list[int] = []  # of each program
         self.slave = -1
         self.refuses: set[str] = set()
         self.loses_status = False
@@ -77,8 +81,10 @@ class FakePrivileges:
         command: bytes,
         environment: tuple[tuple[bytes, bytes], ...],
         master: int | None,
+        display: int,
     ) -> Process:
         self._ask("spawn", kind, command, environment, master is not None)
+        self.displays.append(display)
         status_read, status_write = os.pipe()
         stderr_read: int | None
         argv = ["/bin/sh", "-c", command.decode() or "exec cat"]
@@ -132,13 +138,18 @@ class SessionTest:
         self.driver = FakeDriver(self.pair, self.pair.server)
         self.privileges = FakePrivileges()
         self.ended = self.agents = 0
-        self.no_agent = False
+        self.no_agent = self.no_display = False
+        self.display_port = 0
+        self.display_requests: list[X11Request] = []
+        self.offered: list[tuple[socket.socket, str, bytes]] = []
+        self.closed_displays: list[int] = []
         self.session = Session(
             accepted,
             self.privileges,
             self.driver,  # type: ignore[arg-type]
             ("LANG", "LC_*"),
             self._forward_agent,
+            self._forward_x11,
             self._end,
         )
         accepted.handler = self.session
@@ -148,6 +159,21 @@ class SessionTest:
         if self.no_agent:
             raise Refused("no")
         self.agents += 1
+
+    def _forward_x11(self, request: X11Request) -> X11Display:
+        if self.no_display:
+            raise Refused("no")
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.display_port = sock.getsockname()[1]
+        listening = Listening(7, self.display_port, [sock])
+        self.display_requests.append(request)
+        return X11Display(
+            self.driver.loop,
+            listening,
+            request.single_connection,
+            lambda *opening: self.offered.append(opening),
+            self.closed_displays.append,
+        )
 
     def _end(self) -> None:
         self.ended += 1

@@ -152,7 +152,9 @@ def test_a_terminal_with_a_program_is_not_ours_to_give_back(make: Make) -> None:
     assert [event[0] for event in it.privileges.asked] == ["open_pty", "spawn"]
 
 
-@pytest.mark.parametrize("name", ["auth-agent-req", "x11-req", "__init__", "", "_exec", "request"])
+@pytest.mark.parametrize(
+    "name", ["auth-agent-req", "x11-req@example.org", "__init__", "", "_exec", "request"]
+)
 def test_an_unknown_request_fails(make: Make, name: str) -> None:
     assert not make().request(name, b"whatever")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import MalformedMessage
-from appliance.x11.filter import EARLY_LIMIT, HELD_LIMIT, Filter
+from appliance.x11.filter import EARLY_LIMIT, HELD_LIMIT, WORDS_LIMIT, Filter
 from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST
 from tests.unit.x11.server import BAD, NO_OPERATION, OTHERS, OWN, ROOT, Talk, set_up_reply
 
@@ -101,8 +101,29 @@ def test_a_big_request_may_not_be_shorter_than_its_head(order: str) -> None:
 def test_the_longest_big_request_holds_no_memory() -> None:
     talk = Talk()
     talk.send(talk.request(talk.extension(b"BIG-REQUESTS"), 0))
-    talk.send(struct.pack("<BBHI", 127, 0, 0, 0xFFFFFFFF) + bytes(100))
+    talk.send(struct.pack("<BBHI", 127, 0, 0, WORDS_LIMIT) + bytes(100))
     assert len(talk.filter._part) == 0
+
+
+@pytest.mark.parametrize("words", [WORDS_LIMIT + 1, 0x40000001, 0xFFFFFFFF])
+def test_a_length_that_servers_have_taken_for_a_smaller_one_ends_the_connection(words: int) -> None:
+    """CVE-2014-8092: what a server took for the next request would pass the filter unseen."""
+    talk = Talk()
+    talk.send(talk.request(talk.extension(b"BIG-REQUESTS"), 0))
+    with pytest.raises(MalformedMessage):
+        talk.send(struct.pack("<BBHI", 127, 0, 0, words))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(("minor", "words"), [(1, ()), (0, (0,))])
+def test_big_requests_that_the_server_does_not_enable_are_none(
+    trusted: bool, minor: int, words: tuple[int, ...]
+) -> None:
+    """Otherwise the rest of one would be requests to the server that the filter passes over."""
+    talk = Talk(trusted=trusted)
+    talk.send(talk.request(talk.extension(b"BIG-REQUESTS"), minor, *words))
+    with pytest.raises(MalformedMessage):
+        talk.send(struct.pack("<BBHI", 127, 0, 0, 100))
 
 
 def test_sequence_numbers_pass_65536() -> None:
@@ -190,6 +211,16 @@ def test_no_opcode_is_left_to_chance() -> None:
     assert talk.send(data) == refused(data)
 
 
+def test_a_trusted_program_uses_no_extension_that_it_was_not_told_of() -> None:
+    """It could guess the opcode of MIT-SHM, and attach shared memory of this machine."""
+    talk = Talk(trusted=True)
+    talk.extension(b"RENDER")
+    for opcode in range(128, 256):
+        data = talk.request(opcode, 1, OWN, 1, 0)
+        is_known = opcode == talk.majors[b"RENDER"]
+        assert talk.send(data) == (data if is_known else refused(data))
+
+
 # -- extensions --------------------------------------------------------------------------
 
 
@@ -239,6 +270,7 @@ def test_a_window_has_a_background_so_that_it_shows_nothing_of_others(order: str
     ):  # fmt: skip
         assert talk.send(same) == same
     assert talk.filter.inserted == 4
+    talk.send(talk.request(4, 0, OWN) + create(talk, 0x800, 5, kind=2), 2)
     inside = create(talk, 0x800, 5, kind=0, parent=OWN)  # of a window that is for input only
     assert talk.send(inside) == inside
     attributes = talk.request(2, 0, OWN + 1, 1, 0)
@@ -282,6 +314,21 @@ def test_raw_events_of_xinput_are_for_nobody(order: str) -> None:
     assert talk.send(long[:100]) + talk.send(long[100:], 0) == select(OTHERS, *[harmless] * 20)
     wrong = struct.pack(order + "BBHIHxxHH", major, 46, 4, ROOT, 1, 1, 9)
     assert talk.send(wrong) == refused(wrong)
+
+
+@ORDERS
+def test_events_of_xkb_that_name_keys_are_for_nobody(order: str) -> None:
+    talk = Talk(order)
+    major = talk.extension(b"XKEYBOARD")
+
+    def select(which: int, clear: int, select: int) -> bytes:
+        fields = struct.pack(order + "HHHHHH", 0x100, which, clear, select, 0xFF, 0xFF)
+        return struct.pack(order + "BBH", major, 1, 4) + fields
+
+    assert talk.send(select(0x007, 0, 0x007)) == select(0x007, 0, 0x007)
+    assert talk.send(select(0xFFF, 0, 0xFFF)) == select(0xFFF, 0x600, 0x9FF)
+    assert talk.send(select(0x604, 0x600, 0)) == select(0x604, 0x600, 0)
+    assert talk.send(select(0x400, 0, 0)) == refused(select(0x400, 0, 0))
 
 
 # -- properties --------------------------------------------------------------------------
@@ -399,16 +446,6 @@ def test_events_are_sent_about_a_programs_own_windows(order: str) -> None:
 # -- pictures ----------------------------------------------------------------------------
 
 
-def test_only_a_pixmap_can_be_looked_at() -> None:
-    talk = Talk()
-    look = talk.request(73, 2, OWN, 0, 0, 0)
-    assert talk.send(look) == refused(look)  # a window: what lies above it would be seen
-    talk.send(talk.request(53, 24, OWN, ROOT, 9))
-    assert talk.send(look) == look
-    talk.send(talk.request(54, 0, OWN))
-    assert talk.send(look) == refused(look)
-
-
 def test_no_window_and_nothing_of_others_is_a_source_of_pictures() -> None:
     talk = Talk()
     render = talk.extension(b"RENDER")
@@ -425,6 +462,22 @@ def test_no_window_and_nothing_of_others_is_a_source_of_pictures() -> None:
     talk.send(talk.request(render, 4, of_window, OWN, 1, 0))
     again = talk.request(render, 8, 3, of_window, 0, of_pixmap, 0, 0, 0, 0)
     assert talk.send(again) == again
+
+
+def test_a_creation_that_fails_makes_no_window_a_pixmap_or_one_for_input_only() -> None:
+    """The server refuses a number that is taken, and the filter must not believe it."""
+    talk = Talk()
+    render = talk.extension(b"RENDER")
+    talk.send(create(talk, 2, 0))
+    talk.send(talk.request(53, 24, OWN, ROOT, 9))
+    talk.send(talk.request(render, 4, OWN + 1, OWN, 1, 0))
+    peek = talk.request(render, 8, 3, OWN + 1, 0, OWN + 1, 0, 0, 0, 0)
+    assert talk.send(peek) == refused(peek)
+    talk.send(create(talk, 0, kind=2))
+    assert talk.send(talk.request(2, 0, OWN, 1, 0)) == talk.request(2, 0, OWN, 2, 0)
+    talk.send(talk.request(4, 0, OWN) + talk.request(53, 24, OWN, ROOT, 9), 2)
+    talk.send(talk.request(render, 7, OWN + 1) + talk.request(render, 4, OWN + 1, OWN, 1, 0), 2)
+    assert talk.send(peek) == peek
 
 
 @pytest.mark.parametrize(("bit", "before"), [(10, 2), (11, 0), (19, 3)])

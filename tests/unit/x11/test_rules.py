@@ -33,8 +33,6 @@ def test_a_program_may_do_what_its_row_says_with_its_own_resources(
 ) -> None:
     talk = Talk(order, clipboard="both")
     fields = dict.fromkeys(row.own, OWN)
-    if row.special == "get_image":
-        talk.send(talk.request(53, 24, OWN, ROOT, 1))
     if row.special in ("change_property", "get_property", "send_event", "xi_select_events"):
         fields[4] = OWN
     if row.special in ("set_selection_owner", "convert_selection"):
