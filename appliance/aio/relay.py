@@ -167,6 +167,11 @@ class Sink:
                 self._drained()
         self._flush()
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes are not written yet."""
+        return len(self._waiting)
+
     def when_drained(self, drained: Callable[[], None]) -> None:
         """Calls ``drained`` once everything is written: now, or later."""
         if self._waiting:

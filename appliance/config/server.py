@@ -28,6 +28,7 @@ PermitTunnel = Literal["no", "point-to-point", "ethernet", "yes"]
 Forwarding = Literal["yes", "no", "local", "remote"]
 GatewayPorts = Literal["no", "yes", "clientspecified"]
 Sandbox = Literal["wanted", "required"]
+X11Relay = Literal["auto", "on", "off"]
 Profile = Literal["default", "hardened"]
 SftpLog = Literal["quiet", "error", "info", "verbose", "debug"]
 
@@ -103,6 +104,7 @@ class ConnectionConfig:
     x11_forwarding: bool | None = None  # None is the profile's: true, but false if it is hardened
     x11_use_localhost: bool = True
     x11_display_offset: int = 10
+    x11_relay: X11Relay = "auto"  # hides round trips; "auto": where they take over 10 ms
     gateway_ports: GatewayPorts = "no"
     permit_open: tuple[str, ...] = ()  # host:port of -L and -D, '*' for any; () is all
     permit_listen: tuple[str, ...] = ()  # host:port of -R

@@ -3,10 +3,11 @@
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from ..aio.connecting import Attempt
 from ..aio.loop import Loop
-from ..config.server import ServerConfig
+from ..config.server import ServerConfig, X11Relay
 from ..services.base import Listening, Process, Refused
 from ..ssh.auth_server import Offer, Outcome
 from ..wire.codec import Message, Reader
@@ -116,6 +117,7 @@ class MonitorClient:
             client_alive_interval=reply.client_alive_interval,
             client_alive_count_max=reply.client_alive_count_max,
             idle_timeout=reply.idle_timeout,
+            x11_relay=cast(X11Relay, reply.x11_relay),
         )
 
     def report_totals(self, received: int, sent: int) -> None:

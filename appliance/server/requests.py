@@ -227,6 +227,7 @@ class SettingsReply(Record):
     client_alive_interval: UInt32
     client_alive_count_max: UInt32
     idle_timeout: UInt32
+    x11_relay: Text
 
 
 class When(Flag):

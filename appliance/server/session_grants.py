@@ -109,6 +109,7 @@ class SessionGrants:
             config.client_alive_interval,
             config.client_alive_count_max,
             config.idle_timeout,
+            config.x11_relay,
         )
         return reply.encode(), []
 

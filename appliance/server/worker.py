@@ -105,6 +105,7 @@ class Worker(ConnectionHandler):
             merging.begin()
         self.connection.global_request(HOSTKEYS, write_strings(self._all_host_keys))
         self._config = self._monitor.settings(self._config)
+        self._forwards.x11_relay = self._config.x11_relay
         loop = self.driver.loop
         self._monitor.watch(loop, lambda: loop.call_soon(self._ask_client))
         if self._config.client_alive_interval:

@@ -109,6 +109,19 @@ class SocketSplice(Splice):
         self._ended(self)
 
 
+class Offered(SocketSplice):
+    """A connection that the server accepted and offers to the client."""
+
+    def __init__(self, sock: socket.socket, driver: Driver, offered: set[ChannelHandler]) -> None:
+        super().__init__(sock, driver, offered.discard)
+        self._offered = offered
+        offered.add(self)
+
+    def opened(self, type_data: bytes) -> None:
+        self._offered.discard(self)
+        super().opened(type_data)
+
+
 class Arriving(ChannelHandler):
     """A channel that the peer opens, while we connect to its destination.
 

@@ -23,6 +23,7 @@ from ..wire.forward import (
     FORWARDED_TCPIP,
     STREAMLOCAL_FORWARD,
     TCPIP_FORWARD,
+    X11,
     BoundPort,
     DirectStreamlocal,
     DirectTcpip,
@@ -30,11 +31,13 @@ from ..wire.forward import (
     ForwardedTcpip,
     StreamlocalForward,
     TcpipForward,
+    X11Open,
 )
 from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, CONNECT_FAILED
 from ..wire.session import X11Request
 from .base import ForwardPrivileges, Listening, Refused
-from .forward import Arriving, SocketSplice, originator
+from .forward import Arriving, Offered, originator
+from .x11_relay import X11Program, X11Relays
 from .x11_server import X11Display
 
 _log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class ForwardServer:
         self._agent: ListeningSocket | None = None
         self._agent_refusal: Refused | None = None  # kept: listen_agent is called only once
         self._offered: set[ChannelHandler] = set()  # channels that the client has not answered
+        self.x11_relay = "auto"  # whether the round trips of X11 programs are hidden
 
     # -- the client asks us to connect -------------------------------------------------
 
@@ -147,19 +151,33 @@ class ForwardServer:
     def forward_x11(self, request: X11Request) -> X11Display:
         """Makes a display for a session; raises Refused."""
         listening = self._privileges.listen_x11(request)
-        return X11Display(
-            self._driver.loop,
-            listening,
-            request.single_connection,
-            self._accepted,
-            self._privileges.close_x11,
-        )
+        relays = X11Relays(self._driver, request, self.x11_relay)
 
-    def _accepted(self, sock: socket.socket, channel_type: str, opening: bytes) -> None:
+        def program(
+            sock: socket.socket, driver: Driver, offered: set[ChannelHandler]
+        ) -> X11Program:
+            return X11Program(sock, driver, offered, relays)
+
+        def accepted(sock: socket.socket) -> None:
+            self._accepted(sock, X11, X11Open(*originator(sock)).encode(), program)
+
+        def over(number: int) -> None:
+            self._privileges.close_x11(number)
+            relays.session_over()
+
+        return X11Display(self._driver.loop, listening, request.single_connection, accepted, over)
+
+    def _accepted(
+        self,
+        sock: socket.socket,
+        channel_type: str,
+        opening: bytes,
+        splice_of: Callable[[socket.socket, Driver, set[ChannelHandler]], Offered] = Offered,
+    ) -> None:
         if len(self._offered) >= OFFERED_LIMIT:
             sock.close()
             return
-        splice = _Offered(sock, self._driver, self._offered)
+        splice = splice_of(sock, self._driver, self._offered)
         splice.join(self._driver.connection.open_channel(channel_type, opening, splice))
         self._driver.flush()
 
@@ -177,19 +195,6 @@ class ForwardServer:
         listener.close()
         self._privileges.stop_listening(number)
         return b""
-
-
-class _Offered(SocketSplice):
-    """A connection that the server accepted and offers to the client."""
-
-    def __init__(self, sock: socket.socket, driver: Driver, offered: set[ChannelHandler]) -> None:
-        super().__init__(sock, driver, offered.discard)
-        self._offered = offered
-        offered.add(self)
-
-    def opened(self, type_data: bytes) -> None:
-        self._offered.discard(self)
-        super().opened(type_data)
 
 
 def _forgotten(handler: ChannelHandler) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from ..aio.listening import ListeningSocket
 from ..aio.loop import Loop
-from ..wire.forward import X11, X11Open
 from .base import Listening
-from .forward import originator
 
 
 class X11Display:
@@ -22,10 +20,10 @@ class X11Display:
         loop: Loop,
         listening: Listening,
         single_connection: bool,
-        offer: Callable[[socket.socket, str, bytes], None],
+        offer: Callable[[socket.socket], None],
         stop: Callable[[int], None],
     ) -> None:
-        """``offer`` takes a connection, and the type and data of its channel's opening.
+        """``offer`` takes a program's connection.
 
         ``stop`` is called with the display's number when the session is over.
         """
@@ -39,7 +37,7 @@ class X11Display:
     def _accepted(self, sock: socket.socket) -> None:
         if self._single_connection:
             self._refuse_others()
-        self._offer(sock, X11, X11Open(*originator(sock)).encode())
+        self._offer(sock)
 
     def _refuse_others(self) -> None:
         """Ends the listening for the privileged side's copies of the sockets, too.

@@ -332,6 +332,8 @@ class Relay:
             if is_last:
                 self._series.clear()
                 self._turns.popleft()
+            else:
+                return ready + answer
         self._told = max(self._told, sequence)
         return ready + _numbered(answer, self._told) + self._saw(sequence)
 
@@ -346,13 +348,19 @@ class Relay:
         """Takes note that the server is done with a request; returns answers whose turn it is."""
         self._seen = max(self._seen, sequence)
         ready = b""
+        while self._expected and self._expected[0].sequence <= self._seen:
+            self._mistaken += 1  # the server has nothing to say to it
+            self._knowledge.forget(self._expected.popleft().key)
         while self._turns:
             turn = self._turns[0]
-            if not turn.answer or turn.barrier > self._seen:
+            if turn.answer:
+                if turn.barrier > self._seen:
+                    break
+                ready += turn.answer
+                self._told = turn.sequence
+            elif turn.sequence > self._seen:
                 break
-            ready += turn.answer
-            self._told = turn.sequence
-            self._turns.popleft()
+            self._turns.popleft()  # without an answer: the server has none either
         return ready
 
     def _widened(self, low: int) -> int:

@@ -45,7 +45,7 @@ def test_a_worker_learns_once_what_holds_for_its_user(office: Make) -> None:
     changes |= {"client_alive_count_max": 4, "idle_timeout": 9}
     it = office(match=for_me(**changes)).log_in()
     reply = SettingsReply.decode(it.ask(LearnSettings()))
-    assert reply == SettingsReply((b"A", b"B*"), 2, 7, 4, 9)
+    assert reply == SettingsReply((b"A", b"B*"), 2, 7, 4, 9, "auto")
     assert it.ends(LearnSettings())
 
 

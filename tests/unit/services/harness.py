@@ -141,7 +141,7 @@ class SessionTest:
         self.no_agent = self.no_display = False
         self.display_port = 0
         self.display_requests: list[X11Request] = []
-        self.offered: list[tuple[socket.socket, str, bytes]] = []
+        self.offered: list[socket.socket] = []
         self.closed_displays: list[int] = []
         self.session = Session(
             accepted,
@@ -171,7 +171,7 @@ class SessionTest:
             self.driver.loop,
             listening,
             request.single_connection,
-            lambda *opening: self.offered.append(opening),
+            self.offered.append,
             self.closed_displays.append,
         )
 
