@@ -278,7 +278,10 @@ class X11Program(Offered):
     def _release(self) -> None:
         super()._release()
         if self._relay is not None:
-            _log.debug("X11: %s", self._relay.counts)
+            _log.debug(
+                "X11: a program ended: %d requests, %d round trips hidden, %d left, %d mistaken",
+                *self._relay.counts,
+            )
         if not self._is_released:
             self._is_released = True
             self._relays.ended()

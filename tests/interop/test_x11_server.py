@@ -66,7 +66,7 @@ def serve_ours(
         config.write_text(f"x11_display_offset = {first}\n{settings}")
         kinds = ("ssh-ed25519", "ecdsa-sha2-nistp256")
         account.authorize([f"{options} {user_keys.public(kind)}" for kind in kinds])
-        server = ServerSettings([host_keys.key()], options=("--config", str(config)))
+        server = ServerSettings([host_keys.key()], options=("-v", "--config", str(config)))
         running.append(start(SERVERS[OURS], server, tmp_path / f"ours-{len(running)}"))
         return running[-1]
 
@@ -187,24 +187,44 @@ def test_programs_show_themselves_by_paramiko(
 WINDOWS = [
     ("xlogo", "xlogo -geometry 200x200+10+10"),
     ("there", "xterm -title there -fn fixed -e 'seq 1 20; exec sleep 60'"),
+    ("asked", "zenity --info --title=asked --text=Well?"),
 ]
 
 
+@pytest.mark.parametrize("relay", ["off", "on"])
 @pytest.mark.parametrize(("title", "command"), WINDOWS)
 def test_a_window_looks_as_it_does_when_the_program_runs_here(
-    serve_ours: Serve, login: Login, here: Screen, tmp_path: Path, title: str, command: str
+    serve_ours: Serve,
+    login: Login,
+    here: Screen,
+    tmp_path: Path,
+    title: str,
+    command: str,
+    relay: str,
 ) -> None:
+    """With the round trips hidden as well, of which each program has a few dozen."""
     local, far = tmp_path / "local.png", tmp_path / "far.png"
     with here.program("sh", "-c", f"exec {command}"):
         here.picture(here.window(title), local)
     assert wait_until(lambda: title not in here.run("xwininfo", "-root", "-tree").stdout.decode())
-    call = CLIENTS["openssh"].invocation(serve_ours(), login, f"exec {command}", options=("-Y",))
+    server = serve_ours(settings=f'x11_relay = "{relay}"\n')
+    call = CLIENTS["openssh"].invocation(server, login, f"exec {command}", options=("-Y",))
     env = call.env | {name: here.env[name] for name in ("DISPLAY", "XAUTHORITY")}
     client = subprocess.Popen(call.argv, env=env, stdin=subprocess.DEVNULL)
     try:
         here.picture(here.window(title), far)
     finally:
         end(client)
+
+    def counts() -> list[tuple[int, ...]]:
+        found = re.findall(r"(\d+) round trips hidden, (\d+) left, (\d+) mistaken", server.log)
+        return [tuple(map(int, each)) for each in found]
+
+    if relay == "on":
+        assert wait_until(lambda: any(hidden > 3 * left for hidden, left, _ in counts()), 5)
+        assert not any(mistaken for *_, mistaken in counts())
+    else:
+        assert not counts()
     done = here.run("compare", "-metric", "AE", str(local), str(far), "null:")
     assert (done.returncode, done.stderr) == (0, b"0")
     colours = here.run("identify", "-format", "%k", str(far)).stdout
