@@ -66,7 +66,7 @@ def serve_ours(
         config.write_text(f"x11_display_offset = {first}\n{settings}")
         kinds = ("ssh-ed25519", "ecdsa-sha2-nistp256")
         account.authorize([f"{options} {user_keys.public(kind)}" for kind in kinds])
-        server = ServerSettings([host_keys.key()], options=("-v", "--config", str(config)))
+        server = ServerSettings([host_keys.key()], options=("--config", str(config), "-v"))
         running.append(start(SERVERS[OURS], server, tmp_path / f"ours-{len(running)}"))
         return running[-1]
 
