@@ -29,6 +29,7 @@ from tests.bench.contest import (
 from tests.bench.files import FILE_WORKS
 from tests.bench.mounts import MOUNT_WORKS
 from tests.bench.processes import family, proportional_set_size
+from tests.bench.x11 import X11_WORKS
 from tests.netns import CommandFailed, wait_until
 from tests.peers import CLIENTS, Algorithms, Invocation, Server, end, environment
 
@@ -417,4 +418,5 @@ WORKS = (
     ),
     *FILE_WORKS,
     *MOUNT_WORKS,
+    *X11_WORKS,
 )
