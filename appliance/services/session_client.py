@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
     escape: bytes  # the escape character, or b"" for none
     agent: bool  # whether the program may use our agent
     x11: str = "no"  # whether it may use our display: no, untrusted, trusted
-    x11_is_asked: bool = False  # by the user, who is told of a failure
+    x11_refused: str = "ignore"  # what a session without X11 does: ignore, warn, fail
 
 
 class Streams(NamedTuple):
@@ -110,6 +110,9 @@ class SessionClient(ChannelHandler):
 
     def opened(self, type_data: bytes) -> None:
         wanted, channel = self._wanted, self._channel
+        if self._x11 is None and wanted.x11_refused == "fail":
+            channel.close()
+            return
         if wanted.terminal is not None:
             channel.request("pty-req", wanted.terminal.encode(), self._pty_answered)
         if self._x11 is not None:
@@ -135,10 +138,17 @@ class SessionClient(ChannelHandler):
         assert self._x11 is not None
         if success:
             self._x11.granted()
-        elif self._wanted.x11_is_asked:
+        elif self._wanted.x11_refused == "warn":
             self._say("X11 forwarding request failed on channel 0")
+        elif self._wanted.x11_refused == "fail":
+            self._say("the server refuses X11 forwarding; culvert x11 --check says why")
+            self._channel.handler = ChannelHandler()  # the command has been started already
+            self._channel.close()
+            self.closed()
 
     def _started(self, success: bool) -> None:
+        if self._finished:
+            return
         if not success:
             self._say(f"{self._wanted.kind} request failed on channel 0")
             self._channel.close()
