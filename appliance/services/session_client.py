@@ -117,6 +117,11 @@ class SessionClient(ChannelHandler):
             channel.request("pty-req", wanted.terminal.encode(), self._pty_answered)
         if self._x11 is not None:
             channel.request(X11_REQUEST, self._x11.request, self._x11_answered)
+        if wanted.x11_refused != "fail":  # else after the answer, as a refused session runs nothing
+            self._request_program()
+
+    def _request_program(self) -> None:
+        wanted, channel = self._wanted, self._channel
         if wanted.agent:
             channel.request(AUTH_AGENT_REQUEST)
         for name, value in wanted.environment:
@@ -138,17 +143,15 @@ class SessionClient(ChannelHandler):
         assert self._x11 is not None
         if success:
             self._x11.granted()
+            if self._wanted.x11_refused == "fail":
+                self._request_program()
         elif self._wanted.x11_refused == "warn":
             self._say("X11 forwarding request failed on channel 0")
         elif self._wanted.x11_refused == "fail":
             self._say("the server refuses X11 forwarding; culvert x11 --check says why")
-            self._channel.handler = ChannelHandler()  # the command has been started already
             self._channel.close()
-            self.closed()
 
     def _started(self, success: bool) -> None:
-        if self._finished:
-            return
         if not success:
             self._say(f"{self._wanted.kind} request failed on channel 0")
             self._channel.close()
