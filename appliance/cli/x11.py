@@ -98,9 +98,8 @@ def _line(options: Options, hosts: list[str], command: list[str]) -> CommandLine
     if jumps:
         given.append(("J", ",".join(jumps)))
     user, host, port = host_names.destination(last)
-    destination = f"{user}@" * bool(user) + host
-    if port:
-        destination = f"ssh://{user}@" * bool(user) + f"[{host}]:{port}"
+    at = f"{user}@" if user else ""
+    destination = f"ssh://{at}[{host}]:{port}" if port else f"{at}{host}"
     return CommandLine(_NAME, Options(given, []), destination, command)
 
 

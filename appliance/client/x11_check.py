@@ -243,14 +243,11 @@ def _check_last(
 def _check_session(session: "_Session", there: "_LoggedIn", report: _Report) -> None:
     there.run(session.answered())
     if not session.is_granted:
-        mend = there.by_software(_X11)
-        if there.software == "OpenSSH" and session.shell is not None and not session.shell.xauth:
-            mend = "install xauth there, which OpenSSH's server needs; Culvert's does not"
-        raise Trouble(
-            "it refuses X11 forwarding",
-            f"{mend}; no restrict or no-X11-forwarding in the key's line of authorized_keys "
-            "(restrict,x11-forwarding is fine)",
+        mend = (
+            f"{there.by_software(_X11)}; no restrict or no-X11-forwarding in the key's line of "
+            "authorized_keys (restrict,x11-forwarding is fine)"
         )
+        raise Trouble("it refuses X11 forwarding", session.without_xauth or mend)
     shell = session.shell
     if shell is None:
         raise Trouble(
@@ -266,7 +263,8 @@ def _check_session(session: "_Session", there: "_LoggedIn", report: _Report) -> 
     if not session.has_cookie:
         raise Trouble(
             f"the cookie of {shell.display} is not in {shell.authority}",
-            "see that this file and its folder can be written, the disk is not full, no lock "
+            session.without_xauth
+            or "see that this file and its folder can be written, the disk is not full, no lock "
             f"{shell.authority}-c is left, and ~/.ssh/rc, if there is one, stores the cookie",
         )
     report.fine(f"the cookie of this display is in {shell.authority}")
@@ -373,6 +371,7 @@ class _Session(ChannelHandler):
     """A session there that asks for X11, and whose shell tells what programs find."""
 
     def __init__(self, there: _LoggedIn, right: X11Session) -> None:
+        self._software = there.software
         self._right = right
         self.is_granted = False
         self.shell: _Shell | None = None
@@ -395,6 +394,13 @@ class _Session(ChannelHandler):
         except MalformedMessage:
             return False
         return any(each.data == self.cookie and each.number == number for each in entries)
+
+    @property
+    def without_xauth(self) -> str:
+        """How to mend that a program is missing which the server needs; '' if none is."""
+        if self._software != "OpenSSH" or self.shell is None or self.shell.xauth:
+            return ""
+        return "install xauth there, which OpenSSH's server needs; Culvert's does not"
 
     async def answered(self) -> None:
         """Waits until the shell has said everything, or is gone."""

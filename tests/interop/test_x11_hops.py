@@ -24,6 +24,7 @@ from tests.peers import (
     Account,
     Keyring,
     Missing,
+    OpenSshServer,
     Server,
     ServerKind,
     ServerSettings,
@@ -123,6 +124,7 @@ def hops(
             ServerSettings([host_keys.key()], options=("-oX11Forwarding=yes",)),
         ),
     }
+    servers["dropbear"] = serve(SERVERS["dropbear"], ServerSettings([host_keys.key()]))
     folder = account.home / "hops"
     folder.mkdir()
     config = folder / "config"
@@ -160,20 +162,38 @@ def write_config(
         os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
+class WithoutXauth(OpenSshServer):
+    """sshd of OpenSSH, for which there is no program behind the name of xauth."""
+
+    name = "openssh-without-xauth"
+
+    def command(self, settings: ServerSettings, port: int, folder: Path) -> list[str]:
+        nothing = folder / "nothing"
+        nothing.touch()
+        mount = f"mount --bind {nothing} {find_program('xauth')}"
+        server = shlex.join(super().command(settings, port, folder))
+        return [find_program("unshare"), "-m", "sh", "-c", f"{mount} && exec {server}"]
+
+
 def add_refusing(
     config: Path,
     serve: Callable[[ServerKind, ServerSettings], Server],
     host_keys: Keyring,
     folder: Path,
 ) -> None:
-    """Add servers that forward nothing as the hosts no-culvert and no-openssh."""
+    """Add the hosts no-culvert and no-openssh, which forward nothing, and no-xauth."""
     toml = folder / "sshd.toml"
     toml.write_text("disable_forwarding = true\n")
     options = {OURS: ("--config", str(toml)), "openssh": ("-oDisableForwarding=yes",)}
+    servers = {
+        kind: serve(SERVERS[kind], ServerSettings([host_keys.key()], options=words))
+        for kind, words in options.items()
+    }
+    forwarding = ServerSettings([host_keys.key()], options=("-oX11Forwarding=yes",))
+    servers["xauth"] = serve(WithoutXauth(), forwarding)
     text = config.read_text()
-    for kind, words in options.items():
-        port = serve(SERVERS[kind], ServerSettings([host_keys.key()], options=words)).port
-        text = f"Host no-{kind}\n HostName 127.0.0.1\n Port {port}\n{text}"
+    for kind, server in servers.items():
+        text = f"Host no-{kind}\n HostName 127.0.0.1\n Port {server.port}\n{text}"
     config.write_text(text)
 
 
@@ -222,7 +242,10 @@ def untrusted(
 
 
 PAIRS = [*itertools.product(KINDS, repeat=2)]
-WAYS = [way for count in (1, 2, 3) for way in itertools.product(KINDS, repeat=count)]
+WAYS = [
+    *(way for count in (1, 2, 3) for way in itertools.product(KINDS, repeat=count)),
+    ("dropbear", OURS),  # Debian's forwards no X11, but TCP
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
@@ -322,6 +345,14 @@ def test_a_check_says_that_a_cookie_is_not_there(hops: Hops, account: Account) -
     *_, refused, mend = done.stdout.splitlines()
     assert refused.startswith(f"FAIL  {OURS}-a: the cookie of localhost:")
     assert "~/.ssh/rc" in mend
+
+
+def test_a_check_says_that_xauth_is_missing(hops: Hops) -> None:
+    done = hops.x11("--check", "openssh-a", "no-xauth")
+    assert done.returncode == 1
+    *_, refused, mend = done.stdout.splitlines()
+    assert refused.startswith("FAIL  no-xauth: ")
+    assert "install xauth there" in mend
 
 
 def test_a_check_says_that_no_shell_answers(hops: Hops, account: Account) -> None:

@@ -38,6 +38,27 @@ def test_the_first_hosts_are_jump_hosts_and_the_last_one_runs_the_command(
     assert settings.x11_refused == "fail"
 
 
+@pytest.mark.parametrize(
+    ("word", "user", "host", "port"),
+    [
+        ("u@h:1", "u", "h", 1),
+        ("h:1", None, "h", 1),
+        ("u@h", "u", "h", 22),
+        ("[::1]:1", None, "::1", 1),
+        ("u@[::1]", "u", "::1", 22),
+        ("::1", None, "::1", 22),
+        ("ssh://u@h:1", "u", "h", 1),
+    ],
+)
+def test_the_last_host_is_written_as_jump_hosts_are(
+    word: str, user: str | None, host: str, port: int, called: list[tuple[HostOptions, str]]
+) -> None:
+    assert call("-p", "22", "a", word, "--") == 7
+    settings = called[0][0]
+    assert (settings.host_name, settings.port) == (host, port)
+    assert user in (None, settings.user)
+
+
 def test_one_host_needs_no_command_and_has_no_jump_host(
     called: list[tuple[HostOptions, str]],
 ) -> None:
