@@ -367,6 +367,16 @@ class _Shell(NamedTuple):
     content: bytes  # of this file
 
 
+def _said(output: bytes) -> _Shell | None:
+    """Returns what the shell has said by now, None if that is not everything."""
+    _, begin, text = output.partition(_BEGIN)
+    parts = text.removesuffix(_END).split(b"\n", 3)
+    if not (begin and text.endswith(_END) and len(parts) == 4):
+        return None
+    shown, xauth, authority = (part.decode(errors="replace") for part in parts[:3])
+    return _Shell(shown, xauth, authority, parts[3])
+
+
 class _Session(ChannelHandler):
     """A session there that asks for X11, and whose shell tells what programs find."""
 
@@ -419,19 +429,13 @@ class _Session(ChannelHandler):
     def data(self, view: memoryview) -> None:
         self._output += view
         self._channel.consume(len(view))
-        _, begin, text = bytes(self._output).partition(_BEGIN)
         if len(self._output) > _LIMIT:
             self._channel.close()
             self.closed()
-        elif begin and text.endswith(_END) and not self._answered.done:
-            shown, xauth, authority, content = text.removesuffix(_END).split(b"\n", 3)
-            self.shell = _Shell(
-                shown.decode(errors="replace"),
-                xauth.decode(errors="replace"),
-                authority.decode(errors="replace"),
-                content,
-            )
-            self._answered.resolve(None)
+        elif not self._answered.done:
+            self.shell = _said(bytes(self._output))
+            if self.shell is not None:
+                self._answered.resolve(None)
 
     def extended_data(self, code: int, view: memoryview) -> None:
         self._channel.consume(len(view))

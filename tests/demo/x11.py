@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.demo.stage import expect, say
 from tests.displays import Screen, running, screen
-from tests.netns import Namespace, connect
+from tests.netns import Namespace, connect, wait_until
 from tests.peers import (
     CULVERT,
     SERVERS,
@@ -153,6 +153,8 @@ def show(
     began = time.monotonic()
     command = shlex.join(["exec", *terminal])
     with running(machines.desk.command([*client, "first", "second", "--", command]), env):
+        shown = wait_until(lambda: display.is_shown(title), 20)
+        expect(shown, "the terminal did not come to the display")
         window = display.window(title)
         took = time.monotonic() - began
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.client.host_options import HostOptions
 from appliance.client.ssh_config import load
-from appliance.client.x11_check import check
+from appliance.client.x11_check import _said, check
 from appliance.wire.x11 import set_up_failed
 
 SUCCESS = struct.pack("<BxHHH", 1, 11, 0, 2) + bytes(8)
@@ -104,3 +104,17 @@ def test_nothing_behind_a_host_that_cannot_be_passed_is_tried(
     monkeypatch.setenv("DISPLAY", "")
     *_, last = said([*nowhere, load("behind", [], "none")])
     assert last == "note  127.0.0.1: nothing behind it was tried"
+
+
+WHOLE = b"culvert-x11-begin\n:1\n\n/a\n\1\n\n\0\nculvert-x11-end"
+
+
+def test_a_shell_has_said_everything_at_its_last_byte() -> None:
+    for size in range(len(WHOLE)):
+        assert _said(b"motd\n" + WHOLE[:size]) is None
+    assert _said(b"motd\n" + WHOLE) == (":1", "", "/a", b"\1\n\n\0")
+
+
+@pytest.mark.parametrize("lines", range(3))
+def test_a_shell_that_leaves_lines_out_has_said_nothing(lines: int) -> None:
+    assert _said(b"culvert-x11-begin\n" + b"x\n" * lines + b"\nculvert-x11-end") is None
