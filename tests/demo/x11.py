@@ -124,13 +124,14 @@ def demonstrate(server_kind: str, picture: Path) -> None:
         expect(machines.desk.ping(FIRST), "the desk does not reach the first server")
         expect(not machines.desk.ping(SECOND, seconds=0.3), "the desk reaches the second server")
         say("the way", "the desk reaches the first server only, and that one the second")
-        with servers(machines, folder, server_kind) as (first, _):
+        with servers(machines, folder, server_kind) as (first, second):
             env = environment(display.folder) | display.variables
             client = [*CULVERT, "x11", "-F", str(folder / "config")]
             check(machines, client, env)
             show(machines, client, env, display, picture)
             if server_kind == "culvert":
-                expect("x11" not in first.log, "the first server has seen X11")
+                expect("x11 localhost:" in second.log, "the second server had no display")
+                expect("x11 localhost:" not in first.log, "the first server had a display")
             say("first", "passes on what it cannot read; it has no display, no cookie and no xauth")
         expect(not machines.processes(), "something still runs on a machine")
     say("taken down", "no process, display, namespace or file is left")
