@@ -14,8 +14,8 @@ PY := $(VENV)/bin/python
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-demo: packages-demo $(VENV)/runtime ## build a VPN between two sites on this machine and show that it works
-	@$(PY) -m tests.demo.vpn
+demo: packages-demo $(VENV)/runtime ## build a VPN on this machine, show a program two hops away, and see that it works
+	@$(PY) -m tests.demo
 
 test: packages-test check ## run every test, the real OpenSSH, Dropbear and PuTTY included
 	$(PY) -m pytest -n 2 --dist loadgroup
@@ -56,14 +56,15 @@ $(VENV)/fuzz: $(VENV)/test
 	@touch $@
 
 # Debian's packages, as COMMAND=PACKAGE or LIBRARY=PACKAGE.
-DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3
+DEMO_TOOLS := ip=iproute2 ping=iputils-ping iperf3=iperf3 \
+	Xvfb=xvfb xauth=xauth xterm=xterm xwininfo=x11-utils import=imagemagick
 TEST_TOOLS := $(DEMO_TOOLS) ssh=openssh-client sshd=openssh-server dropbear=dropbear-bin plink=putty-tools \
 	tinyproxy=tinyproxy-bin microsocks=microsocks nft=nftables sysctl=procps curl=curl \
 	busybox=busybox systemd-analyze=systemd fail2ban-regex=fail2ban \
 	rsync=rsync git=git tmux=tmux mosh=mosh autossh=autossh ansible=ansible-core \
 	tinysshd=tinysshd rclone=rclone lftp=lftp sshfs=sshfs automount=autofs fio=fio dbus-run-session=dbus-daemon gio=libglib2.0-bin /usr/lib/gvfs/gvfsd-sftp=gvfs-backends libssh.so.4=libssh-4 \
-	Xvfb=xvfb xauth=xauth xterm=xterm xclock=x11-apps xwininfo=x11-utils xset=x11-xserver-utils xinput=xinput xclip=xclip \
-	xdotool=xdotool import=imagemagick zenity=zenity glxinfo=mesa-utils \
+	xclock=x11-apps xset=x11-xserver-utils xinput=xinput xclip=xclip \
+	xdotool=xdotool zenity=zenity glxinfo=mesa-utils \
 	/usr/share/xcb/xproto.xml=xcb-proto /usr/lib/python3/dist-packages/Xlib=python3-xlib
 # wireguard-go itself is fetched by tests/bench/wireguard.py.
 BENCH_TOOLS := $(TEST_TOOLS) wg=wireguard-tools

@@ -29,6 +29,7 @@ class Applet:
 APPLETS: dict[str, Applet] = {
     "sshd": Applet("sshd", "the server; with Dropbear's options"),
     "ssh": Applet("ssh", "the client: commands, shells and VPN tunnels; with OpenSSH's options"),
+    "x11": Applet("x11", "run a graphical program of a host, over any number of hops"),
     "scp": Applet("scp", "copy files between hosts; with OpenSSH's options"),
     "sftp": Applet("sftp", "copy and change files at a host, by commands; as OpenSSH's"),
     "sshfs": Applet("sshfs", "mount a directory of a server; with sshfs's options"),

@@ -28,10 +28,15 @@ class Screen:
         return f":{self.number}"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """What a program finds the display by."""
+        return {"DISPLAY": self.name, "XAUTHORITY": str(self.authority)}
+
+    @property
     def env(self) -> dict[str, str]:
         return {
-            "PATH": PATH, "HOME": str(self.folder), "LANG": "C.UTF-8", "DISPLAY": self.name,
-            "XAUTHORITY": str(self.authority), "NO_AT_BRIDGE": "1", "GTK_A11Y": "none",
+            "PATH": PATH, "HOME": str(self.folder), "LANG": "C.UTF-8",
+            "NO_AT_BRIDGE": "1", "GTK_A11Y": "none", **self.variables,
         }  # fmt: skip
 
     def run(self, *argv: str, timeout: float = 20) -> subprocess.CompletedProcess[bytes]:
@@ -75,6 +80,16 @@ class Screen:
             before = pixels
             time.sleep(0.25)
         raise AssertionError("the window keeps changing")
+
+    def is_shown(self, title: str) -> bool:
+        """Whether there is a window with this title."""
+        return f'"{title}"'.encode() in self.run("xwininfo", "-root", "-tree").stdout
+
+    def differing(self, one: Path, other: Path) -> int:
+        """How many pixels of two pictures differ."""
+        done = self.run("compare", "-metric", "AE", str(one), str(other), "null:")
+        assert done.returncode in (0, 1), done.stderr
+        return int(done.stderr)
 
     def stand_still(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 
 from .. import __version__
 from ..client.host_options import HostOptions
@@ -62,21 +62,28 @@ KEYWORDS: Final = {
 class CommandLine:
     """Options, destination and command of one call."""
 
-    def __init__(self, arguments: list[str], spec: tuple[Option, ...], command: str) -> None:
-        """Parses ``arguments``; ``command`` is the program's name. Raises UsageError."""
-        self._program = command
-        self.options = Options([], [])
+    def __init__(
+        self, program: str, options: Options, destination: str, command: Sequence[str]
+    ) -> None:
+        self._program = program
+        self.options = options
+        self._destination = destination
+        self.command = " ".join(command)
+
+    @classmethod
+    def parsed(cls, arguments: list[str], spec: tuple[Option, ...], program: str) -> Self:
+        """Parses the arguments of ``program``; raises UsageError."""
+        options = Options([], [])
         rest = list(arguments)
         words: list[str] = []
         while True:  # options may also stand between the host and the command
-            parsed = parse(rest, spec, command)
-            self.options.given += parsed.given
+            parsed = parse(rest, spec, program)
+            options.given += parsed.given
             rest = parsed.operands
             if words or not rest:
                 break
             words, rest = rest[:1], rest[1:]
-        self._destination = words[0] if words else ""
-        self.command = " ".join(rest)
+        return cls(program, options, words[0] if words else "", rest)
 
     @property
     def destination(self) -> str:
@@ -119,8 +126,9 @@ def main(
     call: Callable[[CommandLine], int],
 ) -> int:
     """Parses the command line and runs ``call`` with it; returns the exit status."""
-    try:
-        line = CommandLine(arguments, spec, command)
+
+    def run() -> int:
+        line = CommandLine.parsed(arguments, spec, command)
         if "help" in line.options:
             usage = f"{command} [options] [user@]host [command]"
             print(help_text(usage, "An SSH client. Settings come from ~/.ssh/config, too.", spec))
@@ -129,6 +137,14 @@ def main(
             print(f"Culvert {__version__}", file=sys.stderr)
             return 0
         return call(line)
+
+    return reported(command, run)
+
+
+def reported(command: str, run: Callable[[], int]) -> int:
+    """Runs a client and returns its exit status; an error is told in a line, and is FAILURE."""
+    try:
+        return run()
     except UsageError as error:
         print(f"{command}: {error}", file=sys.stderr)
     except CulvertError as error:

@@ -76,7 +76,7 @@ def _call(line: CommandLine) -> int:
         from .queries import answer
 
         return answer(what)
-    settings = _settings(line)
+    settings = settings_of(line)
     client_log.set_up(settings.log_level, options.value("E"))
     if "G" in options:
         print(_described(settings))
@@ -86,7 +86,7 @@ def _call(line: CommandLine) -> int:
     return client_command.run(settings, line)
 
 
-def _settings(line: CommandLine) -> HostOptions:
+def settings_of(line: CommandLine) -> HostOptions:
     """Returns the settings of the command line, then those of the files."""
     host = line.destination
     destination: list[Setting] = []
@@ -110,7 +110,8 @@ def _settings(line: CommandLine) -> HostOptions:
     settings = load(
         host, given if place is None else [*NO_SESSION, *given], line.options.value("F")
     )
-    settings.x11_is_asked = settings.forward_x11 and bool({"X", "Y"} & dict(line.options).keys())
+    if settings.forward_x11 and {"X", "Y"} & dict(line.options).keys():
+        settings.x11_refused = "warn"
     if place is not None:
         settings.stdio_forward = client_command.host_and_port("-W", place)
     return settings

@@ -144,7 +144,7 @@ class ControlClient:
                     wanted.escape,
                     wanted.agent,
                     wanted.x11,
-                    wanted.x11_is_asked,
+                    wanted.x11_refused,
                 ),
                 (0, 1, 2),
             )

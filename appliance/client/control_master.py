@@ -239,7 +239,7 @@ class _Client:
             request.escape,
             request.agent,
             request.x11,
-            request.x11_is_asked,
+            request.x11_refused,
         )
         for place in (1, 2):
             self._unblock(place)

@@ -53,7 +53,7 @@ class NewSession(Message, number=6):
     escape: String
     agent: Boolean
     x11: Text = "no"  # no, untrusted, trusted: the master allows no more than it was started with
-    x11_is_asked: Boolean = False
+    x11_refused: Text = "ignore"  # what a session without X11 does: ignore, warn, fail
 
 
 class NewStdioForward(Message, number=7):

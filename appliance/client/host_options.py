@@ -108,7 +108,7 @@ class HostOptions:
     profile: str = "default"  # default, hardened
 
     # Fields that no keyword sets
-    x11_is_asked: bool = False  # for X11 by -X or -Y: the user is told when there is none
+    x11_refused: str = "ignore"  # what a session without X11 does: ignore, warn, fail
     config_file: str | None = None  # read instead of the default files
     stdio_forward: tuple[str, int] | None = None  # host and port for standard input and output
     idle_timeout: int = 0  # seconds without traffic after which the client gives up; 0: never

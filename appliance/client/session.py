@@ -212,6 +212,8 @@ class ClientSession:
         """
         options = self._options
         if wanted.x11 == "no" or not options.forward_x11:
+            if wanted.x11_refused == "fail":
+                say("X11 is not forwarded over this connection")
             return None
         if self._x11 is None:
             from ..services.x11_client import X11Client, X11Settings
@@ -221,7 +223,7 @@ class ClientSession:
                 display, authorization = local_display()
             except NoDisplay as error:
                 _log.debug("X11 is not forwarded: %s", error)
-                if wanted.x11_is_asked:
+                if wanted.x11_refused != "ignore":
                     say(f"Warning: X11 is not forwarded: {error}")
                 return None
             settings = X11Settings(

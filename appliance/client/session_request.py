@@ -33,7 +33,7 @@ def session_request(options: HostOptions, command: str) -> Wanted:
         ("trusted" if options.forward_x11_trusted else "untrusted")
         if options.forward_x11
         else "no",
-        options.x11_is_asked,
+        options.x11_refused,
     )
 
 

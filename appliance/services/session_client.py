@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
     escape: bytes  # the escape character, or b"" for none
     agent: bool  # whether the program may use our agent
     x11: str = "no"  # whether it may use our display: no, untrusted, trusted
-    x11_is_asked: bool = False  # by the user, who is told of a failure
+    x11_refused: str = "ignore"  # what a session without X11 does: ignore, warn, fail
 
 
 class Streams(NamedTuple):
@@ -110,10 +110,18 @@ class SessionClient(ChannelHandler):
 
     def opened(self, type_data: bytes) -> None:
         wanted, channel = self._wanted, self._channel
+        if self._x11 is None and wanted.x11_refused == "fail":
+            channel.close()
+            return
         if wanted.terminal is not None:
             channel.request("pty-req", wanted.terminal.encode(), self._pty_answered)
         if self._x11 is not None:
             channel.request(X11_REQUEST, self._x11.request, self._x11_answered)
+        if wanted.x11_refused != "fail":  # else after the answer, as a refused session runs nothing
+            self._request_program()
+
+    def _request_program(self) -> None:
+        wanted, channel = self._wanted, self._channel
         if wanted.agent:
             channel.request(AUTH_AGENT_REQUEST)
         for name, value in wanted.environment:
@@ -135,8 +143,13 @@ class SessionClient(ChannelHandler):
         assert self._x11 is not None
         if success:
             self._x11.granted()
-        elif self._wanted.x11_is_asked:
+            if self._wanted.x11_refused == "fail":
+                self._request_program()
+        elif self._wanted.x11_refused == "warn":
             self._say("X11 forwarding request failed on channel 0")
+        elif self._wanted.x11_refused == "fail":
+            self._say("the server refuses X11 forwarding; culvert x11 --check says why")
+            self._channel.close()
 
     def _started(self, success: bool) -> None:
         if not success:

@@ -68,6 +68,8 @@ def xauthority_entries(data: bytes) -> list[XauthorityEntry]:
 BYTE_ORDERS: Final = {0x42: ">", 0x6C: "<"}
 PROTOCOL_MAJOR: Final = 11
 _FAILED: Final = 0
+_SUCCESS: Final = 1
+_ANSWER: Final = struct.Struct("<BBxxxxH")  # success, length of a reason, units of four bytes
 
 # Our own choices, against a client that never ends its request
 NAME_LIMIT: Final = 256  # bytes
@@ -133,3 +135,22 @@ def set_up_failed(byte_order: str, reason: str) -> bytes:
 
 def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
+
+
+def set_up_refusal(answer: Buffer) -> tuple[str, int] | None:
+    """Returns why a server turns a client away, '' if it does not, and the size of its answer.
+
+    The client has asked in the byte order '<'. None if the answer is not whole yet.
+    """
+    if len(answer) < _ANSWER.size:
+        return None
+    status, length, units = _ANSWER.unpack_from(answer)
+    size = _ANSWER.size + 4 * units
+    if len(answer) < size:
+        return None
+    if status == _SUCCESS:
+        return "", size
+    reason = bytes(answer[_ANSWER.size : size])
+    if status == _FAILED:
+        reason = reason[:length]
+    return reason.rstrip(b"\0\n").decode("latin-1") or "it gives no reason", size

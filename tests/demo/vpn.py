@@ -2,40 +2,32 @@
 
 Each site is a gateway with an inner network behind it; the gateways share an outer link that knows
 nothing of the inner networks. `culvert sshd` runs on one gateway and `culvert ssh -w` on the other.
-The demonstration then uses the tunnel from inner host to inner host, watches every frame on the
+The scene then uses the tunnel from inner host to inner host, watches every frame on the
 outer link meanwhile, and takes everything down again.
 
-It needs root, for the devices. Without, it starts itself again in a user namespace, where the
-kernel allows that. The exit status is 0 only when every line was seen to be true.
 """
 
-import argparse
 import http.client
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
+from tests.demo.stage import expect, say
 from tests.netns import CommandFailed, FrameCounter, Sites, iperf3
 from tests.peers import (
     CLIENTS,
     SERVERS,
-    Missing,
     end,
     find_program,
     private_folder,
 )
-from tests.tunnels import NoTunnel, tunnel
+from tests.tunnels import tunnel
 
 PAGE = "hello from the far site"
-IN_USER_NAMESPACE = "CULVERT_DEMO_IN_USER_NAMESPACE"
 
 PICTURE = """
   A VPN between two sites, through one SSH connection ({server} sshd, {client} ssh)
@@ -46,21 +38,6 @@ PICTURE = """
 
 
 T = TypeVar("T")
-
-
-class Failed(Exception):
-    """Something that had to be seen was not; the text is for the reader."""
-
-
-def say(step: str, what: str) -> None:
-    """Report one thing that was seen."""
-    print(f"  ok  {step:<11} {what}", flush=True)
-
-
-def expect(condition: bool, message: str) -> None:
-    """Raise Failed with `message` unless `condition` holds."""
-    if not condition:
-        raise Failed(message)
 
 
 # The steps, in the order in which they are shown
@@ -169,55 +146,3 @@ def demonstrate(server_kind: str, client_kind: str) -> None:
             leftovers = sites.end_processes()
         expect(not leftovers, f"still running: {', '.join(leftovers)}")
     say("taken down", "no process, device, namespace or file is left")
-
-
-def _enter_user_namespace() -> None:
-    """Start this program again as an ordinary user who may make devices; returns if impossible."""
-    # The user keeps their name and gains the capabilities, inside these namespaces only.
-    prefix = ["unshare", "--user", "--map-current-user", "--keep-caps", "--net"]
-    probe = subprocess.run([*prefix, "true"], capture_output=True, check=False)
-    if probe.returncode == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        os.environ[IN_USER_NAMESPACE] = "1"
-        os.execvp(prefix[0], [*prefix, sys.executable, "-m", "tests.demo.vpn", *sys.argv[1:]])
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    for number in STOPPING:  # taking down is not interrupted
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def main() -> int:
-    """Run the demonstration; return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--server", choices=("culvert", "openssh"), default="culvert")
-    parser.add_argument("--client", choices=("culvert", "openssh"), default="culvert")
-    chosen = parser.parse_args()
-
-    if os.geteuid() != 0 and IN_USER_NAMESPACE not in os.environ:
-        _enter_user_namespace()
-        print("This needs root, for tun devices: sudo make demo", file=sys.stderr)
-        return 1
-    if not os.path.exists("/dev/net/tun"):
-        print("There is no /dev/net/tun here: try `modprobe tun` as root.", file=sys.stderr)
-        return 1
-    for number in STOPPING:
-        signal.signal(number, _stop)
-    try:
-        demonstrate(chosen.server, chosen.client)
-    except KeyboardInterrupt:
-        print("\n  stopped, and taken down", file=sys.stderr)
-        return 130
-    except (Failed, NoTunnel, CommandFailed, Missing, OSError, RuntimeError) as error:
-        print(f"  FAILED  {error}", file=sys.stderr)
-        return 1
-    print("\n  Everything was seen. The same on two machines: see README.md.\n")
-    return 0
-
-
-if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        sys.exit(main())

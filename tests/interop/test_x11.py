@@ -94,7 +94,7 @@ class Line:
 
 @pytest.fixture
 def line(there: Server, login: Login, display: Screen) -> Line:
-    return Line(there, login, {"DISPLAY": display.name, "XAUTHORITY": str(display.authority)})
+    return Line(there, login, display.variables)
 
 
 # -- programs ----------------------------------------------------------------------------
@@ -118,16 +118,11 @@ def test_a_program_looks_as_it_does_locally(
     command = PROGRAMS[name]
     with running(["/bin/sh", "-c", f"exec {command}"], display.env):
         local = display.picture(display.window(name), tmp_path / "local.png")
-    assert wait_until(lambda: not is_shown(display, name), 10)
+    assert wait_until(lambda: not display.is_shown(name), 10)
     with line.program(command, option):
         picture = display.picture(display.window(name), tmp_path / "forwarded.png")
-        done = display.run("compare", "-metric", "AE", str(local), str(picture), "null:")
-    assert done.stderr == b"0", done.stderr
-    assert wait_until(lambda: not is_shown(display, name), 10)
-
-
-def is_shown(display: Screen, title: str) -> bool:
-    return f'"{title}"'.encode() in display.run("xwininfo", "-root", "-tree").stdout
+    assert display.differing(local, picture) == 0
+    assert wait_until(lambda: not display.is_shown(name), 10)
 
 
 @BOTH
@@ -423,7 +418,7 @@ def test_a_server_that_forwards_none_is_a_warning_for_who_asked(
     option: str, said: str, server: Server, login: Login, display: Screen
 ) -> None:
     """Debian's Dropbear is built without."""
-    line = Line(server, login, {"DISPLAY": display.name, "XAUTHORITY": str(display.authority)})
+    line = Line(server, login, display.variables)
     done = line.run("echo ${DISPLAY:-none}", option)
     assert (done.returncode, done.stdout, done.stderr) == (0, "none\n", said)
 
@@ -436,7 +431,7 @@ def test_after_the_timeout_programs_stay_and_no_new_ones_start(line: Line, displ
         display.window("early")
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"1\n"
-        assert is_shown(display, "early") and not is_shown(display, "late")
+        assert display.is_shown("early") and not display.is_shown("late")
 
 
 def test_a_display_without_access_control_needs_no_cookie(
@@ -471,7 +466,7 @@ def test_a_script_does_not_wait_for_programs_that_stay(line: Line, display: Scre
     done = line.run("xclock -title stays >/dev/null 2>&1 & sleep 1; echo done", "-X")
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
     assert 9 < time.monotonic() - began < 20
-    assert wait_until(lambda: not is_shown(display, "stays"), 5)
+    assert wait_until(lambda: not display.is_shown("stays"), 5)
 
 
 def test_a_person_is_told_once_what_is_waited_for(line: Line, display: Screen) -> None:
@@ -479,7 +474,7 @@ def test_a_person_is_told_once_what_is_waited_for(line: Line, display: Screen) -
     status, out = on_terminal(argv, env, lambda: display.window("waits"))
     assert out.count(b"Waiting for X11 programs") == 1
     assert status == 130
-    assert wait_until(lambda: not is_shown(display, "waits"), 5)
+    assert wait_until(lambda: not display.is_shown("waits"), 5)
 
 
 def on_terminal(

@@ -91,7 +91,7 @@ def by_program(
     name: str, option: str, server: Server, login: Login, command: str, here: Screen
 ) -> subprocess.CompletedProcess[str]:
     call = CLIENTS[name].invocation(server, login, command, options=(option,))
-    env = call.env | {name: here.env[name] for name in ("DISPLAY", "XAUTHORITY")}
+    env = call.env | here.variables
     return subprocess.run(
         call.argv, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
         check=False, start_new_session=True,
@@ -206,10 +206,10 @@ def test_a_window_looks_as_it_does_when_the_program_runs_here(
     local, far = tmp_path / "local.png", tmp_path / "far.png"
     with here.program("sh", "-c", f"exec {command}"):
         here.picture(here.window(title), local)
-    assert wait_until(lambda: title not in here.run("xwininfo", "-root", "-tree").stdout.decode())
+    assert wait_until(lambda: not here.is_shown(title))
     server = serve_ours(settings=f'x11_relay = "{relay}"\n')
     call = CLIENTS["openssh"].invocation(server, login, f"exec {command}", options=("-Y",))
-    env = call.env | {name: here.env[name] for name in ("DISPLAY", "XAUTHORITY")}
+    env = call.env | here.variables
     client = subprocess.Popen(call.argv, env=env, stdin=subprocess.DEVNULL)
     try:
         here.picture(here.window(title), far)
@@ -225,8 +225,7 @@ def test_a_window_looks_as_it_does_when_the_program_runs_here(
         assert not any(mistaken for *_, mistaken in counts())
     else:
         assert not counts()
-    done = here.run("compare", "-metric", "AE", str(local), str(far), "null:")
-    assert (done.returncode, done.stderr) == (0, b"0")
+    assert here.differing(local, far) == 0
     colours = here.run("identify", "-format", "%k", str(far)).stdout
     assert int(colours) > 1
 
@@ -283,7 +282,7 @@ class Session:
     def __init__(self, server: Server, login: Login, here: Screen, *options: str) -> None:
         command = "echo $DISPLAY $XAUTHORITY; exec cat"
         call = CLIENTS["openssh"].invocation(server, login, command, options=("-Y", *options))
-        env = call.env | {name: here.env[name] for name in ("DISPLAY", "XAUTHORITY")}
+        env = call.env | here.variables
         self.process = subprocess.Popen(
             call.argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
@@ -387,7 +386,7 @@ def test_an_x11_channel_has_a_window_that_a_long_line_does_not_empty(
     call = CLIENTS["openssh"].invocation(
         serve_ours(), login, "xdpyinfo >/dev/null", options=("-Y", "-v")
     )
-    env = call.env | {name: here.env[name] for name in ("DISPLAY", "XAUTHORITY")}
+    env = call.env | here.variables
     done = subprocess.run(call.argv, env=env, capture_output=True, text=True, check=True)
     opened = re.search(r"ctype x11 rchan \d+ win (\d+) max (\d+)", done.stderr)
     assert opened is not None, done.stderr
@@ -448,7 +447,7 @@ def test_two_hundred_programs_that_are_killed_leave_nothing_behind(
             server, login, "for i in 1 2 3 4 5 6 7 8 9 10; do xdpyinfo >/dev/null & done; wait",
             options=("-Y",),
         )  # fmt: skip
-        env = call.env | {name: here.env[name] for name in ("DISPLAY", "XAUTHORITY")}
+        env = call.env | here.variables
         client = subprocess.Popen(
             call.argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

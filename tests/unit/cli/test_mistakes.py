@@ -99,6 +99,33 @@ def test_a_bad_option_of_the_client(tmp_path: Path, words: list[str], told: str)
     assert_told(culvert(tmp_path, "ssh", "-F", "none", *words), 255, told)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no host given; try 'culvert x11 --help'"),
+        (["--", "xterm"], "no host given"),
+        (["a", "b", "xterm"], "'--' is missing before the command: culvert x11 HOST... --"),
+        (["a;b", "--", "xterm"], "a;b: expected [user@]host[:port]"),
+        (["a,b", "--", "xterm"], "a,b: expected [user@]host[:port]"),
+        (["a:0", "--", "xterm"], "a:0: expected [user@]host[:port]"),
+        (["--chekc", "a"], "unknown option --chekc; try 'culvert x11 --help'"),
+        (["-x", "a"], "unknown option -x"),
+        (["--check", "a", "--", "xterm"], "--check runs no command"),
+        (["a", "--", "xterm"], "DISPLAY is not set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_in_the_call_of_x11(tmp_path: Path, words: list[str], told: str) -> None:
+    done = run(tmp_path, ["env", "DISPLAY=", *CULVERT, "x11", "-F", "none", *words])
+    assert_told(done, 255, told)
+
+
+def test_a_display_without_a_name_is_found_before_the_logins(tmp_path: Path) -> None:
+    words = ["x11", "-F", "none", "127.0.0.1:1", "--", "xterm"]
+    done = run(tmp_path, ["env", "DISPLAY=$(id)", *CULVERT, *words])
+    assert_told(done, 255, "DISPLAY: expected the name of a display")
+
+
 def test_an_unknown_option_of_dbclient(tmp_path: Path) -> None:
     assert_told(
         culvert(tmp_path, "dbclient", "-Q", "x", "host"), 255, "unknown option -Q", "--help"

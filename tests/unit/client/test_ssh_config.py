@@ -136,7 +136,7 @@ def test_the_settings_are_those_that_ssh_finds(
 # No keyword sets these.
 WITHOUT_KEYWORD = {
     "host", "identity_files_given", "config_file", "stdio_forward",
-    "idle_timeout", "is_impostor", "jump_command", "x11_is_asked",
+    "idle_timeout", "is_impostor", "jump_command", "x11_refused",
 }  # fmt: skip
 
 

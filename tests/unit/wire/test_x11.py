@@ -1,4 +1,4 @@
-"""Entries of Xauthority files: as xauth writes them, and what is none."""
+"""Entries of Xauthority files, as xauth writes them and not; and how a server greets a client."""
 
 import subprocess
 from pathlib import Path
@@ -14,6 +14,8 @@ from appliance.wire.x11 import (
     FAMILY_LOCAL,
     FAMILY_WILD,
     XauthorityEntry,
+    set_up_failed,
+    set_up_refusal,
     xauthority_entries,
 )
 from tests.peers import find_program
@@ -66,3 +68,26 @@ def test_xauth_lists_what_is_written(tmp_path: Path) -> None:
         [find_program("xauth"), "-f", str(file), "list"], text=True, check=True, capture_output=True
     )
     assert done.stdout.split() == ["#ffff##:", "MIT-MAGIC-COOKIE-1", bytes(range(16)).hex()]
+
+
+def answer(status: int, body: bytes, length: int = 0) -> bytes:
+    return bytes((status, length, 11, 0, 0, 0, len(body) // 4, 0)) + body
+
+
+@pytest.mark.parametrize(
+    ("data", "refusal"),
+    [
+        (answer(1, bytes(24)), ""),
+        (answer(0, b"go away\0", 7), "go away"),
+        (answer(0, b"go away!", 255), "go away!"),
+        (answer(2, b"more\n\0\0\0"), "more"),
+        (answer(0, b""), "it gives no reason"),
+        (answer(77, b"odd\0"), "odd"),
+        (set_up_failed("<", "reason"), "reason"),
+    ],
+)
+def test_an_answer_to_a_set_up_is_read_once_it_is_whole(data: bytes, refusal: str) -> None:
+    for size in range(len(data)):
+        assert set_up_refusal(data[:size]) is None
+    assert set_up_refusal(data) == (refusal, len(data))
+    assert set_up_refusal(data + b"more") == (refusal, len(data))
