@@ -157,12 +157,12 @@ class Filter:
         fields = tuple(
             (offset - 4, offset in row.or_none, offset in row.or_root) for offset in row.own
         )
-        needed = 8 + max(offset for offset, *_ in fields)  # with the longer head of a big request
+        needed = 12 + max(offset for offset, *_ in fields)  # with a big request's longer head
         read = self._u32.unpack_from
 
         def judge(data: bytearray, request: _Request) -> int:
             body = request.body
-            if request.total < needed and request.at + request.total < body + needed - 4:
+            if request.total < needed and request.at + request.total < body + needed - 8:
                 return _PASS  # too short: the server's BadLength
             base, foreign = self._base, ~self._mask
             for offset, or_none, or_root in fields:
@@ -430,7 +430,7 @@ class Filter:
 
     def _create_window(self, data: bytearray, request: _Request) -> int:
         """Gives a window a background: without one it shows what was there, of other programs."""
-        if request.total < 32 or request.body != request.at + 4:
+        if not 32 <= request.total <= 32 + 4 * 32 or request.body != request.at + 4:
             return BAD_ACCESS
         window, parent = self._read(data, request, 4), self._read(data, request, 8)
         kind = self._u16.unpack_from(data, request.at + 22)[0]
@@ -465,9 +465,10 @@ class Filter:
         self, data: bytearray, mask_at: int, values_at: int, request: _Request
     ) -> None:
         """Makes the background None of a list of attributes the pixel 0."""
-        mask = self._u32.unpack_from(data, mask_at)[0]
-        is_there = values_at + 4 <= request.at + request.present
-        if mask & 3 == 1 and is_there and not self._u32.unpack_from(data, values_at)[0]:
+        if values_at + 4 > request.at + request.present:
+            return  # the server's BadLength
+        mask, value = (self._u32.unpack_from(data, place)[0] for place in (mask_at, values_at))
+        if mask & 3 == 1 and not value:
             self._u32.pack_into(data, mask_at, mask & ~1 | 2)
 
     def _change_window_attributes(self, data: bytearray, request: _Request) -> int:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import MalformedMessage
 from appliance.x11.filter import EARLY_LIMIT, HELD_LIMIT, WORDS_LIMIT, Filter
-from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST
+from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST, CORE, EXTENSIONS
 from tests.unit.x11.server import BAD, NO_OPERATION, OTHERS, OWN, ROOT, Talk, set_up_reply
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])
@@ -198,6 +198,24 @@ def test_arbitrary_answers_keep_their_length(chunks: list[bytes]) -> None:
 @given(st.binary(max_size=300))
 def test_an_arbitrary_greeting_passes(data: bytes) -> None:
     assert Filter("<", "out", False).from_server(data) == data
+
+
+@ORDERS
+def test_requests_of_every_length_are_judged_or_left_to_the_server(order: str) -> None:
+    """A program of the server must not end the client by an error of Python's."""
+    talk = Talk(order)
+    talk.send(talk.request(talk.extension(b"BIG-REQUESTS"), 0))
+    rows = [(row.opcode, 0) for row in CORE]
+    for name, extension in EXTENSIONS.items():
+        major = talk.extension(name)
+        rows += [(major, row.opcode) for row in extension]
+    for opcode, minor in rows:
+        for words in (*range(1, 30), 0xFFFE, 0xFFFF):
+            body = struct.pack(order + "I", OWN) * (words - 1)
+            small = struct.pack(order + "BBH", opcode, minor, words) + body
+            assert len(talk.send(small)) - len(small) in (0, 4)
+            big = struct.pack(order + "BBHI", opcode, minor, 0, words + 1) + body
+            assert len(talk.send(big)) == len(big)
 
 
 def test_no_opcode_is_left_to_chance() -> None:
