@@ -7,6 +7,10 @@ among the replies, gets the code and the opcode that the program is to see. A re
 dropped becomes a NoOperation. Where programs would end because of an error, the request is changed
 so that the server gives an empty answer.
 
+The server's messages carry the low 16 bits of their request's number only. The filter knows the
+rest as libraries do: no 65536 requests follow each other without one that has to be answered. From
+a program that breaks this, the answer of one request could be taken for that of another.
+
 A trusted program may do all but what is for local programs only (LOCAL_ONLY). An extension's
 requests are accepted once the program has asked for the extension by name and was told of it.
 """
@@ -48,11 +52,20 @@ _SELECTION_NOTIFY: Final = 31
 _CLIENT_MESSAGE: Final = 33
 _UNMAP_NOTIFY: Final = 18
 _CONFIGURE_REQUEST: Final = 23
+_KEYMAP_NOTIFY: Final = 11
 _GENERIC_EVENT: Final = 35
 _NO_OPERATION: Final = 127
 _UNASSIGNED: Final = 126  # a server answers it with BadRequest
 _FIRST_EXTENSION: Final = 128
 _INPUT_ONLY: Final = 2  # a window's class
+_UNANSWERED: Final = 0xFFFF  # requests in a row
+# Requests of the core protocol that have a reply, or else an error.
+ANSWERED: Final = frozenset(
+    (
+        *(3, 14, 15, 16, 17, 20, 21, 23, 26, 31, 38, 39, 40, 43, 44, 47, 48, 49, 50, 52, 73, 83),
+        *(84, 85, 86, 87, 91, 92, 97, 98, 99, 101, 103, 106, 108, 110, 116, 117, 118, 119),
+    )
+)
 _MESSAGE: Final = 32  # bytes of a message of the server, without more of a reply or event
 _PREDEFINED_ATOMS: Final = 68
 _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and nobody owns
@@ -62,6 +75,7 @@ HELD_LIMIT: Final = 4096  # bytes of a message that must be whole to be judged
 WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 million
 EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
 _HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
+AWAITED_LIMIT: Final = 4096  # answers that the server owes at a time, of those that we look at
 _REQUESTORS: Final = 64  # windows whose requests for a selection are remembered
 
 # Verdicts
@@ -90,7 +104,7 @@ Judge = Callable[[bytearray, _Request], int]
 class _Awaited(NamedTuple):
     """An answer of the server that will be looked at."""
 
-    sequence: int  # its low 16 bits
+    sequence: int  # of its request
     is_whole: bool  # whether the answer must be whole
     answered: Callable[[bytearray, int, int], None]  # buffer, offset, bytes of the answer
 
@@ -113,12 +127,14 @@ class Filter:
         self._request_rest = 0  # bytes of a request that are still to come
         self._part = b""  # of a request
         self._request = _Request()
-        self._sequence = 0
+        self._sequence = 0  # of the last request
+        self._sure = 0  # of a request that the server answers, or has answered
         self._is_big = False  # BIG-REQUESTS is enabled
         # the server's direction
         self._set_up = bytearray()
         self._answer_rest = 0
         self._answer_part = b""
+        self._heard = 0  # the request that the server's last message was about
         self._awaited: deque[_Awaited] = deque()
         # what is known
         self._base = self._mask = 0
@@ -239,11 +255,21 @@ class Filter:
                     self._refuse(data, at, verdict, opcode, minor)
                 size += request.total - total
                 total = request.total
+            if self._sequence - self._sure > _UNANSWERED:
+                self._check_answers()
+            if opcode in ANSWERED:
+                self._sure = self._sequence
             at += total
         if at > size:
             self._request_rest = at - size
             at = size
         return at
+
+    def _check_answers(self) -> None:
+        """Raises MalformedMessage if messages of the server can no longer be told apart."""
+        self._sure = max(self._sure, self._heard)
+        if self._sequence - self._sure > _UNANSWERED:
+            raise MalformedMessage("too many requests without an answer")
 
     def _refuse(self, data: bytearray, at: int, code: int, opcode: int, minor: int) -> None:
         data[at] = _UNASSIGNED
@@ -259,7 +285,9 @@ class Filter:
         self._await(False, answered)
 
     def _await(self, is_whole: bool, answered: Callable[[bytearray, int, int], None]) -> None:
-        self._awaited.append(_Awaited(self._sequence & 0xFFFF, is_whole, answered))
+        if len(self._awaited) >= AWAITED_LIMIT:
+            raise MalformedMessage("too many requests at a time that are refused or looked at")
+        self._awaited.append(_Awaited(self._sequence, is_whole, answered))
 
     # -- from the server ---------------------------------------------------------------
 
@@ -296,8 +324,10 @@ class Filter:
             total = _MESSAGE
             if kind == _REPLY or kind & 0x7F == _GENERIC_EVENT:
                 total += 4 * read_u32(buffer, at + 4)[0]
+            if kind & 0x7F != _KEYMAP_NOTIFY:  # it alone has no number
+                self._heard += (read_u16(buffer, at + 2)[0] - self._heard) & 0xFFFF
             if kind <= _REPLY:
-                if awaited and awaited[0].sequence == read_u16(buffer, at + 2)[0]:
+                if awaited and awaited[0].sequence == self._heard:
                     if awaited[0].is_whole and size - at < total <= HELD_LIMIT:
                         break
                     awaited.popleft().answered(buffer, at, min(total, size - at))

@@ -611,3 +611,25 @@ def test_a_wrong_enabling_of_big_requests_hides_no_request(display: Screen, trus
         assert not it.answer()
         with pytest.raises(MalformedMessage):
             it.filter.from_client(struct.pack("<BBHI", 127, 0, 0, 44 | 1 << 16))
+
+
+def test_an_answer_is_not_taken_for_another_with_the_same_number(display: Screen) -> None:
+    """The keys that are down, in a reply that the filter would take for another one."""
+    it = Direct(display, trusted=False)
+    with it.sock:
+        early = struct.pack("<BBH", 43, 0, 1) + struct.pack("<BBH", 127, 0, 1) * 65_535
+        with pytest.raises(MalformedMessage):
+            it.filter.from_client(early + struct.pack("<BBH", 44, 0, 1))
+
+
+def test_a_program_that_draws_for_long_without_an_answer_goes_on(display: Screen) -> None:
+    """As Xlib does it: one request in 65535 has a reply, which nobody waits for."""
+    it = Direct(display, trusted=False)
+    requests = struct.pack("<BBH", 127, 0, 1) * 65_534 + struct.pack("<BBH", 43, 0, 1)
+    with it.sock:
+        for _ in range(3):
+            for piece in it.filter.from_client(requests):
+                it.sock.sendall(piece)
+        it.send(44, 0, "")
+        for number in (65_535, 131_070, 196_605, 196_606):
+            assert it.answer()[2:4] == struct.pack("<H", number & 0xFFFF)

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import MalformedMessage
-from appliance.x11.filter import EARLY_LIMIT, HELD_LIMIT, WORDS_LIMIT, Filter
-from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST, CORE, EXTENSIONS
+from appliance.x11.filter import (
+    ANSWERED,
+    AWAITED_LIMIT,
+    EARLY_LIMIT,
+    HELD_LIMIT,
+    WORDS_LIMIT,
+    Filter,
+)
+from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST, CORE, EXTENSIONS, Act
 from tests.unit.x11.server import BAD, NO_OPERATION, OTHERS, OWN, ROOT, Talk, set_up_reply
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])
@@ -128,11 +135,58 @@ def test_big_requests_that_the_server_does_not_enable_are_none(
 
 def test_sequence_numbers_pass_65536() -> None:
     talk = Talk()
-    talk.send(talk.request(127, 0) * 65_600, 65_600)
+    talk.send(talk.request(127, 0) * 65_000, 65_000)
+    talk.receive(talk.event(12))
+    talk.send(talk.request(127, 0) * 600, 600)
     data = talk.request(109, 0, 0)
     assert talk.send(data) == refused(data)
     assert talk.sequence == 65_601
     assert talk.receive(talk.error())[1] == BAD_ACCESS
+
+
+@ORDERS
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_answer_is_of_one_request_though_65536_have_the_same_number(
+    order: str, trusted: bool
+) -> None:
+    """The reply of the first was taken for that of the second, which then passed as it was."""
+    talk = Talk(order, trusted=trusted)
+    first, second = talk.request(43, 0), talk.request(99, 0)
+    with pytest.raises(MalformedMessage):
+        talk.send(first + talk.request(127, 0) * 65_535 + second)
+    talk = Talk(order, trusted=trusted)
+    between = talk.request(127, 0) * 65_534
+    talk.send(first + between + first + second, 65_537)
+    for number in (1, 65_536):
+        talk.sequence = number
+        assert talk.receive(focus := talk.reply(b"x" * 24)) == focus
+    talk.sequence = 65_537
+    shown = talk.receive(talk.reply(b"", b"\7MIT-SHM", first=1))
+    assert shown[1] == 0 and b"MIT-SHM" not in shown
+
+
+def test_a_request_that_is_to_have_an_answer_is_never_dropped() -> None:
+    dropped_ones = {row.opcode for row in CORE if row.otherwise is Act.DROP}
+    assert not dropped_ones & ANSWERED
+
+
+def test_a_program_that_draws_hears_of_it_before_65536_requests() -> None:
+    """Libraries ask for a reply by then; an event tells as much."""
+    talk = Talk()
+    for _ in range(4):
+        talk.send(talk.request(127, 0) * 40_000, 40_000)
+        talk.receive(struct.pack("<BB30x", 11, 5) + talk.event(12))
+    with pytest.raises(MalformedMessage):
+        talk.send(talk.request(127, 0) * 65_536)
+
+
+@pytest.mark.parametrize("opcode", [98, 110])
+def test_a_server_that_stands_still_owes_a_limited_number_of_answers(opcode: int) -> None:
+    """Each took 600 bytes of memory, for a request of four."""
+    talk = Talk()
+    talk.send(talk.request(opcode, 0) * AWAITED_LIMIT)
+    with pytest.raises(MalformedMessage):
+        talk.send(talk.request(opcode, 0))
 
 
 def test_an_error_of_the_servers_own_is_left_alone() -> None:
