@@ -324,8 +324,10 @@ class Filter:
             total = _MESSAGE
             if kind == _REPLY or kind & 0x7F == _GENERIC_EVENT:
                 total += 4 * read_u32(buffer, at + 4)[0]
-            if kind & 0x7F != _KEYMAP_NOTIFY:  # it alone has no number
+            if kind & 0x7F != _KEYMAP_NOTIFY:
                 self._heard += (read_u16(buffer, at + 2)[0] - self._heard) & 0xFFFF
+            elif not self._trusted:  # it alone has no number, but the keys that are down instead
+                buffer[at + 1 : at + _MESSAGE] = bytes(_MESSAGE - 1)
             if kind <= _REPLY:
                 if awaited and awaited[0].sequence == self._heard:
                     if awaited[0].is_whole and size - at < total <= HELD_LIMIT:

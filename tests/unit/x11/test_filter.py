@@ -368,6 +368,16 @@ def test_of_others_windows_a_program_hears_harmless_events_only(order: str) -> N
     assert talk.send(data) == data
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_no_event_names_the_keys_that_are_down(trusted: bool) -> None:
+    """Every window that comes under the pointer can have it, wherever the keys are typed."""
+    talk = Talk(trusted=trusted)
+    keys = b"\13" + b"keys" * 7 + b"key"
+    assert talk.receive(keys + talk.event(7)) == (
+        (keys if trusted else b"\13" + bytes(31)) + talk.event(7)
+    )
+
+
 @ORDERS
 def test_raw_events_of_xinput_are_for_nobody(order: str) -> None:
     talk = Talk(order)
