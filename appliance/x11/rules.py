@@ -322,7 +322,8 @@ _COMPOSITE: Final = (
     _own("UnredirectWindow", 3, 4),
     _own("UnredirectSubwindows", 4, 4),
     _own("CreateRegionFromBorderClip", 5, 4, 8),
-    _own("NameWindowPixmap", 6, 4, 8),
+    # The window's pixmap outside of its shape has what was on the screen, of all programs.
+    _never("NameWindowPixmap", 6, Act.MATCH),
 )
 _SCREEN_SAVER: Final = _plain(("QueryVersion", 0), ("QueryInfo", 1), ("Suspend", 5))
 _DPMS: Final = _plain(("GetVersion", 0), ("Capable", 1), ("GetTimeouts", 2), ("Info", 7))
