@@ -57,7 +57,7 @@ _GENERIC_EVENT: Final = 35
 _NO_OPERATION: Final = 127
 _UNASSIGNED: Final = 126  # a server answers it with BadRequest
 _FIRST_EXTENSION: Final = 128
-_INPUT_ONLY: Final = 2  # a window's class
+_INPUT_ONLY_CLASS: Final = 2  # of windows
 _UNANSWERED: Final = 0xFFFF  # requests in a row
 # Requests of the core protocol that have a reply, or else an error.
 ANSWERED: Final = frozenset(
@@ -66,6 +66,7 @@ ANSWERED: Final = frozenset(
         *(84, 85, 86, 87, 91, 92, 97, 98, 99, 101, 103, 106, 108, 110, 116, 117, 118, 119),
     )
 )
+_PARENT_RELATIVE: Final = 1  # a window's background
 _MESSAGE: Final = 32  # bytes of a message of the server, without more of a reply or event
 _PREDEFINED_ATOMS: Final = 68
 _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and nobody owns
@@ -76,7 +77,16 @@ WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 
 EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
 _HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
 AWAITED_LIMIT: Final = 4096  # answers that the server owes at a time, of those that we look at
+ATOMS_LIMIT: Final = 4096  # atoms whose names are remembered
 _REQUESTORS: Final = 64  # windows whose requests for a selection are remembered
+
+# Traits of a resource
+_WINDOW: Final = 1
+_INPUT_ONLY: Final = 2  # of windows
+_TOP_LEVEL: Final = 4  # of windows: whose parent is a root, or is of the window manager
+_TRANSPARENT: Final = 8  # of windows: with the background of their parent
+_PIXMAP: Final = 16
+_WINDOW_PICTURE: Final = 32
 
 # Verdicts
 _PASS: Final = 0
@@ -140,11 +150,10 @@ class Filter:
         self._base = self._mask = 0
         self._roots: frozenset[int] = frozenset()
         self._atoms: dict[int, bytes] = {}
-        # A creation with a number that is taken fails at the server, so it changes nothing here.
-        self._windows: set[int] = set()
-        self._input_only: set[int] = set()  # of these windows
-        self._pixmaps: set[int] = set()
-        self._window_pictures: set[int] = set()
+        # Traits of the program's resources by their numbers, without the bits that all have.
+        # A creation with a number that is taken fails at the server, so it changes nothing here,
+        # and so does a request to destroy something that has a wrong length.
+        self._traits = bytearray()
         self._requestors: dict[int, set[int]] = {}  # windows that want a selection: properties
         self._conversions: dict[tuple[int, int], int] = {}  # requestor, target: selection
         self._judges: list[Judge | None] = [None] * 256
@@ -460,25 +469,36 @@ class Filter:
         value: int = self._u32.unpack_from(data, place)[0]
         return value
 
+    def _trait(self, resource: int) -> int:
+        """Returns the traits of a resource, 0 if it is not the program's."""
+        number = resource & self._mask
+        is_known = self._is_own(resource) and number < len(self._traits)
+        return self._traits[number] if is_known else 0
+
+    def _mark(self, resource: int, traits: int, gone: int = 0) -> None:
+        """Gives traits to a resource of the program, and takes others from it."""
+        number = resource & self._mask
+        if number >= len(self._traits):
+            self._traits += bytes(number + 1 - len(self._traits))
+        self._traits[number] = self._traits[number] & ~gone | traits
+
     def _create_window(self, data: bytearray, request: _Request) -> int:
         """Gives a window a background: without one it shows what was there, of other programs."""
         if not 32 <= request.total <= 32 + 4 * 32 or request.body != request.at + 4:
             return BAD_ACCESS
         window, parent = self._read(data, request, 4), self._read(data, request, 8)
         kind = self._u16.unpack_from(data, request.at + 22)[0]
-        self._pixmaps.discard(window)
-        if kind == _INPUT_ONLY or (kind == 0 and parent in self._input_only):
-            if window not in self._windows:
-                self._windows.add(window)
-                self._input_only.add(window)
+        top_level = _TOP_LEVEL if parent in self._roots else 0
+        if kind == _INPUT_ONLY_CLASS or (kind == 0 and self._trait(parent) & _INPUT_ONLY):
+            input_only = 0 if self._trait(window) & _WINDOW else _INPUT_ONLY
+            self._mark(window, _WINDOW | top_level | input_only, _PIXMAP)
             return _PASS
-        self._windows.add(window)
-        self._input_only.discard(window)
+        self._mark(window, _WINDOW | top_level, _PIXMAP | _INPUT_ONLY)
         mask = self._read(data, request, 28)
         if verdict := self._values(data, request, 28, mask, (0, 2)):
             return verdict
         if mask & 3:
-            self._force_background(data, request.at + 28, request.at + 32, request)
+            self._force_background(data, request.at + 28, request.at + 32, request, window)
             return _PASS
         self._u32.pack_into(data, request.at + 28, mask | 2)
         self._u16.pack_into(data, request.at + 2, request.total // 4 + 1)
@@ -488,28 +508,43 @@ class Filter:
         return _PASS
 
     def _destroy_window(self, data: bytearray, request: _Request) -> int:
-        window = self._read(data, request, 4)
-        self._windows.discard(window)
-        self._input_only.discard(window)
+        if _has_one_field(request):
+            self._mark(self._read(data, request, 4), 0, 0xFF)
+        return _PASS
+
+    def _reparent_window(self, data: bytearray, request: _Request) -> int:
+        window, parent = self._read(data, request, 4), self._read(data, request, 8)
+        if parent in self._roots:
+            if self._trait(window) & _TRANSPARENT:
+                return BAD_ACCESS
+            self._mark(window, _TOP_LEVEL)
         return _PASS
 
     def _force_background(
-        self, data: bytearray, mask_at: int, values_at: int, request: _Request
+        self, data: bytearray, mask_at: int, values_at: int, request: _Request, window: int
     ) -> None:
-        """Makes the background None of a list of attributes the pixel 0."""
+        """Makes the background None of a list of attributes the pixel 0.
+
+        And that of the parent, if the parent is another program's: it may have none itself.
+        """
         if values_at + 4 > request.at + request.present:
             return  # the server's BadLength
         mask, value = (self._u32.unpack_from(data, place)[0] for place in (mask_at, values_at))
-        if mask & 3 == 1 and not value:
-            self._u32.pack_into(data, mask_at, mask & ~1 | 2)
+        if mask & 3 != 1 or value > _PARENT_RELATIVE:
+            return
+        if value and not self._trait(window) & _TOP_LEVEL:
+            self._mark(window, _TRANSPARENT)
+            return
+        self._u32.pack_into(data, mask_at, mask & ~1 | 2)
+        self._u32.pack_into(data, values_at, 0)
 
     def _change_window_attributes(self, data: bytearray, request: _Request) -> int:
         window, mask = self._read(data, request, 4), self._read(data, request, 8)
         if self._is_own(window):
             if verdict := self._values(data, request, 8, mask, (0, 2)):
                 return verdict
-            if window not in self._input_only:
-                self._force_background(data, request.body + 4, request.body + 8, request)
+            if not self._trait(window) & _INPUT_ONLY:
+                self._force_background(data, request.body + 4, request.body + 8, request, window)
             return _PASS
         if mask != 0x800:  # event-mask alone
             return BAD_ACCESS
@@ -522,7 +557,7 @@ class Filter:
 
     def _intern_atom(self, data: bytearray, request: _Request) -> int:
         name = self._name(data, request)
-        if not _is_interesting(name):
+        if not _is_interesting(name) or len(self._atoms) >= ATOMS_LIMIT:
             return _PASS
 
         def answered(answer: bytearray, at: int, total: int) -> None:
@@ -625,12 +660,12 @@ class Filter:
 
     def _create_pixmap(self, data: bytearray, request: _Request) -> int:
         pixmap = self._read(data, request, 4)
-        if pixmap not in self._windows:
-            self._pixmaps.add(pixmap)
+        if not self._trait(pixmap) & _WINDOW:
+            self._mark(pixmap, _PIXMAP)
         return _PASS
 
     def _free_pixmap(self, data: bytearray, request: _Request) -> int:
-        self._pixmaps.discard(self._read(data, request, 4))
+        self._mark(self._read(data, request, 4), 0, _PIXMAP)
         return _PASS
 
     def _create_gc(self, data: bytearray, request: _Request) -> int:
@@ -663,19 +698,20 @@ class Filter:
         return _PASS
 
     def _create_picture(self, data: bytearray, request: _Request) -> int:
-        if self._read(data, request, 8) not in self._pixmaps:
-            self._window_pictures.add(self._read(data, request, 4))
+        if not self._trait(self._read(data, request, 8)) & _PIXMAP:
+            self._mark(self._read(data, request, 4), _WINDOW_PICTURE)
         return self._values(data, request, 16, self._read(data, request, 16), (1, 6))
 
     def _change_picture(self, data: bytearray, request: _Request) -> int:
         return self._values(data, request, 8, self._read(data, request, 8), (1, 6))
 
     def _free_picture(self, data: bytearray, request: _Request) -> int:
-        self._window_pictures.discard(self._read(data, request, 4))
+        if _has_one_field(request):
+            self._mark(self._read(data, request, 4), 0, _WINDOW_PICTURE)
         return _PASS
 
     def _composite(self, data: bytearray, request: _Request) -> int:
-        if self._read(data, request, 12) in self._window_pictures:
+        if self._trait(self._read(data, request, 12)) & _WINDOW_PICTURE:
             return BAD_ACCESS
         return self._source_picture(data, request)
 
@@ -684,7 +720,7 @@ class Filter:
 
         GetImage and CopyArea leave that out by themselves.
         """
-        is_window = self._read(data, request, 8) in self._window_pictures
+        is_window = self._trait(self._read(data, request, 8)) & _WINDOW_PICTURE
         return BAD_ACCESS if is_window else _PASS
 
     # -- input -------------------------------------------------------------------------
@@ -749,6 +785,7 @@ class Filter:
         "intern_atom": _intern_atom,
         "list_extensions": _list_extensions,
         "query_extension": _query_extension,
+        "reparent_window": _reparent_window,
         "send_event": _send_event,
         "set_selection_owner": _set_selection_owner,
         "source_picture": _source_picture,
@@ -761,6 +798,11 @@ class Filter:
 def _unknown(data: bytearray, request: _Request) -> int:
     """Refuses what has no row."""
     return BAD_REQUEST
+
+
+def _has_one_field(request: _Request) -> bool:
+    """Whether the request is as long as one that has no other field than a resource."""
+    return request.at + request.total == request.body + 4
 
 
 def _is_interesting(name: bytes) -> bool:

@@ -62,7 +62,7 @@ CORE: Final = (
     Row("DestroyWindow", 4, own=(4,), special="destroy_window"),
     _own("DestroySubwindows", 5, 4),
     _never("ChangeSaveSet", 6),
-    Row("ReparentWindow", 7, own=(4, 8), or_root=(8,)),
+    Row("ReparentWindow", 7, own=(4, 8), or_root=(8,), special="reparent_window"),
     _own("MapWindow", 8, 4),
     _own("MapSubwindows", 9, 4),
     _own("UnmapWindow", 10, 4),

@@ -717,3 +717,30 @@ def test_the_keys_that_are_down_as_a_window_comes_under_the_pointer(
     finally:
         display.run("xdotool", "keyup", "a")
     assert any(event[1:]) is trusted
+
+
+@pytest.mark.usefixtures("red")
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("way", ["not destroyed", "in a frame"])
+def test_a_window_shows_what_was_there_by_no_way(display: Screen, way: str, trusted: bool) -> None:
+    """A window that the filter takes for destroyed, and one in a window manager's frame."""
+    it = Direct(display, trusted)
+    window = it.base + 1
+    manager = Direct(display, trusted=True)
+    with it.sock, manager.sock:
+        it.window(window, 0)
+        if way == "in a frame":
+            it.send(2, 0, "III", window, 1, 1)  # background: that of the parent
+            it.sees(window, RED)
+            frame = manager.base + 1
+            manager.window(frame, 0)
+            manager.send(2, 0, "III", frame, 1, 0)  # background: none
+            manager.send(7, 0, "IIhh", window, frame, 0, 0)
+            manager.send(8, 0, "I", frame)
+            manager.sees(frame, RED)
+        else:
+            it.send(4, 0, "II", window, 0)
+            it.send(1, 0, "IIhhHHHHII", window, it.root, 0, 0, 99, 99, 0, 2, 0, 0)
+            it.send(2, 0, "III", window, 1, 0)
+        it.send(8, 0, "I", window)
+        assert it.sees(window, RED) is trusted

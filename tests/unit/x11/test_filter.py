@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from appliance.errors import MalformedMessage
 from appliance.x11.filter import (
     ANSWERED,
+    ATOMS_LIMIT,
     AWAITED_LIMIT,
     EARLY_LIMIT,
     HELD_LIMIT,
@@ -16,7 +17,17 @@ from appliance.x11.filter import (
     Filter,
 )
 from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST, CORE, EXTENSIONS, Act
-from tests.unit.x11.server import BAD, NO_OPERATION, OTHERS, OWN, ROOT, Talk, set_up_reply
+from tests.unit.x11.server import (
+    BAD,
+    BASE,
+    MASK,
+    NO_OPERATION,
+    OTHERS,
+    OWN,
+    ROOT,
+    Talk,
+    set_up_reply,
+)
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])
 CLIPBOARD, TARGETS, MULTIPLE, PROPERTY, TITLE = 300, 301, 302, 303, 304
@@ -337,7 +348,7 @@ def test_a_window_has_a_background_so_that_it_shows_nothing_of_others(order: str
     assert talk.filter.inserted == 4
     assert talk.send(create(talk, 0x801, 0, 5)) == create(talk, 0x802, 0, 5)
     for same in (
-        create(talk, 0x801, 1, 5), create(talk, 0x801, OWN, 5), create(talk, 0x802, 9, 5),
+        create(talk, 0x801, OWN, 5), create(talk, 0x802, 9, 5),
         create(talk, 0x803, 0, 9, 5), create(talk, 0x800, 5, kind=2),
     ):  # fmt: skip
         assert talk.send(same) == same
@@ -347,6 +358,24 @@ def test_a_window_has_a_background_so_that_it_shows_nothing_of_others(order: str
     assert talk.send(inside) == inside
     attributes = talk.request(2, 0, OWN + 1, 1, 0)
     assert talk.send(attributes) == talk.request(2, 0, OWN + 1, 2, 0)
+
+
+@ORDERS
+def test_a_window_has_no_background_of_a_parent_of_others(order: str) -> None:
+    """Which may have none: a window manager's frame, or the root of a server that came up so."""
+    talk = Talk(order)
+    relative, painted = talk.request(2, 0, OWN, 1, 1), talk.request(2, 0, OWN, 2, 0)
+    to_root, to_own = (talk.request(7, 0, OWN, parent, 0) for parent in (ROOT, OWN + 1))
+    assert talk.send(create(talk, 0x801, 1, 5)) == create(talk, 0x802, 0, 5)
+    assert talk.send(relative) == painted
+    talk.send(talk.request(4, 0, OWN))
+    inside = create(talk, 0x801, 1, 5, parent=OWN + 1)
+    assert talk.send(inside) == inside
+    assert talk.send(to_own + to_root, 2) == to_own + refused(to_root)
+    talk.send(talk.request(4, 0, OWN))
+    talk.send(create(talk, 2, 0, parent=OWN + 1))
+    assert talk.send(to_root) == to_root
+    assert talk.send(relative) == painted
 
 
 def test_a_window_is_painted_with_no_others_pixmap() -> None:
@@ -560,6 +589,33 @@ def test_a_creation_that_fails_makes_no_window_a_pixmap_or_one_for_input_only() 
     talk.send(talk.request(4, 0, OWN) + talk.request(53, 24, OWN, ROOT, 9), 2)
     talk.send(talk.request(render, 7, OWN + 1) + talk.request(render, 4, OWN + 1, OWN, 1, 0), 2)
     assert talk.send(peek) == peek
+
+
+def test_what_is_not_destroyed_keeps_its_traits() -> None:
+    """A request of a wrong length is an error of the server, and the window is still there."""
+    talk = Talk()
+    render = talk.extension(b"RENDER")
+    talk.send(create(talk, 2, 0))
+    talk.send(talk.request(render, 4, OWN + 1, OWN, 1, 0))
+    talk.send(talk.request(4, 0, OWN, 0) + talk.request(render, 7, OWN + 1, 0), 2)
+    talk.send(create(talk, 0, kind=2))
+    assert talk.send(talk.request(2, 0, OWN, 1, 0)) == talk.request(2, 0, OWN, 2, 0)
+    talk.send(talk.request(53, 24, OWN, ROOT, 9))
+    talk.send(talk.request(render, 4, OWN + 2, OWN, 1, 0))
+    for source in (OWN + 1, OWN + 2):
+        peek = talk.request(render, 8, 3, source, 0, OWN + 3, 0, 0, 0, 0)
+        assert talk.send(peek) == refused(peek)
+
+
+def test_what_is_known_of_resources_and_atoms_takes_little_memory() -> None:
+    """Every number and name that a program can think of; it took 130 MB."""
+    talk = Talk()
+    for number in range(0, MASK, 0x1000):
+        talk.send(talk.request(53, 99, BASE + number, ROOT, 0))
+    assert len(talk.filter._traits) <= MASK + 1
+    for number in range(ATOMS_LIMIT + 9):
+        talk.intern(b"_NET_%d" % number, 1000 + number)
+    assert len(talk.filter._atoms) == ATOMS_LIMIT
 
 
 @pytest.mark.parametrize(("bit", "before"), [(10, 2), (11, 0), (19, 3)])
