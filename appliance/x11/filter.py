@@ -647,9 +647,13 @@ class Filter:
             return BAD_ACCESS if propagate else _PASS
         if destination in self._roots:
             if kind == _CLIENT_MESSAGE:
-                about = self._read(data, request, 16)
-                is_ping = self._atoms.get(self._read(data, request, 20)) == b"_NET_WM_PING"
-                return _PASS if self._is_own(about) or is_ping else BAD_ACCESS
+                about, atoms = self._read(data, request, 16), self._atoms
+                is_pong = (
+                    about in self._roots
+                    and atoms.get(self._read(data, request, 20)) == b"WM_PROTOCOLS"
+                    and atoms.get(self._read(data, request, 24)) == b"_NET_WM_PING"
+                )
+                return _PASS if self._is_own(about) or is_pong else BAD_ACCESS
             if kind in (_UNMAP_NOTIFY, _CONFIGURE_REQUEST):
                 return _PASS if self._is_own(self._read(data, request, 20)) else BAD_ACCESS
         if kind == _SELECTION_NOTIFY and destination in self._requestors:
@@ -810,6 +814,6 @@ def _is_interesting(name: bytes) -> bool:
     return (
         name in ANY_PROPERTIES
         or name in CLIPBOARDS
-        or name in (CLIPBOARD_MANAGER, b"MULTIPLE")
+        or name in (CLIPBOARD_MANAGER, b"MULTIPLE", b"WM_PROTOCOLS")
         or name.startswith(ROOT_PROPERTIES)
     )

@@ -538,15 +538,18 @@ def test_only_the_last_windows_that_asked_are_remembered() -> None:
 def test_events_are_sent_about_a_programs_own_windows(order: str) -> None:
     talk = Talk(order)
     ping = talk.intern(b"_NET_WM_PING", 600)
+    protocols = talk.intern(b"WM_PROTOCOLS", 602)
     for data in (
         send_event(talk, OWN, 2), send_event(talk, ROOT, 33, OWN, 601),
-        send_event(talk, ROOT, 33, ROOT, ping), send_event(talk, ROOT, 18, ROOT, OWN),
+        send_event(talk, ROOT, 33, ROOT, protocols, ping), send_event(talk, ROOT, 18, ROOT, OWN),
         send_event(talk, ROOT, 23, ROOT, OWN),
     ):  # fmt: skip
         assert talk.send(data) == data
     for data in (
         send_event(talk, OTHERS, 2), send_event(talk, ROOT, 2), send_event(talk, 0, 2),
         send_event(talk, 1, 2), send_event(talk, OWN, 2, propagate=1),
+        send_event(talk, ROOT, 33, ROOT, ping), send_event(talk, ROOT, 33, ROOT, 601, ping),
+        send_event(talk, ROOT, 33, OTHERS, protocols, ping),
         send_event(talk, ROOT, 33, OTHERS, 601), send_event(talk, OTHERS, 33, OTHERS, 601),
         send_event(talk, OTHERS, 33, OWN, 601), send_event(talk, ROOT, 18, ROOT, OTHERS),
         send_event(talk, ROOT, 0x82),
