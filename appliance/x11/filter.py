@@ -587,6 +587,19 @@ class Filter:
             self._u32.pack_into(data, request.body + 4, _NOBODYS)
         return _PASS
 
+    def _keep_output_property(self, data: bytearray, request: _Request) -> int:
+        return self._keep(data, request, 24)
+
+    def _keep_device_property(self, data: bytearray, request: _Request) -> int:
+        return self._keep(data, request, 6)
+
+    def _keep(self, data: bytearray, request: _Request, delete: int) -> int:
+        """Clears the field that has a property deleted once it is read."""
+        place = request.body + delete - 4
+        if place < request.at + request.present:
+            data[place] = 0
+        return _PASS
+
     # -- selections --------------------------------------------------------------------
 
     def _is_clipboard(self, selection: int) -> bool:
@@ -788,6 +801,8 @@ class Filter:
         "get_property": _get_property,
         "intern_atom": _intern_atom,
         "list_extensions": _list_extensions,
+        "keep_device_property": _keep_device_property,
+        "keep_output_property": _keep_output_property,
         "query_extension": _query_extension,
         "reparent_window": _reparent_window,
         "send_event": _send_event,

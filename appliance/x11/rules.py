@@ -253,14 +253,19 @@ _XKEYBOARD: Final = (
     *_plain(("GetGeometry", 19), ("PerClientFlags", 21), ("ListComponents", 22)),
     Row("GetDeviceInfo", 24),
 )
-_RANDR: Final = _plain(
-    *(("QueryVersion", 0), ("SelectInput", 4), ("GetScreenInfo", 5), ("GetScreenSizeRange", 6)),
-    *(("GetScreenResources", 8), ("GetOutputInfo", 9), ("ListOutputProperties", 10)),
-    *(("QueryOutputProperty", 11), ("GetOutputProperty", 15), ("GetCrtcInfo", 20)),
-    *(("GetCrtcGammaSize", 22), ("GetCrtcGamma", 23), ("GetScreenResourcesCurrent", 25)),
-    *(("GetCrtcTransform", 27), ("GetPanning", 28), ("GetOutputPrimary", 31)),
-    *(("GetProviders", 32), ("GetProviderInfo", 33), ("ListProviderProperties", 36)),
-    *(("QueryProviderProperty", 37), ("GetProviderProperty", 41), ("GetMonitors", 42)),
+# A property of a device is read, and not deleted with it.
+_RANDR: Final = (
+    Row("GetOutputProperty", 15, special="keep_output_property"),
+    Row("GetProviderProperty", 41, special="keep_output_property"),
+    *_plain(
+        *(("QueryVersion", 0), ("SelectInput", 4), ("GetScreenInfo", 5), ("GetScreenSizeRange", 6)),
+        *(("GetScreenResources", 8), ("GetOutputInfo", 9), ("ListOutputProperties", 10)),
+        *(("QueryOutputProperty", 11), ("GetCrtcInfo", 20)),
+        *(("GetCrtcGammaSize", 22), ("GetCrtcGamma", 23), ("GetScreenResourcesCurrent", 25)),
+        *(("GetCrtcTransform", 27), ("GetPanning", 28), ("GetOutputPrimary", 31)),
+        *(("GetProviders", 32), ("GetProviderInfo", 33), ("ListProviderProperties", 36)),
+        *(("QueryProviderProperty", 37), ("GetMonitors", 42)),
+    ),
 )
 _XINERAMA: Final = _plain(
     *(("QueryVersion", 0), ("GetState", 1), ("GetScreenCount", 2), ("GetScreenSize", 3)),
@@ -279,7 +284,8 @@ _XINPUT: Final = (
     *_plain(("XIUngrabDevice", 52), ("XIAllowEvents", 53)),
     _own("XIPassiveGrabDevice", 54, 8),
     _own("XIPassiveUngrabDevice", 55, 4),
-    *_plain(("XIListProperties", 56), ("XIGetProperty", 59), ("XIGetSelectedEvents", 60)),
+    *_plain(("XIListProperties", 56), ("XIGetSelectedEvents", 60)),
+    Row("XIGetProperty", 59, special="keep_device_property"),
 )
 _SYNC: Final = (
     *_plain(("Initialize", 0), ("ListSystemCounters", 1)),

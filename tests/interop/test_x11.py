@@ -744,3 +744,21 @@ def test_a_window_shows_what_was_there_by_no_way(display: Screen, way: str, trus
             it.send(2, 0, "III", window, 1, 0)
         it.send(8, 0, "I", window)
         assert it.sees(window, RED) is trusted
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_property_of_an_input_device_is_read_and_stays(tmp_path: Path, trusted: bool) -> None:
+    device = "Virtual core XTEST keyboard"
+    with screen(tmp_path / "display") as display:
+        number = int(display.run("xinput", "list", "--id-only", device).stdout)
+        before = display.run("xinput", "list-props", device).stdout.decode()
+        atom = int(before.partition("XTEST Device (")[2].partition(")")[0])
+        it = Direct(display, trusted)
+        with it.sock:
+            xinput = it.extension(b"XInputExtension")
+            it.send(xinput, 47, "HH", 2, 0)
+            assert it.answer()
+            it.send(xinput, 59, "HBxIIII", number, 1, atom, 0, 0, 100)
+            assert it.answer()[32] == 1
+        after = display.run("xinput", "list-props", device).stdout.decode()
+        assert ("XTEST Device" in after) is not trusted

@@ -466,6 +466,20 @@ def test_the_properties_of_others_are_empty_but_for_what_programs_need(order: st
     assert talk.send(get(talk, OWN, 402, 1)) == get(talk, OWN, 402, 1)
 
 
+@ORDERS
+@pytest.mark.parametrize(
+    ("extension", "minor", "delete", "size"),
+    [(b"RANDR", 15, 24, 28), (b"RANDR", 41, 24, 28), (b"XInputExtension", 59, 6, 24)],
+)
+def test_a_property_of_a_device_is_not_deleted_when_it_is_read(
+    order: str, extension: bytes, minor: int, delete: int, size: int
+) -> None:
+    talk = Talk(order)
+    read = talk.request(talk.extension(extension), minor, size=size)
+    deleting = read[:delete] + b"\1" + read[delete + 1 :]
+    assert talk.send(read + deleting, 2) == read * 2
+
+
 def test_the_properties_of_others_are_not_written() -> None:
     talk = Talk()
     for window in (ROOT, OTHERS):
