@@ -782,6 +782,14 @@ class Filter:
         self._u16.pack_into(data, place + 4, select & ~XKB_KEY_EVENTS)
         return _PASS
 
+    def _xkb_per_client_flags(self, data: bytearray, request: _Request) -> int:
+        """Clears the keyboard's controls that change for everybody when the program ends."""
+        place = request.body + 12
+        if place + 12 > request.at + request.total:
+            return BAD_ACCESS
+        data[place : place + 12] = bytes(12)
+        return _PASS
+
     _SPECIAL: Final = {
         "big_requests": _big_requests,
         "blank_reply": _blank_reply,
@@ -809,6 +817,7 @@ class Filter:
         "set_selection_owner": _set_selection_owner,
         "source_picture": _source_picture,
         "xi_select_events": _xi_select_events,
+        "xkb_per_client_flags": _xkb_per_client_flags,
         "xkb_select_events": _xkb_select_events,
     }
     _TRUSTED: Final = {"list_extensions": _list_extensions, "query_extension": _query_extension}

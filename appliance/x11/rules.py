@@ -250,7 +250,8 @@ _XKEYBOARD: Final = (
     _never("LatchLockState", 5, Act.DROP),
     *_plain(("GetControls", 6), ("GetMap", 8), ("GetCompatMap", 10), ("GetIndicatorState", 12)),
     *_plain(("GetIndicatorMap", 13), ("GetNamedIndicator", 15), ("GetNames", 17)),
-    *_plain(("GetGeometry", 19), ("PerClientFlags", 21), ("ListComponents", 22)),
+    *_plain(("GetGeometry", 19), ("ListComponents", 22)),
+    Row("PerClientFlags", 21, special="xkb_per_client_flags"),
     Row("GetDeviceInfo", 24),
 )
 # A property of a device is read, and not deleted with it.

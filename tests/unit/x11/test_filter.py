@@ -442,6 +442,20 @@ def test_events_of_xkb_that_name_keys_are_for_nobody(order: str) -> None:
     assert talk.send(select(0x400, 0, 0)) == refused(select(0x400, 0, 0))
 
 
+@ORDERS
+def test_a_program_that_ends_leaves_the_keyboard_as_it_is(order: str) -> None:
+    talk = Talk(order)
+    major, big = talk.extension(b"XKEYBOARD"), talk.extension(b"BIG-REQUESTS")
+    detectable = talk.request(major, 21, 0x100, 5, 5, 0, 0, 0)
+    assert talk.send(detectable) == detectable
+    assert talk.send(talk.request(major, 21, 0x100, 5, 5, 1, 1, 1)) == detectable
+    short = talk.request(major, 21, 0x100, 5, 5, 1, 1)
+    assert talk.send(short) == refused(short)
+    talk.send(talk.request(big, 0))
+    short = struct.pack(order + "BBHI", major, 21, 0, 7).ljust(28, b"\1")
+    assert talk.send(short) == refused(short)
+
+
 # -- properties --------------------------------------------------------------------------
 
 
