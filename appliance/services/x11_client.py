@@ -23,11 +23,11 @@ from ..errors import MalformedMessage
 from ..ssh.channels import PACKET, Channel, ChannelHandler
 from ..wire.codec import Buffer
 from ..wire.forward import X11, X11Open
-from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, UNKNOWN_CHANNEL_TYPE
+from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, RESOURCE_SHORTAGE, UNKNOWN_CHANNEL_TYPE
 from ..wire.session import X11Request
 from ..wire.x11 import COOKIE_PROTOCOL
 from ..x11.display import Display
-from ..x11.filter import HELD_LIMIT, Filter
+from ..x11.filter import EARLY_LIMIT, HELD_LIMIT, Filter
 from ..x11.set_up import COOKIE_LENGTH, Authorization, SetUp, SetUpState, authorized
 from .forward import SocketSplice
 
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 # Our own choices
 WINDOW: Final = 2 << 20  # bytes: OpenSSH's 64 KiB cost a starting xterm 67 round trips
 SET_UP_SECONDS: Final = 30.0  # for a program's set-up request
+PROGRAMS_LIMIT: Final = 256  # of one connection at a time: X servers take as many
 CONNECT_SECONDS: Final = 10.0  # for a display of another host to answer
 
 
@@ -114,6 +115,9 @@ class X11Client:
         if not self.sessions:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "this was not asked for")
             return
+        if len(self._programs) >= PROGRAMS_LIMIT:
+            channel.reject(RESOURCE_SHORTAGE, "too many X11 programs")
+            return
         _log.debug("X11: a program, %s", opening)
         self._programs.add(_Arriving(channel, self))
 
@@ -164,6 +168,8 @@ class _Arriving(ChannelHandler):
     def data(self, view: memoryview) -> None:
         if self._set_up.state is not SetUpState.READING:
             self._early += view
+            if len(self._early) > EARLY_LIMIT:
+                self._turn_away("it sends requests before the display has answered")
             return
         state = self._set_up.receive(view)
         if state is SetUpState.REFUSED:

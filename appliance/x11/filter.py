@@ -7,6 +7,10 @@ among the replies, gets the code and the opcode that the program is to see. A re
 dropped becomes a NoOperation. Where programs would end because of an error, the request is changed
 so that the server gives an empty answer.
 
+The server's messages carry the low 16 bits of their request's number only. The filter knows the
+rest as libraries do: no 65536 requests follow each other without one that has to be answered. From
+a program that breaks this, the answer of one request could be taken for that of another.
+
 A trusted program may do all but what is for local programs only (LOCAL_ONLY). An extension's
 requests are accepted once the program has asked for the extension by name and was told of it.
 """
@@ -48,11 +52,21 @@ _SELECTION_NOTIFY: Final = 31
 _CLIENT_MESSAGE: Final = 33
 _UNMAP_NOTIFY: Final = 18
 _CONFIGURE_REQUEST: Final = 23
+_KEYMAP_NOTIFY: Final = 11
 _GENERIC_EVENT: Final = 35
 _NO_OPERATION: Final = 127
 _UNASSIGNED: Final = 126  # a server answers it with BadRequest
 _FIRST_EXTENSION: Final = 128
-_INPUT_ONLY: Final = 2  # a window's class
+_INPUT_ONLY_CLASS: Final = 2  # of windows
+_UNANSWERED: Final = 0xFFFF  # requests in a row
+# Requests of the core protocol that have a reply, or else an error.
+ANSWERED: Final = frozenset(
+    (
+        *(3, 14, 15, 16, 17, 20, 21, 23, 26, 31, 38, 39, 40, 43, 44, 47, 48, 49, 50, 52, 73, 83),
+        *(84, 85, 86, 87, 91, 92, 97, 98, 99, 101, 103, 106, 108, 110, 116, 117, 118, 119),
+    )
+)
+_PARENT_RELATIVE: Final = 1  # a window's background
 _MESSAGE: Final = 32  # bytes of a message of the server, without more of a reply or event
 _PREDEFINED_ATOMS: Final = 68
 _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and nobody owns
@@ -62,7 +76,17 @@ HELD_LIMIT: Final = 4096  # bytes of a message that must be whole to be judged
 WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 million
 EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
 _HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
+AWAITED_LIMIT: Final = 4096  # answers that the server owes at a time, of those that we look at
+ATOMS_LIMIT: Final = 4096  # atoms whose names are remembered
 _REQUESTORS: Final = 64  # windows whose requests for a selection are remembered
+
+# Traits of a resource
+_WINDOW: Final = 1
+_INPUT_ONLY: Final = 2  # of windows
+_TOP_LEVEL: Final = 4  # of windows: whose parent is a root, or is of the window manager
+_TRANSPARENT: Final = 8  # of windows: with the background of their parent
+_PIXMAP: Final = 16
+_WINDOW_PICTURE: Final = 32
 
 # Verdicts
 _PASS: Final = 0
@@ -90,7 +114,7 @@ Judge = Callable[[bytearray, _Request], int]
 class _Awaited(NamedTuple):
     """An answer of the server that will be looked at."""
 
-    sequence: int  # its low 16 bits
+    sequence: int  # of its request
     is_whole: bool  # whether the answer must be whole
     answered: Callable[[bytearray, int, int], None]  # buffer, offset, bytes of the answer
 
@@ -113,22 +137,23 @@ class Filter:
         self._request_rest = 0  # bytes of a request that are still to come
         self._part = b""  # of a request
         self._request = _Request()
-        self._sequence = 0
+        self._sequence = 0  # of the last request
+        self._sure = 0  # of a request that the server answers, or has answered
         self._is_big = False  # BIG-REQUESTS is enabled
         # the server's direction
         self._set_up = bytearray()
         self._answer_rest = 0
         self._answer_part = b""
+        self._heard = 0  # the request that the server's last message was about
         self._awaited: deque[_Awaited] = deque()
         # what is known
         self._base = self._mask = 0
         self._roots: frozenset[int] = frozenset()
         self._atoms: dict[int, bytes] = {}
-        # A creation with a number that is taken fails at the server, so it changes nothing here.
-        self._windows: set[int] = set()
-        self._input_only: set[int] = set()  # of these windows
-        self._pixmaps: set[int] = set()
-        self._window_pictures: set[int] = set()
+        # Traits of the program's resources by their numbers, without the bits that all have.
+        # A creation with a number that is taken fails at the server, so it changes nothing here,
+        # and so does a request to destroy something that has a wrong length.
+        self._traits = bytearray()
         self._requestors: dict[int, set[int]] = {}  # windows that want a selection: properties
         self._conversions: dict[tuple[int, int], int] = {}  # requestor, target: selection
         self._judges: list[Judge | None] = [None] * 256
@@ -157,12 +182,12 @@ class Filter:
         fields = tuple(
             (offset - 4, offset in row.or_none, offset in row.or_root) for offset in row.own
         )
-        needed = 8 + max(offset for offset, *_ in fields)  # with the longer head of a big request
+        needed = 12 + max(offset for offset, *_ in fields)  # with a big request's longer head
         read = self._u32.unpack_from
 
         def judge(data: bytearray, request: _Request) -> int:
             body = request.body
-            if request.total < needed and request.at + request.total < body + needed - 4:
+            if request.total < needed and request.at + request.total < body + needed - 8:
                 return _PASS  # too short: the server's BadLength
             base, foreign = self._base, ~self._mask
             for offset, or_none, or_root in fields:
@@ -239,11 +264,21 @@ class Filter:
                     self._refuse(data, at, verdict, opcode, minor)
                 size += request.total - total
                 total = request.total
+            if self._sequence - self._sure > _UNANSWERED:
+                self._check_answers()
+            if opcode in ANSWERED:
+                self._sure = self._sequence
             at += total
         if at > size:
             self._request_rest = at - size
             at = size
         return at
+
+    def _check_answers(self) -> None:
+        """Raises MalformedMessage if messages of the server can no longer be told apart."""
+        self._sure = max(self._sure, self._heard)
+        if self._sequence - self._sure > _UNANSWERED:
+            raise MalformedMessage("too many requests without an answer")
 
     def _refuse(self, data: bytearray, at: int, code: int, opcode: int, minor: int) -> None:
         data[at] = _UNASSIGNED
@@ -259,7 +294,9 @@ class Filter:
         self._await(False, answered)
 
     def _await(self, is_whole: bool, answered: Callable[[bytearray, int, int], None]) -> None:
-        self._awaited.append(_Awaited(self._sequence & 0xFFFF, is_whole, answered))
+        if len(self._awaited) >= AWAITED_LIMIT:
+            raise MalformedMessage("too many requests at a time that are refused or looked at")
+        self._awaited.append(_Awaited(self._sequence, is_whole, answered))
 
     # -- from the server ---------------------------------------------------------------
 
@@ -296,8 +333,12 @@ class Filter:
             total = _MESSAGE
             if kind == _REPLY or kind & 0x7F == _GENERIC_EVENT:
                 total += 4 * read_u32(buffer, at + 4)[0]
+            if kind & 0x7F != _KEYMAP_NOTIFY:
+                self._heard += (read_u16(buffer, at + 2)[0] - self._heard) & 0xFFFF
+            elif not self._trusted:  # it alone has no number, but the keys that are down instead
+                buffer[at + 1 : at + _MESSAGE] = bytes(_MESSAGE - 1)
             if kind <= _REPLY:
-                if awaited and awaited[0].sequence == read_u16(buffer, at + 2)[0]:
+                if awaited and awaited[0].sequence == self._heard:
                     if awaited[0].is_whole and size - at < total <= HELD_LIMIT:
                         break
                     awaited.popleft().answered(buffer, at, min(total, size - at))
@@ -428,25 +469,36 @@ class Filter:
         value: int = self._u32.unpack_from(data, place)[0]
         return value
 
+    def _trait(self, resource: int) -> int:
+        """Returns the traits of a resource, 0 if it is not the program's."""
+        number = resource & self._mask
+        is_known = self._is_own(resource) and number < len(self._traits)
+        return self._traits[number] if is_known else 0
+
+    def _mark(self, resource: int, traits: int, gone: int = 0) -> None:
+        """Gives traits to a resource of the program, and takes others from it."""
+        number = resource & self._mask
+        if number >= len(self._traits):
+            self._traits += bytes(number + 1 - len(self._traits))
+        self._traits[number] = self._traits[number] & ~gone | traits
+
     def _create_window(self, data: bytearray, request: _Request) -> int:
         """Gives a window a background: without one it shows what was there, of other programs."""
-        if request.total < 32 or request.body != request.at + 4:
+        if not 32 <= request.total <= 32 + 4 * 32 or request.body != request.at + 4:
             return BAD_ACCESS
         window, parent = self._read(data, request, 4), self._read(data, request, 8)
         kind = self._u16.unpack_from(data, request.at + 22)[0]
-        self._pixmaps.discard(window)
-        if kind == _INPUT_ONLY or (kind == 0 and parent in self._input_only):
-            if window not in self._windows:
-                self._windows.add(window)
-                self._input_only.add(window)
+        top_level = _TOP_LEVEL if parent in self._roots else 0
+        if kind == _INPUT_ONLY_CLASS or (kind == 0 and self._trait(parent) & _INPUT_ONLY):
+            input_only = 0 if self._trait(window) & _WINDOW else _INPUT_ONLY
+            self._mark(window, _WINDOW | top_level | input_only, _PIXMAP)
             return _PASS
-        self._windows.add(window)
-        self._input_only.discard(window)
+        self._mark(window, _WINDOW | top_level, _PIXMAP | _INPUT_ONLY)
         mask = self._read(data, request, 28)
         if verdict := self._values(data, request, 28, mask, (0, 2)):
             return verdict
         if mask & 3:
-            self._force_background(data, request.at + 28, request.at + 32, request)
+            self._force_background(data, request.at + 28, request.at + 32, request, window)
             return _PASS
         self._u32.pack_into(data, request.at + 28, mask | 2)
         self._u16.pack_into(data, request.at + 2, request.total // 4 + 1)
@@ -456,27 +508,43 @@ class Filter:
         return _PASS
 
     def _destroy_window(self, data: bytearray, request: _Request) -> int:
-        window = self._read(data, request, 4)
-        self._windows.discard(window)
-        self._input_only.discard(window)
+        if _has_one_field(request):
+            self._mark(self._read(data, request, 4), 0, 0xFF)
+        return _PASS
+
+    def _reparent_window(self, data: bytearray, request: _Request) -> int:
+        window, parent = self._read(data, request, 4), self._read(data, request, 8)
+        if parent in self._roots:
+            if self._trait(window) & _TRANSPARENT:
+                return BAD_ACCESS
+            self._mark(window, _TOP_LEVEL)
         return _PASS
 
     def _force_background(
-        self, data: bytearray, mask_at: int, values_at: int, request: _Request
+        self, data: bytearray, mask_at: int, values_at: int, request: _Request, window: int
     ) -> None:
-        """Makes the background None of a list of attributes the pixel 0."""
-        mask = self._u32.unpack_from(data, mask_at)[0]
-        is_there = values_at + 4 <= request.at + request.present
-        if mask & 3 == 1 and is_there and not self._u32.unpack_from(data, values_at)[0]:
-            self._u32.pack_into(data, mask_at, mask & ~1 | 2)
+        """Makes the background None of a list of attributes the pixel 0.
+
+        And that of the parent, if the parent is another program's: it may have none itself.
+        """
+        if values_at + 4 > request.at + request.present:
+            return  # the server's BadLength
+        mask, value = (self._u32.unpack_from(data, place)[0] for place in (mask_at, values_at))
+        if mask & 3 != 1 or value > _PARENT_RELATIVE:
+            return
+        if value and not self._trait(window) & _TOP_LEVEL:
+            self._mark(window, _TRANSPARENT)
+            return
+        self._u32.pack_into(data, mask_at, mask & ~1 | 2)
+        self._u32.pack_into(data, values_at, 0)
 
     def _change_window_attributes(self, data: bytearray, request: _Request) -> int:
         window, mask = self._read(data, request, 4), self._read(data, request, 8)
         if self._is_own(window):
             if verdict := self._values(data, request, 8, mask, (0, 2)):
                 return verdict
-            if window not in self._input_only:
-                self._force_background(data, request.body + 4, request.body + 8, request)
+            if not self._trait(window) & _INPUT_ONLY:
+                self._force_background(data, request.body + 4, request.body + 8, request, window)
             return _PASS
         if mask != 0x800:  # event-mask alone
             return BAD_ACCESS
@@ -489,7 +557,7 @@ class Filter:
 
     def _intern_atom(self, data: bytearray, request: _Request) -> int:
         name = self._name(data, request)
-        if not _is_interesting(name):
+        if not _is_interesting(name) or len(self._atoms) >= ATOMS_LIMIT:
             return _PASS
 
         def answered(answer: bytearray, at: int, total: int) -> None:
@@ -517,6 +585,19 @@ class Filter:
             return _PASS
         if request.present >= request.body - request.at + 8:
             self._u32.pack_into(data, request.body + 4, _NOBODYS)
+        return _PASS
+
+    def _keep_output_property(self, data: bytearray, request: _Request) -> int:
+        return self._keep(data, request, 24)
+
+    def _keep_device_property(self, data: bytearray, request: _Request) -> int:
+        return self._keep(data, request, 6)
+
+    def _keep(self, data: bytearray, request: _Request, delete: int) -> int:
+        """Clears the field that has a property deleted once it is read."""
+        place = request.body + delete - 4
+        if place < request.at + request.present:
+            data[place] = 0
         return _PASS
 
     # -- selections --------------------------------------------------------------------
@@ -579,9 +660,13 @@ class Filter:
             return BAD_ACCESS if propagate else _PASS
         if destination in self._roots:
             if kind == _CLIENT_MESSAGE:
-                about = self._read(data, request, 16)
-                is_ping = self._atoms.get(self._read(data, request, 20)) == b"_NET_WM_PING"
-                return _PASS if self._is_own(about) or is_ping else BAD_ACCESS
+                about, atoms = self._read(data, request, 16), self._atoms
+                is_pong = (
+                    about in self._roots
+                    and atoms.get(self._read(data, request, 20)) == b"WM_PROTOCOLS"
+                    and atoms.get(self._read(data, request, 24)) == b"_NET_WM_PING"
+                )
+                return _PASS if self._is_own(about) or is_pong else BAD_ACCESS
             if kind in (_UNMAP_NOTIFY, _CONFIGURE_REQUEST):
                 return _PASS if self._is_own(self._read(data, request, 20)) else BAD_ACCESS
         if kind == _SELECTION_NOTIFY and destination in self._requestors:
@@ -592,12 +677,12 @@ class Filter:
 
     def _create_pixmap(self, data: bytearray, request: _Request) -> int:
         pixmap = self._read(data, request, 4)
-        if pixmap not in self._windows:
-            self._pixmaps.add(pixmap)
+        if not self._trait(pixmap) & _WINDOW:
+            self._mark(pixmap, _PIXMAP)
         return _PASS
 
     def _free_pixmap(self, data: bytearray, request: _Request) -> int:
-        self._pixmaps.discard(self._read(data, request, 4))
+        self._mark(self._read(data, request, 4), 0, _PIXMAP)
         return _PASS
 
     def _create_gc(self, data: bytearray, request: _Request) -> int:
@@ -630,19 +715,20 @@ class Filter:
         return _PASS
 
     def _create_picture(self, data: bytearray, request: _Request) -> int:
-        if self._read(data, request, 8) not in self._pixmaps:
-            self._window_pictures.add(self._read(data, request, 4))
+        if not self._trait(self._read(data, request, 8)) & _PIXMAP:
+            self._mark(self._read(data, request, 4), _WINDOW_PICTURE)
         return self._values(data, request, 16, self._read(data, request, 16), (1, 6))
 
     def _change_picture(self, data: bytearray, request: _Request) -> int:
         return self._values(data, request, 8, self._read(data, request, 8), (1, 6))
 
     def _free_picture(self, data: bytearray, request: _Request) -> int:
-        self._window_pictures.discard(self._read(data, request, 4))
+        if _has_one_field(request):
+            self._mark(self._read(data, request, 4), 0, _WINDOW_PICTURE)
         return _PASS
 
     def _composite(self, data: bytearray, request: _Request) -> int:
-        if self._read(data, request, 12) in self._window_pictures:
+        if self._trait(self._read(data, request, 12)) & _WINDOW_PICTURE:
             return BAD_ACCESS
         return self._source_picture(data, request)
 
@@ -651,7 +737,7 @@ class Filter:
 
         GetImage and CopyArea leave that out by themselves.
         """
-        is_window = self._read(data, request, 8) in self._window_pictures
+        is_window = self._trait(self._read(data, request, 8)) & _WINDOW_PICTURE
         return BAD_ACCESS if is_window else _PASS
 
     # -- input -------------------------------------------------------------------------
@@ -696,6 +782,14 @@ class Filter:
         self._u16.pack_into(data, place + 4, select & ~XKB_KEY_EVENTS)
         return _PASS
 
+    def _xkb_per_client_flags(self, data: bytearray, request: _Request) -> int:
+        """Clears the keyboard's controls that change for everybody when the program ends."""
+        place = request.body + 12
+        if place + 12 > request.at + request.total:
+            return BAD_ACCESS
+        data[place : place + 12] = bytes(12)
+        return _PASS
+
     _SPECIAL: Final = {
         "big_requests": _big_requests,
         "blank_reply": _blank_reply,
@@ -715,11 +809,15 @@ class Filter:
         "get_property": _get_property,
         "intern_atom": _intern_atom,
         "list_extensions": _list_extensions,
+        "keep_device_property": _keep_device_property,
+        "keep_output_property": _keep_output_property,
         "query_extension": _query_extension,
+        "reparent_window": _reparent_window,
         "send_event": _send_event,
         "set_selection_owner": _set_selection_owner,
         "source_picture": _source_picture,
         "xi_select_events": _xi_select_events,
+        "xkb_per_client_flags": _xkb_per_client_flags,
         "xkb_select_events": _xkb_select_events,
     }
     _TRUSTED: Final = {"list_extensions": _list_extensions, "query_extension": _query_extension}
@@ -730,11 +828,16 @@ def _unknown(data: bytearray, request: _Request) -> int:
     return BAD_REQUEST
 
 
+def _has_one_field(request: _Request) -> bool:
+    """Whether the request is as long as one that has no other field than a resource."""
+    return request.at + request.total == request.body + 4
+
+
 def _is_interesting(name: bytes) -> bool:
     """Whether a judge asks for the atom of this name."""
     return (
         name in ANY_PROPERTIES
         or name in CLIPBOARDS
-        or name in (CLIPBOARD_MANAGER, b"MULTIPLE")
+        or name in (CLIPBOARD_MANAGER, b"MULTIPLE", b"WM_PROTOCOLS")
         or name.startswith(ROOT_PROPERTIES)
     )

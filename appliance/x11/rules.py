@@ -62,7 +62,7 @@ CORE: Final = (
     Row("DestroyWindow", 4, own=(4,), special="destroy_window"),
     _own("DestroySubwindows", 5, 4),
     _never("ChangeSaveSet", 6),
-    Row("ReparentWindow", 7, own=(4, 8), or_root=(8,)),
+    Row("ReparentWindow", 7, own=(4, 8), or_root=(8,), special="reparent_window"),
     _own("MapWindow", 8, 4),
     _own("MapSubwindows", 9, 4),
     _own("UnmapWindow", 10, 4),
@@ -250,17 +250,23 @@ _XKEYBOARD: Final = (
     _never("LatchLockState", 5, Act.DROP),
     *_plain(("GetControls", 6), ("GetMap", 8), ("GetCompatMap", 10), ("GetIndicatorState", 12)),
     *_plain(("GetIndicatorMap", 13), ("GetNamedIndicator", 15), ("GetNames", 17)),
-    *_plain(("GetGeometry", 19), ("PerClientFlags", 21), ("ListComponents", 22)),
+    *_plain(("GetGeometry", 19), ("ListComponents", 22)),
+    Row("PerClientFlags", 21, special="xkb_per_client_flags"),
     Row("GetDeviceInfo", 24),
 )
-_RANDR: Final = _plain(
-    *(("QueryVersion", 0), ("SelectInput", 4), ("GetScreenInfo", 5), ("GetScreenSizeRange", 6)),
-    *(("GetScreenResources", 8), ("GetOutputInfo", 9), ("ListOutputProperties", 10)),
-    *(("QueryOutputProperty", 11), ("GetOutputProperty", 15), ("GetCrtcInfo", 20)),
-    *(("GetCrtcGammaSize", 22), ("GetCrtcGamma", 23), ("GetScreenResourcesCurrent", 25)),
-    *(("GetCrtcTransform", 27), ("GetPanning", 28), ("GetOutputPrimary", 31)),
-    *(("GetProviders", 32), ("GetProviderInfo", 33), ("ListProviderProperties", 36)),
-    *(("QueryProviderProperty", 37), ("GetProviderProperty", 41), ("GetMonitors", 42)),
+# A property of a device is read, and not deleted with it.
+_RANDR: Final = (
+    Row("GetOutputProperty", 15, special="keep_output_property"),
+    Row("GetProviderProperty", 41, special="keep_output_property"),
+    *_plain(
+        *(("QueryVersion", 0), ("SelectInput", 4), ("GetScreenInfo", 5), ("GetScreenSizeRange", 6)),
+        *(("GetScreenResources", 8), ("GetOutputInfo", 9), ("ListOutputProperties", 10)),
+        *(("QueryOutputProperty", 11), ("GetCrtcInfo", 20)),
+        *(("GetCrtcGammaSize", 22), ("GetCrtcGamma", 23), ("GetScreenResourcesCurrent", 25)),
+        *(("GetCrtcTransform", 27), ("GetPanning", 28), ("GetOutputPrimary", 31)),
+        *(("GetProviders", 32), ("GetProviderInfo", 33), ("ListProviderProperties", 36)),
+        *(("QueryProviderProperty", 37), ("GetMonitors", 42)),
+    ),
 )
 _XINERAMA: Final = _plain(
     *(("QueryVersion", 0), ("GetState", 1), ("GetScreenCount", 2), ("GetScreenSize", 3)),
@@ -279,7 +285,8 @@ _XINPUT: Final = (
     *_plain(("XIUngrabDevice", 52), ("XIAllowEvents", 53)),
     _own("XIPassiveGrabDevice", 54, 8),
     _own("XIPassiveUngrabDevice", 55, 4),
-    *_plain(("XIListProperties", 56), ("XIGetProperty", 59), ("XIGetSelectedEvents", 60)),
+    *_plain(("XIListProperties", 56), ("XIGetSelectedEvents", 60)),
+    Row("XIGetProperty", 59, special="keep_device_property"),
 )
 _SYNC: Final = (
     *_plain(("Initialize", 0), ("ListSystemCounters", 1)),
@@ -322,7 +329,8 @@ _COMPOSITE: Final = (
     _own("UnredirectWindow", 3, 4),
     _own("UnredirectSubwindows", 4, 4),
     _own("CreateRegionFromBorderClip", 5, 4, 8),
-    _own("NameWindowPixmap", 6, 4, 8),
+    # The window's pixmap outside of its shape has what was on the screen, of all programs.
+    _never("NameWindowPixmap", 6, Act.MATCH),
 )
 _SCREEN_SAVER: Final = _plain(("QueryVersion", 0), ("QueryInfo", 1), ("Suspend", 5))
 _DPMS: Final = _plain(("GetVersion", 0), ("Capable", 1), ("GetTimeouts", 2), ("Info", 7))

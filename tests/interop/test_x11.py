@@ -559,6 +559,24 @@ class Direct:
         for piece in self.filter.from_client(data):
             self.sock.sendall(piece)
 
+    def extension(self, name: bytes) -> int:
+        self.send(98, 0, f"Hxx{len(name)}s{-len(name) % 4}x", len(name), name)
+        return self.answer()[9]
+
+    def window(self, number: int, mask: int, *values: int) -> None:
+        """Ask for a window that no window manager cares for, with more attributes than that."""
+        layout = "IIhhHHHHI" + "I" * (len(values) + 3)
+        place = (0, 0, 99, 99, 0, 1, 0)
+        self.send(1, 0, layout, number, self.root, *place, mask | 0x202, 0, 1, *values)
+
+    def sees(self, drawable: int, color: bytes) -> bool:
+        """Whether the color is in the picture of a drawable, after errors that do not matter."""
+        self.send(43, 0, "")
+        while not self.answer():
+            pass
+        self.send(73, 2, "IhhHHI", drawable, 0, 0, 99, 99, 0xFFFFFFFF)
+        return color in self.answer()
+
     def answer(self) -> bytes:
         """The next reply or error; b'' for an error."""
         while True:
@@ -606,3 +624,136 @@ def test_a_wrong_enabling_of_big_requests_hides_no_request(display: Screen, trus
         assert not it.answer()
         with pytest.raises(MalformedMessage):
             it.filter.from_client(struct.pack("<BBHI", 127, 0, 0, 44 | 1 << 16))
+
+
+def test_an_answer_is_not_taken_for_another_with_the_same_number(display: Screen) -> None:
+    """The keys that are down, in a reply that the filter would take for another one."""
+    it = Direct(display, trusted=False)
+    with it.sock:
+        early = struct.pack("<BBH", 43, 0, 1) + struct.pack("<BBH", 127, 0, 1) * 65_535
+        with pytest.raises(MalformedMessage):
+            it.filter.from_client(early + struct.pack("<BBH", 44, 0, 1))
+
+
+def test_a_program_that_draws_for_long_without_an_answer_goes_on(display: Screen) -> None:
+    """As Xlib does it: one request in 65535 has a reply, which nobody waits for."""
+    it = Direct(display, trusted=False)
+    requests = struct.pack("<BBH", 127, 0, 1) * 65_534 + struct.pack("<BBH", 43, 0, 1)
+    with it.sock:
+        for _ in range(3):
+            for piece in it.filter.from_client(requests):
+                it.sock.sendall(piece)
+        it.send(44, 0, "")
+        for number in (65_535, 131_070, 196_605, 196_606):
+            assert it.answer()[2:4] == struct.pack("<H", number & 0xFFFF)
+
+
+RED = bytes((0, 0, 255))
+
+
+@pytest.fixture
+def red(display: Screen) -> Iterator[None]:
+    """A red window of another program, at the screen's upper left corner."""
+    argv = ("xmessage", "-title", "red", "-bg", "red", "-geometry", "200x200+0+0", "x")
+    with display.program(*argv):
+        display.window("red")
+        yield
+
+
+@pytest.mark.usefixtures("red")
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_pixmap_of_a_window_without_a_shape(display: Screen, trusted: bool) -> None:
+    """Composite makes it with all that is on the screen at the window's place."""
+    it = Direct(display, trusted)
+    window, pixmap = it.base + 1, it.base + 2
+    with it.sock:
+        composite, shape = it.extension(b"Composite"), it.extension(b"SHAPE")
+        it.window(window, 0)
+        it.send(shape, 1, "BBBxIhh", 0, 0, 0, window, 0, 0)
+        it.send(composite, 1, "IBxxx", window, 1)
+        it.send(8, 0, "I", window)
+        assert not it.sees(window, RED)
+        it.send(composite, 6, "II", window, pixmap)
+        assert it.sees(pixmap, RED) is trusted
+
+
+@pytest.mark.usefixtures("red")
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_covered_window_that_gets_a_pixmap_of_its_own(display: Screen, trusted: bool) -> None:
+    it = Direct(display, trusted)
+    windows = it.base + 1, it.base + 2
+    with it.sock:
+        composite = it.extension(b"Composite")
+        for window in windows:
+            it.window(window, 0)
+            it.send(12, 0, "III", window, 0x40, 1)  # below all others
+            it.send(8, 0, "I", window)
+        it.send(composite, 1, "IBxxx", windows[0], 0)
+        it.send(2, 0, "III", windows[1], 0x40, 2)  # backing-store: Always
+        assert not it.sees(windows[0], RED)
+        assert not it.sees(windows[1], RED)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_keys_that_are_down_as_a_window_comes_under_the_pointer(
+    display: Screen, trusted: bool
+) -> None:
+    display.run("xdotool", "mousemove", "50", "50")
+    display.run("xdotool", "keydown", "a")
+    try:
+        it = Direct(display, trusted)
+        with it.sock:
+            it.window(it.base + 1, 0x800, 0x4010)
+            it.send(8, 0, "I", it.base + 1)
+            it.send(43, 0, "")
+            event = b""
+            while event[:1] != b"\13":
+                event = it._take(32)
+    finally:
+        display.run("xdotool", "keyup", "a")
+    assert any(event[1:]) is trusted
+
+
+@pytest.mark.usefixtures("red")
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("way", ["not destroyed", "in a frame"])
+def test_a_window_shows_what_was_there_by_no_way(display: Screen, way: str, trusted: bool) -> None:
+    """A window that the filter takes for destroyed, and one in a window manager's frame."""
+    it = Direct(display, trusted)
+    window = it.base + 1
+    manager = Direct(display, trusted=True)
+    with it.sock, manager.sock:
+        it.window(window, 0)
+        if way == "in a frame":
+            it.send(2, 0, "III", window, 1, 1)  # background: that of the parent
+            it.sees(window, RED)
+            frame = manager.base + 1
+            manager.window(frame, 0)
+            manager.send(2, 0, "III", frame, 1, 0)  # background: none
+            manager.send(7, 0, "IIhh", window, frame, 0, 0)
+            manager.send(8, 0, "I", frame)
+            manager.sees(frame, RED)
+        else:
+            it.send(4, 0, "II", window, 0)
+            it.send(1, 0, "IIhhHHHHII", window, it.root, 0, 0, 99, 99, 0, 2, 0, 0)
+            it.send(2, 0, "III", window, 1, 0)
+        it.send(8, 0, "I", window)
+        assert it.sees(window, RED) is trusted
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_property_of_an_input_device_is_read_and_stays(tmp_path: Path, trusted: bool) -> None:
+    device = "Virtual core XTEST keyboard"
+    with screen(tmp_path / "display") as display:
+        number = int(display.run("xinput", "list", "--id-only", device).stdout)
+        before = display.run("xinput", "list-props", device).stdout.decode()
+        atom = int(before.partition("XTEST Device (")[2].partition(")")[0])
+        it = Direct(display, trusted)
+        with it.sock:
+            xinput = it.extension(b"XInputExtension")
+            it.send(xinput, 47, "HH", 2, 0)
+            assert it.answer()
+            it.send(xinput, 59, "HBxIIII", number, 1, atom, 0, 0, 100)
+            assert it.answer()[32] == 1
+        after = display.run("xinput", "list-props", device).stdout.decode()
+        assert ("XTEST Device" in after) is not trusted

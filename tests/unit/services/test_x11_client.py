@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from appliance.aio.connecting import Attempt
 from appliance.services import x11_client
 from appliance.services.x11_client import WINDOW, X11Client, X11Session, X11Settings
 from appliance.ssh.channels import Channel
 from appliance.wire.codec import Reader
 from appliance.wire.forward import X11, X11Open
+from appliance.wire.messages import RESOURCE_SHORTAGE
 from appliance.wire.session import X11Request
 from appliance.wire.x11 import COOKIE_PROTOCOL, SetUpRequest, read_set_up
 from appliance.x11.display import Display
+from appliance.x11.filter import EARLY_LIMIT
 from appliance.x11.set_up import Authorization
 from tests.protocol.harness import Pair, Recording
 from tests.unit.services.harness import FakeDriver
@@ -328,7 +331,7 @@ def test_what_the_filter_adds_gives_the_peer_no_larger_window(it: Forwarded) -> 
     create = struct.pack("<BBHIIhhHHHHII", 1, 24, 8, OWN, ROOT, 0, 0, 9, 9, 0, 1, 0, 0)
     ours = it.pair.client.open_channels()[0]
     for _ in range(30):
-        it.send(channel, create * 5_000)
+        it.send(channel, create * 5_000 + struct.pack("<BBH", 43, 0, 1))
         server.setblocking(False)
         while True:
             try:
@@ -356,3 +359,42 @@ def test_a_program_that_breaks_the_protocol_loses_its_channel(it: Forwarded) -> 
     it.send(channel, bytes(8))
     assert ("closed",) in program.events
     assert server.recv(10) == b""
+
+
+class NoAnswer:
+    """A display that neither takes a connection nor refuses it."""
+
+    def __init__(self, _: object, attempt: Attempt, *__: object) -> None:
+        self._sock = attempt.sock
+
+    def cancel(self) -> None:
+        self._sock.close()
+
+
+def test_a_program_says_no_more_than_a_little_before_the_display_answers(
+    it: Forwarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(x11_client, "Connecting", NoAnswer)
+    session = it.session()
+    channel, program = it.open()
+    it.send(channel, greeting(session.cookie) + bytes(EARLY_LIMIT))
+    assert not received(program)
+    it.send(channel, bytes(1))
+    assert "before the display has answered" in reason(program)
+    assert ("closed",) in program.events
+
+
+def test_a_connection_has_no_more_programs_than_an_x_server_takes(
+    it: Forwarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may hold a window of data while the display stands still."""
+    monkeypatch.setattr(x11_client, "PROGRAMS_LIMIT", 2)
+    it.session()
+    first, _ = it.open()
+    it.open()
+    _, refused = it.open()
+    assert refused.events == [("open_failed", RESOURCE_SHORTAGE), ("closed",)]
+    first.close()
+    it.turn()
+    _, program = it.open()
+    assert ("open_failed", RESOURCE_SHORTAGE) not in program.events

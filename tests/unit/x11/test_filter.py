@@ -7,9 +7,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import MalformedMessage
-from appliance.x11.filter import EARLY_LIMIT, HELD_LIMIT, WORDS_LIMIT, Filter
-from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST
-from tests.unit.x11.server import BAD, NO_OPERATION, OTHERS, OWN, ROOT, Talk, set_up_reply
+from appliance.x11.filter import (
+    ANSWERED,
+    ATOMS_LIMIT,
+    AWAITED_LIMIT,
+    EARLY_LIMIT,
+    HELD_LIMIT,
+    WORDS_LIMIT,
+    Filter,
+)
+from appliance.x11.rules import BAD_ACCESS, BAD_MATCH, BAD_REQUEST, CORE, EXTENSIONS, Act
+from tests.unit.x11.server import (
+    BAD,
+    BASE,
+    MASK,
+    NO_OPERATION,
+    OTHERS,
+    OWN,
+    ROOT,
+    Talk,
+    set_up_reply,
+)
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])
 CLIPBOARD, TARGETS, MULTIPLE, PROPERTY, TITLE = 300, 301, 302, 303, 304
@@ -128,11 +146,58 @@ def test_big_requests_that_the_server_does_not_enable_are_none(
 
 def test_sequence_numbers_pass_65536() -> None:
     talk = Talk()
-    talk.send(talk.request(127, 0) * 65_600, 65_600)
+    talk.send(talk.request(127, 0) * 65_000, 65_000)
+    talk.receive(talk.event(12))
+    talk.send(talk.request(127, 0) * 600, 600)
     data = talk.request(109, 0, 0)
     assert talk.send(data) == refused(data)
     assert talk.sequence == 65_601
     assert talk.receive(talk.error())[1] == BAD_ACCESS
+
+
+@ORDERS
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_answer_is_of_one_request_though_65536_have_the_same_number(
+    order: str, trusted: bool
+) -> None:
+    """The reply of the first was taken for that of the second, which then passed as it was."""
+    talk = Talk(order, trusted=trusted)
+    first, second = talk.request(43, 0), talk.request(99, 0)
+    with pytest.raises(MalformedMessage):
+        talk.send(first + talk.request(127, 0) * 65_535 + second)
+    talk = Talk(order, trusted=trusted)
+    between = talk.request(127, 0) * 65_534
+    talk.send(first + between + first + second, 65_537)
+    for number in (1, 65_536):
+        talk.sequence = number
+        assert talk.receive(focus := talk.reply(b"x" * 24)) == focus
+    talk.sequence = 65_537
+    shown = talk.receive(talk.reply(b"", b"\7MIT-SHM", first=1))
+    assert shown[1] == 0 and b"MIT-SHM" not in shown
+
+
+def test_a_request_that_is_to_have_an_answer_is_never_dropped() -> None:
+    dropped_ones = {row.opcode for row in CORE if row.otherwise is Act.DROP}
+    assert not dropped_ones & ANSWERED
+
+
+def test_a_program_that_draws_hears_of_it_before_65536_requests() -> None:
+    """Libraries ask for a reply by then; an event tells as much."""
+    talk = Talk()
+    for _ in range(4):
+        talk.send(talk.request(127, 0) * 40_000, 40_000)
+        talk.receive(struct.pack("<BB30x", 11, 5) + talk.event(12))
+    with pytest.raises(MalformedMessage):
+        talk.send(talk.request(127, 0) * 65_536)
+
+
+@pytest.mark.parametrize("opcode", [98, 110])
+def test_a_server_that_stands_still_owes_a_limited_number_of_answers(opcode: int) -> None:
+    """Each took 600 bytes of memory, for a request of four."""
+    talk = Talk()
+    talk.send(talk.request(opcode, 0) * AWAITED_LIMIT)
+    with pytest.raises(MalformedMessage):
+        talk.send(talk.request(opcode, 0))
 
 
 def test_an_error_of_the_servers_own_is_left_alone() -> None:
@@ -200,6 +265,24 @@ def test_an_arbitrary_greeting_passes(data: bytes) -> None:
     assert Filter("<", "out", False).from_server(data) == data
 
 
+@ORDERS
+def test_requests_of_every_length_are_judged_or_left_to_the_server(order: str) -> None:
+    """A program of the server must not end the client by an error of Python's."""
+    talk = Talk(order)
+    talk.send(talk.request(talk.extension(b"BIG-REQUESTS"), 0))
+    rows = [(row.opcode, 0) for row in CORE]
+    for name, extension in EXTENSIONS.items():
+        major = talk.extension(name)
+        rows += [(major, row.opcode) for row in extension]
+    for opcode, minor in rows:
+        for words in (*range(1, 30), 0xFFFE, 0xFFFF):
+            body = struct.pack(order + "I", OWN) * (words - 1)
+            small = struct.pack(order + "BBH", opcode, minor, words) + body
+            assert len(talk.send(small)) - len(small) in (0, 4)
+            big = struct.pack(order + "BBHI", opcode, minor, 0, words + 1) + body
+            assert len(talk.send(big)) == len(big)
+
+
 def test_no_opcode_is_left_to_chance() -> None:
     """Core opcodes without a row, and all of extensions that nobody has asked for."""
     talk = Talk()
@@ -265,7 +348,7 @@ def test_a_window_has_a_background_so_that_it_shows_nothing_of_others(order: str
     assert talk.filter.inserted == 4
     assert talk.send(create(talk, 0x801, 0, 5)) == create(talk, 0x802, 0, 5)
     for same in (
-        create(talk, 0x801, 1, 5), create(talk, 0x801, OWN, 5), create(talk, 0x802, 9, 5),
+        create(talk, 0x801, OWN, 5), create(talk, 0x802, 9, 5),
         create(talk, 0x803, 0, 9, 5), create(talk, 0x800, 5, kind=2),
     ):  # fmt: skip
         assert talk.send(same) == same
@@ -275,6 +358,24 @@ def test_a_window_has_a_background_so_that_it_shows_nothing_of_others(order: str
     assert talk.send(inside) == inside
     attributes = talk.request(2, 0, OWN + 1, 1, 0)
     assert talk.send(attributes) == talk.request(2, 0, OWN + 1, 2, 0)
+
+
+@ORDERS
+def test_a_window_has_no_background_of_a_parent_of_others(order: str) -> None:
+    """Which may have none: a window manager's frame, or the root of a server that came up so."""
+    talk = Talk(order)
+    relative, painted = talk.request(2, 0, OWN, 1, 1), talk.request(2, 0, OWN, 2, 0)
+    to_root, to_own = (talk.request(7, 0, OWN, parent, 0) for parent in (ROOT, OWN + 1))
+    assert talk.send(create(talk, 0x801, 1, 5)) == create(talk, 0x802, 0, 5)
+    assert talk.send(relative) == painted
+    talk.send(talk.request(4, 0, OWN))
+    inside = create(talk, 0x801, 1, 5, parent=OWN + 1)
+    assert talk.send(inside) == inside
+    assert talk.send(to_own + to_root, 2) == to_own + refused(to_root)
+    talk.send(talk.request(4, 0, OWN))
+    talk.send(create(talk, 2, 0, parent=OWN + 1))
+    assert talk.send(to_root) == to_root
+    assert talk.send(relative) == painted
 
 
 def test_a_window_is_painted_with_no_others_pixmap() -> None:
@@ -294,6 +395,16 @@ def test_of_others_windows_a_program_hears_harmless_events_only(order: str) -> N
         assert talk.send(data) == refused(data)
     data = talk.request(2, 0, OWN, 0x800, 0xFFFFFF)
     assert talk.send(data) == data
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_no_event_names_the_keys_that_are_down(trusted: bool) -> None:
+    """Every window that comes under the pointer can have it, wherever the keys are typed."""
+    talk = Talk(trusted=trusted)
+    keys = b"\13" + b"keys" * 7 + b"key"
+    assert talk.receive(keys + talk.event(7)) == (
+        (keys if trusted else b"\13" + bytes(31)) + talk.event(7)
+    )
 
 
 @ORDERS
@@ -331,6 +442,20 @@ def test_events_of_xkb_that_name_keys_are_for_nobody(order: str) -> None:
     assert talk.send(select(0x400, 0, 0)) == refused(select(0x400, 0, 0))
 
 
+@ORDERS
+def test_a_program_that_ends_leaves_the_keyboard_as_it_is(order: str) -> None:
+    talk = Talk(order)
+    major, big = talk.extension(b"XKEYBOARD"), talk.extension(b"BIG-REQUESTS")
+    detectable = talk.request(major, 21, 0x100, 5, 5, 0, 0, 0)
+    assert talk.send(detectable) == detectable
+    assert talk.send(talk.request(major, 21, 0x100, 5, 5, 1, 1, 1)) == detectable
+    short = talk.request(major, 21, 0x100, 5, 5, 1, 1)
+    assert talk.send(short) == refused(short)
+    talk.send(talk.request(big, 0))
+    short = struct.pack(order + "BBHI", major, 21, 0, 7).ljust(28, b"\1")
+    assert talk.send(short) == refused(short)
+
+
 # -- properties --------------------------------------------------------------------------
 
 
@@ -353,6 +478,20 @@ def test_the_properties_of_others_are_empty_but_for_what_programs_need(order: st
         assert talk.send(get(talk, window, atom)) == get(talk, window, seen)
     assert talk.send(get(talk, ROOT, known, 1)) == get(talk, ROOT, known, 0)
     assert talk.send(get(talk, OWN, 402, 1)) == get(talk, OWN, 402, 1)
+
+
+@ORDERS
+@pytest.mark.parametrize(
+    ("extension", "minor", "delete", "size"),
+    [(b"RANDR", 15, 24, 28), (b"RANDR", 41, 24, 28), (b"XInputExtension", 59, 6, 24)],
+)
+def test_a_property_of_a_device_is_not_deleted_when_it_is_read(
+    order: str, extension: bytes, minor: int, delete: int, size: int
+) -> None:
+    talk = Talk(order)
+    read = talk.request(talk.extension(extension), minor, size=size)
+    deleting = read[:delete] + b"\1" + read[delete + 1 :]
+    assert talk.send(read + deleting, 2) == read * 2
 
 
 def test_the_properties_of_others_are_not_written() -> None:
@@ -427,15 +566,18 @@ def test_only_the_last_windows_that_asked_are_remembered() -> None:
 def test_events_are_sent_about_a_programs_own_windows(order: str) -> None:
     talk = Talk(order)
     ping = talk.intern(b"_NET_WM_PING", 600)
+    protocols = talk.intern(b"WM_PROTOCOLS", 602)
     for data in (
         send_event(talk, OWN, 2), send_event(talk, ROOT, 33, OWN, 601),
-        send_event(talk, ROOT, 33, ROOT, ping), send_event(talk, ROOT, 18, ROOT, OWN),
+        send_event(talk, ROOT, 33, ROOT, protocols, ping), send_event(talk, ROOT, 18, ROOT, OWN),
         send_event(talk, ROOT, 23, ROOT, OWN),
     ):  # fmt: skip
         assert talk.send(data) == data
     for data in (
         send_event(talk, OTHERS, 2), send_event(talk, ROOT, 2), send_event(talk, 0, 2),
         send_event(talk, 1, 2), send_event(talk, OWN, 2, propagate=1),
+        send_event(talk, ROOT, 33, ROOT, ping), send_event(talk, ROOT, 33, ROOT, 601, ping),
+        send_event(talk, ROOT, 33, OTHERS, protocols, ping),
         send_event(talk, ROOT, 33, OTHERS, 601), send_event(talk, OTHERS, 33, OTHERS, 601),
         send_event(talk, OTHERS, 33, OWN, 601), send_event(talk, ROOT, 18, ROOT, OTHERS),
         send_event(talk, ROOT, 0x82),
@@ -478,6 +620,33 @@ def test_a_creation_that_fails_makes_no_window_a_pixmap_or_one_for_input_only() 
     talk.send(talk.request(4, 0, OWN) + talk.request(53, 24, OWN, ROOT, 9), 2)
     talk.send(talk.request(render, 7, OWN + 1) + talk.request(render, 4, OWN + 1, OWN, 1, 0), 2)
     assert talk.send(peek) == peek
+
+
+def test_what_is_not_destroyed_keeps_its_traits() -> None:
+    """A request of a wrong length is an error of the server, and the window is still there."""
+    talk = Talk()
+    render = talk.extension(b"RENDER")
+    talk.send(create(talk, 2, 0))
+    talk.send(talk.request(render, 4, OWN + 1, OWN, 1, 0))
+    talk.send(talk.request(4, 0, OWN, 0) + talk.request(render, 7, OWN + 1, 0), 2)
+    talk.send(create(talk, 0, kind=2))
+    assert talk.send(talk.request(2, 0, OWN, 1, 0)) == talk.request(2, 0, OWN, 2, 0)
+    talk.send(talk.request(53, 24, OWN, ROOT, 9))
+    talk.send(talk.request(render, 4, OWN + 2, OWN, 1, 0))
+    for source in (OWN + 1, OWN + 2):
+        peek = talk.request(render, 8, 3, source, 0, OWN + 3, 0, 0, 0, 0)
+        assert talk.send(peek) == refused(peek)
+
+
+def test_what_is_known_of_resources_and_atoms_takes_little_memory() -> None:
+    """Every number and name that a program can think of; it took 130 MB."""
+    talk = Talk()
+    for number in range(0, MASK, 0x1000):
+        talk.send(talk.request(53, 99, BASE + number, ROOT, 0))
+    assert len(talk.filter._traits) <= MASK + 1
+    for number in range(ATOMS_LIMIT + 9):
+        talk.intern(b"_NET_%d" % number, 1000 + number)
+    assert len(talk.filter._atoms) == ATOMS_LIMIT
 
 
 @pytest.mark.parametrize(("bit", "before"), [(10, 2), (11, 0), (19, 3)])
