@@ -139,6 +139,8 @@ class Filter:
         self._request = _Request()
         self._sequence = 0  # of the last request
         self._sure = 0  # of a request that the server answers, or has answered
+        self._asked_for = 0  # extensions of which the server has yet to tell
+        self._is_held = False  # a request waits for that
         self._is_big = False  # BIG-REQUESTS is enabled
         # the server's direction
         self._set_up = bytearray()
@@ -167,7 +169,7 @@ class Filter:
             else:
                 self._judges[opcode] = self._judge(row)
         for opcode in range(_FIRST_EXTENSION, 256):
-            self._judges[opcode] = _unknown
+            self._judges[opcode] = self._of_no_extension
 
     def _judge(self, row: Row | None) -> Judge | None:
         """Returns the function that judges requests of a row; None if it allows all of them."""
@@ -210,7 +212,7 @@ class Filter:
                 raise MalformedMessage("requests before the X server has let the program in")
             return []
         size = len(view)
-        if self._request_rest >= size:
+        if size and self._request_rest >= size:
             self._request_rest -= size
             return [view]
         pieces: list[Buffer] = []
@@ -317,11 +319,12 @@ class Filter:
     @property
     def has_early(self) -> bool:
         """Whether ``early`` has something for the server."""
-        return self._is_in and bool(self._early)
+        return self._is_in and (bool(self._early) or (self._is_held and not self._asked_for))
 
     def early(self) -> list[Buffer]:
-        """Returns what the server gets of that which came before it let the program in."""
+        """Returns what the server gets of that which came before it had answered."""
         early, self._early = self._early, bytearray()
+        self._is_held = False
         return self.from_client(early)
 
     def _read_answers(self, buffer: bytearray) -> int:
@@ -400,8 +403,10 @@ class Filter:
 
     def _query_extension(self, data: bytearray, request: _Request) -> int:
         name = self._name(data, request)
+        self._asked_for += 1
 
         def answered(answer: bytearray, at: int, total: int) -> None:
+            self._asked_for -= 1
             if answer[at] != _REPLY or not answer[at + 8]:
                 return
             if not self._has(name) or answer[at + 9] < _FIRST_EXTENSION:
@@ -411,6 +416,17 @@ class Filter:
 
         self._await(False, answered)
         return _PASS
+
+    def _of_no_extension(self, data: bytearray, request: _Request) -> int:
+        """Refuses a request of an extension that the program was not told of.
+
+        It waits while the server has yet to tell of one: a relay that hides round trips has told
+        the program before.
+        """
+        if self._asked_for:
+            self._is_held = True
+            return _WAIT
+        return BAD_REQUEST
 
     def _has(self, name: bytes) -> bool:
         """Whether the program may know of an extension."""

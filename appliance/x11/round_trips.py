@@ -80,7 +80,7 @@ CORE: Final[dict[int, Row]] = {
     3: _SERVER,  # GetWindowAttributes
     14: _SERVER,  # GetGeometry
     15: _SERVER,  # QueryTree
-    INTERN_ATOM: Row(Kind.STATIC, _text(4, 8)),
+    INTERN_ATOM: Row(Kind.STATED, _text(4, 8)),  # a filter at the display wants to know
     GET_ATOM_NAME: _fixed((4, 8)),
     20: Row(Kind.EXPECTED, _part((1, 2), (4, 24)), of_root=4),  # GetProperty
     21: _SERVER,  # ListProperties
@@ -106,7 +106,7 @@ CORE: Final[dict[int, Row]] = {
     91: _SERVER,  # QueryColors
     92: Row(Kind.STATIC, _text(8, 12, (4, 8))),  # LookupColor
     97: Row(Kind.STATIC, _part((1, 2), (4, 12)), of_root=4),  # QueryBestSize
-    QUERY_EXTENSION: Row(Kind.STATIC, _text(4, 8)),
+    QUERY_EXTENSION: Row(Kind.STATED, _text(4, 8)),  # likewise
     99: Row(Kind.STATIC, _nothing),  # ListExtensions
     101: Row(Kind.EXPECTED, _part((4, 6))),  # GetKeyboardMapping
     103: Row(Kind.EXPECTED, _nothing),  # GetKeyboardControl

@@ -73,8 +73,7 @@ def _paint(argv: list[str], shown: Screen) -> float:
         began = float(client.stdout.readline() or "nan")
         while _pixels(shown) == before:
             if client.poll() is not None or time.time() - began > PATIENCE:
-                assert client.stderr is not None
-                raise CommandFailed(f"{argv[-1]} shows nothing: {client.stderr.read1()!r}")
+                raise CommandFailed(f"{argv[-1]}: nothing is shown")
             time.sleep(0.01)
         took = time.time() - began
     if not wait_until(lambda: _pixels(shown) == before, PATIENCE):

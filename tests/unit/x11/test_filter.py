@@ -227,6 +227,19 @@ def test_a_program_that_speaks_before_it_is_let_in_is_judged_afterwards(order: s
     assert not made.has_early
 
 
+def test_a_request_waits_for_the_server_to_tell_of_its_extension() -> None:
+    """A relay that hides round trips has told the program already."""
+    talk = Talk()
+    asking = struct.pack("<BBHHH8s", 98, 0, 4, 6, 0, b"RENDER")
+    using = struct.pack("<BBHII", 139, 0, 3, 0, 11)
+    assert b"".join(map(bytes, talk.filter.from_client(asking + using))) == asking
+    assert not talk.filter.has_early
+    reply = struct.pack("<BBHIBBBB20x", 1, 0, 1, 0, 1, 139, 0, 0)
+    assert talk.filter.from_server(reply) == reply
+    assert talk.filter.has_early
+    assert b"".join(map(bytes, talk.filter.early())) == using
+
+
 def test_but_not_for_ever() -> None:
     with pytest.raises(MalformedMessage):
         Filter("<", "out", False).from_client(bytes(EARLY_LIMIT + 1))

@@ -84,7 +84,10 @@ def test_what_was_answered_once_is_answered_here() -> None:
     assert struct.unpack_from("<BxHII", line.taken()) == (1, 1, 0, 69)
     line.carry()
     assert line.taken() == b""
-    assert line.server.requests == [request(127)]
+    line.ask(request(17, 0, "I", 69))  # GetAtomName, which nobody else has to see
+    assert line.taken()
+    line.carry()
+    assert line.server.requests == [intern_atom(b"WM_STATE"), request(127)]
 
 
 def test_an_atom_that_was_made_has_its_name() -> None:
