@@ -245,6 +245,8 @@ class Relay:
         self._fonts[font] = name
         known = self._knowledge.answer(bytes((QUERY_FONT, 0)) + name)
         if not known or known[0] != _ERROR or not self._is_certain:
+            if not known or known[0] == _ERROR:
+                self._barrier = self._sequence  # it may be refused
             return False
         error = bytearray(_MESSAGE)
         error[:2] = _ERROR, _BAD_NAME
