@@ -661,6 +661,8 @@ class Filter:
         if request.total < 44:
             return BAD_ACCESS
         propagate, kind = data[request.at + 1], data[request.body + 8] & 0x7F
+        if kind == _GENERIC_EVENT:
+            return BAD_ACCESS  # a long event, of which old servers send 32 bytes: CVE-2017-10971
         if self._is_own(destination):
             return BAD_ACCESS if propagate else _PASS
         if destination in self._roots:

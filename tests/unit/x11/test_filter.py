@@ -580,7 +580,7 @@ def test_events_are_sent_about_a_programs_own_windows(order: str) -> None:
         send_event(talk, ROOT, 33, OTHERS, protocols, ping),
         send_event(talk, ROOT, 33, OTHERS, 601), send_event(talk, OTHERS, 33, OTHERS, 601),
         send_event(talk, OTHERS, 33, OWN, 601), send_event(talk, ROOT, 18, ROOT, OTHERS),
-        send_event(talk, ROOT, 0x82),
+        send_event(talk, ROOT, 0x82), send_event(talk, OWN, 35), send_event(talk, OWN, 0xA3),
     ):  # fmt: skip
         assert talk.send(data) == refused(data)
 
