@@ -387,6 +387,17 @@ def test_a_display_that_is_forwarded_itself(
 # -- what is said ------------------------------------------------------------------------
 
 
+def test_no_cookie_stands_in_what_the_client_says_of_itself(line: Line, display: Screen) -> None:
+    done = line.run("xauth list | tail -n 1; xdpyinfo >&2", "-X", "-vvv")
+    real = display.run("xauth", "list", display.name).stdout.split()[-1].decode()
+    fake = done.stdout.split()[2]
+    assert len(fake) == len(real) == 32 and fake != real
+    assert "X11: " in done.stderr
+    for cookie in (fake, real):
+        assert cookie not in done.stderr
+        assert repr(bytes.fromhex(cookie))[2:-1] not in done.stderr
+
+
 def test_a_program_without_the_cookie_is_told_why(line: Line) -> None:
     done = line.run("XAUTHORITY=/dev/null xclock", "-X")
     assert "culvert: no cookie" in done.stderr
