@@ -23,7 +23,7 @@ from ..errors import MalformedMessage
 from ..ssh.channels import PACKET, Channel, ChannelHandler
 from ..wire.codec import Buffer
 from ..wire.forward import X11, X11Open
-from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, RESOURCE_SHORTAGE, UNKNOWN_CHANNEL_TYPE
+from ..wire.messages import ADMINISTRATIVELY_PROHIBITED, UNKNOWN_CHANNEL_TYPE
 from ..wire.session import X11Request
 from ..wire.x11 import COOKIE_PROTOCOL
 from ..x11.display import Display
@@ -94,6 +94,7 @@ class X11Client:
         self.sessions: dict[bytes, X11Session] = {}  # by their fake cookies
         self._idle = idle
         self._programs: set[ChannelHandler] = set()
+        self._let_in: set[ChannelHandler] = set()  # those that have shown a cookie
         self._by_name = NameConnector(lambda: None)
         self._is_named = False
 
@@ -115,11 +116,15 @@ class X11Client:
         if not self.sessions:
             channel.reject(ADMINISTRATIVELY_PROHIBITED, "this was not asked for")
             return
-        if len(self._programs) >= PROGRAMS_LIMIT:
-            channel.reject(RESOURCE_SHORTAGE, "too many X11 programs")
-            return
         _log.debug("X11: a program, %s", opening)
         self._programs.add(_Arriving(channel, self))
+
+    def let_in(self, handler: ChannelHandler) -> bool:
+        """Notes a program that has shown a cookie; returns whether there is room for it."""
+        if len(self._let_in) >= PROGRAMS_LIMIT:
+            return False
+        self._let_in.add(handler)
+        return True
 
     def connect(self) -> Attempt:
         """Begins to connect to the display; raises OSError."""
@@ -141,6 +146,7 @@ class X11Client:
     def over(self, handler: ChannelHandler) -> None:
         """Forgets a program that is gone."""
         self._programs.discard(handler)
+        self._let_in.discard(handler)
         if not self._programs:
             self._idle()
 
@@ -186,6 +192,9 @@ class _Arriving(ChannelHandler):
         assert session is not None
         if session.is_expired:
             self._turn_away("ForwardX11Timeout has passed; log in again to start programs")
+            return
+        if not self._client.let_in(self):
+            self._turn_away("there are too many X11 programs already")
             return
         self._patience.cancel()
         loop = self._client.driver.loop

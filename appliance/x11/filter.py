@@ -73,6 +73,7 @@ _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and
 
 # Our own choices
 HELD_LIMIT: Final = 4096  # bytes of a message that must be whole to be judged
+GLYPHS_LIMIT: Final = 4 * 0xFFFF  # bytes of a request to draw text, which must be whole, too
 WORDS_LIMIT: Final = 1 << 24  # four bytes each, of a request: X servers have 4 million
 EARLY_LIMIT: Final = 64 << 10  # bytes that a program may send before it is let in
 _HEAD: Final = 72  # bytes of a request that its judge needs: the longest list of window attributes
@@ -87,6 +88,10 @@ _TOP_LEVEL: Final = 4  # of windows: whose parent is a root, or is of the window
 _TRANSPARENT: Final = 8  # of windows: with the background of their parent
 _PIXMAP: Final = 16
 _WINDOW_PICTURE: Final = 32
+
+# The RENDER extension
+_COMPOSITE_GLYPHS_8: Final = 23  # and those of 16 and 32 bits follow
+_OTHER_GLYPH_SET: Final = 255  # in the place of a number of glyphs: a glyph set follows
 
 # Verdicts
 _PASS: Final = 0
@@ -672,6 +677,8 @@ class Filter:
         if request.total < 44:
             return BAD_ACCESS
         propagate, kind = data[request.at + 1], data[request.body + 8] & 0x7F
+        if kind == _GENERIC_EVENT:
+            return BAD_ACCESS  # a long event, of which old servers send 32 bytes: CVE-2017-10971
         if self._is_own(destination):
             return BAD_ACCESS if propagate else _PASS
         if destination in self._roots:
@@ -756,6 +763,27 @@ class Filter:
         is_window = self._trait(self._read(data, request, 8)) & _WINDOW_PICTURE
         return BAD_ACCESS if is_window else _PASS
 
+    def _composite_glyphs(self, data: bytearray, request: _Request) -> int:
+        """Refuses glyph sets of others within the text: they have the letters that others show."""
+        if verdict := self._source_picture(data, request):
+            return verdict
+        if request.total > GLYPHS_LIMIT:
+            return BAD_ACCESS
+        if request.present < request.total:
+            return _WAIT
+        glyph_size = 1 << data[request.at + 1] - _COMPOSITE_GLYPHS_8
+        place, end = request.body + 24, request.at + request.total
+        while place + 8 <= end:
+            count = data[place]
+            place += 8
+            if count != _OTHER_GLYPH_SET:
+                place += count * glyph_size + 3 & ~3
+                continue
+            if place + 4 <= end and not self._is_own(self._u32.unpack_from(data, place)[0]):
+                return BAD_ACCESS
+            place += 4
+        return _PASS
+
     # -- input -------------------------------------------------------------------------
 
     def _blank_reply(self, data: bytearray, request: _Request) -> int:
@@ -814,6 +842,7 @@ class Filter:
         "change_property": _change_property,
         "change_window_attributes": _change_window_attributes,
         "composite": _composite,
+        "composite_glyphs": _composite_glyphs,
         "convert_selection": _convert_selection,
         "create_gc": _create_gc,
         "create_picture": _create_picture,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import shlex
 import socket
 import struct
@@ -381,6 +382,17 @@ def test_a_display_that_is_forwarded_itself(
 # -- what is said ------------------------------------------------------------------------
 
 
+def test_no_cookie_stands_in_what_the_client_says_of_itself(line: Line, display: Screen) -> None:
+    done = line.run("xauth list | tail -n 1; xdpyinfo >&2", "-X", "-vvv")
+    real = display.run("xauth", "list", display.name).stdout.split()[-1].decode()
+    fake = done.stdout.split()[2]
+    assert len(fake) == len(real) == 32 and fake != real
+    assert "X11: " in done.stderr
+    for cookie in (fake, real):
+        assert cookie not in done.stderr
+        assert repr(bytes.fromhex(cookie))[2:-1] not in done.stderr
+
+
 def test_a_program_without_the_cookie_is_told_why(line: Line) -> None:
     done = line.run("XAUTHORITY=/dev/null xclock", "-X")
     assert "culvert: no cookie" in done.stderr
@@ -757,3 +769,33 @@ def test_a_property_of_an_input_device_is_read_and_stays(tmp_path: Path, trusted
             assert it.answer()[32] == 1
         after = display.run("xinput", "list-props", device).stdout.decode()
         assert ("XTEST Device" in after) is not trusted
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_letters_that_others_show(display: Screen, trusted: bool) -> None:
+    """Drawn from another program's glyph set, into a pixmap of one's own."""
+    formats = display.run("xdpyinfo", "-ext", "RENDER").stdout.decode()
+    of_screen = int(formats.partition("pict format id:")[2].split()[0], 16)
+    found = re.search(r"format id: *(\w+)\n\s*type: *Direct\n\s*depth: *8\n", formats)
+    assert found is not None
+    alpha = int(found[1], 16)
+    it, other = Direct(display, trusted), Direct(display, trusted=True)
+    with it.sock, other.sock:
+        render, glyphs = other.extension(b"RENDER"), other.base + 1
+        other.send(render, 17, "II", glyphs, alpha)
+        other.send(render, 20, "IIIHHhhhh64s", glyphs, 1, 65, 8, 8, 0, 0, 8, 0, b"\xff" * 64)
+        other.send(43, 0, "")
+        assert other.answer()
+        it.extension(b"RENDER")
+        own, pixmap, target, ink, gc = (it.base + number for number in range(1, 6))
+        it.send(render, 17, "II", own, alpha)
+        it.send(53, 24, "IIHH", pixmap, it.root, 99, 99)
+        it.send(55, 0, "IIII", gc, pixmap, 4, 0)
+        it.send(70, 0, "IIhhHH", pixmap, gc, 0, 0, 99, 99)
+        it.send(render, 4, "IIII", target, pixmap, of_screen, 0)
+        it.send(render, 33, "IHHHH", ink, 0xFFFF, 0, 0, 0xFFFF)
+        it.send(
+            render, 23, "BxxxIIIIhhBxxxhhIBxxxhhBxxx", 3, ink, target, 0, own, 0, 0, 255, 0, 0,
+            glyphs, 1, 10, 10, 65,
+        )  # fmt: skip
+        assert it.sees(pixmap, RED) is trusted

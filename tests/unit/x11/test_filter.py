@@ -593,7 +593,7 @@ def test_events_are_sent_about_a_programs_own_windows(order: str) -> None:
         send_event(talk, ROOT, 33, OTHERS, protocols, ping),
         send_event(talk, ROOT, 33, OTHERS, 601), send_event(talk, OTHERS, 33, OTHERS, 601),
         send_event(talk, OTHERS, 33, OWN, 601), send_event(talk, ROOT, 18, ROOT, OTHERS),
-        send_event(talk, ROOT, 0x82),
+        send_event(talk, ROOT, 0x82), send_event(talk, OWN, 35), send_event(talk, OWN, 0xA3),
     ):  # fmt: skip
         assert talk.send(data) == refused(data)
 
@@ -633,6 +633,37 @@ def test_a_creation_that_fails_makes_no_window_a_pixmap_or_one_for_input_only() 
     talk.send(talk.request(4, 0, OWN) + talk.request(53, 24, OWN, ROOT, 9), 2)
     talk.send(talk.request(render, 7, OWN + 1) + talk.request(render, 4, OWN + 1, OWN, 1, 0), 2)
     assert talk.send(peek) == peek
+
+
+@ORDERS
+@pytest.mark.parametrize("minor", [23, 24, 25])
+def test_a_text_has_no_glyphs_of_others(order: str, minor: int) -> None:
+    """They tell which letters other programs have shown; a text may change its glyph set."""
+    talk = Talk(order)
+    render, big = talk.extension(b"RENDER"), talk.extension(b"BIG-REQUESTS")
+
+    def text(*sets: int, size: int = 0) -> bytes:
+        glyphs = bytes((5 << minor - 23) + 3 & ~3)
+        elements = b"".join(
+            struct.pack(order + "BxxxhhBxxxhhI", 5, 1, 1, 255, 0, 0, number).replace(
+                b"\xff\0\0\0", glyphs + b"\xff\0\0\0"
+            )
+            for number in sets
+        )
+        body = struct.pack(order + "BxxxIIIIhh", 3, OWN, OWN + 1, 0, OWN + 2, 0, 0) + elements
+        body = body.ljust(size, b"\0")
+        return struct.pack(order + "BBH", render, minor, 1 + len(body) // 4) + body
+
+    good, bad = text(OWN, OWN, OWN), text(OWN, OWN, OTHERS)
+    assert talk.send(good + bad + good, 3) == good + refused(bad) + good
+    bad = text(OTHERS, *[OWN] * 300)
+    assert talk.send(bad[:8000]) == b""
+    assert talk.send(bad[8000:]) == refused(bad)
+    assert talk.send(text(OWN, size=0xFFFC * 4)) == text(OWN, size=0xFFFC * 4)
+    talk.send(talk.request(big, 0))
+    long = struct.pack(order + "BBHIB", render, minor, 0, 0x10000, 3)
+    long += bytes(3) + struct.pack(order + "IIII", OWN, OWN, 0, OWN)
+    assert talk.send(long.ljust(300, b"\0"))[0] == BAD
 
 
 def test_what_is_not_destroyed_keeps_its_traits() -> None:
