@@ -1,15 +1,15 @@
 """Hides round trips: answers a program's requests itself, where the answer is known.
 
 It stands near the program; behind it lies the long line to the X server. Each request goes on, or
-a NoOperation in its place, so that the server counts as the program does and no number has to be
-changed. What was answered here is compared with the server's answer, if the server gives one, and
-that is dropped.
+GetInputFocus in its place, so that the server counts as the program does and no number has to be
+changed. For each answer that was given here one of the server comes as well: it is compared, and
+dropped. So the server is never silent for 65,536 requests, which have 16 bits to be told apart.
 
 Answers stay in the order of their requests: what is known waits for what is not. An event of the
 server, which tells the number of the last request that it has seen, gets a later number if a later
 request was answered already. Since that would hide which request an error belongs to, nothing is
-answered while the server may still refuse an earlier request for the window of another program; and
-nothing behind a request of which it is not known whether it will be answered.
+answered before the server is done with an earlier request for the window of another program, which
+it may refuse; and with one of which it is not known whether it will be answered.
 
     relay.from_program(data)   returns what the server gets, and what the program gets at once
     relay.from_server(data)    returns what the program gets
@@ -27,7 +27,7 @@ from .round_trips import (
     CORE,
     EXTENSION_WINDOWS,
     EXTENSIONS,
-    NO_OPERATION,
+    GET_INPUT_FOCUS,
     OPEN_FONT,
     QUERY_FONT,
     WINDOWS,
@@ -53,7 +53,7 @@ FONTS: Final = 1000  # that a program has open, and we know by name
 _u16 = struct.Struct("<H").unpack_from
 _u32 = struct.Struct("<I").unpack_from
 _pack_u16 = struct.Struct("<H").pack_into
-_SKIP: Final = struct.pack("<BxH", NO_OPERATION, 1)
+_STAND_IN: Final = struct.pack("<BxH", GET_INPUT_FOCUS, 1)
 
 
 class _Turn:
@@ -72,10 +72,10 @@ class _Turn:
 
 
 class _Expected(NamedTuple):
-    """An answer of ours that the server is about to give as well."""
+    """An answer of ours, for which one of the server is to come."""
 
     sequence: int
-    key: bytes
+    key: bytes  # of the request; empty: the server's answer is that to a stand-in
     answer: bytes
 
 
@@ -101,7 +101,6 @@ class Relay:
         self._sequence = 0  # of the last request
         self._is_big = False
         self._barrier = 0  # the last request that may be answered or refused unlike we think
-        self._asked = 0  # the last request that the server will answer
         self._fonts: dict[int, bytes] = {}  # names of open fonts
         # the server's direction
         self._answer_part = b""
@@ -111,6 +110,7 @@ class Relay:
         self._expected: deque[_Expected] = deque()
         self._series = bytearray()  # the answers of a series so far
         self._told = 0  # the last request of which the program has heard
+        self._heard = 0  # the last request that the server has told of
         self._seen = 0  # the last request that the server is known to be done with
         self._hidden = self._left = self._mistaken = 0
 
@@ -170,14 +170,14 @@ class Relay:
                 at = end
                 continue
             pieces.append(data[passed:at])
-            pieces.append(_SKIP)
+            pieces.append(_STAND_IN)
             at = passed = end
         if passed < at:
             pieces.append(data[passed:at])
         return at
 
     def _take(self, request: bytes, is_whole: bool, answers: bytearray) -> bool:
-        """Takes a request; returns whether the server gets a NoOperation in its place."""
+        """Takes a request; returns whether the server gets a stand-in for it."""
         opcode = request[0]
         if opcode < _FIRST_EXTENSION:
             row, window = CORE.get(opcode), WINDOWS.get(opcode, 0)
@@ -202,17 +202,11 @@ class Relay:
         elif is_whole and (key := self._key(row, opcode, request)):
             known = self._knowledge.answer(key)
         is_skipped = row.kind is Kind.STATIC or opcode == ALLOC_COLOR
-        if known and (not is_skipped or self._is_certain):
+        if known:
             self._answer(answers, known, b"" if is_skipped else key)
             return is_skipped
-        self._asked = self._sequence
         self._turns.append(_Turn(self._sequence, b"", 0, key, row.is_series))
         return False
-
-    @property
-    def _is_certain(self) -> bool:
-        """Whether the server has told, or will tell, that it is done with the barrier."""
-        return self._barrier <= self._seen or self._barrier < self._asked
 
     def _is_safe(self, request: bytes, window_at: int) -> bool:
         """Whether a request names a window of the program, a root window or none."""
@@ -244,9 +238,9 @@ class Relay:
             self._fonts.clear()
         self._fonts[font] = name
         known = self._knowledge.answer(bytes((QUERY_FONT, 0)) + name)
-        if not known or known[0] != _ERROR or not self._is_certain:
-            if not known or known[0] == _ERROR:
-                self._barrier = self._sequence  # it may be refused
+        if not known:
+            self._barrier = self._sequence  # it may be refused
+        if not known or known[0] != _ERROR:
             return False
         error = bytearray(_MESSAGE)
         error[:2] = _ERROR, _BAD_NAME
@@ -255,12 +249,10 @@ class Relay:
         return True
 
     def _answer(self, answers: bytearray, answer: bytes, key: bytes) -> None:
-        """Answers the last request now, or in its turn; with a key, the server does as well."""
+        """Answers the last request now, or in its turn; with a key the server gets it as well."""
         self._hidden += 1
         answer = _numbered(answer, self._sequence)
-        if key:
-            self._expected.append(_Expected(self._sequence, key, answer))
-            self._asked = self._sequence
+        self._expected.append(_Expected(self._sequence, key, answer))
         if not self._turns and self._barrier <= self._seen:
             answers += answer
             self._told = self._sequence
@@ -340,7 +332,7 @@ class Relay:
         return ready + _numbered(answer, self._told) + self._saw(sequence)
 
     def _compare(self, expected: _Expected, answer: bytes) -> None:
-        if expected.answer != answer:
+        if expected.key and expected.answer != answer:
             self._mistaken += 1
             self._knowledge.forget(expected.key)
             if answer:
@@ -351,8 +343,9 @@ class Relay:
         self._seen = max(self._seen, sequence)
         ready = b""
         while self._expected and self._expected[0].sequence <= self._seen:
-            self._mistaken += 1  # the server has nothing to say to it
-            self._knowledge.forget(self._expected.popleft().key)
+            expected = self._expected.popleft()  # the server has nothing to say to it
+            self._mistaken += 1
+            self._knowledge.forget(expected.key)
         while self._turns:
             turn = self._turns[0]
             if turn.answer:
@@ -366,8 +359,12 @@ class Relay:
         return ready
 
     def _widened(self, low: int) -> int:
-        """Returns the number of a request of which the server tells the low 16 bits."""
-        return self._sequence - (self._sequence - low & 0xFFFF)
+        """Returns the number of a request of which the server tells the low 16 bits.
+
+        It tells none that is lower than the one before, nor 65,536 higher.
+        """
+        self._heard = min(self._heard + (low - self._heard & 0xFFFF), self._sequence)
+        return self._heard
 
     def _read_set_up(self, data: bytes) -> bytes:
         """Passes the server's first answer on, and learns from it."""

@@ -74,7 +74,7 @@ LIST_FONTS: Final = 49
 LIST_FONTS_WITH_INFO: Final = 50
 ALLOC_COLOR: Final = 84
 QUERY_EXTENSION: Final = 98
-NO_OPERATION: Final = 127
+GET_INPUT_FOCUS: Final = 43
 
 CORE: Final[dict[int, Row]] = {
     3: _SERVER,  # GetWindowAttributes
@@ -90,7 +90,7 @@ CORE: Final[dict[int, Row]] = {
     38: _SERVER,  # QueryPointer
     39: _SERVER,  # GetMotionEvents
     40: _SERVER,  # TranslateCoordinates
-    43: _SERVER,  # GetInputFocus, by which programs wait for the server
+    GET_INPUT_FOCUS: _SERVER,  # by which programs wait for the server
     44: _SERVER,  # QueryKeymap
     QUERY_FONT: Row(Kind.STATIC, _nothing),  # the relay's key is the font's name
     48: _SERVER,  # QueryTextExtents

@@ -45,7 +45,7 @@ class Line:
         self.upwards += b"".join(bytes(piece) for piece in pieces)
         self.heard += answers
 
-    def carry(self, up: int = 1 << 20, down: int = 1 << 20) -> None:
+    def carry(self, up: int = 1 << 24, down: int = 1 << 24) -> None:
         """So many bytes arrive, at most."""
         data, self.upwards = self.upwards[:up], self.upwards[up:]
         self.downwards += self.server.receive(data)
@@ -87,7 +87,7 @@ def test_what_was_answered_once_is_answered_here() -> None:
     line.ask(request(17, 0, "I", 69))  # GetAtomName, which nobody else has to see
     assert line.taken()
     line.carry()
-    assert line.server.requests == [intern_atom(b"WM_STATE"), request(127)]
+    assert line.server.requests == [intern_atom(b"WM_STATE"), SYNC]
 
 
 def test_an_atom_that_was_made_has_its_name() -> None:
@@ -222,6 +222,21 @@ def test_a_series_of_answers_is_one() -> None:
     line = knowing(asked)
     line.ask(asked)
     assert [each[2] for each in messages(line.taken())] == [1, 1]
+
+
+def test_requests_may_be_more_than_there_are_numbers() -> None:
+    """The server answers something all the time, and late answers are told apart."""
+    line = knowing(intern_atom(b"A"))
+    many = request(17, 0, "I", 69) * 1000
+    for _ in range(70):
+        line.ask(many)
+    line.ask(SYNC)
+    line.carry()
+    told = messages(line.taken())
+    assert [struct.unpack_from("<H", each, 2)[0] for each in told] == [
+        number & 0xFFFF for number in range(1, 70_002)
+    ]
+    assert line.relay.counts == (70_001, 70_000, 1, 0)
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (0xFFFF, 0x8000, 0x1234), (257, 256, 255)])
