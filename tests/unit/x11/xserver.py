@@ -66,7 +66,7 @@ class XServer:
     def receive(self, data: bytes) -> bytes:
         """Returns the answers to all whole requests."""
         data = self._part + data
-        at, out = 0, b""
+        at, out = 0, bytearray()
         while len(data) - at >= 4:
             size = 4 * int.from_bytes(data[at + 2 : at + 4], "little")
             if len(data) - at < size:
@@ -76,7 +76,7 @@ class XServer:
             out += self._answer(data[at : at + size])
             at += size
         self._part = data[at:]
-        return out
+        return bytes(out)
 
     def _reply(self, first: int, layout: str, *values: int | bytes, more: bytes = b"") -> bytes:
         more += bytes(-len(more) % 4)
