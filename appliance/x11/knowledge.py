@@ -44,7 +44,6 @@ class Knowledge:
         """Forgets everything for good: the server is another one, or may be."""
         self.is_valid = False
         self._answers.clear()
-        self.extensions.clear()
         self._size = 0
 
     def learn(self, key: bytes, answer: bytes) -> None:

@@ -219,7 +219,7 @@ class Relay:
     def _key(self, row: Row, opcode: int, request: bytes) -> bytes:
         """Returns what an answer is remembered under; empty if it is not."""
         assert self._screens is not None
-        if row.kind is Kind.SERVER:
+        if row.kind is Kind.SERVER or (row.unless and any(request[row.unless : row.unless + 1])):
             return b""
         if row.of_root and _u32(request, row.of_root)[0] not in self._screens.roots:
             return b""

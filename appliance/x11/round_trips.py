@@ -30,6 +30,7 @@ class Row(NamedTuple):
     key: Key = bytes
     of_root: int = 0  # the offset of a window that must be a root window, for all but SERVER
     is_series: bool = False  # the answers are several
+    unless: int = 0  # the offset of a byte that deletes what is asked for
 
 
 def _nothing(request: bytes) -> bytes:
@@ -82,7 +83,7 @@ CORE: Final[dict[int, Row]] = {
     15: _SERVER,  # QueryTree
     INTERN_ATOM: Row(Kind.STATED, _text(4, 8)),  # a filter at the display wants to know
     GET_ATOM_NAME: _fixed((4, 8)),
-    20: Row(Kind.EXPECTED, _part((1, 2), (4, 24)), of_root=4),  # GetProperty
+    20: Row(Kind.EXPECTED, _part((4, 24)), of_root=4, unless=1),  # GetProperty
     21: _SERVER,  # ListProperties
     23: _SERVER,  # GetSelectionOwner
     26: _SERVER,  # GrabPointer
@@ -173,7 +174,7 @@ EXTENSIONS: Final[dict[bytes, Extension]] = {
             9: _EXPECTED,  # GetOutputInfo
             10: _EXPECTED,  # ListOutputProperties
             11: _EXPECTED,  # QueryOutputProperty
-            15: Row(Kind.EXPECTED, _part((4, 26))),  # GetOutputProperty
+            15: Row(Kind.EXPECTED, _part((4, 26)), unless=24),  # GetOutputProperty
             16: _SERVER,  # CreateMode
             20: _EXPECTED,  # GetCrtcInfo
             21: _SERVER,  # SetCrtcConfig
@@ -215,7 +216,7 @@ EXTENSIONS: Final[dict[bytes, Extension]] = {
             48: Row(Kind.EXPECTED, _part((4, 6))),  # XIQueryDevice
             **dict.fromkeys((50, 51, 54), _SERVER),
             56: Row(Kind.EXPECTED, _part((4, 6))),  # XIListProperties
-            59: Row(Kind.EXPECTED, _part((4, 7), (8, 24))),  # XIGetProperty
+            59: Row(Kind.EXPECTED, _part((4, 7), (8, 24)), unless=6),  # XIGetProperty
             60: _SERVER,  # XIGetSelectedEvents
         },
     ),

@@ -44,6 +44,8 @@ def test_after_its_end_nothing_is_known_any_more() -> None:
     knowledge.learn(ATOM + b"A", answer)
     knowledge.end()
     assert not knowledge.answer(ATOM + b"A")
+    knowledge.learn(EXTENSION + b"RENDER", server.receive(query_extension(b"RENDER")))
+    assert knowledge.extensions  # of which programs that go on make requests
     knowledge.learn(ATOM + b"A", answer)
     assert not knowledge.answer(ATOM + b"A")
 

@@ -125,6 +125,13 @@ def test_what_may_change_is_compared_with_the_servers_answer() -> None:
     assert line.relay.counts == (2, 2, 0, 1)
 
 
+def test_what_deletes_a_property_is_the_servers() -> None:
+    deleting = property_of(ROOT)[:1] + b"\1" + property_of(ROOT)[2:]
+    line = knowing(property_of(ROOT), deleting)
+    line.ask(deleting)
+    assert line.taken() == b""
+
+
 @pytest.mark.parametrize("window", [FOREIGN, BASE + 1])
 def test_of_other_windows_nothing_is_expected(window: int) -> None:
     line = knowing(property_of(window))
