@@ -137,7 +137,7 @@ class _Asking(ChannelHandler):
         self._unsent = bytearray()
 
     def opened(self, type_data: bytes) -> None:
-        self._send([self._set_up])
+        self._send([self._set_up, *self._foreknown.begin()])
 
     def data(self, view: memoryview) -> None:
         assert self.channel is not None

@@ -2,7 +2,8 @@
 
 The questions are those of Xlib, XCB, Xt, GTK 3 and Qt. They go through a relay as a program's
 would, which remembers the answers. Each of the three rounds needs the answers of the one before it,
-and costs a round trip. The server's events say when something is to be asked again.
+and costs a round trip; the first one goes behind the set-up request. The server's events say when
+something is to be asked again.
 """
 
 import struct
@@ -163,14 +164,17 @@ _OUTPUT_PROPERTIES: Final = ("EDID", "EDID_DATA", "XFree86_DDC_EDID1_RAWDATA")
 
 
 class Foreknown:
-    """The connection that asks; ``start`` is given what follows the set-up request."""
+    """The connection that asks."""
 
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
         self._relay = Relay(knowledge)
         self._set_up = bytearray()
         self._buffer = b""
-        self._rounds: Iterator[Iterator[bytes]] | None = None
+        self._rounds: Iterator[Iterator[bytes]] = iter(
+            (self._first_round(), self._second_round(), self._third_round())
+        )
+        self._is_let_in = False
         self._sequence = 0
         self._round_ends = 0  # the request whose answer ends the round
         self._asked: dict[int, bytes] = {}  # requests whose answers later rounds need
@@ -186,12 +190,16 @@ class Foreknown:
     @property
     def is_ready(self) -> bool:
         """Whether all has been asked and answered."""
-        return self._rounds is not None and not self._round_ends
+        return self._is_let_in and not self._round_ends
+
+    def begin(self) -> list[Buffer]:
+        """Returns what the server gets behind the set-up request."""
+        return self._next_round()
 
     def from_server(self, data: bytes) -> list[Buffer]:
         """Returns what the server gets next; raises MalformedMessage."""
         told = self._relay.from_server(data)
-        if self._rounds is None:
+        if not self._is_let_in:
             self._set_up += told
             if len(self._set_up) < 8:
                 return []
@@ -199,8 +207,8 @@ class Foreknown:
             if self._set_up[0] != _REPLY or len(self._set_up) < size:
                 return []
             self._read_set_up(bytes(self._set_up[:size]))
-            self._rounds = self._all_rounds()
-            return self._next_round()
+            self._is_let_in = True
+            told = bytes(self._set_up[size:])
         self._buffer += told
         buffer, at = self._buffer, 0
         is_over, again = False, False
@@ -227,7 +235,6 @@ class Foreknown:
         return []
 
     def _next_round(self) -> list[Buffer]:
-        assert self._rounds is not None
         self._round_ends = 0
         pieces: list[Buffer] = []
         for questions in self._rounds:
@@ -253,14 +260,8 @@ class Foreknown:
 
     # -- questions ---------------------------------------------------------------------
 
-    def _all_rounds(self) -> Iterator[Iterator[bytes]]:
-        yield self._first_round()
-        yield self._second_round()
-        yield self._third_round()
-
     def _first_round(self) -> Iterator[bytes]:
         """What needs no answer before it."""
-        yield self._request(2, 0, "III", self._root, 0x800, 0x400000)  # its PropertyNotify
         for name in (*EXTENSIONS, *(each.encode() for each in _EXTENSIONS)):
             question = self._text_request(QUERY_EXTENSION, name, "HH", len(name), 0)
             self._asked[self._sequence] = name
@@ -276,16 +277,17 @@ class Foreknown:
                 question = self._text_request(LIST_FONTS, text, "HH", 1, len(text))
                 self._asked[self._sequence] = b"font"
                 yield question
+
+    def _second_round(self) -> Iterator[bytes]:
+        """What needs the root window, resources, opcodes of extensions, and atoms."""
+        yield self._request(2, 0, "III", self._root, 0x800, 0x400000)  # its PropertyNotify
         for font in _FONTS:
             yield self._text_request(OPEN_FONT, font.encode(), "IHH", self._base, len(font), 0)
             yield self._request(QUERY_FONT, 0, "I", self._base)
             yield self._request(CLOSE_FONT, 0, "I", self._base)
-        for opcode in (52, 101, 103, 106, 117, 119):  # font path, and how keys and pointer are set
-            layout, values = ("BBxx", (8, self._keys)) if opcode == 101 else ("", ())
-            yield self._request(opcode, 0, layout, *values)
-
-    def _second_round(self) -> Iterator[bytes]:
-        """What needs opcodes of extensions, and atoms."""
+        for opcode in (52, 103, 106, 117, 119):  # font path, and how keys and pointer are set
+            yield self._request(opcode)
+        yield self._request(101, 0, "BBxx", 8, self._keys)  # GetKeyboardMapping
         for name, major in self._opcodes.items():
             for minor, layout, values in _QUESTIONS.get(name, ()):
                 question = self._request(major, minor, layout, *values)

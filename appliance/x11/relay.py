@@ -142,7 +142,6 @@ class Relay:
         """Returns where the first request that is not whole begins."""
         at = passed = 0
         size = len(data)
-        knows = self._screens is not None
         while size - at >= 4:
             total = 4 * _u16(data, at + 2)[0]
             if not total:
@@ -164,9 +163,7 @@ class Relay:
                 end = size
             self._sequence += 1
             request = data[at:end] if is_known else data[at : at + 4]
-            if not knows:
-                self._barrier = self._sequence
-            if not knows or not self._take(request, is_known, answers):
+            if not self._take(request, is_known, answers):
                 at = end
                 continue
             pieces.append(data[passed:at])
@@ -196,13 +193,12 @@ class Relay:
                 self._barrier = self._sequence
             return is_whole and opcode == OPEN_FONT and self._open_font(request, answers)
         key = known = b""
-        if is_whole and opcode == ALLOC_COLOR:
-            assert self._screens is not None
+        if is_whole and opcode == ALLOC_COLOR and self._screens is not None:
             known = self._screens.color(request)
         elif is_whole and (key := self._key(row, opcode, request)):
             known = self._knowledge.answer(key)
         is_skipped = row.kind is Kind.STATIC or opcode == ALLOC_COLOR
-        if known:
+        if known and self._screens is not None:
             self._answer(answers, known, b"" if is_skipped else key)
             return is_skipped
         self._turns.append(_Turn(self._sequence, b"", 0, key, row.is_series))
@@ -210,18 +206,17 @@ class Relay:
 
     def _is_safe(self, request: bytes, window_at: int) -> bool:
         """Whether a request names a window of the program, a root window or none."""
-        assert self._screens is not None
-        if len(request) < window_at + 4:
+        if self._screens is None or len(request) < window_at + 4:
             return False
         window = _u32(request, window_at)[0]
         return not window or self._screens.is_own(window) or window in self._screens.roots
 
     def _key(self, row: Row, opcode: int, request: bytes) -> bytes:
         """Returns what an answer is remembered under; empty if it is not."""
-        assert self._screens is not None
         if row.kind is Kind.SERVER or (row.unless and any(request[row.unless : row.unless + 1])):
             return b""
-        if row.of_root and _u32(request, row.of_root)[0] not in self._screens.roots:
+        roots = self._screens.roots if self._screens is not None else ()
+        if row.of_root and _u32(request, row.of_root)[0] not in roots:
             return b""
         if opcode == QUERY_FONT:
             name = self._fonts.get(_u32(request, 4)[0]) if len(request) == 8 else None
@@ -240,7 +235,7 @@ class Relay:
         known = self._knowledge.answer(bytes((QUERY_FONT, 0)) + name)
         if not known:
             self._barrier = self._sequence  # it may be refused
-        if not known or known[0] != _ERROR:
+        if not known or known[0] != _ERROR or self._screens is None:
             return False
         error = bytearray(_MESSAGE)
         error[:2] = _ERROR, _BAD_NAME
