@@ -1,10 +1,13 @@
 """The privileged calls of a server's services, which run without privileges themselves."""
 
 import socket
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ..aio.connecting import Attempt
 from ..wire.session import X11Request
+
+# Our own choice
+X11_WINDOW: Final = 2 << 20  # bytes, at both ends: OpenSSH's 64 KiB cost xterm 67 round trips
 
 
 class Process(NamedTuple):

@@ -29,12 +29,12 @@ from ..wire.x11 import COOKIE_PROTOCOL
 from ..x11.display import Display
 from ..x11.filter import EARLY_LIMIT, HELD_LIMIT, Filter
 from ..x11.set_up import COOKIE_LENGTH, Authorization, SetUp, SetUpState, authorized
+from .base import X11_WINDOW
 from .forward import SocketSplice
 
 _log = logging.getLogger(__name__)
 
 # Our own choices
-WINDOW: Final = 2 << 20  # bytes: OpenSSH's 64 KiB cost a starting xterm 67 round trips
 SET_UP_SECONDS: Final = 30.0  # for a program's set-up request
 PROGRAMS_LIMIT: Final = 256  # of one connection at a time: X servers take as many
 CONNECT_SECONDS: Final = 10.0  # for a display of another host to answer
@@ -168,7 +168,7 @@ class _Arriving(ChannelHandler):
         self._patience: Timer = client.driver.loop.call_later(
             SET_UP_SECONDS, self._turn_away, "it did not say who it is in time"
         )
-        channel.resize(WINDOW, PACKET)
+        channel.resize(X11_WINDOW, PACKET)
         channel.accept(self)
 
     def data(self, view: memoryview) -> None:

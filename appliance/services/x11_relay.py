@@ -26,16 +26,16 @@ from ..wire.x11 import SetUpRequest, read_set_up
 from ..x11.foreknown import Foreknown
 from ..x11.knowledge import Knowledge
 from ..x11.relay import HELD, Relay
+from .base import X11_WINDOW
 from .forward import Offered
 
 _log = logging.getLogger(__name__)
 
 # Our own choices
-WINDOW: Final = 2 << 20  # bytes: OpenSSH's 64 KiB cost a starting xterm 67 round trips
 LONG: Final = 0.010  # seconds: a round trip that is worth hiding
 PATIENCE: Final = 3.0  # seconds that a program waits for what is asked
 WAITING: Final = 4096  # bytes of requests that wait; PuTTY's window has 16 KiB
-UNREAD: Final = 4 * WINDOW  # bytes of answers that a program does not take
+UNREAD: Final = 4 * X11_WINDOW  # bytes of answers that a program does not take
 
 
 class _State(Enum):
@@ -61,7 +61,7 @@ class X11Relays:
         self._asking: _Asking | None = None
         self._patience: Timer | None = None
         self._waiting: list[Callable[[], None]] = []
-        self._programs = 0
+        self._programs: set[ChannelHandler] = set()
         self._is_over = False  # the session is
 
     @property
@@ -69,13 +69,13 @@ class X11Relays:
         """Whether programs have relays."""
         return self._state in (_State.ASKING, _State.READY) and self.knowledge.is_valid
 
-    def began(self) -> None:
-        """Counts a program."""
-        self._programs += 1
+    def began(self, program: ChannelHandler) -> None:
+        """Takes note of a program."""
+        self._programs.add(program)
 
-    def ended(self) -> None:
+    def ended(self, program: ChannelHandler) -> None:
         """Takes note that a program is gone."""
-        self._programs -= 1
+        self._programs.discard(program)
         self._close_if_over()
 
     def measured(self, round_trip: float) -> None:
@@ -194,12 +194,11 @@ class X11Program(Offered):
         self._relay: Relay | None = None
         self._set_up: bytearray | None = bytearray()
         self._held: bytearray | None = None  # requests that wait
-        self._is_released = False
         self._began = driver.loop.time()
-        relays.began()
+        relays.began(self)
 
     def join(self, channel: Channel) -> None:
-        channel.resize(WINDOW, PACKET)
+        channel.resize(X11_WINDOW, PACKET)
         super().join(channel)
         channel.overhead = WAITING + HELD  # what may be held, and go with later bytes
 
@@ -282,6 +281,4 @@ class X11Program(Offered):
                 "X11: a program ended: %d requests, %d round trips hidden, %d left, %d mistaken",
                 *self._relay.counts,
             )
-        if not self._is_released:
-            self._is_released = True
-            self._relays.ended()
+        self._relays.ended(self)

@@ -68,6 +68,13 @@ def xauthority_entries(data: bytes) -> list[XauthorityEntry]:
 BYTE_ORDERS: Final = {0x42: ">", 0x6C: "<"}
 PROTOCOL_MAJOR: Final = 11
 _FAILED: Final = 0
+
+# Appendix B: the first byte of what a server says later, and what it is made of
+ERROR: Final = 0
+REPLY: Final = 1
+GENERIC_EVENT: Final = 35
+MESSAGE: Final = 32  # bytes, without more of a reply or of a generic event
+FIRST_EXTENSION: Final = 128  # the major opcodes of extensions, from here on
 _SUCCESS: Final = 1
 _ANSWER: Final = struct.Struct("<BBxxxxH")  # success, length of a reason, units of four bytes
 

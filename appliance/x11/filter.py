@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from ..errors import MalformedMessage
 from ..wire.codec import Buffer
+from ..wire.x11 import ERROR, FIRST_EXTENSION, GENERIC_EVENT, MESSAGE, REPLY
 from .rules import (
     ANY_PROPERTIES,
     BAD_ACCESS,
@@ -43,20 +44,17 @@ from .rules import (
     Act,
     Row,
 )
+from .screens import FirstAnswer
 
 # X Window System Protocol, appendix B
-_ERROR: Final = 0
-_REPLY: Final = 1
 _SELECTION_REQUEST: Final = 30
 _SELECTION_NOTIFY: Final = 31
 _CLIENT_MESSAGE: Final = 33
 _UNMAP_NOTIFY: Final = 18
 _CONFIGURE_REQUEST: Final = 23
 _KEYMAP_NOTIFY: Final = 11
-_GENERIC_EVENT: Final = 35
 _NO_OPERATION: Final = 127
 _UNASSIGNED: Final = 126  # a server answers it with BadRequest
-_FIRST_EXTENSION: Final = 128
 _INPUT_ONLY_CLASS: Final = 2  # of windows
 _UNANSWERED: Final = 0xFFFF  # requests in a row
 # Requests of the core protocol that have a reply, or else an error.
@@ -67,7 +65,6 @@ ANSWERED: Final = frozenset(
     )
 )
 _PARENT_RELATIVE: Final = 1  # a window's background
-_MESSAGE: Final = 32  # bytes of a message of the server, without more of a reply or event
 _PREDEFINED_ATOMS: Final = 68
 _NOBODYS: Final = 45  # MAX_SPACE: an atom that no window has as a property, and nobody owns
 
@@ -148,7 +145,7 @@ class Filter:
         self._is_held = False  # a request waits for that
         self._is_big = False  # BIG-REQUESTS is enabled
         # the server's direction
-        self._set_up = bytearray()
+        self._first = FirstAnswer(byte_order)
         self._answer_rest = 0
         self._answer_part = b""
         self._heard = 0  # the request that the server's last message was about
@@ -166,14 +163,14 @@ class Filter:
         self._judges: list[Judge | None] = [None] * 256
         specials = self._TRUSTED if trusted else self._SPECIAL
         known = {row.opcode: row for row in CORE}
-        for opcode in range(_FIRST_EXTENSION):
+        for opcode in range(FIRST_EXTENSION):
             row = known.get(opcode)
             if trusted:
                 if row is not None and row.special in specials:
                     self._judges[opcode] = partial(specials[row.special], self)
             else:
                 self._judges[opcode] = self._judge(row)
-        for opcode in range(_FIRST_EXTENSION, 256):
+        for opcode in range(FIRST_EXTENSION, 256):
             self._judges[opcode] = self._of_no_extension
 
     def _judge(self, row: Row | None) -> Judge | None:
@@ -289,10 +286,10 @@ class Filter:
 
     def _refuse(self, data: bytearray, at: int, code: int, opcode: int, minor: int) -> None:
         data[at] = _UNASSIGNED
-        minor = minor if opcode >= _FIRST_EXTENSION else 0
+        minor = minor if opcode >= FIRST_EXTENSION else 0
 
         def answered(answer: bytearray, at: int, total: int) -> None:
-            if answer[at] == _ERROR:
+            if answer[at] == ERROR:
                 answer[at + 1] = code
                 answer[at + 4 : at + 8] = bytes(4)
                 self._u16.pack_into(answer, at + 8, minor)
@@ -336,16 +333,16 @@ class Filter:
         at, size = self._answer_rest, len(buffer)
         self._answer_rest = 0
         read_u16, read_u32, awaited = self._u16.unpack_from, self._u32.unpack_from, self._awaited
-        while size - at >= _MESSAGE:
+        while size - at >= MESSAGE:
             kind = buffer[at]
-            total = _MESSAGE
-            if kind == _REPLY or kind & 0x7F == _GENERIC_EVENT:
+            total = MESSAGE
+            if kind == REPLY or kind & 0x7F == GENERIC_EVENT:
                 total += 4 * read_u32(buffer, at + 4)[0]
             if kind & 0x7F != _KEYMAP_NOTIFY:
                 self._heard += (read_u16(buffer, at + 2)[0] - self._heard) & 0xFFFF
             elif not self._trusted:  # it alone has no number, but the keys that are down instead
-                buffer[at + 1 : at + _MESSAGE] = bytes(_MESSAGE - 1)
-            if kind <= _REPLY:
+                buffer[at + 1 : at + MESSAGE] = bytes(MESSAGE - 1)
+            if kind <= REPLY:
                 if awaited and awaited[0].sequence == self._heard:
                     if awaited[0].is_whole and size - at < total <= HELD_LIMIT:
                         break
@@ -362,38 +359,14 @@ class Filter:
 
     def _read_set_up(self, data: bytes) -> bytes:
         """Passes the server's first answer on, and learns what the program may call its own."""
-        set_up = self._set_up
-        set_up += data
-        if len(set_up) < 8:
+        rest = self._first.receive(data)
+        if rest is None:
             return data
-        size = 8 + 4 * self._u16.unpack_from(set_up, 6)[0]
-        if set_up[0] != 1 or len(set_up) < size:
-            return data  # the server lets nobody in, or not yet
-        rest = len(set_up) - size
-        self._learn(bytes(set_up[:size]))
         self._is_in = True
-        self._set_up = bytearray()
-        if not rest:
-            return data
-        return data[: len(data) - rest] + self.from_server(data[len(data) - rest :])
-
-    def _learn(self, reply: bytes) -> None:
-        """Reads the set-up reply (chapter 8): the program's range of resources, and the roots."""
-        read_u16, read_u32 = self._u16.unpack_from, self._u32.unpack_from
-        try:
-            self._base, self._mask = read_u32(reply, 12)[0], read_u32(reply, 16)[0]
-            screens, formats = reply[28], reply[29]
-            at = 40 + (read_u16(reply, 24)[0] + 3 & ~3) + 8 * formats
-            roots = []
-            for _ in range(screens):
-                roots.append(read_u32(reply, at)[0])
-                depths = reply[at + 39]
-                at += 40
-                for _ in range(depths):
-                    at += 8 + 24 * read_u16(reply, at + 2)[0]
-        except (struct.error, IndexError):
-            return  # no X server of ours: the program owns nothing
-        self._roots = frozenset(roots)
+        if (screens := self._first.screens) is not None:  # else the program owns nothing
+            self._base, self._mask = screens.base, screens.mask
+            self._roots = frozenset(screens.roots)
+        return data[: len(data) - len(rest)] + (self.from_server(rest) if rest else b"")
 
     # -- extensions --------------------------------------------------------------------
 
@@ -412,9 +385,9 @@ class Filter:
 
         def answered(answer: bytearray, at: int, total: int) -> None:
             self._asked_for -= 1
-            if answer[at] != _REPLY or not answer[at + 8]:
+            if answer[at] != REPLY or not answer[at + 8]:
                 return
-            if not self._has(name) or answer[at + 9] < _FIRST_EXTENSION:
+            if not self._has(name) or answer[at + 9] < FIRST_EXTENSION:
                 answer[at + 8 : at + 12] = bytes(4)  # there is none
             else:
                 self._accept(name, answer[at + 9])
@@ -461,10 +434,10 @@ class Filter:
 
     def _list_extensions(self, data: bytearray, request: _Request) -> int:
         def answered(answer: bytearray, at: int, total: int) -> None:
-            if answer[at] != _REPLY:
+            if answer[at] != REPLY:
                 return
             left = answer[at + 1]
-            names, place, end = [], at + _MESSAGE, at + total
+            names, place, end = [], at + MESSAGE, at + total
             while left and place < end:
                 names.append(bytes(answer[place + 1 : place + 1 + answer[place]]))
                 place += 1 + answer[place]
@@ -472,7 +445,7 @@ class Filter:
             kept = [name for name in names if self._has(name)]
             text = b"".join(bytes((len(name),)) + name for name in kept)
             answer[at + 1] = len(kept)
-            answer[at + _MESSAGE : end] = text.ljust(total - _MESSAGE, b"\0")
+            answer[at + MESSAGE : end] = text.ljust(total - MESSAGE, b"\0")
 
         self._await(True, answered)
         return _PASS
@@ -582,7 +555,7 @@ class Filter:
             return _PASS
 
         def answered(answer: bytearray, at: int, total: int) -> None:
-            if answer[at] == _REPLY:
+            if answer[at] == REPLY:
                 self._atoms[self._u32.unpack_from(answer, at + 8)[0]] = name
 
         self._await(False, answered)
@@ -677,7 +650,7 @@ class Filter:
         if request.total < 44:
             return BAD_ACCESS
         propagate, kind = data[request.at + 1], data[request.body + 8] & 0x7F
-        if kind == _GENERIC_EVENT:
+        if kind == GENERIC_EVENT:
             return BAD_ACCESS  # a long event, of which old servers send 32 bytes: CVE-2017-10971
         if self._is_own(destination):
             return BAD_ACCESS if propagate else _PASS
@@ -788,7 +761,7 @@ class Filter:
 
     def _blank_reply(self, data: bytearray, request: _Request) -> int:
         def answered(answer: bytearray, at: int, total: int) -> None:
-            if answer[at] == _REPLY:
+            if answer[at] == REPLY:
                 answer[at + 8 : at + total] = bytes(total - 8)
 
         self._await(True, answered)

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Final
 
 from ..wire.codec import Buffer
+from ..wire.x11 import GENERIC_EVENT, MESSAGE, REPLY
 from .knowledge import Knowledge
 from .relay import Relay
 from .round_trips import (
@@ -25,14 +26,12 @@ from .round_trips import (
     QUERY_EXTENSION,
     QUERY_FONT,
 )
+from .screens import FirstAnswer, Screens
 
 # X Window System Protocol
-_REPLY: Final = 1
 _PROPERTY_NOTIFY: Final = 28
 _MAPPING_NOTIFY: Final = 34
-_GENERIC_EVENT: Final = 35
 _GET_PROPERTY: Final = 20
-_MESSAGE: Final = 32
 _ATOM, _CARDINAL, _INTEGER, _RESOURCE_MANAGER, _STRING, _WINDOW = 4, 6, 19, 23, 31, 33
 _ALL: Final = 0xFFFFFFFF
 
@@ -169,7 +168,7 @@ class Foreknown:
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
         self._relay = Relay(knowledge)
-        self._set_up = bytearray()
+        self._first = FirstAnswer("<")
         self._buffer = b""
         self._rounds: Iterator[Iterator[bytes]] = iter(
             (self._first_round(), self._second_round(), self._third_round())
@@ -178,7 +177,8 @@ class Foreknown:
         self._sequence = 0
         self._round_ends = 0  # the request whose answer ends the round
         self._asked: dict[int, bytes] = {}  # requests whose answers later rounds need
-        self._root = self._base = self._keys = 0
+        self._root = self._base = 0
+        self._keys = 8, 0  # the first keycode, and how many there are
         self._opcodes: dict[bytes, int] = {}  # majors, and the first event of RANDR
         self._atoms: dict[str, int] = dict(_PREDEFINED)
         self._atom_names: dict[int, str] = {}  # questions by their sequence numbers
@@ -200,26 +200,23 @@ class Foreknown:
         """Returns what the server gets next; raises MalformedMessage."""
         told = self._relay.from_server(data)
         if not self._is_let_in:
-            self._set_up += told
-            if len(self._set_up) < 8:
+            rest = self._first.receive(told)
+            if rest is None or self._first.screens is None:
                 return []
-            size = 8 + 4 * int.from_bytes(self._set_up[6:8], "little")
-            if self._set_up[0] != _REPLY or len(self._set_up) < size:
-                return []
-            self._read_set_up(bytes(self._set_up[:size]))
+            self._read_screens(self._first.screens)
             self._is_let_in = True
-            told = bytes(self._set_up[size:])
+            told = rest
         self._buffer += told
         buffer, at = self._buffer, 0
         is_over, again = False, False
-        while len(buffer) - at >= _MESSAGE:
-            total = _MESSAGE
-            if buffer[at] == _REPLY or buffer[at] & 0x7F == _GENERIC_EVENT:
+        while len(buffer) - at >= MESSAGE:
+            total = MESSAGE
+            if buffer[at] == REPLY or buffer[at] & 0x7F == GENERIC_EVENT:
                 total += 4 * int.from_bytes(buffer[at + 4 : at + 8], "little")
             if len(buffer) - at < total:
                 break
             message = buffer[at : at + total]
-            if message[0] > _REPLY:
+            if message[0] > REPLY:
                 again |= self._on_event(message)
             else:
                 sequence = int.from_bytes(message[2:4], "little")
@@ -287,7 +284,7 @@ class Foreknown:
             yield self._request(CLOSE_FONT, 0, "I", self._base)
         for opcode in (52, 103, 106, 117, 119):  # font path, and how keys and pointer are set
             yield self._request(opcode)
-        yield self._request(101, 0, "BBxx", 8, self._keys)  # GetKeyboardMapping
+        yield self._request(101, 0, "BBxx", *self._keys)  # GetKeyboardMapping
         for name, major in self._opcodes.items():
             for minor, layout, values in _QUESTIONS.get(name, ()):
                 question = self._request(major, minor, layout, *values)
@@ -333,17 +330,16 @@ class Foreknown:
 
     # -- answers -----------------------------------------------------------------------
 
-    def _read_set_up(self, reply: bytes) -> None:
-        vendor = int.from_bytes(reply[24:26], "little")
-        at = 40 + (vendor + 3 & ~3) + 8 * reply[29]
-        self._base = int.from_bytes(reply[12:16], "little")
-        self._keys = min(reply[35] - 8 + 1, 255)
-        self._root = int.from_bytes(reply[at : at + 4], "little")
+    def _read_screens(self, screens: Screens) -> None:
+        self._base = screens.base
+        lowest, highest = screens.keycodes
+        self._keys = lowest, highest - lowest + 1
+        self._root, *_ = screens.roots or (0,)
 
     def _on_answer(self, sequence: int, answer: bytes) -> None:
         atom = self._atom_names.pop(sequence, None)
         asked = self._asked.pop(sequence, b"")
-        if answer[0] != _REPLY:
+        if answer[0] != REPLY:
             return
         if atom is not None:
             self._atoms[atom] = int.from_bytes(answer[8:12], "little")

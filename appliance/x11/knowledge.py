@@ -7,6 +7,7 @@ to a connection that stays (foreknown.py): it keeps the server from a reset, and
 import struct
 from typing import Final
 
+from ..wire.x11 import ERROR, REPLY
 from .round_trips import (
     CORE,
     EXTENSIONS,
@@ -18,10 +19,7 @@ from .round_trips import (
 )
 
 # X Window System Protocol
-_ERROR: Final = 0
-_REPLY: Final = 1
 _BAD_FONT: Final = 7
-_MESSAGE: Final = 32
 
 # Our own choice
 LIMIT: Final = 8 << 20  # bytes of all answers
@@ -49,7 +47,7 @@ class Knowledge:
     def learn(self, key: bytes, answer: bytes) -> None:
         """Remembers an answer of the server, if it is one that holds."""
         opcode = key[0]
-        if answer[0] == _ERROR and not (opcode == QUERY_FONT and answer[1] == _BAD_FONT):
+        if answer[0] == ERROR and not (opcode == QUERY_FONT and answer[1] == _BAD_FONT):
             return
         if opcode == INTERN_ATOM:
             atom = answer[8:12]
@@ -88,4 +86,4 @@ class Knowledge:
 
 def _atom_name(name: bytes) -> bytes:
     padded = name + bytes(-len(name) % 4)
-    return struct.pack("<BxHIH22x", _REPLY, 0, len(padded) // 4, len(name)) + padded
+    return struct.pack("<BxHIH22x", REPLY, 0, len(padded) // 4, len(name)) + padded

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from ..errors import MalformedMessage
 from ..wire.codec import Buffer
+from ..wire.x11 import ERROR, FIRST_EXTENSION, GENERIC_EVENT, MESSAGE, REPLY
 from .knowledge import Knowledge
 from .round_trips import (
     ALLOC_COLOR,
@@ -34,16 +35,11 @@ from .round_trips import (
     Kind,
     Row,
 )
-from .screens import Screens, screens
+from .screens import FirstAnswer, Screens
 
 # X Window System Protocol, appendix B
-_ERROR: Final = 0
-_REPLY: Final = 1
-_GENERIC_EVENT: Final = 35
 _KEYMAP_NOTIFY: Final = 11  # the only message without a sequence number
 _BAD_NAME: Final = 15
-_FIRST_EXTENSION: Final = 128
-_MESSAGE: Final = 32  # bytes of a message of the server, without more of a reply or event
 
 # Our own choices
 HELD: Final = 4096  # bytes of a request that must be whole; longer ones are nothing we know
@@ -94,7 +90,7 @@ class Relay:
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
         self._screens: Screens | None = None  # once the server has let the program in
-        self._set_up = bytearray()
+        self._first = FirstAnswer("<")
         # the program's direction
         self._part = b""
         self._request_rest = 0
@@ -176,7 +172,7 @@ class Relay:
     def _take(self, request: bytes, is_whole: bool, answers: bytearray) -> bool:
         """Takes a request; returns whether the server gets a stand-in for it."""
         opcode = request[0]
-        if opcode < _FIRST_EXTENSION:
+        if opcode < FIRST_EXTENSION:
             row, window = CORE.get(opcode), WINDOWS.get(opcode, 0)
         else:
             name = self._knowledge.extensions.get(opcode, b"")
@@ -221,7 +217,7 @@ class Relay:
         if opcode == QUERY_FONT:
             name = self._fonts.get(_u32(request, 4)[0]) if len(request) == 8 else None
             return bytes((QUERY_FONT, 0)) + name if name else b""
-        minor = request[1] if opcode >= _FIRST_EXTENSION else 0
+        minor = request[1] if opcode >= FIRST_EXTENSION else 0
         return bytes((opcode, minor)) + row.key(request)
 
     def _open_font(self, request: bytes, answers: bytearray) -> bool:
@@ -235,10 +231,10 @@ class Relay:
         known = self._knowledge.answer(bytes((QUERY_FONT, 0)) + name)
         if not known:
             self._barrier = self._sequence  # it may be refused
-        if not known or known[0] != _ERROR or self._screens is None:
+        if not known or known[0] != ERROR or self._screens is None:
             return False
-        error = bytearray(_MESSAGE)
-        error[:2] = _ERROR, _BAD_NAME
+        error = bytearray(MESSAGE)
+        error[:2] = ERROR, _BAD_NAME
         error[10] = OPEN_FONT
         self._answer(answers, bytes(error), b"")
         return True
@@ -269,15 +265,15 @@ class Relay:
                 out += data[:at]
         buffer = self._answer_part + data[at:]
         size, at = len(buffer), 0
-        while size - at >= _MESSAGE:
-            first, total = buffer[at], _MESSAGE
-            if first == _REPLY or first & 0x7F == _GENERIC_EVENT:
+        while size - at >= MESSAGE:
+            first, total = buffer[at], MESSAGE
+            if first == REPLY or first & 0x7F == GENERIC_EVENT:
                 total += 4 * _u32(buffer, at + 4)[0]
             if at + total > size and total <= KEPT:
                 break
             message = buffer[at : at + total]
             self._is_rest_dropped = False
-            if first <= _REPLY:
+            if first <= REPLY:
                 out += self._answered(message, total)
             else:
                 out += self._event(message)
@@ -310,7 +306,7 @@ class Relay:
                 ready += turn.answer
             return ready + self._saw(sequence)
         if turn is not None and turn.sequence == sequence and not turn.answer:
-            is_last = not (turn.is_series and answer[0] == _REPLY and answer[1])
+            is_last = not (turn.is_series and answer[0] == REPLY and answer[1])
             self._left += is_last
             if len(answer) < total or len(self._series) + total > KEPT:
                 turn.key = b""
@@ -363,16 +359,10 @@ class Relay:
 
     def _read_set_up(self, data: bytes) -> bytes:
         """Passes the server's first answer on, and learns from it."""
-        set_up = self._set_up
-        set_up += data
-        if len(set_up) < 8:
+        rest = self._first.receive(data)
+        if rest is None:
             return data
-        size = 8 + 4 * _u16(set_up, 6)[0]
-        if set_up[0] != 1 or len(set_up) < size:
-            return data  # the server lets nobody in, or not yet
-        rest = bytes(set_up[size:])
-        self._screens = screens(bytes(set_up[:size]))
-        self._set_up = bytearray()
+        self._screens = self._first.screens
         return data[: len(data) - len(rest)] + (self.from_server(rest) if rest else b"")
 
 
@@ -381,9 +371,9 @@ def _numbered(messages: bytes, sequence: int) -> bytes:
     numbered, at = bytearray(messages), 0
     while at < len(numbered):
         _pack_u16(numbered, at + 2, sequence & 0xFFFF)
-        at += _MESSAGE
-        if numbered[at - _MESSAGE] == _REPLY and at < len(numbered):
-            at += 4 * _u32(numbered, at - _MESSAGE + 4)[0]
+        at += MESSAGE
+        if numbered[at - MESSAGE] == REPLY and at < len(numbered):
+            at += 4 * _u32(numbered, at - MESSAGE + 4)[0]
         else:
             break
     return bytes(numbered)

@@ -9,7 +9,8 @@ import pytest
 
 from appliance.aio.connecting import Attempt
 from appliance.services import x11_client
-from appliance.services.x11_client import WINDOW, X11Client, X11Session, X11Settings
+from appliance.services.base import X11_WINDOW
+from appliance.services.x11_client import X11Client, X11Session, X11Settings
 from appliance.ssh.channels import Channel
 from appliance.wire.codec import Reader
 from appliance.wire.forward import X11, X11Open
@@ -339,7 +340,7 @@ def test_what_the_filter_adds_gives_the_peer_no_larger_window(it: Forwarded) -> 
                 it.turn()
                 if not it.driver.loop._writers:
                     break
-        assert ours.receive_window + ours._credit == WINDOW
+        assert ours.receive_window + ours._credit == X11_WINDOW
 
 
 def test_the_end_of_the_connection_ends_what_was_begun(it: Forwarded) -> None:
