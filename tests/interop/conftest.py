@@ -129,6 +129,15 @@ def there(account: Account) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def no_cookies_stay(account: Account) -> Iterator[None]:
+    """At the end of a module, the account has no cookies of OpenSSH's servers, which leave some."""
+    yield
+    if os.geteuid() == 0:  # the account is the tests' own
+        for path in account.home.glob(".Xauthority*"):
+            path.unlink()
+
+
 def words_of(
     client: ClientKind, server: Server, login: Login, options: Sequence[str] = ()
 ) -> list[str]:

@@ -32,7 +32,7 @@ from tests.peers import (
     find_program,
 )
 
-pytestmark = pytest.mark.xdist_group("x11")
+pytestmark = [pytest.mark.xdist_group("x11"), pytest.mark.usefixtures("no_cookies_stay")]
 
 BOTH = pytest.mark.parametrize("option", ["-X", "-Y"])
 STAY = "while echo; do sleep 0.2; done"  # until nobody reads it

@@ -32,7 +32,11 @@ from tests.peers import (
     find_program,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("x11-hops")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.xdist_group("x11-hops"),
+    pytest.mark.usefixtures("no_cookies_stay"),
+]
 
 KINDS = (OURS, "openssh")
 # Pictures that stay as they are; xlogo's edges are smooth where it finds RENDER.
